@@ -1,0 +1,36 @@
+"""mscl_hf: pre-train a segmentation network by contrast at three scales, fine-tune it on few masks."""
+
+import importlib
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from .configuration_mscl import MsclConfig
+from .modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
+
+__version__ = "0.1.0"
+
+AutoConfig.register("mscl", MsclConfig)
+AutoModel.register(MsclConfig, MsclBackbone)
+AutoModelForPreTraining.register(MsclConfig, MsclForPreTraining)
+AutoModelForSemanticSegmentation.register(MsclConfig, MsclForSemanticSegmentation)
+# The image-segmentation pipeline looks only here before it complains about an unsupported model.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
+
+_LAZY = {
+    "build_config": "backbones",
+    "load_timm_weights": "backbones",
+    "MultiScaleLoss": "losses",
+    "METHODS": "methods",
+    "MeanIoU": "metrics",
+    "load_data": "data",
+}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["MsclBackbone", "MsclConfig", "MsclForPreTraining", "MsclForSemanticSegmentation", *_LAZY]

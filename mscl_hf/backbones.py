@@ -1,0 +1,200 @@
+"""Asks timm what a backbone supports, and writes the answer into a MsclConfig."""
+
+import contextlib
+import difflib
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from .configuration_mscl import MsclConfig
+from .decoders_mscl import DECODERS
+from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation, _stage
+
+ATTACHMENTS = ("ancestor", "backbone", "decoder")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network that is built; ignored by fine-tuning from a model folder."""
+
+    backbone: str = field(default="resnet18", metadata={"help": "any timm name"})
+    pretrained: bool = field(default=False, metadata={"help": "start from timm's pre-trained weights (needs a network)"})
+    backbone_weights: str | None = field(default=None, metadata={"help": "start from a local file of timm weights"})
+    decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
+    decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
+    output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
+    image_size: int = field(default=128, metadata={"help": "side of the training crop in px"})
+    base_size: int | None = field(default=None, metadata={"help": "short side of the image before cropping in px; 0 = native; default: image size"})
+    attach: str = field(default="ancestor", metadata={"help": "where the heads sit: ancestor, backbone or decoder"})
+    bn_views: str = field(default="joint", metadata={"help": "joint or separate batch statistics of the two views"})
+    local_grid: int = field(default=7, metadata={"help": "S of the S x S local blocks"})
+    local_layers: int = field(default=1, metadata={"help": "layers of the local head"})
+    global_dim: int = field(default=128, metadata={"help": "embedding size of the global head"})
+    local_dim: int = field(default=128, metadata={"help": "embedding size of the local head"})
+    pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
+    pixel_layers: int = field(default=3, metadata={"help": "layers of the pixel head"})
+    pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
+
+    def config(self, **more) -> MsclConfig:
+        """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
+        given = {key: value for key, value in asdict(self).items() if key not in ("pretrained", "backbone_weights")}
+        return build_config(**given, **more)
+
+
+def check_timm_name(name: str) -> None:
+    """Raise ValueError with the near names when timm has no such model."""
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = difflib.get_close_matches(name.split(".")[0], known, n=5, cutoff=0.5)
+        raise ValueError(
+            f"unknown backbone {name!r}: timm {timm.__version__} has {len(known)} models, "
+            f"the nearest are {', '.join(near) or 'none'}; choose one of timm.list_models()"
+        )
+
+
+def build_config(
+    backbone: str,
+    *,
+    image_size: int = 224,
+    output_stride: int | None = None,
+    decoder: str = "auto",
+    backbone_kwargs: dict | None = None,
+    out_indices: list[int] | None = None,
+    **options,
+) -> MsclConfig:
+    """The configuration of a network around a timm model.
+
+    backbone: any timm name that has intermediate features. image_size: side of the training crop in px.
+    output_stride: 8, 16 or 32 for families that support it; None = 16 where supported, else the family's own.
+    decoder: "auto" = "mla" for constant-stride features, "deeplabv3" for pyramids. options: further MsclConfig fields.
+    Raises ValueError for an unknown name, an unsupported stride, a model without intermediate features.
+    """
+    check_timm_name(backbone)
+    if decoder != "auto" and decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder!r}: choose auto, {', '.join(DECODERS)}")
+    if options.get("attach", "ancestor") not in ATTACHMENTS:
+        raise ValueError(f"unknown attach {options['attach']!r}: choose one of {', '.join(ATTACHMENTS)}")
+    kwargs = dict(backbone_kwargs or {})
+    kwargs |= _stride_kwargs(backbone, output_stride, kwargs)
+    kwargs, size_rule = _size_rule(backbone, kwargs, image_size)
+    model = _on_meta(backbone, kwargs)
+    depth = len(model.feature_info)
+    strides = [_stage(model, index)["reduction"] for index in range(depth)]
+    constant = len(set(strides)) == 1
+    if out_indices is None:
+        out_indices = _spread(depth, 4) if constant else [depth - 2, depth - 1][-depth:]
+    if decoder == "auto":
+        decoder = "mla" if constant else "deeplabv3"
+    options.setdefault("image_mean", model.default_cfg.get("mean"))
+    options.setdefault("image_std", model.default_cfg.get("std"))
+    options.setdefault("decoder_rates", _rates(image_size, strides[-1]))
+    return MsclConfig(
+        backbone=backbone,
+        backbone_kwargs=kwargs,
+        out_indices=out_indices,
+        decoder=decoder,
+        image_size=image_size,
+        **size_rule,
+        **options,
+    )
+
+
+def load_timm_weights(
+    model: MsclForPreTraining | MsclForSemanticSegmentation, pretrained: bool = True, file: str | None = None
+) -> None:
+    """Put timm's pre-trained weights into the backbone: from a local file, or from the Hub (needs a network).
+
+    Position embeddings and the stem's input channels are adapted by timm. Raises FileNotFoundError, or timm's own error
+    when the weights do not fit the backbone.
+    """
+    config = model.config
+    overlay = None
+    if file is not None:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no weights at {file}: give a .safetensors or .pth file saved from timm's {config.backbone}")
+        overlay = {"file": str(file), "num_classes": 0}
+    elif not pretrained:
+        return
+    source = timm.create_model(
+        config.backbone,
+        pretrained=True,
+        pretrained_cfg_overlay=overlay,
+        num_classes=0,
+        in_chans=config.num_channels,
+        **config.backbone_kwargs,
+    )
+    model.backbone.timm_model.load_state_dict(source.state_dict())
+
+
+def _on_meta(name: str, kwargs: dict) -> nn.Module:
+    """The model's shape without its weights: cheap even for giants."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, **kwargs).eval()
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"backbone {name!r} has no intermediate features in timm {timm.__version__}; choose another timm name")
+    return model
+
+
+def _stride_kwargs(name: str, output_stride: int | None, kwargs: dict) -> dict:
+    if output_stride is not None and output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride is {output_stride}; give 8, 16 or 32")
+    wanted = output_stride or 16
+    try:
+        model = _on_meta(name, kwargs | {"output_stride": wanted})
+        if _stage(model, len(model.feature_info) - 1)["reduction"] == wanted:
+            return {"output_stride": wanted}
+    except (TypeError, AssertionError, RuntimeError, NotImplementedError):
+        pass  # the family builds with its own strides only
+    own = _stage(_on_meta(name, kwargs), -1)["reduction"]
+    if output_stride not in (None, own):
+        raise ValueError(f"backbone {name!r} does not support output_stride={output_stride}; leave it out to use its own, {own}")
+    return {}
+
+
+def _size_rule(name: str, kwargs: dict, image_size: int) -> tuple[dict, dict]:
+    """Find by trial which image sizes a family takes: any multiple of something (best), or one fixed size."""
+    flexible = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
+    for extra in flexible:
+        with contextlib.suppress(TypeError):
+            model = _on_meta(name, kwargs | extra)
+            deepest = int(_stage(model, -1)["reduction"])
+            for multiple in (1, deepest, 2 * deepest):
+                up = math.ceil(image_size / multiple) * multiple
+                odd = multiple * 3 if multiple > 1 else 27
+                if _accepts(model, up, up) and _accepts(model, up + multiple, up + odd):
+                    return kwargs | extra, {"size_multiple": multiple}
+    native = _on_meta(name, kwargs).default_cfg.get("input_size", (3, 224, 224))[-1]
+    rounded = [math.ceil(image_size / step) * step for step in (16, 32, 64, 128, 256)]
+    for side in (*rounded, 224, 256, native):
+        for extra in ({"img_size": side}, {}):
+            with contextlib.suppress(TypeError, AssertionError):
+                if _accepts(_on_meta(name, kwargs | extra), side, side):
+                    return kwargs | extra, {"fixed_size": side}
+    raise ValueError(f"backbone {name!r} gave no intermediate features at any image size tried; choose another timm name")
+
+
+def _accepts(model: nn.Module, height: int, width: int) -> bool:
+    channels = model.default_cfg.get("input_size", (3,))[0]
+    try:
+        with torch.no_grad():
+            image = torch.empty(2, channels, height, width, device="meta")
+            model.forward_intermediates(image, norm=True, output_fmt="NCHW", intermediates_only=True)
+        return True
+    except (AssertionError, RuntimeError, ValueError, IndexError, NotImplementedError):
+        return False
+
+
+def _spread(depth: int, count: int) -> list[int]:
+    """`count` block indices, evenly spaced, the last one included: depth 12 -> [2, 5, 8, 11]."""
+    count = min(count, depth)
+    return [round((i + 1) * depth / count) - 1 for i in range(count)]
+
+
+def _rates(image_size: int, stride: int) -> list[int]:
+    """DeepLabV3's rates 6, 12, 18 belong to maps of 33 cells (513 px at stride 16); smaller maps get smaller rates."""
+    scale = min(image_size / stride / 33, 16 / stride if stride < 16 else 1)
+    return [max(1, round(rate * scale)) for rate in (6, 12, 18)]

@@ -1,0 +1,86 @@
+"""The configuration of every mscl_hf model: self-contained, so that a checkpoint can carry it as remote code."""
+
+from transformers import PreTrainedConfig
+
+
+class MsclConfig(PreTrainedConfig):
+    """What a network is: a timm backbone, a decoder, contrastive heads, a label set.
+
+    `MsclConfig` stores decisions, it does not take them: `mscl_hf.modeling_mscl.build_config` asks timm what a
+    backbone supports and fills the fields below.
+
+    backbone: a timm name, with or without a pre-training tag.
+    backbone_kwargs: passed to `timm.create_model` (e.g. output_stride, dynamic_img_size).
+    out_indices: the tapped feature levels, shallow to deep; the decoder reads them, the last one feeds the heads.
+    size_multiple, fixed_size: images are resized to a multiple of the first, or to the second (height = width), in px,
+        just before the backbone, when its family cannot take every size.
+    decoder: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
+    global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
+    attach: where the heads sit, "ancestor", "backbone" or "decoder".
+    bn_views: "joint" runs both views in one forward, "separate" one after the other (batch statistics of its own each).
+    contrast: options of `mscl_hf.losses.MultiScaleLoss` (which losses, weights, temperatures, ...), or empty for the defaults.
+    image_size: side of the training crop in px; base_size: short side of the image before cropping in px, 0 = native.
+    image_mean, image_std: of the images in 0..1 that the backbone expects (timm's own; ImageNet's where unknown).
+    """
+
+    model_type = "mscl"
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        backbone_kwargs: dict | None = None,
+        num_channels: int = 3,
+        out_indices: list[int] | None = None,
+        size_multiple: int = 1,
+        fixed_size: int | None = None,
+        decoder: str = "deeplabv3",
+        decoder_channels: int = 256,
+        decoder_rates: list[int] | None = None,
+        decoder_dropout: float = 0.1,
+        global_dim: int = 128,
+        local_dim: int = 128,
+        pixel_dim: int = 256,
+        local_grid: int = 7,
+        local_layers: int = 1,
+        pixel_layers: int = 3,
+        pixel_bn: bool = True,
+        attach: str = "ancestor",
+        bn_views: str = "joint",
+        contrast: dict | None = None,
+        use_auxiliary_head: bool = True,
+        auxiliary_loss_weight: float = 0.4,
+        semantic_loss_ignore_index: int = 255,
+        image_size: int = 224,
+        base_size: int | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs,
+    ):
+        self.backbone = backbone
+        self.backbone_kwargs = dict(backbone_kwargs or {})
+        self.num_channels = num_channels
+        self.out_indices = list(out_indices) if out_indices is not None else [-2, -1]
+        self.size_multiple = size_multiple
+        self.fixed_size = fixed_size
+        self.decoder = decoder
+        self.decoder_channels = decoder_channels
+        self.decoder_rates = list(decoder_rates) if decoder_rates is not None else [6, 12, 18]
+        self.decoder_dropout = decoder_dropout
+        self.global_dim = global_dim
+        self.local_dim = local_dim
+        self.pixel_dim = pixel_dim
+        self.local_grid = local_grid
+        self.local_layers = local_layers
+        self.pixel_layers = pixel_layers
+        self.pixel_bn = pixel_bn
+        self.attach = attach
+        self.bn_views = bn_views
+        self.contrast = dict(contrast or {})
+        self.use_auxiliary_head = use_auxiliary_head
+        self.auxiliary_loss_weight = auxiliary_loss_weight
+        self.semantic_loss_ignore_index = semantic_loss_ignore_index
+        self.image_size = image_size
+        self.base_size = image_size if base_size is None else base_size
+        self.image_mean = list(image_mean or (0.485, 0.456, 0.406))
+        self.image_std = list(image_std or (0.229, 0.224, 0.225))
+        super().__init__(**kwargs)
