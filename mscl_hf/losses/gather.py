@@ -1,0 +1,37 @@
+"""What the other processes hold: keys with their gradient, and sums for exact means. No-ops in a single process.
+
+A loss that averages over this process's own anchors against the keys of all processes has, after DDP's averaging, the
+gradient of one process with the whole batch: `all_gather`'s backward adds what the other processes' anchors send back.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (n, ...), the same n in each process -> rows of all processes (world * n, ...) and the position of this one's first."""
+    if world_size() == 1:
+        return x, 0
+    if x.requires_grad:
+        rows = torch.cat(all_gather(x.contiguous()))
+    else:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        rows = torch.cat(parts)
+    return rows, dist.get_rank() * len(x)
+
+
+def mean_count(count: Tensor) -> Tensor:
+    """The mean of a count over the processes: local_sum / mean_count, averaged by DDP, is the exact global mean."""
+    count = count.detach()
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+        count = count / world_size()
+    return count

@@ -1,0 +1,113 @@
+"""Global and local contrast: pick the enhanced copy of the same image, or of the same block, among the others.
+
+L_g and L_l of the 2025 paper are DenseCL's global and dense losses (Wang et al., CVPR 2021) with (I, enhanced I) for (query, key); both
+are InfoNCE (van den Oord et al., 2018, arXiv:1807.03748). All embeddings are unit length; everything is computed in float32.
+Letters: B images in this process, N in all processes, S*S blocks, E embedding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .gather import gather_rows
+from .precision import full_precision
+
+LOCAL_SCOPES = ("batch", "image", "others")
+DENOMINATORS = ("all", "literal")
+
+
+@full_precision
+def global_contrast(
+    a: Tensor,
+    b: Tensor,
+    temperature: float = 0.1,
+    negatives: str = "others",
+    denominator: str = "all",
+    symmetric: bool = False,
+) -> Tensor:
+    """L_g: mean_i [ log sum_j exp(<a_i, b_j>/t) - <a_i, b_i>/t ], the sum over the enhanced copies of all images.
+
+    a, b: (B, E) of the images and of their enhanced copies. negatives: "others" (as printed) or "ntxent", the 2N - 2 vectors of both
+    views (SimCLR, Chen et al., 2020). denominator="literal" leaves the temperature out of the positive's term, as the paper's print
+    does: not a log-probability, offered to show that the print is a slip. symmetric: mean of both directions.
+    Raises ValueError for fewer than two images: there is nothing to contrast with.
+    """
+    all_b, first = gather_rows(b)
+    if len(all_b) < 2:
+        raise ValueError("global contrast needs at least 2 images per batch, got 1: raise --batch-size or drop g from --losses")
+    if negatives == "ntxent":
+        return _ntxent(a, b, temperature)
+    loss = _pick(a, all_b, first, temperature, denominator)
+    if symmetric:
+        all_a, _ = gather_rows(a)
+        loss = (loss + _pick(b, all_a, first, temperature, denominator)) / 2
+    return loss
+
+
+def _pick(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str) -> Tensor:
+    logits = a @ keys.T / temperature  # (B, N)
+    target = torch.arange(len(a), device=a.device) + first
+    return _cross_entropy(logits, target, temperature, denominator)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, temperature: float, denominator: str) -> Tensor:
+    if denominator == "all":
+        return F.cross_entropy(logits, target)
+    positive = logits.gather(1, target[:, None])  # (n, 1)
+    rest = logits.scatter(1, target[:, None], positive * temperature)  # the positive's own term loses its 1/t
+    return (rest.logsumexp(dim=1) - positive[:, 0]).mean()
+
+
+def _ntxent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    both = torch.stack([a, b], dim=1).flatten(0, 1)  # (2B, E): a_0, b_0, a_1, b_1, ...
+    keys, first = gather_rows(both)
+    own = torch.arange(len(both), device=a.device) + first
+    logits = (both @ keys.T / temperature).scatter(1, own[:, None], float("-inf"))  # (2B, 2N) without the vector itself
+    return F.cross_entropy(logits, own ^ 1)  # the partner of 2i is 2i + 1, and back
+
+
+@full_precision
+def local_contrast(
+    a: Tensor,
+    b: Tensor,
+    temperature: float = 0.2,
+    scope: str = "batch",
+    denominator: str = "all",
+    symmetric: bool = False,
+) -> Tensor:
+    """L_l: block s of image i must find block s of its enhanced copy ("the matching mode is one to one").
+
+    a, b: (B, S*S, E). scope says which blocks (j, t) stand in the denominator: "batch" all of all enhanced images, "image" those of the
+    own enhanced copy (Chaitanya et al., 2020), "others" the positive and the blocks of other images (DenseCL's spirit).
+    """
+    if scope not in LOCAL_SCOPES:
+        raise ValueError(f"unknown scope {scope!r} of the local loss; choose one of {', '.join(LOCAL_SCOPES)}")
+    if scope == "image":
+        loss = _pick_block_of_image(a, b, temperature, denominator)
+        return (loss + _pick_block_of_image(b, a, temperature, denominator)) / 2 if symmetric else loss
+    all_b, first = gather_rows(b)
+    if scope == "others" and len(all_b) < 2:
+        raise ValueError("local contrast with scope others needs at least 2 images per batch, got 1: raise --batch-size")
+    loss = _pick_block(a, all_b, first, temperature, scope, denominator)
+    if symmetric:
+        all_a, _ = gather_rows(a)
+        loss = (loss + _pick_block(b, all_a, first, temperature, scope, denominator)) / 2
+    return loss
+
+
+def _pick_block_of_image(a: Tensor, b: Tensor, temperature: float, denominator: str) -> Tensor:
+    logits = a @ b.transpose(1, 2) / temperature  # (B, S*S, S*S)
+    target = torch.arange(a.shape[1], device=a.device).repeat(len(a))
+    return _cross_entropy(logits.flatten(0, 1), target, temperature, denominator)
+
+
+def _pick_block(a: Tensor, keys: Tensor, first: int, temperature: float, scope: str, denominator: str) -> Tensor:
+    images, blocks = a.shape[:2]
+    logits = a.flatten(0, 1) @ keys.flatten(0, 1).T / temperature  # (B*S*S, N*S*S)
+    target = torch.arange(images * blocks, device=a.device) + first * blocks
+    if scope == "others":
+        image_of_key = torch.arange(logits.shape[1], device=a.device) // blocks
+        same_image = image_of_key[None, :] == (target // blocks)[:, None]
+        same_image.scatter_(1, target[:, None], False)  # the positive stays
+        logits = logits.masked_fill(same_image, float("-inf"))
+    return _cross_entropy(logits, target, temperature, denominator)

@@ -1,0 +1,119 @@
+"""L = lambda_g L_g + lambda_l L_l + lambda_p L_p: the three scales together, and their options."""
+
+from dataclasses import dataclass, field, fields
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .info_nce import DENOMINATORS as PICK_DENOMINATORS
+from .info_nce import LOCAL_SCOPES, global_contrast, local_contrast
+from .pixel_contrast import DENOMINATORS, IGNORE, SCOPES, pixel_contrast
+
+LOSS_SUBSETS = tuple("+".join(c) for n in (1, 2, 3) for c in combinations("glp", n))
+
+
+def parse_losses(text: str) -> tuple[str, ...]:
+    """ "g+l+p" -> ("g", "l", "p"), in this order whatever the order given; ValueError for anything else."""
+    parts = tuple(part for part in "glp" if part in text.split("+"))
+    if "+".join(sorted(text.split("+"))) != "+".join(parts):
+        raise ValueError(f"unknown losses {text!r}; choose one of {', '.join(LOSS_SUBSETS)}")
+    return parts
+
+
+@dataclass(frozen=True)
+class MultiScaleLoss:
+    """The paper's loss as a function of embeddings; fields are its options (defaults and sources: docs/method.md)."""
+
+    losses: str = "g+l+p"
+    lambda_g: float = 1.0
+    lambda_l: float = 1.0
+    lambda_p: float = 1.0
+    tau_g: float = 0.1
+    tau_l: float = 0.2
+    tau_p: float = 0.07
+    negatives: str = "others"  # of L_g: others | ntxent
+    local_scope: str = "batch"  # batch | image | others
+    pixel_scope: str = "within"  # within | cross | batch
+    pixel_denominator: str = "all"  # all | neg
+    reduce: str = "out"  # out | in
+    anchor_weight: str = "pixel"  # pixel | class
+    exclude_classes: list[int] = field(default_factory=list)
+    denominator: str = "all"  # of L_g and L_l: all | literal
+    symmetric: bool = False
+
+    def __post_init__(self):
+        parse_losses(self.losses)
+        for name, known in (
+            ("negatives", ("others", "ntxent")),
+            ("local_scope", LOCAL_SCOPES),
+            ("pixel_scope", SCOPES),
+            ("pixel_denominator", DENOMINATORS),
+            ("denominator", PICK_DENOMINATORS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
+        for name in ("tau_g", "tau_l", "tau_p"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a temperature must be positive")
+
+    @classmethod
+    def from_options(cls, options: dict) -> "MultiScaleLoss":
+        """From a dict that may hold other things too (a config file's, say)."""
+        return cls(**{f.name: options[f.name] for f in fields(cls) if f.name in options})
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return parse_losses(self.losses)
+
+    @property
+    def min_batch(self) -> int:
+        """Images per batch, over all processes, below which a term has no negatives."""
+        return 2 if "g" in self.heads or ("l" in self.heads and self.local_scope == "others") else 1
+
+    def __call__(
+        self, image: dict[str, Tensor], enhanced: dict[str, Tensor], labels: Tensor | None, enhanced_labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """image, enhanced: embeddings by head: g (B, E), l (B, S*S, E), p (B', N, E); labels (B', N) of the image's pixels,
+        enhanced_labels of the copy's (the same if None). Returns loss, loss_g, loss_l, loss_p, floor_p, excess_p as far as asked for.
+        """
+        terms: dict[str, Tensor] = {}
+        if "g" in self.heads:
+            terms["loss_g"] = global_contrast(
+                image["g"], enhanced["g"], self.tau_g, self.negatives, self.denominator, self.symmetric
+            )
+        if "l" in self.heads:
+            terms["loss_l"] = local_contrast(
+                image["l"], enhanced["l"], self.tau_l, self.local_scope, self.denominator, self.symmetric
+            )
+        if "p" in self.heads:
+            if labels is None:
+                raise ValueError("the pixel loss needs labels: give masks, or choose --losses g, l or g+l")
+            terms |= self._pixel_terms(image["p"], enhanced["p"], labels, enhanced_labels)
+        total = sum(getattr(self, f"lambda_{head}") * terms[f"loss_{head}"] for head in self.heads)
+        return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+
+    def _pixel_terms(self, a: Tensor, b: Tensor, labels: Tensor, enhanced_labels: Tensor | None) -> dict[str, Tensor]:
+        options = {
+            "temperature": self.tau_p,
+            "scope": self.pixel_scope,
+            "denominator": self.pixel_denominator,
+            "reduce": self.reduce,
+            "anchor_weight": self.anchor_weight,
+            "exclude_classes": tuple(self.exclude_classes),
+        }
+        if len(a) == 0:  # a batch without labelled image: zero with a graph, so that every head has a gradient
+            zero = (a.sum() + b.sum()) * 0
+            return {"loss_p": zero, "floor_p": zero.detach(), "excess_p": zero.detach()}
+        if self.pixel_scope == "cross":
+            options["partner"] = torch.randperm(len(a), device=a.device)
+        enhanced_labels = labels if enhanced_labels is None else enhanced_labels
+        result = pixel_contrast(a, b, labels, enhanced_labels, **options)
+        loss, floor = result
+        if self.symmetric:
+            back = pixel_contrast(b, a, enhanced_labels, labels, **options)
+            loss, floor = (loss + back.loss) / 2, (floor + back.floor) / 2
+        return {"loss_p": loss, "floor_p": floor, "excess_p": (loss - floor).detach()}
+
+
+__all__ = ["IGNORE", "LOSS_SUBSETS", "MultiScaleLoss", "parse_losses"]

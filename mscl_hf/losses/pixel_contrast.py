@@ -1,0 +1,144 @@
+"""Pixel contrast with labels: a pixel is pulled to the pixels of its class and pushed from the others.
+
+L_p of the 2025 paper is the within-image loss of Zhao et al., ICCV 2021. Letters: G bags of pixels, N anchors and M keys in a bag, E embedding.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .gather import gather_rows, mean_count
+from .precision import full_precision
+
+IGNORE = 255
+SCOPES = ("within", "cross", "batch")
+DENOMINATORS = ("all", "neg")
+# Similarities of a masked key. Finite, so that a row without any key has zero gradient instead of NaN.
+NOTHING = -1e30
+# Anchors times keys (over all bags) that may be held at once; above, rows are recomputed block by block in the backward.
+CELLS_AT_ONCE = 1 << 24
+
+
+class PixelContrast(NamedTuple):
+    """loss: scalar with graph. floor: scalar, the mean log of the number of positives, which the loss cannot go below
+    (with denominator "all" and reduce "out"): loss - floor is what can be learnt."""
+
+    loss: Tensor
+    floor: Tensor
+
+
+class Rule(NamedTuple):
+    temperature: float
+    denominator: str
+    reduce: str
+    cross: bool
+
+
+@full_precision
+def pixel_contrast(
+    anchors: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    key_labels: Tensor | None = None,
+    *,
+    temperature: float = 0.07,
+    scope: str = "within",
+    denominator: str = "all",
+    reduce: str = "out",
+    anchor_weight: str = "pixel",
+    exclude_classes: tuple[int, ...] = (),
+    partner: Tensor | None = None,
+    cells_at_once: int = CELLS_AT_ONCE,
+) -> PixelContrast:
+    """L_p = mean over images of mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ],  s = <z_p, z_k>/t.
+
+    anchors (B, N, E) of the images, keys (B, M, E) of the enhanced copies, unit length; labels (B, N) and key_labels (B, M; the same
+    if None) with 255 = ignored: such pixels are no anchors, no positives and no part of the denominator.
+    scope: "within" the own copy; "cross" adds the same-class pixels of another image's copy (partner (B,), a permutation; default: the
+    next image); "batch" all copies of the batch, over all processes, are one bag.
+    denominator: "all" keys as printed, or "neg": each positive against the keys of other classes (as Zhao et al. released).
+    reduce: "out" averages the log over positives, "in" takes the log of the sum over positives (SupCon's two forms).
+    anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
+    """
+    _check(scope, denominator, reduce, anchor_weight)
+    key_labels = labels if key_labels is None else key_labels
+    cross = scope == "cross"
+    own = keys.shape[1]  # keys of the own copy come first; in "cross" those of the partner follow
+    if cross:
+        partner = torch.arange(len(keys), device=keys.device).roll(1) if partner is None else partner
+        keys, key_labels = torch.cat([keys, keys[partner]], 1), torch.cat([key_labels, key_labels[partner]], 1)
+    elif scope == "batch":
+        keys, key_labels = (gather_rows(x)[0].flatten(0, 1)[None] for x in (keys, key_labels))
+        anchors, labels = anchors.flatten(0, 1)[None], labels.flatten(0, 1)[None]
+    is_anchor = labels != IGNORE
+    for excluded in exclude_classes:
+        is_anchor = is_anchor & (labels != excluded)
+    rule = Rule(temperature, denominator, reduce, cross)
+    per_anchor, positives = _rows(anchors, keys, labels, key_labels, own, rule, cells_at_once)
+    # An anchor without positive can only occur when the two views have label maps of their own.
+    weight = (is_anchor & (positives > 0)).to(per_anchor.dtype)  # (G, N)
+    floor = (positives.clamp(min=1).log() * weight).sum() / weight.sum().clamp(min=1)
+    if anchor_weight == "class":
+        weight = weight * _one_over_class_size(labels, weight)
+    return PixelContrast(_mean_over_bags(per_anchor, weight), floor)
+
+
+def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> None:
+    for what, value, known in (
+        ("scope", scope, SCOPES),
+        ("denominator", denominator, DENOMINATORS),
+        ("reduce", reduce, ("out", "in")),
+        ("anchor_weight", anchor_weight, ("pixel", "class")),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {what} {value!r} of the pixel loss; choose one of {', '.join(known)}")
+
+
+def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule, cells_at_once: int) -> tuple[Tensor, Tensor]:
+    """Loss of each anchor and its number of positives, both (G, N); similarities are held `cells_at_once` at most."""
+    step = max(1, cells_at_once // (len(anchors) * keys.shape[1]))
+    losses, counts = [], []
+    for start in range(0, anchors.shape[1], step):
+        block = (anchors[:, start : start + step], keys, labels[:, start : start + step], key_labels, own, rule)
+        if step < anchors.shape[1] and torch.is_grad_enabled():
+            loss, count = checkpoint(_block, *block, use_reentrant=False)
+        else:
+            loss, count = _block(*block)
+        losses.append(loss)
+        counts.append(count)
+    return torch.cat(losses, dim=1), torch.cat(counts, dim=1)
+
+
+def _block(anchors, keys, labels, key_labels, own: int, rule: Rule) -> tuple[Tensor, Tensor]:
+    s = anchors @ keys.transpose(1, 2) / rule.temperature  # (G, n, M)
+    valid = (key_labels != IGNORE)[:, None, :]
+    same = (labels[:, :, None] == key_labels[:, None, :]) & valid
+    allowed = valid.expand_as(same)
+    if rule.cross:  # negatives from the second image hurt (Zhao et al.): of it only the positives stay
+        allowed = allowed & (same | (torch.arange(s.shape[2], device=s.device) < own))
+    count = same.sum(2).to(s.dtype)
+    share = same.to(s.dtype) / count.clamp(min=1)[:, :, None]  # 1/n_p on the positives
+    if rule.denominator == "neg":
+        negatives = torch.where(allowed & ~same, s, NOTHING).logsumexp(2, keepdim=True)
+        return (share * F.softplus(negatives - s)).sum(2), count
+    everything = torch.where(allowed, s, NOTHING).logsumexp(2)
+    if rule.reduce == "in":
+        return everything - torch.where(same, s, NOTHING).logsumexp(2), count
+    return everything - (share * s).sum(2), count
+
+
+def _one_over_class_size(labels: Tensor, weight: Tensor) -> Tensor:
+    """1 / number of anchors of the same class in the bag, per anchor (G, N)."""
+    sizes = weight.new_zeros(len(labels), 256).scatter_add_(1, labels.long(), weight)
+    return 1 / sizes.gather(1, labels.long()).clamp(min=1)
+
+
+def _mean_over_bags(per_anchor: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean in each bag, then the mean over the bags that have an anchor, over all processes."""
+    total = weight.sum(1)
+    used = (total > 0).to(total.dtype)
+    means = torch.where(weight > 0, per_anchor * weight, 0).sum(1) / total.clamp(min=1e-12)
+    return (means * used).sum() / mean_count(used.sum()).clamp(min=1e-12)
