@@ -1,0 +1,182 @@
+"""Mean IoU of a model over a data set, on one process or many."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .inference import InferenceOptions, predict_logits
+from .metrics import MeanIoU, mean_of_present
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .data import Sample, SegmentationData
+
+IGNORE = 255
+
+
+def evaluate_model(
+    model: nn.Module,
+    data: SegmentationData,
+    accelerator: Accelerator,
+    options: InferenceOptions | None = None,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    *,
+    seed: int | None = None,
+    config: dict | None = None,
+    score_classes: list[str] | None = None,
+    pictures_dir: str | Path | None = None,
+    num_pictures: int = 8,
+) -> dict:
+    """Mean IoU (0 to 1) and its parts over all labelled images, the same on any number of processes.
+
+    Process r takes the images r, r + world, …; integer counts are summed: no image is repeated or lost.
+    options: base_size None = that of model.config, else the images' own; the result records it.
+    mean, std: of the pixels scaled to 0..1, per channel. seed, config: copied into the result for the record.
+    score_classes: class names that the means are taken over; predictions of the others stay errors.
+    pictures_dir: folder for predictions.png with num_pictures images, spread evenly over the data.
+    Returns a dict that JSON can hold; absent classes (neither predicted nor labelled) are None in it.
+    """
+    network = accelerator.unwrap_model(model).to(accelerator.device)
+    options = options or InferenceOptions()
+    if options.base_size is None:  # the size that the model was trained at
+        options = replace(options, base_size=getattr(network.config, "base_size", 0))
+    _check_classes(network, data)
+    scored = _scored_indices(data.classes, score_classes)
+    predict = _Predictor(network, accelerator, options, mean, std)
+    was_training, started = network.training, time.perf_counter()
+    network.eval()
+    try:
+        metric = _count_everywhere(predict, data, accelerator)
+        if pictures_dir is not None and accelerator.is_main_process:
+            _draw(predict, data, Path(pictures_dir), num_pictures)
+    finally:
+        network.train(was_training)
+    results = _results(metric, data.classes, scored)
+    return results | {
+        "score_classes": score_classes,
+        "dataset": data.name,
+        "split": data.split,
+        "num_images": len(data),
+        "inference": asdict(options),
+        "precision": accelerator.mixed_precision,
+        "seconds": round(time.perf_counter() - started, 3),
+        "seed": seed,
+        "config": config,
+    }
+
+
+class _Predictor:
+    """Sample -> class ids (H, W) of its image."""
+
+    def __init__(self, network, accelerator, options, mean, std):
+        self.network, self.accelerator, self.options = network, accelerator, options
+        moments = torch.tensor([list(mean), list(std)], dtype=torch.float32, device=accelerator.device)
+        self.mean, self.std = moments.view(2, 1, 3, 1, 1)
+
+    def __call__(self, sample: Sample) -> np.ndarray:
+        pixels = torch.from_numpy(np.array(sample.image)).to(self.accelerator.device)
+        image = (pixels.permute(2, 0, 1)[None].float() / 255 - self.mean) / self.std
+        size = sample.image.shape[:2] if sample.mask is None else sample.mask.shape
+        with self.accelerator.autocast():
+            logits = predict_logits(self.network, image, size, self.options)
+        return logits[0].argmax(0).cpu().numpy()
+
+
+def _count_everywhere(predict: _Predictor, data: SegmentationData, accelerator: Accelerator) -> MeanIoU:
+    """The metric over all images, the same on every process."""
+    metric, seen, failure = MeanIoU(data.num_classes, IGNORE), 0, None
+    mine = range(accelerator.process_index, len(data), accelerator.num_processes)
+    try:
+        for index in tqdm(mine, desc=f"evaluate {data.split}", disable=not accelerator.is_main_process):
+            sample = data.read(index)
+            metric.add(metric.counts(predict(sample), sample.mask))
+            seen += 1
+    except Exception as error:  # the other processes wait in reduce(): meet them there first, raise after
+        failure = error
+    state = np.append(metric.total.ravel(), [seen, failure is not None])
+    state = accelerator.reduce(torch.from_numpy(state).to(accelerator.device), "sum").cpu().numpy()
+    if failure is not None:
+        raise failure
+    if state[-1]:
+        raise RuntimeError("Evaluation stopped because it failed on another process; see the message there.")
+    if state[-2] != len(data):
+        raise RuntimeError(f"Counted {state[-2]} images, not {len(data)}; give all processes one data set.")
+    metric.total = state[:-2].reshape(metric.total.shape)
+    return metric
+
+
+def _results(metric: MeanIoU, classes: Sequence[str], scored: list[int]) -> dict:
+    numbers = metric.compute()
+    _, predicted, labelled = metric.total
+    if not labelled.sum():
+        raise ValueError("No pixel of the data carries a class, so nothing can be scored; check the masks.")
+    iou, accuracy = numbers["per_category_iou"], numbers["per_category_accuracy"]
+    return {
+        "mean_iou": _number(mean_of_present(iou, scored)),
+        "mean_accuracy": _number(mean_of_present(accuracy, scored)),
+        "overall_accuracy": _number(numbers["overall_accuracy"]),
+        "mean_iou_all_classes": _number(numbers["mean_iou"]),
+        "per_class_iou": {name: _number(value) for name, value in zip(classes, iou)},
+        "per_class_accuracy": {name: _number(value) for name, value in zip(classes, accuracy)},
+        "absent_classes": [n for n, p, t in zip(classes, predicted, labelled) if not p and not t],
+        "never_labelled_classes": [n for n, p, t in zip(classes, predicted, labelled) if p and not t],
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _draw(predict: _Predictor, data: SegmentationData, folder: Path, count: int) -> None:
+    from .figures import prediction_sheet
+
+    picks = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
+    rows = []
+    for sample in map(data.read, picks):
+        rows.append((sample.image, sample.mask, predict(sample), sample.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    prediction_sheet(rows, data.classes, folder / "predictions.png")
+
+
+def _check_classes(network: nn.Module, data: SegmentationData) -> None:
+    """The model's classes must be the data's, in the same order: a score of anything else means nothing."""
+    if not data.classes or not len(data):
+        what = f"{len(data)} images and {len(data.classes)} classes"
+        raise ValueError(f"{data.name} ({data.split}) has {what}; evaluation needs labelled images.")
+    count = network.config.num_labels
+    if count != data.num_classes:
+        raise ValueError(
+            f"The model has {count} classes but {data.name} has {data.num_classes}; "
+            "evaluate on the data set that the model was fine-tuned on."
+        )
+    names = [network.config.id2label[i] for i in range(count)]
+    for i, (name, wanted) in enumerate(zip(names, data.classes)):
+        if name != wanted:
+            raise ValueError(
+                f"Class {i} is {name!r} in the model but {wanted!r} in {data.name}; "
+                "evaluate on data whose classes have the same names in the same order."
+            )
+
+
+def _scored_indices(classes: Sequence[str], chosen: list[str] | None) -> list[int]:
+    if chosen is None:
+        return list(range(len(classes)))
+    for name in chosen:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes) or list(classes)
+            raise ValueError(f"score_classes has {name!r}, which is no class of the data; use one of {near}.")
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"score_classes={chosen} must name one or more classes, each once.")
+    return [classes.index(name) for name in chosen]

@@ -1,0 +1,122 @@
+"""Prediction of one image: whole or by windows, mirrored, at several scales.
+
+Letters: B batch, K classes, H W pixels of the image, h w of the logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+@dataclass
+class InferenceOptions:
+    """How a prediction is made; the logits always reach the labels' own size before the argmax."""
+
+    base_size: int | None = field(
+        default=None,
+        metadata={"help": "Short side in pixels that images are brought to; 0 = as is; unset = as in training."},
+    )
+    mode: Literal["whole", "slide"] = field(
+        default="whole", metadata={"help": "whole: the image at once; slide: overlapping windows, averaged."}
+    )
+    window: int = field(default=512, metadata={"help": "Side of a sliding window in pixels."})
+    stride: int | None = field(
+        default=None, metadata={"help": "Pixels from window to window; unset = two thirds of the window."}
+    )
+    flip: bool = field(default=False, metadata={"help": "Average with the prediction on the mirrored image."})
+    scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Sizes of the image to average over, 1 = as it is."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("whole", "slide"):
+            raise ValueError(f"mode={self.mode!r} is unknown; use 'whole' or 'slide'.")
+        for name, least in (("base_size", 0), ("window", 1), ("stride", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least} pixels.")
+        if self.stride is not None and self.stride > self.window:
+            raise ValueError(
+                f"stride={self.stride} is larger than window={self.window} and would leave gaps; "
+                "give a stride of at most the window."
+            )
+        if not self.scales or not all(math.isfinite(s) and s > 0 for s in self.scales):
+            raise ValueError(f"scales={self.scales} must be positive numbers, such as 0.75 1.0 1.25.")
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceOptions | None = None
+) -> Tensor:
+    """Class logits (1, K, *out_size) of one image, float32.
+
+    image: (1, 3, H, W), normalised, on the model's device; base_size None means as it is here.
+    model(pixel_values=x).logits is (B, K, h, w).
+    One view: its logits, up-sampled bilinearly. Several views (scales, mirror image, windows): the logarithm
+    of their mean probabilities, so that the softmax of the answer gives the probabilities in both cases.
+    """
+    options = options or InferenceOptions()
+    if image.ndim != 4 or len(image) != 1:
+        raise ValueError(f"image has shape {tuple(image.shape)}, but one image (1, 3, H, W) is wanted.")
+    mirrors = (False, True) if options.flip else (False,)
+    total = None
+    for view in _scaled(image, options):
+        for mirror in mirrors:
+            logits = _plane_logits(model, view.flip(-1) if mirror else view, options)
+            logits = _resize(logits.flip(-1) if mirror else logits, out_size)
+            if len(mirrors) * len(options.scales) == 1:
+                return logits
+            total = logits.softmax(1) if total is None else total.add_(logits.softmax(1))
+    return _log(total / (len(mirrors) * len(options.scales)))
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin so that they cover `length` pixels; the last is moved back to end at the border."""
+    last = max(length - window, 0)
+    return [min(start, last) for start in range(0, last + stride, stride)]
+
+
+def _scaled(image: Tensor, options: InferenceOptions) -> Iterator[Tensor]:
+    """The image at each scale, (1, 3, H', W')."""
+    size = image.shape[-2:]
+    base = options.base_size / min(size) if options.base_size else 1.0
+    for scale in options.scales:
+        height, width = (max(1, round(side * base * scale)) for side in size)
+        yield _resize(image, (height, width), antialias=True)
+
+
+def _plane_logits(model: nn.Module, image: Tensor, options: InferenceOptions) -> Tensor:
+    """Logits of one view: (1, K, h, w) of the whole, or (1, K, H, W) put together from windows."""
+    height, width = image.shape[-2:]
+    if options.mode == "whole" or max(height, width) <= options.window:
+        return model(pixel_values=image).logits.float()
+    stride = options.stride or max(1, round(options.window * 2 / 3))
+    total, times = None, image.new_zeros(1, 1, height, width, dtype=torch.float32)
+    for top in window_starts(height, options.window, stride):
+        for left in window_starts(width, options.window, stride):
+            place = (..., slice(top, top + options.window), slice(left, left + options.window))
+            crop = image[place]
+            chances = _resize(model(pixel_values=crop).logits.float(), crop.shape[-2:]).softmax(1)
+            if total is None:
+                total = chances.new_zeros(1, chances.shape[1], height, width)
+            total[place] += chances
+            times[place] += 1
+    return _log(total / times)
+
+
+def _resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+
+
+def _log(chances: Tensor) -> Tensor:
+    # A class with probability 0 in every view would be -inf, and -inf times a bilinear weight of 0 is NaN.
+    return chances.clamp_min(torch.finfo(chances.dtype).tiny).log()

@@ -1,0 +1,55 @@
+"""Fixtures that several test files share, and the marker for long tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--runslow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: pass --runslow"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with CamVid/ and VOCdevkit/; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("MSCL_HF_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "CamVid" / "train.txt").is_file():
+        pytest.skip(f"no real images in {folder}; set MSCL_HF_DATA")
+    return folder
+
+
+@pytest.fixture
+def recipe():
+    """Run a recipe as a user does, in a process of its own: recipe("pretrain", "--max-steps", 3) -> CompletedProcess."""
+
+    def run(name: str, *arguments, check: bool = True, processes: int = 1, timeout: int = 300, **environment):
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment}
+        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+        done = subprocess.run(
+            [*launcher, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments)],
+            env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{name} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    return run

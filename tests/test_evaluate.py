@@ -1,0 +1,348 @@
+"""Inference and evaluation: what is averaged, at which size, over which images, on how many processes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from mscl_hf.evaluate import evaluate_model
+from mscl_hf.inference import InferenceOptions, predict_logits, window_starts
+from mscl_hf.metrics import MeanIoU
+
+WORKER = Path(__file__).parent / "distributed" / "evaluate_worker.py"
+spec = importlib.util.spec_from_file_location("evaluate_worker", WORKER)
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+CLASSES, MEAN, STD = worker.CLASSES, worker.MEAN, worker.STD
+
+
+@pytest.fixture
+def accelerator():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def image():
+    return torch.randn(1, 3, 41, 67, generator=torch.Generator().manual_seed(0))
+
+
+def probabilities(model, image, size, **options):
+    return predict_logits(model, image, size, InferenceOptions(**options)).softmax(1)
+
+
+def test_windows_cover_exactly_and_are_equal():
+    """Every pixel is covered, no window leaves the image, steps never exceed the stride."""
+    for length in range(1, 40):
+        for window in range(1, 15):
+            for stride in range(1, window + 1):
+                starts = window_starts(length, window, stride)
+                long = min(window, length)
+                assert starts[0] == 0 and starts[-1] + long == length and len(set(starts)) == len(starts)
+                assert all(0 < b - a <= stride for a, b in zip(starts, starts[1:]))
+
+
+def test_one_view_is_the_upsampled_logits(image):
+    """Without averaging, the answer is plain bilinear interpolation of the logits to the labels' size."""
+    model = worker.TinyModel()
+    wanted = interpolate(model.conv(image), size=(50, 80), mode="bilinear", align_corners=False)
+    assert torch.equal(predict_logits(model, image, (50, 80)), wanted)
+
+
+@pytest.mark.parametrize("base_size", [None, 30])
+@pytest.mark.parametrize(("window", "stride"), [(16, None), (20, 20), (50, 7)])
+def test_windows_equal_the_whole_for_a_pointwise_model(image, window, stride, base_size):
+    """A model that looks at one pixel at a time cannot tell windows from the whole image."""
+    model, size = worker.TinyModel(kernel=1, stride=1), (55, 91)
+    whole = probabilities(model, image, size, base_size=base_size)
+    slide = probabilities(model, image, size, mode="slide", window=window, stride=stride, base_size=base_size)
+    torch.testing.assert_close(slide, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_windows_are_averaged_as_probabilities(image):
+    """Slow reference: sum of softmaxes over windows, divided by how often a pixel was seen."""
+    model = worker.TinyModel(stride=1)
+    total, times = torch.zeros(1, 4, 41, 67), torch.zeros(41, 67)
+    for top in (0, 16, 17):  # windows of 24, two thirds = 16
+        for left in (0, 16, 32, 43):
+            place = (..., slice(top, top + 24), slice(left, left + 24))
+            total[place] += model.conv(image[place]).softmax(1).detach()
+            times[place] += 1
+    slide = probabilities(model, image, (41, 67), mode="slide", window=24)
+    torch.testing.assert_close(slide, total / times, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(slide, probabilities(model, image, (41, 67)), atol=1e-4)
+
+
+def test_an_image_inside_the_window_is_run_whole(image):
+    """No padding, one call: the small image itself."""
+    model = worker.TinyModel()
+    options = (InferenceOptions(mode=mode, window=67) for mode in ("whole", "slide"))
+    whole, slide = (predict_logits(model, image, (41, 67), option) for option in options)
+    assert torch.equal(whole, slide) and [shape for shape, _ in model.seen] == [(1, 3, 41, 67)] * 2
+
+
+def test_flip_makes_a_lopsided_model_symmetric(image):
+    """With flip, the prediction on the mirrored image is the mirrored prediction; without, it is not."""
+    model = worker.TinyModel(stride=1)
+    for flip in (False, True):
+        one = probabilities(model, image, (41, 67), flip=flip)
+        other = probabilities(model, image.flip(-1), (41, 67), flip=flip).flip(-1)
+        assert torch.allclose(one, other, atol=1e-6) == flip
+
+
+def test_scales_are_averaged_as_probabilities(image):
+    """Slow reference: the mean of the softmaxes of the logits, each brought to the labels' size first."""
+    model, wanted = worker.TinyModel(), 0
+    for size in ((20, 34), (62, 100)):  # 0.5 and 1.5 times 41 x 67, rounded
+        scaled = interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+        wanted = wanted + interpolate(model.conv(scaled), size=(41, 67), mode="bilinear").softmax(1) / 2
+    mixed = probabilities(model, image, (41, 67), scales=[0.5, 1.5])
+    torch.testing.assert_close(mixed, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_base_size_is_the_short_side(image):
+    """41 x 67 with base_size 82 is seen at 82 x 134; the answer still has the size that was asked for."""
+    model = worker.TinyModel()
+    assert predict_logits(model, image, (10, 11), InferenceOptions(base_size=82)).shape == (1, 4, 10, 11)
+    assert model.seen[0][0] == (1, 3, 82, 134)
+
+
+def test_a_class_ruled_out_everywhere_stays_finite(image):
+    """A probability of exactly 0 in every view gives a very low logit, not -inf or NaN."""
+    model = worker.TinyModel()
+    with torch.no_grad():
+        model.conv.bias[2] = -1e4
+    for options in ({"flip": True}, {"mode": "slide", "window": 24, "scales": [1.0, 1.3]}):
+        logits = predict_logits(model, image, (41, 67), InferenceOptions(**options))
+        assert logits.isfinite().all() and (logits.argmax(1) != 2).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "tile"}, "'tile' is unknown"),
+        ({"base_size": -1}, "base_size=-1"),
+        ({"window": -1}, "window=-1"),
+        ({"window": 64, "stride": 65}, "gaps"),
+        ({"scales": []}, "positive"),
+        ({"scales": [1.0, float("nan")]}, "positive"),
+    ],
+)
+def test_impossible_options_are_refused(options, words):
+    """A wrong option says what came and what is wanted, before any image is read."""
+    with pytest.raises(ValueError, match=words):
+        InferenceOptions(**options)
+
+
+def test_options_are_flags():
+    """HfArgumentParser reads every option, and each has a help text."""
+    from transformers import HfArgumentParser
+
+    flags = "--base-size 360 --mode slide --window 64 --stride 32 --flip --scales 0.75 1.25"
+    (options,) = HfArgumentParser(InferenceOptions).parse_args_into_dataclasses(flags.split())
+    assert options == InferenceOptions(360, "slide", 64, 32, True, [0.75, 1.25])
+    assert all(field.metadata["help"] for field in InferenceOptions.__dataclass_fields__.values())
+
+
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
+def test_evaluation_equals_a_loop_written_by_hand(accelerator):
+    """Normalise, predict, argmax at the mask's size, count: the numbers of a plain loop, as plain JSON."""
+    model, data, metric = worker.TinyModel(), worker.TinyData(6), MeanIoU(4)
+    for index in range(6):
+        sample = data.read(index)
+        pixels = (sample.image / 255.0 - np.array(MEAN)) / np.array(STD)
+        logits = model.conv(torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32))
+        logits = interpolate(logits, size=sample.mask.shape, mode="bilinear")
+        metric.add(metric.counts(logits.argmax(1)[0].numpy(), sample.mask))
+    wanted = metric.compute()
+    result = evaluate_model(model, data, accelerator, mean=MEAN, std=STD, seed=3, config={"a": 1})
+    assert json.loads(json.dumps(result)) == result
+    assert all(result[key] == wanted[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+    assert result["per_class_iou"] == dict(zip(CLASSES, wanted["per_category_iou"]))
+    assert result["per_class_accuracy"] == dict(zip(CLASSES, wanted["per_category_accuracy"]))
+    record = {"num_images": 6, "dataset": "tiny", "split": "test", "seed": 3, "config": {"a": 1}}
+    assert record.items() <= result.items() and result["seconds"] > 0 and result["score_classes"] is None
+
+
+def test_images_are_seen_at_the_size_of_training_unless_told_otherwise(accelerator):
+    """base_size unset = the model's own, 0 = the images' size, a number = that; the result records which."""
+    data, short = worker.TinyData(1), min(worker.TinyData(1).read(0).image.shape[:2])
+    for trained, asked, seen in ((40, None, 40), (40, 0, short), (40, 50, 50), (None, None, short)):
+        model = worker.TinyModel()
+        if trained:
+            model.config.base_size = trained
+        result = evaluate_model(model, data, accelerator, InferenceOptions(base_size=asked))
+        assert min(model.seen[0][0][2:]) == seen and result["inference"]["base_size"] in (seen, 0)
+
+
+class Oracle(worker.TinyModel):
+    """Reads the class from the red channel of TinyData's images, at full resolution."""
+
+    def forward(self, pixel_values):
+        red = (pixel_values[:, :1] * STD[0] + MEAN[0]) * 255
+        centres = torch.arange(4).view(1, 4, 1, 1) * 60 + 29.5
+        return SimpleNamespace(logits=-(red - centres).abs())
+
+
+def test_a_perfect_model_scores_one_and_a_class_list_restricts_the_mean(accelerator):
+    """mean_iou is 1 for the truth; with one class spoiled, the mean over the other classes' list says so."""
+    data = worker.TinyData(8)
+    result = evaluate_model(Oracle(), data, accelerator, mean=MEAN, std=STD)
+    assert result["mean_iou"] == 1 and result["absent_classes"] == []
+
+    class Spoiled(Oracle):
+        def forward(self, pixel_values):
+            logits = super().forward(pixel_values).logits
+            logits[:, 3] = logits[:, 2] + 1  # every car is called a tree
+            return SimpleNamespace(logits=logits)
+
+    result = evaluate_model(Spoiled(), data, accelerator, mean=MEAN, std=STD, score_classes=["road", "sky"])
+    assert result["mean_iou"] == 1 and result["score_classes"] == ["road", "sky"]
+    assert result["per_class_iou"]["car"] == 0 and result["mean_iou_all_classes"] < 0.75
+    assert result["mean_iou_all_classes"] == np.mean(list(result["per_class_iou"].values()))
+
+
+def test_absent_classes_are_none_and_named(accelerator):
+    """A class in no label and no prediction is None; one only predicted has IoU 0 and is named apart."""
+
+    class OneLabel(worker.TinyData):
+        def read(self, index):
+            sample = super().read(index)
+            sample.mask[:] = 0
+            return sample
+
+    class Half(worker.TinyModel):
+        def forward(self, pixel_values):
+            logits = torch.zeros(1, 4, *pixel_values.shape[-2:])
+            logits[:, 0, :, ::2] = logits[:, 1, :, 1::2] = 1
+            return SimpleNamespace(logits=logits)
+
+    result = evaluate_model(Half(), OneLabel(2), accelerator)
+    assert result["absent_classes"] == ["car", "tree"] and result["never_labelled_classes"] == ["road"]
+    assert result["per_class_iou"]["car"] is None and result["per_class_accuracy"]["road"] is None
+    assert result["mean_iou"] == result["per_class_iou"]["sky"] / 2
+
+
+def test_data_without_a_single_labelled_pixel_is_refused(accelerator):
+    """All pixels ignored: there is no score, and NaN would not be JSON."""
+    data = worker.TinyData(2)
+    empty = SimpleNamespace(image=np.zeros((4, 4, 3), np.uint8), mask=np.full((4, 4), 255), name="")
+    data.read = lambda index: empty
+    with pytest.raises(ValueError, match="No pixel"):
+        evaluate_model(worker.TinyModel(), data, accelerator)
+
+
+def test_the_model_is_run_in_evaluation_mode_and_given_back_as_it_was(accelerator):
+    """Dropout is off while evaluating; the training mode comes back, also after a failure."""
+    model = worker.TinyModel().train()
+    evaluate_model(model, worker.TinyData(2), accelerator)
+    assert model.training and not any(training for _, training in model.seen)
+    with pytest.raises(ValueError, match=r"image1\.png is truncated"):
+        evaluate_model(model, worker.TinyData(3, broken=1), accelerator)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("classes", "score", "words"),
+    [
+        (CLASSES[:3], None, "3 classes but tiny has 4"),
+        (("sky", "car", "road", "tree"), None, "Class 1 is 'car' in the model but 'road' in tiny"),
+        (CLASSES, ["raod"], r"'raod'.*\['road'\]"),
+        (CLASSES, ["sky", "sky"], "each once"),
+        (CLASSES, [], "one or more"),
+    ],
+)
+def test_mismatched_classes_are_refused_before_the_first_image(accelerator, classes, score, words):
+    """A score over other classes than the model's means nothing: one sentence, and no image is read."""
+    model = worker.TinyModel(classes=classes)
+    with pytest.raises(ValueError, match=words):
+        evaluate_model(model, worker.TinyData(3, broken=0), accelerator, score_classes=score)
+    assert not model.seen
+
+
+def test_unlabelled_data_is_refused(accelerator):
+    """Data without classes cannot be scored."""
+    data = worker.TinyData(3)
+    data.classes, data.num_classes = (), 0
+    with pytest.raises(ValueError, match="needs labelled images"):
+        evaluate_model(worker.TinyModel(), data, accelerator)
+
+
+def test_pictures_are_written(accelerator, tmp_path):
+    """The sheet of predictions appears beside the numbers and does not change them."""
+    pytest.importorskip("matplotlib")
+    plain = evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator)
+    drawn = evaluate_model(
+        worker.TinyModel(), worker.TinyData(5), accelerator, pictures_dir=tmp_path / "new", num_pictures=3
+    )
+    assert (tmp_path / "new" / "predictions.png").stat().st_size > 5000
+    assert plain["mean_iou"] == drawn["mean_iou"]
+
+
+def test_bf16_is_used_where_the_accelerator_says_so():
+    """Under mixed precision the model computes in bf16, while the answer stays float32 and close."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    dtypes = []
+
+    class Spy(worker.TinyModel):
+        def forward(self, pixel_values):
+            output = super().forward(pixel_values)
+            dtypes.append(output.logits.dtype)
+            return output
+
+    try:
+        half = evaluate_model(Spy(), worker.TinyData(4), Accelerator(cpu=True, mixed_precision="bf16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    full = evaluate_model(worker.TinyModel(), worker.TinyData(4), Accelerator(cpu=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert set(dtypes) == {torch.bfloat16} and half["precision"] == "bf16"
+    assert abs(half["mean_iou"] - full["mean_iou"]) < 0.02
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """The worker's answers: one process, then both ranks of two."""
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    runs = {}
+    for name, launch in {
+        "one": [sys.executable],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    }.items():
+        folder = tmp_path_factory.mktemp(name)
+        done = subprocess.run([*launch, WORKER, folder], env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs[name] = [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+    return runs
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 9])
+def test_two_processes_give_the_numbers_of_one(answers, size):
+    """Uneven data over 2 processes, one idle too: both ranks hold every number of one process."""
+    (one,), two = answers["one"], answers["two"]
+    assert one["world"] == 1 and [answer["world"] for answer in two] == [2, 2]
+    assert one[str(size)] == two[0][str(size)] == two[1][str(size)]
+    assert one[str(size)]["num_images"] == size
+
+
+def test_a_failure_on_one_process_ends_all(answers):
+    """An unreadable image is named by the process that met it; the others stop instead of waiting."""
+    assert "image3.png is truncated" in answers["one"][0]["broken"]
+    assert "failed on another process" in answers["two"][0]["broken"]
+    assert "image3.png is truncated" in answers["two"][1]["broken"]

@@ -1,0 +1,197 @@
+"""Pictures: colours can be told apart, overlays touch what they should, sheets are written whole."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mscl_hf import figures
+from mscl_hf.palette import _as_seen, class_colours, class_palette, overlay, pca_colours
+
+CLASSES = ("sky", "road", "car")
+
+
+def picture(path):
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert pixels.std() > 5, "the picture is blank"
+    return pixels
+
+
+def has_colour(pixels, colour):
+    return (np.abs(pixels - np.asarray(colour)).max(-1) <= 2).any()
+
+
+@pytest.mark.parametrize(("count", "apart"), [(11, 15), (21, 15), (150, 4), (255, 2)])
+def test_colours_are_apart_for_every_eye(count, apart):
+    """The two closest colours differ by at least `apart` (CIELAB), also for red- and green-blind eyes."""
+    seen = _as_seen(class_palette(count))
+    assert seen.shape == (3, count, 3)
+    for colours in seen:
+        distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1e3 * np.eye(count)
+        assert distance.min() > apart
+
+
+def test_lab_of_known_colours():
+    """White, black and pure red have the CIELAB values of the textbook for the usual eye."""
+    lab = _as_seen(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]], dtype=np.uint8))[0]
+    np.testing.assert_allclose(lab, [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]], atol=0.05)
+    grey = _as_seen(np.array([[120, 120, 120]], dtype=np.uint8))
+    np.testing.assert_allclose(grey, np.broadcast_to(grey[0], grey.shape), atol=0.1)  # grey is grey for all
+
+
+def test_a_class_keeps_its_colour():
+    """Colours do not depend on how many classes follow; background is grey and takes none of them."""
+    assert np.array_equal(class_palette(150)[:21], class_palette(21))
+    colours = class_colours(("background", *CLASSES))
+    assert len(set(colours[0].tolist())) == 1 and np.array_equal(colours[1:], class_palette(3))
+    with pytest.raises(ValueError, match="read-only"):
+        class_palette(3)[0] = 0
+
+
+def test_overlay_leaves_ignored_pixels_and_its_inputs_untouched():
+    """255 shows the image itself; a class moves a pixel towards its colour; the inputs stay."""
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    mask = np.full((4, 6), 255, dtype=np.uint8)
+    mask[:2] = 1
+    before = image.copy(), mask.copy()
+    blended = overlay(image, mask, CLASSES)
+    assert np.array_equal(blended[2:], image[2:]) and blended.dtype == np.uint8
+    colour = class_colours(CLASSES)[1].astype(float)
+    assert np.abs(blended[:2] - colour).max() < 0.31 * 191 + 1
+    assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])
+    with pytest.raises(ValueError, match="one size"):
+        overlay(image, mask[:3], CLASSES)
+
+
+def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
+    """Wrong pixels carry the error colour, right ones do not; the legend names what occurs."""
+    image = np.random.default_rng(0).integers(60, 200, (60, 80, 3)).astype(np.uint8)
+    truth = np.zeros((60, 80), np.uint8)
+    truth[:, 40:], truth[:5] = 1, 255
+    wrong = truth.copy()
+    wrong[20:40, 10:30] = 2
+    errors = figures._errors(image, truth, wrong, 3).astype(int)
+    red = errors[..., 0] - errors[..., 1] > 60
+    assert np.array_equal(red, (truth != wrong) & (truth != 255)) and not errors[:5].any()
+    assert set(figures._present(CLASSES, [truth, None])) == {"sky", "road"}
+    long = "a name much longer than the row is high"
+    rows = [(image, truth, wrong, "first"), (image[:, :50], None, wrong[:, :50], long)]
+    figures.prediction_sheet(rows, CLASSES, tmp_path / "new" / "sheet.png")
+    pixels = picture(tmp_path / "new" / "sheet.png")
+    assert all(has_colour(pixels, colour) for colour in class_colours(CLASSES))  # the legend's swatches
+    figures.prediction_sheet([(image, truth, truth, "")], CLASSES, tmp_path / "right.png")
+    assert not has_colour(picture(tmp_path / "right.png"), class_colours(CLASSES)[2])
+    with pytest.raises(ValueError, match="no row"):
+        figures.prediction_sheet([], CLASSES, tmp_path / "x.png")
+
+
+def log_of(steps):
+    log = []
+    for step in range(steps):
+        row = {"step": step, "loss": 5.0 / (step + 1), "loss_g": 1.0, "loss_p": 2.0, "floor_p": 1.5}
+        row |= {"excess_p": 0.5, "lr": 0.1, "grad_norm": 10.0 ** (step % 4), "note": "text"}
+        row |= {"images_per_second": 50.0, "data_wait": 0.1}
+        if step % 10 == 0:
+            row |= {"probe_mean_iou": 0.2, "effective_rank_pixel": 9.0, "spread_pixel": 0.1}
+            row |= {"effective_rank_global": 3.0, "spread_global": 0.2}
+        log.append(row | {"ema_momentum": 0.99})
+    return log
+
+
+def test_every_number_of_the_log_has_a_panel():
+    """Each key is drawn once, families together, unknown numbers in panels of their own, no text."""
+    panels = figures._panels(log_of(20))
+    drawn = [key for curves in panels.values() for key in curves]
+    numbers = {key for row in log_of(20) for key, value in row.items() if isinstance(value, float)}
+    assert sorted(drawn) == sorted(numbers)
+    assert set(panels["loss"]) == {"loss", "loss_g", "loss_p", "floor_p"} and "ema momentum" in panels
+    assert panels["mean IoU"]["probe_mean_iou"].tolist() == [[0, 0.2], [10, 0.2]]
+    assert "mean IoU" not in figures._panels([{"step": 1, "loss": 1.0}])
+
+
+def test_running_mean_keeps_a_straight_line():
+    """Steps and values are averaged alike: a straight curve stays on itself, ends included."""
+    line = np.stack([np.arange(200.0), 3 * np.arange(200.0) + 1], axis=1)
+    smooth = figures._smoothed(line, 7)
+    assert len(smooth) == 194
+    np.testing.assert_allclose(smooth[:, 1], 3 * smooth[:, 0] + 1)
+
+
+@pytest.mark.parametrize("steps", [1, 30, 300])
+def test_training_figure_is_drawn_for_short_and_long_logs(tmp_path, steps):
+    """One logged step, some, many, with a NaN among them: always a picture."""
+    log = log_of(steps)
+    log[steps // 2]["loss"] = float("nan")
+    figures.training_figure(log, tmp_path / "training.png", "mscl")
+    picture(tmp_path / "training.png")
+
+
+def test_training_figure_without_numbers_is_refused(tmp_path):
+    """An empty log is no picture."""
+    with pytest.raises(ValueError, match="no number"):
+        figures.training_figure([{"step": 1}], tmp_path / "training.png")
+
+
+def test_pca_colours_show_the_main_directions():
+    """Two kinds of pixels get two colours; turning the space changes colours by complement only."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.zeros(2, 1, 8, 8)
+    kind[:, :, :, 4:] = 1
+    direction = torch.randn(1, 16, 1, 1, generator=generator)
+    features = kind * direction * 5 + 0.1 * torch.randn(2, 16, 8, 8, generator=generator)
+    colours = pca_colours(features).astype(int)
+    assert colours.shape == (2, 8, 8, 3)
+    left, right = colours[:, :, :4, 0], colours[:, :, 4:, 0]
+    assert abs(left.mean() - right.mean()) > 200 and left.std() < 20 and right.std() < 20
+    turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
+    turned = pca_colours(torch.einsum("ij,njhw->nihw", turn, features)).astype(int)
+    for channel in range(3):
+        one, other = colours[..., channel], turned[..., channel]
+        assert min(np.abs(one - other).max(), np.abs(one - 255 + other).max()) <= 2
+
+
+def test_pca_is_robust_and_total():
+    """One wild pixel does not grey out the rest; constant or two channels work; NaN is refused."""
+    features = torch.rand(2, 8, 20, 20, generator=torch.Generator().manual_seed(0))
+    features[0, 0] += torch.linspace(0, 20, 20)
+    features[0, 3, 0, 0] = 1e4
+    assert all(pca_colours(features)[..., channel].std() > 20 for channel in range(3))
+    assert len(np.unique(pca_colours(torch.ones(1, 4, 3, 3)))) == 1
+    assert pca_colours(torch.rand(1, 2, 3, 3)).shape == (1, 3, 3, 3)
+    features[1, 1, 1, 1] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        pca_colours(features)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_feature_maps_sheet_is_drawn(tmp_path, labelled):
+    """With masks or without, at a feature resolution below the image's."""
+    images = [np.random.default_rng(i).integers(0, 256, (32, 48, 3)).astype(np.uint8) for i in range(2)]
+    masks = [np.full((32, 48), i, np.uint8) if labelled else None for i in range(2)]
+    features = torch.rand(2, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    figures.feature_maps_sheet(images, masks, features, tmp_path / "one.png")
+    figures.feature_maps_sheet(images, masks, features, tmp_path / "two.png", CLASSES)
+    one, two = picture(tmp_path / "one.png"), picture(tmp_path / "two.png")
+    assert (two.shape[0] > one.shape[0]) == labelled, "names make a legend, and only where there are masks"
+    with pytest.raises(ValueError, match="2 images, 1 masks"):
+        figures.feature_maps_sheet(images, masks[:1], features, tmp_path / "x.png")
+
+
+def test_real_images_are_drawn(real_data, tmp_path):
+    """A CamVid image with its mask, whole chain from file to sheet."""
+    image_path, mask_path = (real_data / "CamVid" / "test.txt").read_text().split()[:2]
+    image = np.asarray(Image.open(real_data / "CamVid" / image_path).convert("RGB"))
+    mask = np.asarray(Image.open(real_data / "CamVid" / mask_path))
+    names = [f"class {i}" for i in range(11)]
+    row = (image, mask, np.roll(mask, 9, 1) % 11, "camvid")
+    figures.prediction_sheet([row], names, tmp_path / "sheet.png")
+    picture(tmp_path / "sheet.png")
+
+
+def test_importing_figures_does_not_import_matplotlib():
+    """Training without pictures must not pay for the plotting library."""
+    code = "import sys, mscl_hf.figures; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
