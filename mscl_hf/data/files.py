@@ -1,0 +1,140 @@
+"""From paths on disk to rows: finding images, pairing them with masks, and saying what is missing."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, index_array, unreadable
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
+
+
+def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path] | None) -> datasets.Dataset:
+    """Rows that point at files: nothing is copied, and each file is decoded when its row is read."""
+    columns = {"image": [str(path) for path in images], "name": list(names)}
+    features = {"image": datasets.Image(), "name": datasets.Value("string")}
+    if masks is not None:
+        columns["mask"] = [str(path) for path in masks]
+        features["mask"] = datasets.Image()
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted; hidden files and folders are passed over."""
+    found = []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
+            found.append(path)
+    if not found:
+        raise ValueError(f"found no images in {folder} (looked for {' '.join(IMAGE_SUFFIXES)} in it and its sub-folders)")
+    return sorted(found)
+
+
+def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
+    """Path below the folder without suffix; with it where two files differ in nothing else."""
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in images]
+    count = Counter(stems)
+    return [s if count[s] == 1 else path.relative_to(folder).as_posix() for s, path in zip(stems, images)]
+
+
+def require_files(paths: Sequence[Path], listed_in: str) -> None:
+    """Raise ValueError naming the first listed files that are not there."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{listed_in} lists files that are not there: {first_three(missing)}; complete the data set")
+
+
+def require_masks(images: Sequence[Path], masks: Sequence[Path | None]) -> None:
+    """Raise ValueError naming the first images that have no mask file."""
+    alone = [str(image) for image, mask in zip(images, masks) if mask is None or not mask.is_file()]
+    if alone:
+        raise ValueError(
+            f"{len(alone)} of {len(images)} images have no mask: {first_three(alone)}; add the masks, take these images "
+            "out, or load them as unlabelled data"
+        )
+
+
+def first_three(items: Sequence[str]) -> str:
+    """The first three items and how many there are."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
+    """Names from a list, a text file with one name a line, "sky,road,car", or a number of classes; None when not given."""
+    if isinstance(classes, (str, Path)):
+        is_file = Path(classes).is_file()
+        if not is_file and Path(classes).suffix == ".txt":
+            raise ValueError(f"the file of class names {classes} is not there; give an existing file or a list of names")
+        classes = Path(classes).read_text(encoding="utf-8").splitlines() if is_file else str(classes).split(",")
+        classes = [name.strip() for name in classes if name.strip()]
+    if classes is None:
+        if num_classes is None:
+            return None
+        classes = [f"class_{i}" for i in range(num_classes)]
+    if num_classes is not None and num_classes != len(classes):
+        raise ValueError(f"got {len(classes)} class names but num_classes={num_classes}; give one of them, or equal ones")
+    repeated = [name for name, times in Counter(classes).items() if times > 1]
+    if not 1 <= len(classes) <= 255 or repeated:
+        raise ValueError(f"got {len(classes)} class names, repeated: {repeated}; wanted 1 to 255 different names")
+    return tuple(classes)
+
+
+def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = False) -> np.ndarray | None:
+    """(256,) uint8 from {stored id: train id} or "255:1,7:255"; ids not named stay as they are.
+
+    reduce_labels: stored 0 becomes the ignored label and every other id goes down by one (ADE20K's convention).
+    """
+    if not label_map and not reduce_labels:
+        return None
+    if label_map and reduce_labels:
+        raise ValueError("got both a label map and reduce_labels; write the reduction into the label map")
+    if reduce_labels:
+        return np.concatenate([[IGNORE_INDEX], np.arange(254), [IGNORE_INDEX]]).astype(np.uint8)
+    table = np.arange(256, dtype=np.uint8)
+    try:
+        pairs = [p.split(":") for p in label_map.split(",")] if isinstance(label_map, str) else label_map.items()
+        for stored, train in pairs:
+            if not (0 <= int(stored) <= 255 and 0 <= int(train) <= 255):
+                raise ValueError
+            table[int(stored)] = int(train)
+    except ValueError:
+        raise ValueError(f'the label map is {label_map!r}; wanted "stored:train,..." with ids in 0..255, as "255:1"') from None
+    return table
+
+
+def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Image.Image]]:
+    """(file name, image) of at most SCAN_AT_MOST masks, evenly spaced over the list."""
+    step = max(1, -(-len(paths) // SCAN_AT_MOST))
+    for path in paths[::step]:
+        try:
+            with Image.open(path) as mask:
+                mask.load()
+        except DECODE_ERRORS as error:
+            raise unreadable(str(path), error) from error
+        yield str(path), mask
+
+
+def found_classes(masks: Iterable[tuple[str, Image.Image]], table: np.ndarray | None) -> tuple[str, ...]:
+    """class_0 ... class_K-1, where K - 1 is the highest train id (other than 255) in the masks.
+
+    Raises ValueError where the masks cannot tell: only 255 beside 0 (a black-and-white mask?), or no id at all.
+    """
+    stored = set()
+    for where, mask in masks:
+        stored.update(np.unique(index_array(mask, lambda _: where)).tolist())
+    if stored == {0, IGNORE_INDEX} and table is None:
+        raise ValueError(
+            "the masks hold only 0 and 255, and 255 is the ignored label; if 255 marks the object, give the label map "
+            '"255:1", else name the classes'
+        )
+    beyond = sorted(v for v in stored if not 0 <= v <= 255)
+    ids = {v if table is None else int(table[v]) for v in stored if 0 <= v <= 255} - {IGNORE_INDEX}
+    if beyond or not ids:
+        raise ValueError(f"no classes can be told from the masks: they hold {sorted(stored)[:10]}, wanted ids in 0..254")
+    return tuple(f"class_{i}" for i in range(max(ids) + 1))

@@ -1,0 +1,158 @@
+"""Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+
+from .files import SCAN_AT_MOST, class_names, found_classes, make_table
+from .segmentation_data import SegmentationData
+from .stream import SegmentationStream
+
+IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "jpg", "photo")
+MASK_COLUMNS = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask",
+                "seg_map", "semantic_mask", "gt")  # fmt: skip
+FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
+SPLIT_ALIASES = {"val": "validation", "validation": "val"}  # `datasets` calls it validation, most papers val
+
+
+def build_hf(
+    split: str,
+    data_dir: str | Path | None,
+    unlabelled: bool = False,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    classes: str | Path | Sequence[str] | None = None,
+    num_classes: int | None = None,
+    label_map: dict[int, int] | str | None = None,
+    reduce_labels: bool = False,
+) -> SegmentationData | SegmentationStream:
+    """A split of what `data_dir` names: a folder of `save_to_disk`, a parquet file, a folder of parquet files or of images
+    with metadata (`file_name`, `mask_file_name`), or a name on the Hub (`subset`: its configuration; `revision`: its commit).
+
+    classes: names, a text file, "a,b,c", or the name of a column of class labels that holds them. Without classes and
+    num_classes they are found in the masks, which a stream does not allow.
+    """
+    if data_dir is None:
+        raise ValueError("the data set 'hf' needs --data-dir: a Hub name, a parquet file or a folder that `datasets` reads")
+    rows = load_rows(str(data_dir), split, subset, revision, streaming)
+    features = rows.features if rows.features is not None else rows._resolve_features().features
+    columns = {"image": pick_column(features, image_column, IMAGE_COLUMNS, "image")}
+    if not unlabelled:
+        columns["mask"] = pick_column(features, mask_column, MASK_COLUMNS, "mask", taken=columns["image"])
+    table = make_table(label_map, reduce_labels)
+    named = () if unlabelled else class_names(column_classes(features, classes), num_classes)
+    rows = rows.select_columns(list(columns.values()))
+    for wanted, column in columns.items():
+        rows = rows if column == wanted else rows.rename_column(column, wanted)
+        rows = rows.cast_column(wanted, datasets.Image(decode=not streaming))
+    name = Path(data_dir).name if Path(data_dir).exists() else str(data_dir)
+    if streaming:
+        if named is None:
+            raise ValueError("a streamed data set cannot be searched for its classes; give --classes or --num-classes")
+        return SegmentationStream(rows, named, name, split, table)
+    rows = rows.add_column("name", row_names(rows))
+    if named is None:
+        named = found_classes(scanned_masks(rows), table)
+    return SegmentationData(rows, named, name, split, table)
+
+
+def load_rows(
+    name: str, split: str, subset: str | None, revision: str | None, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Open one split. Raises ValueError naming the splits there are, or why the data set cannot be opened."""
+    path = Path(name)
+    if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        return saved_rows(path, split, streaming)
+    reader = FILE_READERS.get(path.suffix) if path.is_file() else None
+    if path.is_file() and reader is None:
+        raise ValueError(f"{path} is a file of an unknown kind; wanted one of {' '.join(FILE_READERS)}, a folder or a Hub name")
+    if reader is not None:
+        source = {"path": reader, "data_files": {"train": str(path)}}
+    else:
+        source = {"path": name, "name": subset, "revision": revision}
+    try:
+        there = datasets.get_dataset_split_names(
+            source["path"], config_name=source.get("name"), data_files=source.get("data_files"), revision=revision
+        )
+        return datasets.load_dataset(**source, split=there_is(split, there, name), streaming=streaming)
+    except (OSError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("no split"):
+            raise
+        raise ValueError(
+            f"`datasets` cannot open {name!r} ({type(error).__name__}: {error}); wanted a folder or file that is there, or a "
+            "name on the Hub that can be reached"
+        ) from error
+
+
+def saved_rows(path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    """A folder written by `save_to_disk`; a single Dataset is the split that it was saved as ('train' if it says none)."""
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.Dataset):
+        saved = {str(saved.split or "train"): saved}
+    rows = saved[there_is(split, list(saved), str(path))]
+    return rows.to_iterable_dataset() if streaming else rows
+
+
+def there_is(split: str, there: Sequence[str], where: str) -> str:
+    """The split's own name there; val and validation mean the same."""
+    for name in (split, SPLIT_ALIASES.get(split)):
+        if name in there:
+            return name
+    raise ValueError(f"no split {split!r} in {where}; the splits there: {', '.join(there)}")
+
+
+def pick_column(features: datasets.Features, given: str | None, common: Sequence[str], what: str, taken: str = "") -> str:
+    """The column named, or the only one with a common name that holds images."""
+    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    if given is not None:
+        if given not in features or not holds_images(features[given]):
+            raise ValueError(f"the {what} column {given!r} is not there or holds no images; the columns there: {columns}")
+        return given
+    found = [name for name in features if name.lower() in common and name != taken and holds_images(features[name])]
+    if len(found) != 1:
+        state = f"several columns may be the {what} column ({', '.join(found)})" if found else f"no {what} column was recognised"
+        raise ValueError(f"{state}; name it with --{what}-column; the columns there: {columns}")
+    return found[0]
+
+
+def holds_images(feature: Any) -> bool:
+    """An Image column, or encoded images as plain parquet stores them: bytes, or a struct of bytes and path."""
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) == "binary"
+
+
+def column_classes(features: datasets.Features, classes: Any) -> Any:
+    """The class names of the column that `classes` names, or `classes` itself."""
+    feature = features.get(classes) if isinstance(classes, str) else None
+    if feature is None:
+        return classes
+    inner = getattr(feature, "feature", feature)
+    if not isinstance(inner, datasets.ClassLabel):
+        raise ValueError(f"the column {classes!r} holds no class labels to take the names from; give the names themselves")
+    return inner.names
+
+
+def row_names(rows: datasets.Dataset) -> list[str]:
+    """The stems of the stored paths where every row has one and they differ, else the row numbers."""
+    paths = pc.struct_field(rows.with_format("arrow")[:]["image"], "path").to_pylist()
+    stems = [Path(path).stem if path else "" for path in paths]
+    if all(stems) and len(set(stems)) == len(stems):
+        return stems
+    return [f"row_{index:06d}" for index in range(len(rows))]
+
+
+def scanned_masks(rows: datasets.Dataset) -> Any:
+    """(description, mask) of at most SCAN_AT_MOST evenly spaced rows; the images are not decoded."""
+    masks = rows.select_columns(["mask"])
+    for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCAN_AT_MOST)).astype(int)).tolist():
+        mask = masks[index]["mask"]
+        if mask is not None:
+            yield f"of row {index}", mask

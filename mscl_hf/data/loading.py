@@ -1,0 +1,107 @@
+"""From tickets to batches: decode, draw views, stack; in this process or in workers, with the same result."""
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .order import Batches, Order, Ticket, sample_rng
+from .segmentation_data import BadSample, Sample, SegmentationData
+from .stream import SegmentationStream
+
+View = Callable[..., dict[str, Tensor]]
+SHUFFLE_BUFFER = 1000
+
+
+class Samples(Dataset):
+    """Maps a ticket to one sample's views. A bad file is replaced by the next readable one and reported in "bad"."""
+
+    def __init__(self, labelled: SegmentationData | None, unlabelled: SegmentationData | None, view: View, seed: int):
+        self.labelled, self.unlabelled, self.view, self.seed = labelled, unlabelled, view, seed
+
+    def __getitem__(self, ticket: Ticket) -> dict:
+        data = self.labelled if ticket.labelled else self.unlabelled
+        sample, bad = _read(data, ticket.index)
+        views = self.view(sample, sample_rng(self.seed, ticket))
+        return {**views, "labelled": ticket.labelled, "name": sample.name, "bad": bad}
+
+
+def _read(data: SegmentationData, index: int) -> tuple[Sample, list[str]]:
+    bad = []
+    for step in range(len(data)):
+        try:
+            return data.read((index + step) % len(data)), bad
+        except BadSample as error:
+            bad.append(str(error))
+    raise BadSample(f"none of the {len(data)} samples of {data.name}/{data.split} can be read; the first: {bad[0]}")
+
+
+class StreamedSamples(IterableDataset):
+    """Samples of a stream, pass after pass, each pass in another seeded order; process r of world takes every world-th.
+
+    `skip` samples of this process are read and dropped, so that a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, stream: SegmentationStream, view: View, seed: int, skip: int, shard: tuple[int, int]):
+        self.stream, self.view, self.seed, self.skip, self.shard = stream, view, seed, skip, shard
+
+    def __iter__(self) -> Iterator[dict]:
+        for number, sample in islice(enumerate(self._endless()), self.skip, None):
+            views = self.view(sample, sample_rng(self.seed, Ticket(number, self.shard[0], 0, True)))
+            yield {**views, "labelled": sample.mask is not None, "name": sample.name, "bad": []}
+
+    def _endless(self) -> Iterator[Sample]:
+        for epoch in count():
+            empty = True
+            for sample in self.stream.samples(shuffle_seed=self.seed + epoch, buffer=SHUFFLE_BUFFER, shard=self.shard):
+                empty = False
+                yield sample
+            if empty:
+                raise BadSample(f"the stream {self.stream.name}/{self.stream.split} has no sample for process {self.shard[0]}")
+
+
+def stack(samples: list[dict]) -> dict:
+    """Batch of samples: stacked tensors; labelled (n,): places of the samples whose mask counts; name, bad: lists."""
+    batch = {key: torch.stack([s[key] for s in samples]) for key, value in samples[0].items() if isinstance(value, Tensor)}
+    batch["labelled"] = torch.tensor([i for i, s in enumerate(samples) if s["labelled"]], dtype=torch.long)
+    batch["name"] = [s["name"] for s in samples]
+    batch["bad"] = [message for s in samples for message in s["bad"]]
+    return batch
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on, ready to be cut into batches.
+
+    labelled, unlabelled: the samples (either may be None), or `stream` for a data set that is read as it comes.
+    order: which samples make up a batch (None for a stream). view: Sample -> views.
+    """
+
+    labelled: SegmentationData | None
+    unlabelled: SegmentationData | None
+    view: View
+    seed: int
+    order: Order | None = None
+    stream: SegmentationStream | None = None
+    batch_size: int = 0
+
+    def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
+        """Batches of this process for forward passes first .. last - 1."""
+        options = {"collate_fn": stack, "pin_memory": torch.cuda.is_available()}
+        if self.stream is not None:
+            per_process = self.batch_size // world
+            samples = StreamedSamples(self.stream, self.view, self.seed, first * per_process, (rank, world))
+            return DataLoader(samples, batch_size=per_process, num_workers=0, **options)  # a stream is not split over workers
+        samples = Samples(self.labelled, self.unlabelled, self.view, self.seed)
+        sampler = Batches(self.order, first, last, rank, world)
+        return DataLoader(samples, batch_sampler=sampler, num_workers=workers, worker_init_fn=_leave_signals_to_parent, **options)
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C and job schedulers signal every process of a group: a worker must outlive the step that its parent finishes."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,211 @@
+"""Images with masks of train ids, whatever the layout they were stored in; every fault of a file is named here."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps
+
+IGNORE_INDEX = 255
+ORIENTATION = 0x0112  # the EXIF tag
+INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class BadSample(ValueError):
+    """One image or mask cannot be used; the message names the file, what is wrong and what to do."""
+
+
+class Sample(NamedTuple):
+    """image: (H, W, 3) uint8, RGB. mask: (H, W) uint8 of train ids, 255 = ignored, or None. name: unique in its split."""
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    name: str
+
+
+class Rows(Protocol):
+    """What data is read from: `datasets.Dataset` with Image columns, or scenes drawn on demand."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def select(self, indices: Sequence[int]) -> "Rows": ...
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A split of a data set.
+
+    rows: len() and [i] -> {"image": PIL image, "mask": PIL image or None, "name": str}.
+    classes: the names of train ids 0..K-1; () when there are no masks.
+    label_table: (256,) uint8, stored id -> train id, 255 = ignored; None = stored ids are train ids.
+    groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
+    """
+
+    rows: Rows
+    classes: tuple[str, ...]
+    name: str
+    split: str
+    label_table: np.ndarray | None = None
+    groups: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.classes)
+
+    def read(self, index: int) -> Sample:
+        """Decode row `index`. Raises BadSample naming the file that cannot be used."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {self.name}/{self.split}, which has {len(self)} rows")
+        try:
+            row = self.rows[int(index)]
+        except DECODE_ERRORS as error:
+            raise self._decode_fault(index, error) from error
+        return to_sample(row, self, lambda column: self._file(index, column))
+
+    def select(self, indices: Sequence[int]) -> "SegmentationData":
+        """The same data with only these rows, in this order."""
+        indices = [int(i) for i in indices]
+        groups = None if self.groups is None else tuple(self.groups[i] for i in indices)
+        return replace(self, rows=self.rows.select(indices), groups=groups)
+
+    def _stored(self, index: int, column: str) -> Any:
+        """The undecoded value of an Image column: {"path": ..., "bytes": ...}; None where rows are not stored files."""
+        if not isinstance(self.rows, datasets.Dataset) or column not in self.rows.column_names:
+            return None
+        return self.rows.with_format("arrow")[int(index)][column][0].as_py()
+
+    def _file(self, index: int, column: str) -> str:
+        """How to name the file behind a column in a message."""
+        stored = self._stored(index, column)
+        if isinstance(stored, dict) and stored.get("path"):
+            return stored["path"]
+        return f"the {column} of row {index} of {self.name}/{self.split}"
+
+    def _decode_fault(self, index: int, error: Exception) -> BadSample:
+        """Which of the two files does not decode: found only after a failure, so that reading stays one pass."""
+        for column in ("image", "mask"):
+            stored = self._stored(index, column)
+            try:
+                if stored is not None:
+                    datasets.Image().decode_example(stored)
+            except DECODE_ERRORS as fault:
+                return unreadable(self._file(index, column), fault)
+        return unreadable(self._file(index, "image"), error)
+
+
+def unreadable(where: str, error: Exception) -> BadSample:
+    """The message for a truncated file, a file that is no image, or one beyond Pillow's pixel limit."""
+    return BadSample(f"{where} cannot be read as an image ({error}); replace it, or skip it with --max-bad-images N")
+
+
+def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
+    """Check and convert one decoded row. data has `classes` and `label_table`; file_of(column) names its file."""
+    image = rgb_array(row["image"], file_of)
+    if not data.classes:
+        return Sample(image, None, row["name"])
+    if row.get("mask") is None:
+        raise BadSample(f"{file_of('image')} has no mask; add one, or leave the image out of the labelled data")
+    stored = index_array(row["mask"], file_of)
+    if stored.shape != image.shape[:2]:
+        raise BadSample(
+            f"{file_of('image')} is {_size(image)} but its mask {file_of('mask')} is {_size(stored)} "
+            "(width x height, EXIF orientation applied); bring both to one size"
+        )
+    return Sample(image, _train_ids(stored, data, file_of), row["name"])
+
+
+def rgb_array(image: Image.Image, file_of: Any) -> np.ndarray:
+    """(H, W, 3) uint8, RGB, upright. Grey, palette, CMYK and RGBA are converted; 16-bit is scaled from its full range."""
+    image = _upright(image)
+    if image.mode.startswith("I"):
+        grey = (np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; store it as 8 or 16 bit")
+    if "transparency" in image.info:  # Pillow warns when such a palette is turned into RGB directly
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def index_array(mask: Image.Image, file_of: Any) -> np.ndarray:
+    """(H, W) stored ids. A palette image gives its indices: its colours are only for looking at."""
+    if mask.mode not in INDEX_MODES:
+        raise BadSample(
+            f"the mask {file_of('mask')} has mode {mask.mode}, wanted one class id a pixel "
+            "(palette, 8-bit or 16-bit grey); convert the colours to ids first"
+        )
+    mask = _upright(mask)
+    return np.asarray(mask, dtype=np.uint8 if mask.mode in ("1", "P", "L") else np.int64)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
+    table = np.arange(256, dtype=np.uint8) if data.label_table is None else data.label_table
+    outside = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # (256,) stored ids that are no class
+    fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored <= 255)).all())
+    if not fits or outside[stored].any():
+        wrong = [int(v) for v in np.unique(stored) if not 0 <= v <= 255 or outside[v]]
+        raise BadSample(
+            f"the mask {file_of('mask')} holds the label(s) {wrong[:10]}, which belong to none of the {len(data.classes)} "
+            f"classes nor to the ignored label {IGNORE_INDEX}; correct the mask, the classes or the label map"
+        )
+    return table[stored]
+
+
+def check_data(
+    data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 2
+) -> tuple[list[int], list[str]]:
+    """Read samples before training starts, so that a bad file costs seconds and not a night.
+
+    Reads every row, or `decode_at_most` evenly spaced ones where there are more; rows not read count as usable.
+    Returns (indices of the usable rows, a message for each bad row).
+    Raises BadSample when more than `max_bad_images` rows are bad, or all of them.
+    """
+    if max_bad_images < 0 or decode_at_most < 1 or workers < 1:
+        raise ValueError(
+            f"check_data got max_bad_images={max_bad_images}, decode_at_most={decode_at_most}, workers={workers}; "
+            "wanted at least 0, 1 and 1"
+        )
+    chosen = range(len(data))
+    if len(data) > decode_at_most:
+        chosen = [i * len(data) // decode_at_most for i in range(decode_at_most)]
+
+    def fault(index: int) -> str | None:
+        try:
+            data.read(index)
+        except BadSample as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        faults = {i: message for i, message in zip(chosen, pool.map(fault, chosen)) if message}
+    bad = list(faults.values())
+    if len(bad) > max_bad_images or (bad and len(bad) == len(data)):
+        raise BadSample(
+            f"{len(bad)} of the {len(chosen)} samples read from {data.name}/{data.split} are bad "
+            f"(--max-bad-images {max_bad_images}); the first: {bad[0]}; mend them, or pass --max-bad-images N with N >= "
+            f"{len(bad)} to leave them out"
+        )
+    return [i for i in range(len(data)) if i not in faults], bad

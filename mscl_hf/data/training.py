@@ -1,0 +1,136 @@
+"""What a run trains on, from its options: the labelled subset, the unlabelled rest, the held-out masks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .loading import TrainingData, View
+from .order import Order
+from .segmentation_data import SegmentationData, check_data
+from .sources import load_data
+from .stream import SegmentationStream
+from .subset import choose_subset
+
+HELD_OUT = {"hf": "validation"}  # the name of the split for checks; "val" elsewhere
+# Options that only some layouts have: passed on when given.
+LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "image_column", "mask_column", "subset", "revision",
+                  "streaming", "reduce_labels", "classes", "num_classes")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images, and how many of them with labels."""
+
+    dataset: str = field(default="synthetic", metadata={"help": "synthetic, camvid, voc2012, cityscapes, ade20k, folder or hf"})
+    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; for hf: a path or a Hub name"})
+    train_split: str | None = field(default=None, metadata={"help": "split to train on; default: train (voc2012 also has trainaug)"})
+    val_split: str | None = field(default=None, metadata={"help": "split for health checks and the final figure; none = no masks held out"})
+    train_fraction: float | None = field(default=None, metadata={"help": "share of the training masks to use, nested over values"})
+    train_count: int | None = field(default=None, metadata={"help": "number of training masks to use, nested over values"})
+    subset_seed: int = field(default=0, metadata={"help": "which masks; kept apart from --seed"})
+    max_bad_images: int = field(default=0, metadata={"help": "unreadable or inconsistent samples to skip and count before giving up"})
+    image_dir: str | None = field(default=None, metadata={"help": "folder: where the images lie; default: DATA_DIR/images"})
+    mask_dir: str | None = field(default=None, metadata={"help": "folder: where the masks lie; default: DATA_DIR/masks"})
+    mask_suffix: str | None = field(default=None, metadata={"help": "folder: what a mask's name adds to its image's, e.g. _mask"})
+    masked_only: bool = field(default=False, metadata={"help": "folder: leave out images that have no mask"})
+    image_column: str | None = field(default=None, metadata={"help": "hf: column of images"})
+    mask_column: str | None = field(default=None, metadata={"help": "hf: column of masks"})
+    subset: str | None = field(default=None, metadata={"help": "hf: configuration name of a Hub data set"})
+    revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set"})
+    streaming: bool = field(default=False, metadata={"help": "hf: read the data set as it comes instead of downloading it"})
+    reduce_labels: bool = field(default=False, metadata={"help": "folder, hf: label 0 becomes ignored, the others count from 0"})
+    classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them"})
+    num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
+
+
+def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
+    """One split of the data set that the options name."""
+    given = {name: getattr(options, name) for name in LAYOUT_OPTIONS if getattr(options, name) not in (None, False)}
+    if isinstance(given.get("classes"), list) and len(given["classes"]) == 1:
+        given["classes"] = given["classes"][0]  # a text file, or "a,b,c"
+    return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **given)
+
+
+def training_split(options: DataOptions) -> str:
+    return options.train_split or "train"
+
+
+def open_held_out(options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData | None:
+    """The split for health checks and the final figure; None when there is none and none was named."""
+    if options.val_split == "none":
+        return None
+    split = options.val_split or HELD_OUT.get(options.dataset, "val")
+    try:
+        return open_split(options, split)
+    except ValueError as error:
+        if options.val_split is not None or options.dataset not in ("folder", "hf"):
+            raise
+        say(f"no held-out masks: {error}")
+        return None
+
+
+def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData:
+    """The data without its bad samples, each of which is named; ValueError when there are more than allowed."""
+    good, bad = check_data(data, options.max_bad_images)
+    for message in bad:
+        say(f"skipped: {message}")
+    return data if not bad else data.select(good)
+
+
+def labelled_and_rest(options: DataOptions, say: Callable[[str], None]) -> tuple[SegmentationData, list[int]]:
+    """The chosen labelled samples of the training split, and the indices of the rows that lost their labels."""
+    data = open_split(options, training_split(options))
+    chosen, rest = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
+    return usable(data.select(chosen), options, say), rest
+
+
+def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
+    """The labelled subset alone."""
+    if options.streaming:
+        return TrainingData(None, None, view, seed, stream=open_split(options, training_split(options)), batch_size=batch_size)
+    data, _ = labelled_and_rest(options, say)
+    order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
+    return TrainingData(data, None, view, seed, order)
+
+
+def pretraining_data(
+    options: DataOptions, view: View, batch_size: int, seed: int, unlabelled: str, labelled_share: float, uses_labels: bool, say=print
+) -> TrainingData:
+    """The labelled subset, and unlabelled images beside it.
+
+    unlabelled: "none", "rest" (the training images that lost their labels), or a folder of images.
+    labelled_share: share of labelled images in a batch, where there are both kinds. A method that uses no labels draws from all images
+    alike, and no mask is opened.
+    """
+    if options.streaming:
+        stream = open_split(options, training_split(options), unlabelled=not uses_labels)
+        return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size)
+    extra = None
+    if uses_labels:
+        data, rest = labelled_and_rest(options, say)
+        if not data.labelled:
+            raise ValueError(f"{data.name}/{data.split} has no masks and the losses need them; add masks, or choose --losses g, l or g+l")
+    else:
+        everything = open_split(options, training_split(options), unlabelled=True)
+        chosen, rest = choose_subset(everything, options.train_fraction, options.train_count, options.subset_seed)
+        data = usable(everything.select(chosen), options, say)
+    if unlabelled == "rest" and rest:
+        extra = open_split(options, training_split(options), unlabelled=True).select(rest)
+    elif unlabelled not in ("none", "rest"):
+        extra = load_data("folder", "train", unlabelled, unlabelled=True)
+    if not uses_labels:
+        return _without_labels(options, data, extra, rest if unlabelled == "rest" else None, view, batch_size, seed)
+    count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
+    places = () if extra is None else tuple(range(len(extra)))
+    return TrainingData(data, extra, view, seed, Order(tuple(range(len(data))), places, batch_size, count, seed))
+
+
+def _without_labels(options, data, extra, rest, view, batch_size, seed) -> TrainingData:
+    """All images alike; where they are of one split, as one data set."""
+    if rest:
+        data = open_split(options, training_split(options), unlabelled=True)
+    elif extra is not None:
+        raise ValueError(
+            "losses without labels read one set of images: give the folder itself as --dataset folder --data-dir DIR, "
+            "or --unlabelled rest or none"
+        )
+    return TrainingData(None, data, view, seed, Order((), tuple(range(len(data))), batch_size, 0, seed))
