@@ -20,6 +20,8 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
         return x, 0
     if x.requires_grad:
         rows = torch.cat(all_gather(x.contiguous()))
+        # torch's backward receives into buffers laid out like the gradient; of a transposed one it would scramble the rows.
+        rows.register_hook(torch.Tensor.contiguous)
     else:
         parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .info_nce import DENOMINATORS as PICK_DENOMINATORS
 from .info_nce import LOCAL_SCOPES, global_contrast, local_contrast
-from .pixel_contrast import DENOMINATORS, IGNORE, SCOPES, pixel_contrast
+from .pixel_contrast import ANCHOR_WEIGHTS, DENOMINATORS, IGNORE, REDUCTIONS, SCOPES, pixel_contrast
 
 LOSS_SUBSETS = tuple("+".join(c) for n in (1, 2, 3) for c in combinations("glp", n))
 
@@ -16,7 +16,7 @@ LOSS_SUBSETS = tuple("+".join(c) for n in (1, 2, 3) for c in combinations("glp",
 def parse_losses(text: str) -> tuple[str, ...]:
     """ "g+l+p" -> ("g", "l", "p"), in this order whatever the order given; ValueError for anything else."""
     parts = tuple(part for part in "glp" if part in text.split("+"))
-    if "+".join(sorted(text.split("+"))) != "+".join(parts):
+    if not parts or "+".join(sorted(text.split("+"))) != "+".join(parts):
         raise ValueError(f"unknown losses {text!r}; choose one of {', '.join(LOSS_SUBSETS)}")
     return parts
 
@@ -49,6 +49,8 @@ class MultiScaleLoss:
             ("local_scope", LOCAL_SCOPES),
             ("pixel_scope", SCOPES),
             ("pixel_denominator", DENOMINATORS),
+            ("reduce", REDUCTIONS),
+            ("anchor_weight", ANCHOR_WEIGHTS),
             ("denominator", PICK_DENOMINATORS),
         ):
             if getattr(self, name) not in known:
@@ -102,9 +104,6 @@ class MultiScaleLoss:
             "anchor_weight": self.anchor_weight,
             "exclude_classes": tuple(self.exclude_classes),
         }
-        if len(a) == 0:  # a batch without labelled image: zero with a graph, so that every head has a gradient
-            zero = (a.sum() + b.sum()) * 0
-            return {"loss_p": zero, "floor_p": zero.detach(), "excess_p": zero.detach()}
         if self.pixel_scope == "cross":
             options["partner"] = torch.randperm(len(a), device=a.device)
         enhanced_labels = labels if enhanced_labels is None else enhanced_labels

@@ -16,6 +16,8 @@ from .precision import full_precision
 IGNORE = 255
 SCOPES = ("within", "cross", "batch")
 DENOMINATORS = ("all", "neg")
+REDUCTIONS = ("out", "in")
+ANCHOR_WEIGHTS = ("pixel", "class")
 # Similarities of a masked key. Finite, so that a row without any key has zero gradient instead of NaN.
 NOTHING = -1e30
 # Anchors times keys (over all bags) that may be held at once; above, rows are recomputed block by block in the backward.
@@ -23,7 +25,7 @@ CELLS_AT_ONCE = 1 << 24
 
 
 class PixelContrast(NamedTuple):
-    """loss: scalar with graph. floor: scalar, the mean log of the number of positives, which the loss cannot go below
+    """loss: scalar with graph. floor: scalar, the same mean of the log of the number of positives, which the loss cannot go below
     (with denominator "all" and reduce "out"): loss - floor is what can be learnt."""
 
     loss: Tensor
@@ -80,18 +82,19 @@ def pixel_contrast(
     per_anchor, positives = _rows(anchors, keys, labels, key_labels, own, rule, cells_at_once)
     # An anchor without positive can only occur when the two views have label maps of their own.
     weight = (is_anchor & (positives > 0)).to(per_anchor.dtype)  # (G, N)
-    floor = (positives.clamp(min=1).log() * weight).sum() / weight.sum().clamp(min=1)
+    shared = scope == "batch"
     if anchor_weight == "class":
-        weight = weight * _one_over_class_size(labels, weight)
-    return PixelContrast(_mean_over_bags(per_anchor, weight), floor)
+        weight = weight * _one_over_class_size(labels, weight, shared)
+    floor = positives.clamp(min=1).log()
+    return PixelContrast(_mean_over_bags(per_anchor, weight, shared), _mean_over_bags(floor, weight, shared))
 
 
 def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> None:
     for what, value, known in (
         ("scope", scope, SCOPES),
         ("denominator", denominator, DENOMINATORS),
-        ("reduce", reduce, ("out", "in")),
-        ("anchor_weight", anchor_weight, ("pixel", "class")),
+        ("reduce", reduce, REDUCTIONS),
+        ("anchor_weight", anchor_weight, ANCHOR_WEIGHTS),
     ):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r} of the pixel loss; choose one of {', '.join(known)}")
@@ -99,9 +102,9 @@ def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> Non
 
 def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule, cells_at_once: int) -> tuple[Tensor, Tensor]:
     """Loss of each anchor and its number of positives, both (G, N); similarities are held `cells_at_once` at most."""
-    step = max(1, cells_at_once // (len(anchors) * keys.shape[1]))
+    step = max(1, cells_at_once // max(1, len(anchors) * keys.shape[1]))  # no bag at all: a process without labelled images
     losses, counts = [], []
-    for start in range(0, anchors.shape[1], step):
+    for start in range(0, max(1, anchors.shape[1]), step):
         block = (anchors[:, start : start + step], keys, labels[:, start : start + step], key_labels, own, rule)
         if step < anchors.shape[1] and torch.is_grad_enabled():
             loss, count = checkpoint(_block, *block, use_reentrant=False)
@@ -130,15 +133,19 @@ def _block(anchors, keys, labels, key_labels, own: int, rule: Rule) -> tuple[Ten
     return everything - (share * s).sum(2), count
 
 
-def _one_over_class_size(labels: Tensor, weight: Tensor) -> Tensor:
-    """1 / number of anchors of the same class in the bag, per anchor (G, N)."""
+def _one_over_class_size(labels: Tensor, weight: Tensor, shared: bool) -> Tensor:
+    """1 / number of anchors of the same class in the bag, up to a factor, per anchor (G, N)."""
     sizes = weight.new_zeros(len(labels), 256).scatter_add_(1, labels.long(), weight)
-    return 1 / sizes.gather(1, labels.long()).clamp(min=1)
+    sizes = mean_count(sizes) if shared else sizes
+    return 1 / torch.where(sizes > 0, sizes, 1).gather(1, labels.long())
 
 
-def _mean_over_bags(per_anchor: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean in each bag, then the mean over the bags that have an anchor, over all processes."""
-    total = weight.sum(1)
+def _mean_over_bags(per_anchor: Tensor, weight: Tensor, shared: bool) -> Tensor:
+    """Weighted mean in each bag, then the mean over the bags that have an anchor, over all processes.
+
+    shared: the bag is one over all processes, each of which holds the rows of its own anchors.
+    """
+    total = mean_count(weight.sum(1)) if shared else weight.sum(1)
     used = (total > 0).to(total.dtype)
     means = torch.where(weight > 0, per_anchor * weight, 0).sum(1) / total.clamp(min=1e-12)
     return (means * used).sum() / mean_count(used.sum()).clamp(min=1e-12)

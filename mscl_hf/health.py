@@ -1,0 +1,139 @@
+"""Is pre-training going well? A linear probe on held-out masks, and how many dimensions the embeddings really use."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data.segmentation_data import SegmentationData
+from .data.views import central_crop, cut
+from .methods.base import Method
+from .methods.mscl import labels_at
+from .metrics import MeanIoU
+
+IGNORE = 255
+
+
+@dataclass
+class HealthCheck:
+    """`HealthCheck(...)(method, step)` -> numbers for the log; a warning in words when they look like collapse.
+
+    train: labelled images on which the probe is fitted; held_out: those on which it is scored (either may be None: no probe).
+    """
+
+    train: SegmentationData | None
+    held_out: SegmentationData | None
+    images: SegmentationData
+    image_size: int
+    base_size: int
+    warn: callable = print
+    max_images: int = 32
+
+    def __call__(self, method: Method, step: int) -> dict[str, float]:
+        pixels = _load(self.images, self.image_size, self.base_size, self.max_images)[0]
+        row = {}
+        for space, vectors in embedding_spaces(method, pixels).items():
+            row[f"effective_rank_{space}"] = effective_rank(vectors)
+            row[f"spread_{space}"] = spread(vectors)
+        if self.train is not None and self.held_out is not None:
+            row["probe_mean_iou"] = self._probe(method)
+        for sentence in complaints(row):
+            self.warn(f"step {step}: {sentence}")
+        return row
+
+    def _probe(self, method: Method) -> float:
+        parts = [_load(data, self.image_size, self.base_size, self.max_images) for data in (self.train, self.held_out)]
+        maps = [features(method, pixels) for pixels, _ in parts]
+        labels = [labels_at(mask, maps[i].shape[-2:]) for i, (_, mask) in enumerate(parts)]
+        x = [m.flatten(2).transpose(1, 2) for m in maps]  # (N, h*w, D)
+        return linear_probe(x[0], labels[0], x[1], labels[1], self.train.num_classes)
+
+
+def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Tensor, Tensor | None]:
+    """Up to `limit` images, evenly spaced over the data: centre crops (n, 3, size, size), masks (n, size, size) or None."""
+    places = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(limit, len(data)))})
+    samples = [data.read(i) for i in places]
+    cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in samples]
+    masks = None if cuts[0][1] is None else torch.stack([mask for _, mask in cuts])
+    return torch.stack([image for image, _ in cuts]), masks
+
+
+def features(method: Method, pixels: Tensor) -> Tensor:
+    """Last backbone map (n, D, h, w) of uint8 images, on the CPU, in chunks of 8."""
+    device = method.image_mean.device
+    maps = [method.network.backbone(method.normalise(chunk.to(device))).feature_maps[-1] for chunk in pixels.split(8)]
+    return torch.cat(maps).float().cpu()
+
+
+def embedding_spaces(method: Method, pixels: Tensor) -> dict[str, Tensor]:
+    """Unit vectors (n, D) by space: backbone cells, and the embeddings of every head that trains."""
+    device = method.image_mean.device
+    spaces: dict[str, list[Tensor]] = {}
+    for chunk in pixels.split(8):
+        out = method.network(method.normalise(chunk.to(device)))
+        found = {"backbone": out.feature_maps[-1].flatten(2).transpose(1, 2)}
+        for name, head in (("global", "global_embeds"), ("local", "local_embeds"), ("pixel", "pixel_embeds")):
+            if all(p.requires_grad for p in getattr(method.network, f"{name}_head").parameters()):
+                value = getattr(out, head)
+                found[name] = value.flatten(2).transpose(1, 2) if value.dim() == 4 else value
+        for name, value in found.items():
+            spaces.setdefault(name, []).append(F.normalize(value.float().flatten(0, -2), dim=-1).cpu())
+    return {name: torch.cat(parts) for name, parts in spaces.items()}
+
+
+def effective_rank(vectors: Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli, 2007): 1 = a line, D = all directions alike."""
+    values = torch.linalg.svdvals(_some(vectors) - _some(vectors).mean(0))
+    share = values / values.sum().clamp(min=1e-12)
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+
+
+def spread(vectors: Tensor) -> float:
+    """Mean standard deviation of a dimension of unit vectors, times sqrt(D): 0 = all alike, 1 = all over the sphere."""
+    return float(vectors.std(0).mean() * vectors.shape[1] ** 0.5)
+
+
+def _some(vectors: Tensor, limit: int = 2048) -> Tensor:
+    return vectors[:: max(1, len(vectors) // limit)]
+
+
+def linear_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int, ridge: float = 1e-2) -> float:
+    """Mean IoU on held-out cells of a ridge regression from frozen features to one-hot labels, in closed form.
+
+    x (n, cells, D), y (n, cells) with 255 = ignored. Cells count, not pixels: a figure to compare over steps, not with evaluation.
+    """
+    keep = y.flatten() != IGNORE
+    rows, labels = x.flatten(0, 1)[keep].double(), y.flatten()[keep]
+    mean, deviation = rows.mean(0), rows.std(0).clamp(min=1e-6)
+
+    def design(z: Tensor) -> Tensor:
+        z = (z.double() - mean) / deviation
+        return torch.cat([z, torch.ones(*z.shape[:-1], 1, dtype=z.dtype)], dim=-1)
+
+    a = design(rows)
+    penalty = ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype)
+    weights = torch.linalg.solve(a.T @ a + penalty, a.T @ F.one_hot(labels, classes).double())
+    predicted = (design(x_held) @ weights).argmax(-1)
+    metric = MeanIoU(classes)
+    metric.add(metric.counts(predicted.numpy(), y_held.numpy()))
+    return float(metric.compute()["mean_iou"])
+
+
+def complaints(row: dict[str, float]) -> list[str]:
+    """What looks like collapse, in words."""
+    found = []
+    for key, value in row.items():
+        space = key.rsplit("_", 1)[-1]
+        if key.startswith("effective_rank_") and value < 2:
+            found.append(
+                f"the {space} embeddings use {value:.1f} dimensions: they collapse onto a line; "
+                "lower the learning rate, raise the batch size, or take another loss"
+            )
+        elif key.startswith("spread_") and value < 0.05:
+            found.append(
+                f"the {space} embeddings are nearly all alike (spread {value:.3f} of 1): collapse; "
+                "check that the images differ and that the loss has negatives"
+            )
+    return found

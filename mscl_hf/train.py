@@ -1,0 +1,298 @@
+"""The training loop, the same for pre-training and fine-tuning: it knows the `Method` interface and no method by name."""
+
+import importlib.util
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data.loading import TrainingData
+from .log import Log
+from .methods.base import Method
+
+STOPPED_BY_SIGNAL = 75  # exit status: not done, but resumable
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Budget, optimizer, precision, checkpoints, logs."""
+
+    max_steps: int = field(default=1000, metadata={"help": "optimizer steps"})
+    batch_size: int = field(default=16, metadata={"help": "images per forward pass, over all processes"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
+    optimizer: str = field(default="sgd", metadata={"help": "sgd (momentum 0.9) or adamw"})
+    lr: float = field(default=0.05, metadata={"help": "peak learning rate"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "on all weights with more than one dimension"})
+    schedule: str = field(default="cosine", metadata={"help": "cosine or poly (power 0.9), to zero"})
+    warmup_steps: int = field(default=20, metadata={"help": "linear warm-up"})
+    clip_norm: float = field(default=5.0, metadata={"help": "largest gradient norm; 0 = no clipping"})
+    head_lr_scale: float = field(default=1.0, metadata={"help": "factor on the learning rate of everything but backbone and decoder"})
+    precision: str = field(default="fp32", metadata={"help": "fp32 or bf16"})
+    channels_last: bool = field(default=True, metadata={"help": "memory format of the convolutions"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute the backbone's activations"})
+    num_workers: int = field(default=2, metadata={"help": "processes that decode and augment, per training process"})
+    save_every_steps: int = field(default=500, metadata={"help": "optimizer steps between checkpoints; 0 = only at the end"})
+    keep_checkpoints: int = field(default=2, metadata={"help": "how many checkpoints to keep"})
+    log_every_steps: int = field(default=10, metadata={"help": "optimizer steps between lines of log.jsonl"})
+    report_to: list[str] = field(default_factory=list, metadata={"help": "trackers: tensorboard, trackio, wandb"})
+    seed: int = field(default=0, metadata={"help": "drives weights, order and augmentation"})
+    resume: bool = field(default=False, metadata={"help": "continue what the output folder holds, or start"})
+
+    def __post_init__(self):
+        for name, known in (
+            ("precision", ("fp32", "bf16")),
+            ("optimizer", ("sgd", "adamw")),
+            ("schedule", ("cosine", "poly")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup_steps", "save_every_steps", "num_workers", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr is {self.lr}; it must be positive and finite")
+        unknown = set(self.report_to) - {"tensorboard", "trackio", "wandb"}
+        if unknown:
+            raise ValueError(f"--report-to {', '.join(sorted(unknown))} is unknown; choose tensorboard, trackio, wandb")
+        for tracker in self.report_to:
+            if importlib.util.find_spec(tracker) is None:
+                raise ValueError(f"--report-to {tracker} needs a package that is not installed; pip install {tracker}")
+
+
+class NonFinite(ValueError):
+    """The loss or its gradient is NaN or infinite; raised before the weights move."""
+
+
+def lr_at(step: int, options: TrainOptions) -> float:
+    """Linear warm-up, then half a cosine (Loshchilov & Hutter, 2017) or a polynomial of power 0.9, to zero."""
+    warmup = min(options.warmup_steps, options.max_steps // 2)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    done = (step - warmup) / (options.max_steps - warmup)
+    return options.lr * (0.5 * (1 + math.cos(math.pi * done)) if options.schedule == "cosine" else (1 - done) ** 0.9)
+
+
+def build_optimizer(method: Method, options: TrainOptions) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that train; biases and norms do not decay."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            body = name.startswith(("network.backbone.", "network.decoder."))
+            groups.setdefault((body, parameter.dim() > 1), []).append(parameter)
+    parameters = [
+        {
+            "params": members,
+            "weight_decay": options.weight_decay if decays else 0.0,
+            "lr_scale": 1.0 if body else options.head_lr_scale,
+        }
+        for (body, decays), members in groups.items()
+    ]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=options.lr)
+    return torch.optim.SGD(parameters, lr=options.lr, momentum=0.9)
+
+
+def fit(
+    method: Method,
+    data: TrainingData,
+    options: TrainOptions,
+    out: Path,
+    accelerator: Accelerator,
+    watch: Callable[[Method, int], dict] | None = None,
+    watch_every_steps: int = 0,
+    max_bad_images: int = 0,
+) -> Method:
+    """Train `method` for options.max_steps, resuming from `out` if it holds a checkpoint; returns it unwrapped.
+
+    watch(method, step) -> numbers for the log, called on every process every `watch_every_steps` (0 = never) and at the end.
+    Raises NonFinite before the weights move; SystemExit(75) after a SIGTERM, with a checkpoint saved.
+    """
+    world, rank = accelerator.num_processes, accelerator.process_index
+    _check_batch(method, data, options, world)
+    if options.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if options.gradient_checkpointing:
+        method.network.gradient_checkpointing_enable()
+    method.to(accelerator.device)
+    freeze_unreached(method, next(iter(data.loader(0, 1, rank, world))), accelerator)
+    if accelerator.device.type == "cuda" and world > 1:
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    optimizer = build_optimizer(method, options)
+    model, optimizer = accelerator.prepare(method, optimizer)
+    found = checkpoint.complete(out)
+    first, pending = checkpoint.load(found[-1], method, optimizer.optimizer) if found else (0, [])
+    if found and accelerator.is_main_process:
+        print(f"resuming from step {first} ({found[-1]})")
+    accumulate = options.gradient_accumulation_steps
+    loader = iter(data.loader(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers))
+    log = Log(out, first, options, accelerator, pending)
+    skipped: set[str] = set()
+    done = first
+    with stop_signal() as stop:
+        for step in range(first, options.max_steps):
+            started = time.perf_counter()
+            torch.manual_seed(options.seed * 1_000_003 + step * world + rank)  # dropout: a function of the step, nothing to save
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, options) * group["lr_scale"]
+            batches = [next(loader) for _ in range(accumulate)]
+            waited = time.perf_counter() - started
+            _count_bad(batches, skipped, max_bad_images)
+            terms = _accumulated_step(model, batches, accelerator)
+            norm = _clip(accelerator, model, options.clip_norm)
+            _stop_unless_finite(accelerator, step, terms, norm, batches)
+            optimizer.step()
+            optimizer.zero_grad()
+            method.after_step((step + 1) / options.max_steps)
+            row = terms | {"grad_norm": norm, "lr": lr_at(step, options)}
+            done = step + 1
+            log.add(done, row, time.perf_counter() - started, waited)
+            if watch and _is_due(done, watch_every_steps, options.max_steps):
+                log.write(done, _in_eval(watch, method, done))
+            stopping = any_process(accelerator, stop.requested)
+            if stopping or _is_due(done, options.save_every_steps, options.max_steps):
+                _save(accelerator, out, done, method, optimizer, options, log.rows)
+            if stopping:
+                break
+    log.close()
+    if done < options.max_steps:
+        accelerator.print(f"stopped by a signal after step {done}, checkpoint saved; the same command with --resume continues")
+        accelerator.end_training()
+        sys.exit(STOPPED_BY_SIGNAL)
+    return method
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _check_batch(method: Method, data: TrainingData, options: TrainOptions, world: int) -> None:
+    if options.batch_size % world:
+        raise ValueError(f"--batch-size {options.batch_size} cannot be split evenly over {world} processes; make it a multiple of {world}")
+    if data.order is not None:
+        data.order.check_world(world)
+    if options.batch_size < method.min_batch:
+        raise ValueError(f"--batch-size is {options.batch_size} and this method contrasts images of one batch; give at least {method.min_batch}")
+
+
+def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> list[str]:
+    """Take parameters that the loss does not reach out of training; returns their names.
+
+    DDP waits for a gradient of each parameter, and weight decay would shrink weights that nothing trains: a head that is switched off,
+    the decoder where no loss sits behind it, the tail of a timm model behind its last tap. One backward on one batch tells.
+    """
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.train()
+    with torch.random.fork_rng(), accelerator.autocast():
+        method(to_device(batch, accelerator.device))["loss"].backward()
+    unreached = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unreached:
+        method.get_parameter(name).requires_grad_(False)
+    method.zero_grad()
+    method.load_state_dict(before)  # batch statistics, queues: as if nothing had happened
+    return unreached
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """Tensors of a batch on the device, the rest as it is."""
+    return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _accumulated_step(model: nn.Module, batches: list[dict], accelerator: Accelerator) -> dict[str, float]:
+    """Forward and backward over the batches of one optimizer step; returns the mean of every logged term."""
+    model.train()
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches):
+        last = number + 1 == len(batches)
+        with _sync_gradients(accelerator, model, last):
+            terms = model(to_device(batch, accelerator.device))
+            (terms["loss"] / len(batches)).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / len(batches)
+    names = list(sums)
+    values = accelerator.reduce(torch.stack([sums[name] for name in names]), "mean").tolist()
+    return dict(zip(names, values))
+
+
+@contextmanager
+def _sync_gradients(accelerator: Accelerator, model: nn.Module, sync: bool) -> Iterator[None]:
+    if sync:
+        yield
+    else:
+        with accelerator.no_sync(model):
+            yield
+
+
+def _clip(accelerator: Accelerator, model: nn.Module, limit: float) -> float:
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf))
+
+
+def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: float, batches: list[dict]) -> None:
+    # The mean loss and DDP's averaged gradient carry one process's NaN to all of them: all stop, none hangs.
+    if math.isfinite(terms["loss"]) and math.isfinite(norm):
+        return
+    names = [name for batch in batches for name in batch["name"]]
+    raise NonFinite(
+        f"step {step + 1} gave loss {terms['loss']} and gradient norm {norm} on process {accelerator.process_index} with samples "
+        f"{', '.join(names)}; the weights are those of step {step}: lower --lr, or raise the temperatures"
+    )
+
+
+def _count_bad(batches: list[dict], skipped: set[str], max_bad_images: int) -> None:
+    skipped.update(message for batch in batches for message in batch["bad"])
+    if len(skipped) > max_bad_images:
+        raise ValueError(f"{len(skipped)} bad image(s), more than --max-bad-images {max_bad_images}; the last: {sorted(skipped)[-1]}")
+
+
+def _in_eval(watch: Callable[[Method, int], dict], method: Method, step: int) -> dict:
+    """Health checks must leave no trace: no dropout, no batch statistics, no random numbers taken."""
+    method.eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        row = watch(method, step)
+    method.train()
+    return row
+
+
+def _save(accelerator: Accelerator, out: Path, step: int, method: Method, optimizer, options: TrainOptions, pending: list[dict]) -> None:
+    if accelerator.is_main_process:
+        checkpoint.save(out, step, method, optimizer.optimizer, options.keep_checkpoints, pending)
+    accelerator.wait_for_everyone()
+
+
+class StopSignal:
+    requested = False
+
+
+@contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """SIGTERM and SIGINT set a flag, which the loop reads between steps; the old handlers come back at the end."""
+    stop = StopSignal()
+
+    def ask(*_):
+        stop.requested = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """True on all processes if it is on one."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))

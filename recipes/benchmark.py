@@ -1,0 +1,167 @@
+"""Comparisons: every cell is an ordinary pre-training, fine-tuning and evaluation run; finished cells are skipped.
+
+python recipes/benchmark.py compare --spec recipes/configs/compare_camvid.yaml --data-dir CamVid --work-dir runs/camvid --jobs 2
+"""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from mscl_hf.options import command, parse
+from mscl_hf.publish import commit
+
+RECIPES = Path(__file__).resolve().parent
+COLUMNS = ("dataset", "method", "losses", "loss", "train_count", "seed", "mean_iou", "pretrain_steps", "finetune_steps",
+           "image_size", "commit", "cell", "split", "num_images", "overall_accuracy", "hours", "machine")  # fmt: skip
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """A grid of cells and where its parts go."""
+
+    spec: str = field(metadata={"help": "YAML file: dataset, common, pretrain, finetune, evaluate, seeds, baseline, cells"})
+    data_dir: str = field(metadata={"help": "where the data set lies"})
+    work_dir: str = field(default="runs/compare", metadata={"help": "folder of the cells; may be shared by several jobs"})
+    results: str | None = field(default=None, metadata={"help": "CSV to write; default: results/NAME_OF_SPEC.csv, with a .md beside it"})
+    jobs: int = field(default=1, metadata={"help": "cells run side by side, one thread each"})
+    only: list[str] | None = field(default=None, metadata={"help": "cells to run; default: all"})
+
+
+@command
+def main() -> None:
+    if sys.argv[1:2] != ["compare"]:
+        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare")
+    (options,) = parse((CompareOptions,), __doc__.splitlines()[0], sys.argv[2:])
+    spec = yaml.safe_load(Path(options.spec).read_text())
+    names = options.only or list(spec["cells"])
+    unknown = set(names) - set(spec["cells"])
+    if unknown:
+        raise ValueError(f"no cell {', '.join(sorted(unknown))} in {options.spec}; there are {', '.join(spec['cells'])}")
+    cells = [(name, seed) for seed in spec["seeds"] for name in names]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = list(pool.map(lambda cell: run_cell(spec, options, *cell), cells))
+    target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
+    write_csv(target, [row for row in rows if row])
+    target.with_suffix(".md").write_text(summary(spec, [row for row in rows if row], options.spec))
+    print(target.with_suffix(".md").read_text())
+
+
+def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict | None:
+    """Pre-train, fine-tune, evaluate; a stage whose result is there is not run again. Returns the cell's row."""
+    folder = Path(options.work_dir) / f"{name}-seed{seed}"
+    cell = spec["cells"][name]
+    data = {"dataset": spec["dataset"], "data-dir": options.data_dir}
+    common = data | spec.get("common", {})
+    pretrain = common | spec["pretrain"] | cell.get("pretrain", {}) | {"seed": seed, "output-dir": folder / "pretrain"}
+    finetune = common | spec["finetune"] | cell.get("finetune", {}) | {"seed": seed, "model": folder / "pretrain", "output-dir": folder / "finetune"}
+    evaluate = data | spec["evaluate"] | {"seed": seed, "model": folder / "finetune", "output-dir": folder / "evaluate"}
+    ended = (("pretrain", pretrain, "model.safetensors"), ("finetune", finetune, "model.safetensors"), ("evaluate", evaluate, "results.json"))
+    for stage, flags, proof in ended:
+        if not (folder / stage / proof).is_file() and not run_stage(stage, flags, folder):
+            print(f"{name}, seed {seed}: {stage} failed, see {folder / stage}.log")
+            return None
+    results = json.loads((folder / "evaluate" / "results.json").read_text())
+    run = {stage: json.loads((folder / stage / "run.json").read_text()) for stage in ("pretrain", "finetune")}
+    method = run["pretrain"]["method"]
+    seconds = sum(float((folder / f"{stage}.seconds").read_text()) for stage in ("pretrain", "finetune"))
+    print(f"{name}, seed {seed}: mean IoU {results['mean_iou']:.4f}")
+    return {
+        "dataset": spec["dataset"],
+        "method": method,
+        "losses": run["pretrain"]["losses"] if method == "mscl" else "-",
+        "loss": "ce",
+        "train_count": spec["common"].get("train-count", "all"),
+        "seed": seed,
+        "mean_iou": round(results["mean_iou"], 5),
+        "pretrain_steps": run["pretrain"]["max_steps"] if method != "none" else 0,
+        "finetune_steps": run["finetune"]["max_steps"],
+        "image_size": run["pretrain"]["image_size"],
+        "commit": results["commit"] or commit() or "-",
+        "cell": name,
+        "split": results["split"],
+        "num_images": results["num_images"],
+        "overall_accuracy": round(results["overall_accuracy"], 5),
+        "hours": round(seconds / 3600, 3),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def run_stage(stage: str, flags: dict, folder: Path) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / stage, ignore_errors=True)  # what a killed run left
+    words = [word for key, value in flags.items() for word in as_flag(key, value)]
+    log = folder / f"{stage}.log"
+    started = os.times().elapsed
+    with log.open("w") as file:
+        done = subprocess.run(
+            [sys.executable, str(RECIPES / f"{stage}.py"), *words],
+            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+    (folder / f"{stage}.seconds").write_text(f"{os.times().elapsed - started:.1f}\n")
+    return done.returncode == 0
+
+
+def as_flag(key: str, value) -> list[str]:
+    flag = f"--{key}"
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [flag, str(value)]
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def summary(spec: dict, rows: list[dict], source: str) -> str:
+    """Mean and sample deviation over seeds per cell, and the paired difference to the baseline with its 95 % t interval."""
+    by_cell: dict[str, dict[int, float]] = {}
+    for row in rows:
+        by_cell.setdefault(row["cell"], {})[row["seed"]] = 100 * row["mean_iou"]
+    base = by_cell.get(spec.get("baseline", "none"), {})
+    lines = [
+        f"Made by `python recipes/benchmark.py compare --spec {source} --data-dir DIR`; mean IoU in %.\n",
+        "| cell | pre-training steps | fine-tuning steps | seeds | mean IoU | minus baseline (95 % interval) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell, scores in by_cell.items():
+        row = next(row for row in rows if row["cell"] == cell)
+        pairs = [scores[seed] - base[seed] for seed in scores if seed in base]
+        lines.append(
+            f"| {cell} | {row['pretrain_steps']} | {row['finetune_steps']} | {len(scores)} | {mean_sd(list(scores.values()))} | "
+            f"{difference(pairs) if cell != spec.get('baseline', 'none') else '-'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mean_sd(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def difference(pairs: list[float]) -> str:
+    if not pairs:
+        return "-"
+    if len(pairs) == 1:
+        return f"{pairs[0]:+.1f}"
+    half = T95.get(len(pairs) - 1, 1.96) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    mean = statistics.mean(pairs)
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Fine-tune a pre-trained model folder on masks: cross-entropy, then mean IoU on the held-out split.
+
+accelerate launch recipes/finetune.py --model runs/pretrain
+accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mscl_hf import checkpoint
+from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
+from mscl_hf.data.views import TrainView
+from mscl_hf.evaluate import evaluate_model
+from mscl_hf.inference import InferenceOptions
+from mscl_hf.methods import SegmentationTraining
+from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.options import command, flat, parse
+from mscl_hf.publish import commit, draw_training, model_card, publish
+from mscl_hf.train import TrainOptions, fit
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Where from, where to, and the augmentation."""
+
+    model: str = field(default="runs/pretrain", metadata={"help": "model folder or Hub name to start from"})
+    output_dir: str = field(default="runs/finetune", metadata={"help": "new or empty folder for the model and its records"})
+    image_size: int | None = field(default=None, metadata={"help": "side of the training crop in px; default: as pre-trained"})
+    base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px, 0 = native; default: as pre-trained"})
+    min_scale: float = field(default=0.5, metadata={"help": "smallest random scale, as a factor of the base size"})
+    max_scale: float = field(default=2.0, metadata={"help": "largest random scale, as a factor of the base size"})
+    colour: float = field(default=0.3, metadata={"help": "strength of the colour distortion; 0 = none"})
+    auxiliary_loss_weight: float = field(default=0.4, metadata={"help": "weight of the auxiliary head's loss; 0 = no such head"})
+    dropout: float = field(default=0.1, metadata={"help": "before the classifier"})
+
+
+@dataclass(frozen=True)
+class FinetuneTrainOptions(TrainOptions):
+    """Budget, optimizer, precision, checkpoints, logs."""
+
+    schedule: str = field(default="poly", metadata={"help": "cosine or poly (power 0.9), to zero"})
+
+
+@command
+def main() -> None:
+    run, train, data_options = options = parse((FinetuneOptions, FinetuneTrainOptions, DataOptions), __doc__.splitlines()[0])
+    set_seed(train.seed)
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(train.precision, train.precision), log_with=train.report_to, project_dir=run.output_dir
+    )
+    out = Path(run.output_dir)
+    checkpoint.open_run(out, flat(*options), train.resume, accelerator.is_main_process)
+
+    held_out = open_held_out(data_options, accelerator.print)
+    view = TrainView(1, 1, (run.min_scale, run.max_scale), run.colour)  # sizes follow from the model
+    data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
+    classes = (data.stream or data.labelled).classes
+    if not classes:
+        raise ValueError(f"the training split of {data_options.dataset} has no masks; fine-tuning needs some")
+    network = MsclForSemanticSegmentation.from_pretrained(
+        run.model,
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
+        ignore_mismatched_sizes=True,  # a classifier for other classes starts anew
+        use_auxiliary_head=run.auxiliary_loss_weight > 0,
+        auxiliary_loss_weight=run.auxiliary_loss_weight,
+        decoder_dropout=run.dropout,
+        **{key: getattr(run, key) for key in ("image_size", "base_size") if getattr(run, key) is not None},
+    )
+    config = network.config
+    view.size, view.base = config.image_size, config.base_size
+
+    accelerator.init_trackers("mscl_hf", flat(*options))
+    method = fit(SegmentationTraining(network), data, train, out, accelerator, max_bad_images=data_options.max_bad_images)
+
+    if held_out is not None:
+        inference = InferenceOptions(base_size=config.base_size)
+        results = evaluate_model(
+            method.network, held_out, accelerator, inference, config.image_mean, config.image_std,
+            seed=train.seed, config=flat(*options), pictures_dir=out,
+        )  # fmt: skip
+    if accelerator.is_main_process:
+        title = f"{config.backbone}, fine-tuned on {data_options.dataset}"
+        figures = {}
+        if held_out is not None:
+            checkpoint.write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
+            figures = {f"mean IoU, {results['split']}": round(results["mean_iou"], 4)}
+            print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
+        about = f"A segmentation network for {len(classes)} classes: {', '.join(classes[:30])}."
+        publish(method.network, out, model_card(title, about, "accelerate launch " + " ".join(sys.argv), config, figures))
+        draw_training(out, title)
+        print(f"fine-tuned model: {out}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Pre-train a segmentation network: images (and the few masks there are) -> a model folder in Hub format.
+
+accelerate launch recipes/pretrain.py
+accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-count 37 --unlabelled rest --output-dir OUT
+"""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mscl_hf import checkpoint
+from mscl_hf.backbones import NetworkOptions, load_timm_weights
+from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
+from mscl_hf.data.views import PairView, ViewOptions
+from mscl_hf.health import HealthCheck
+from mscl_hf.losses import MultiScaleLoss
+from mscl_hf.methods import METHODS, method_class
+from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.options import command, flat, parse
+from mscl_hf.publish import draw_features, draw_training, model_card, publish
+from mscl_hf.train import TrainOptions, fit
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """The method, and what surrounds it."""
+
+    output_dir: str = field(default="runs/pretrain", metadata={"help": "new or empty folder for the model and its records"})
+    method: str = field(default="mscl", metadata={"help": "how to pre-train; see --list-methods"})
+    list_methods: bool = field(default=False, metadata={"help": "print the methods and stop"})
+    unlabelled: str = field(default="none", metadata={"help": "images without labels: none, rest (of the training split), or a folder"})
+    labelled_share: float = field(default=0.5, metadata={"help": "share of labelled images in a batch that also has unlabelled ones"})
+    label_down: str = field(default="centre", metadata={"help": "labels at feature resolution: centre, majority or pure"})
+    health_every_steps: int = field(default=100, metadata={"help": "steps between health checks (probe, rank, spread)"})
+
+
+KINDS = (PretrainOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, TrainOptions)
+
+
+@command
+def main() -> None:
+    run, loss, views, data_options, net, train = options = parse(KINDS, __doc__.splitlines()[0])
+    if run.list_methods:
+        return print_methods()
+    method_type = method_class(run.method)
+    set_seed(train.seed)
+    config = net.config(contrast=asdict(loss))
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(train.precision, train.precision), log_with=train.report_to, project_dir=run.output_dir
+    )
+    out = Path(run.output_dir)
+    checkpoint.open_run(out, flat(*options), train.resume, accelerator.is_main_process)
+
+    view = PairView(config.image_size, config.base_size, views)
+    uses_labels = method_type.trains and "p" in loss.heads
+    data = pretraining_data(
+        data_options, view, train.batch_size, train.seed, run.unlabelled, run.labelled_share, uses_labels, accelerator.print
+    )
+    held_out = open_held_out(data_options, accelerator.print)
+
+    network = MsclForPreTraining(config)
+    load_timm_weights(network, net.pretrained, net.backbone_weights)
+    method = method_type(network)
+    if method.trains:
+        accelerator.init_trackers("mscl_hf", flat(*options))
+        images = data.labelled or data.unlabelled
+        watch = HealthCheck(data.labelled, held_out, images, config.image_size, config.base_size, accelerator.print)
+        method = fit(method, data, train, out, accelerator, watch, run.health_every_steps, data_options.max_bad_images)
+
+    if accelerator.is_main_process:
+        title = f"{config.backbone}, {method.title} on {data_options.dataset}"
+        about = f"A segmentation network pre-trained by {method.title} ({method.paper}), to be fine-tuned on masks."
+        publish(method.network, out, model_card(title, about, "accelerate launch " + " ".join(sys.argv), network.config))
+        draw_training(out, title)
+        draw_features(method, held_out or data.labelled or data.unlabelled, out)
+        print(f"pre-trained model: {out}")
+    accelerator.end_training()
+
+
+def print_methods() -> None:
+    rows = [("name", "method", "year", "views", "labels", "transfers", "state")]
+    rows += [(name, m.title, str(m.year or "-"), m.views, m.labels, m.transfers, m.state) for name, m in METHODS.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+if __name__ == "__main__":
+    main()
