@@ -38,6 +38,7 @@ class NetworkOptions:
     pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
     pixel_layers: int = field(default=3, metadata={"help": "layers of the pixel head"})
     pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
+    pixel_grid: int | None = field(default=None, metadata={"help": "side that features are resized to before the pixel head; default: as they are, at most 65"})
 
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""

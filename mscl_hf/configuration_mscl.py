@@ -16,6 +16,7 @@ class MsclConfig(PreTrainedConfig):
         just before the backbone, when its family cannot take every size.
     decoder: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
     global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
+    pixel_grid: side to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
     attach: where the heads sit, "ancestor", "backbone" or "decoder".
     bn_views: "joint" runs both views in one forward, "separate" one after the other (batch statistics of its own each).
     contrast: options of `mscl_hf.losses.MultiScaleLoss` (which losses, weights, temperatures, ...), or empty for the defaults.
@@ -44,6 +45,7 @@ class MsclConfig(PreTrainedConfig):
         local_layers: int = 1,
         pixel_layers: int = 3,
         pixel_bn: bool = True,
+        pixel_grid: int | None = None,
         attach: str = "ancestor",
         bn_views: str = "joint",
         contrast: dict | None = None,
@@ -73,6 +75,7 @@ class MsclConfig(PreTrainedConfig):
         self.local_layers = local_layers
         self.pixel_layers = pixel_layers
         self.pixel_bn = pixel_bn
+        self.pixel_grid = pixel_grid
         self.attach = attach
         self.bn_views = bn_views
         self.contrast = dict(contrast or {})

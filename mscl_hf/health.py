@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .data.segmentation_data import SegmentationData
 from .data.views import central_crop, cut
+from .losses import labels_at
 from .methods.base import Method
-from .methods.mscl import labels_at
 from .metrics import MeanIoU
 
 IGNORE = 255
+FEW = 8
 
 
 @dataclass
@@ -21,6 +22,7 @@ class HealthCheck:
     """`HealthCheck(...)(method, step)` -> numbers for the log; a warning in words when they look like collapse.
 
     train: labelled images on which the probe is fitted; held_out: those on which it is scored (either may be None: no probe).
+    images: those whose embeddings are measured; fewer than `FEW` vectors of a space say nothing and are left out.
     """
 
     train: SegmentationData | None
@@ -35,6 +37,8 @@ class HealthCheck:
         pixels = _load(self.images, self.image_size, self.base_size, self.max_images)[0]
         row = {}
         for space, vectors in embedding_spaces(method, pixels).items():
+            if len(vectors) < FEW:
+                continue
             row[f"effective_rank_{space}"] = effective_rank(vectors)
             row[f"spread_{space}"] = spread(vectors)
         if self.train is not None and self.held_out is not None:

@@ -256,11 +256,16 @@ class MsclForPreTraining(MsclPreTrainedModel):
             return x if images is None else x[images]
 
         if self.config.attach == "backbone":
-            return self.pixel_head(chosen(maps[-1]))
-        if decoded is None:  # "ancestor": images without labels need no decoder
-            decoded = self.decoder([chosen(x) for x in maps])
-            return self.pixel_head(decoded)
-        return self.pixel_head(chosen(decoded))
+            features = chosen(maps[-1])
+        elif decoded is None:  # "ancestor": images without labels need no decoder
+            features = self.decoder([chosen(x) for x in maps])
+        else:
+            features = chosen(decoded)
+        grid = self.config.pixel_grid
+        size = [grid or min(side, 65) for side in features.shape[-2:]]  # 65: DeepLab's grid for crops of 513 px at stride 8
+        if size != list(features.shape[-2:]):
+            features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        return self.pixel_head(features)
 
 
 class MsclForSemanticSegmentation(MsclPreTrainedModel):

@@ -1,5 +1,6 @@
 """Command lines: dataclasses parsed by transformers' HfArgumentParser, from flags and a YAML file; flags win."""
 
+import argparse
 import difflib
 import functools
 import os
@@ -8,39 +9,50 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import yaml
+from accelerate import Accelerator
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(f"{message}; all options: --help")
 
 
 def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
     """One instance of each dataclass. Raises ValueError for unknown or ill-typed options, with the near names."""
-    parser = HfArgumentParser(list(kinds), description=description, allow_abbrev=False)
+    parser = _Parser(list(kinds), description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of options, e.g. recipes/configs/camvid.yaml; flags win over it")
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = {action.dest: action for action in parser._actions}
-    path, _ = _config_path(argv)
+    known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
+    path = _config_path(argv)
     if path is not None:
         parser.set_defaults(**_read_yaml(path, known))
-    parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     *instances, extra, remaining = parsed if len(parsed) == len(kinds) + 2 else (*parsed, None)
     if remaining:
         raise ValueError(_unknown(remaining[0], [flag for action in parser._actions for flag in action.option_strings]))
     return tuple(instances)
 
 
-def _config_path(argv: list[str]) -> tuple[str | None, int]:
+def _config_path(argv: list[str]) -> str | None:
     for i, word in enumerate(argv):
         if word == "--config" and i + 1 < len(argv):
-            return argv[i + 1], i
+            return argv[i + 1]
         if word.startswith("--config="):
-            return word.split("=", 1)[1], i
-    return None, -1
+            return word.split("=", 1)[1]
+    return None
 
 
 def _read_yaml(path: str, known: dict) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no configuration file {path}; give the path of a YAML file to --config")
-    content = yaml.safe_load(Path(path).read_text()) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); write 'option: value' lines") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'option: value' lines, got a {type(content).__name__}")
     options = {str(key).replace("-", "_"): value for key, value in content.items()}
@@ -52,13 +64,24 @@ def _read_yaml(path: str, known: dict) -> dict:
 
 
 def _typed(path: str, key: str, value, action):
-    """The value as the flag would have read it."""
-    if value is None or action.type is None or isinstance(value, bool):
-        return value
+    """The value as the flag would have read it; null stands for an option that has no value by default."""
+    many = action.nargs in ("+", "*")
+    kind = "true or false" if action.type is string_to_bool else getattr(action.type, "__name__", "text")
+    if value is None and action.default is None:
+        return None
     try:
-        return [action.type(v) for v in value] if isinstance(value, list) else action.type(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {key} is {value!r}, which cannot be read as {action.type}") from error
+        if value is None or isinstance(value, (dict, list)) and not many:
+            raise ValueError
+        values = [_scalar(action.type, v) for v in (value if isinstance(value, list) else [value])]
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"{path}: {key} is {value!r}, which cannot be read as {'a list of ' * many}{kind}") from error
+    return values if many else values[0]
+
+
+def _scalar(kind: Callable, value):
+    if isinstance(value, bool) and kind is not string_to_bool:
+        raise ValueError
+    return kind(str(value))
 
 
 def _unknown(word: str, known: list[str]) -> str:
@@ -70,6 +93,23 @@ def _unknown(word: str, known: list[str]) -> str:
 def flat(*instances) -> dict:
     """All options of a run in one dict, for its record."""
     return {key: value for instance in instances for key, value in asdict(instance).items()}
+
+
+def printable(*instances) -> dict:
+    """The same for trackers, which take numbers, truth values and text."""
+    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(*instances).items()}
+
+
+def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
+    """precision: fp32 or bf16; trackers write below folder."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return Accelerator(
+        # Without a GPU, Accelerate joins processes only when told to use the CPU; each would train for itself, in one folder.
+        cpu=several and not torch.accelerator.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -1,9 +1,12 @@
 """The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, card, pictures."""
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, SegformerImageProcessor
 
 from .data.segmentation_data import SegmentationData
@@ -12,6 +15,19 @@ from .figures import feature_maps_sheet, training_figure
 from .health import features
 from .log import read_log
 from .methods.base import Method
+
+
+def open_model(kind: type[PreTrainedModel], name: str, **options) -> PreTrainedModel:
+    """`kind.from_pretrained`; ValueError in one sentence when there is no model at `name`, a folder or a Hub name."""
+    if not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):  # nor can it be a Hub name
+        raise ValueError(f"there is no model folder {name}; give the output folder of a finished run, or a name on the Hub")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"the folder {name} holds no model (no config.json); give one in which a run has ended")
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, SafetensorError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"cannot open a model at {name!r} ({first}); give a folder of a finished run, or a name on the Hub") from error
 
 
 def publish(network: PreTrainedModel, out: Path, card: str) -> None:
@@ -59,6 +75,8 @@ def draw_features(method: Method, data: SegmentationData, out: Path, count: int 
 
 def commit() -> str | None:
     """The commit of the source tree that runs, or None outside a git checkout."""
+    if shutil.which("git") is None:
+        return None
     found = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )

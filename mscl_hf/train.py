@@ -63,6 +63,8 @@ class TrainOptions:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; it must be positive and finite")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed is {self.seed}; it must lie in 0..{2**32 - 1}")
         unknown = set(self.report_to) - {"tensorboard", "trackio", "wandb"}
         if unknown:
             raise ValueError(f"--report-to {', '.join(sorted(unknown))} is unknown; choose tensorboard, trackio, wandb")
@@ -195,7 +197,7 @@ def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> l
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.train()
     with torch.random.fork_rng(), accelerator.autocast():
-        method(to_device(batch, accelerator.device))["loss"].backward()
+        method(**to_device(batch, accelerator.device))["loss"].backward()
     unreached = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     for name in unreached:
         method.get_parameter(name).requires_grad_(False)
@@ -216,7 +218,7 @@ def _accumulated_step(model: nn.Module, batches: list[dict], accelerator: Accele
     for number, batch in enumerate(batches):
         last = number + 1 == len(batches)
         with _sync_gradients(accelerator, model, last):
-            terms = model(to_device(batch, accelerator.device))
+            terms = model(**to_device(batch, accelerator.device))
             (terms["loss"] / len(batches)).backward()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value.detach().float() / len(batches)

@@ -7,15 +7,13 @@ accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir D
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from mscl_hf import checkpoint
-from mscl_hf.data.training import DataOptions, open_split, usable
+from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import command, flat, parse
-from mscl_hf.publish import commit
+from mscl_hf.options import command, flat, make_accelerator, parse
+from mscl_hf.publish import commit, open_model
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,15 @@ def main() -> None:
     run, inference, data_options = options = parse((EvaluateOptions, InferenceOptions, DataOptions), __doc__.splitlines()[0])
     if run.precision not in ("fp32", "bf16"):
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(run.precision, run.precision))
+    accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
-    data = usable(open_split(data_options, run.split), data_options, accelerator.print)
-    network = MsclForSemanticSegmentation.from_pretrained(run.model)
-    checkpoint.open_run(out, flat(*options), resume=False, is_main=accelerator.is_main_process)
+    checkpoint.open_run(out, flat(*options), False, accelerator)
+    network = open_model(MsclForSemanticSegmentation, run.model)
     config = network.config
+    if config.architectures == ["MsclForPreTraining"]:
+        raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
+    classes = tuple(config.id2label[i] for i in range(config.num_labels))
+    data = usable(open_whole_split(data_options, run.split, classes), data_options, accelerator.print)
     results = evaluate_model(
         network, data, accelerator, inference, config.image_mean, config.image_std,
         seed=run.seed, config=flat(*options), score_classes=run.score_classes, pictures_dir=out, num_pictures=run.pictures,
@@ -51,6 +52,7 @@ def main() -> None:
         for name, iou in results["per_class_iou"].items():
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
         print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import checkpoint
@@ -18,8 +17,8 @@ from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import command, flat, parse
-from mscl_hf.publish import commit, draw_training, model_card, publish
+from mscl_hf.options import command, flat, make_accelerator, parse, printable
+from mscl_hf.publish import commit, draw_training, model_card, open_model, publish
 from mscl_hf.train import TrainOptions, fit
 
 
@@ -37,6 +36,17 @@ class FinetuneOptions:
     auxiliary_loss_weight: float = field(default=0.4, metadata={"help": "weight of the auxiliary head's loss; 0 = no such head"})
     dropout: float = field(default=0.1, metadata={"help": "before the classifier"})
 
+    def __post_init__(self):
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(f"scales {self.min_scale} to {self.max_scale} are no range; give 0 < --min-scale <= --max-scale")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.image_size is not None and self.image_size < 1 or self.base_size is not None and self.base_size < 0:
+            raise ValueError(f"--image-size {self.image_size} and --base-size {self.base_size}: give at least 1, and at least 0 (native)")
+        for name in ("colour", "auxiliary_loss_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
+
 
 @dataclass(frozen=True)
 class FinetuneTrainOptions(TrainOptions):
@@ -49,19 +59,20 @@ class FinetuneTrainOptions(TrainOptions):
 def main() -> None:
     run, train, data_options = options = parse((FinetuneOptions, FinetuneTrainOptions, DataOptions), __doc__.splitlines()[0])
     set_seed(train.seed)
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(train.precision, train.precision), log_with=train.report_to, project_dir=run.output_dir
-    )
+    accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options), train.resume, accelerator.is_main_process)
+    checkpoint.open_run(out, flat(*options), train.resume, accelerator)
 
-    held_out = open_held_out(data_options, accelerator.print)
     view = TrainView(1, 1, (run.min_scale, run.max_scale), run.colour)  # sizes follow from the model
     data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
     classes = (data.stream or data.labelled).classes
     if not classes:
         raise ValueError(f"the training split of {data_options.dataset} has no masks; fine-tuning needs some")
-    network = MsclForSemanticSegmentation.from_pretrained(
+    held_out = open_held_out(data_options, accelerator.print, classes)
+    if held_out is not None and held_out.classes != classes:
+        raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out; give --classes")
+    network = open_model(
+        MsclForSemanticSegmentation,
         run.model,
         id2label=dict(enumerate(classes)),
         label2id={name: i for i, name in enumerate(classes)},
@@ -74,7 +85,7 @@ def main() -> None:
     config = network.config
     view.size, view.base = config.image_size, config.base_size
 
-    accelerator.init_trackers("mscl_hf", flat(*options))
+    accelerator.init_trackers("mscl_hf", printable(*options))
     method = fit(SegmentationTraining(network), data, train, out, accelerator, max_bad_images=data_options.max_bad_images)
 
     if held_out is not None:

@@ -8,7 +8,6 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import checkpoint
@@ -19,7 +18,7 @@ from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, method_class
 from mscl_hf.modeling_mscl import MsclForPreTraining
-from mscl_hf.options import command, flat, parse
+from mscl_hf.options import command, flat, make_accelerator, parse, printable
 from mscl_hf.publish import draw_features, draw_training, model_card, publish
 from mscl_hf.train import TrainOptions, fit
 
@@ -33,8 +32,11 @@ class PretrainOptions:
     list_methods: bool = field(default=False, metadata={"help": "print the methods and stop"})
     unlabelled: str = field(default="none", metadata={"help": "images without labels: none, rest (of the training split), or a folder"})
     labelled_share: float = field(default=0.5, metadata={"help": "share of labelled images in a batch that also has unlabelled ones"})
-    label_down: str = field(default="centre", metadata={"help": "labels at feature resolution: centre, majority or pure"})
-    health_every_steps: int = field(default=100, metadata={"help": "steps between health checks (probe, rank, spread)"})
+    health_every_steps: int = field(default=100, metadata={"help": "steps between health checks; 0 = only at the end"})
+
+    def __post_init__(self):
+        if self.health_every_steps < 0:
+            raise ValueError(f"--health-every-steps is {self.health_every_steps}; it must be at least 0")
 
 
 KINDS = (PretrainOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, TrainOptions)
@@ -48,26 +50,26 @@ def main() -> None:
     method_type = method_class(run.method)
     set_seed(train.seed)
     config = net.config(contrast=asdict(loss))
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(train.precision, train.precision), log_with=train.report_to, project_dir=run.output_dir
-    )
+    accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options), train.resume, accelerator.is_main_process)
+    checkpoint.open_run(out, flat(*options), train.resume, accelerator)
 
     view = PairView(config.image_size, config.base_size, views)
     uses_labels = method_type.trains and "p" in loss.heads
     data = pretraining_data(
         data_options, view, train.batch_size, train.seed, run.unlabelled, run.labelled_share, uses_labels, accelerator.print
     )
-    held_out = open_held_out(data_options, accelerator.print)
+    source = data.labelled or data.stream
+    held_out = open_held_out(data_options, accelerator.print, source.classes if source else ())
 
     network = MsclForPreTraining(config)
     load_timm_weights(network, net.pretrained, net.backbone_weights)
     method = method_type(network)
+    images = data.labelled or data.unlabelled or held_out  # a stream without held-out masks has none to look at
     if method.trains:
-        accelerator.init_trackers("mscl_hf", flat(*options))
-        images = data.labelled or data.unlabelled
-        watch = HealthCheck(data.labelled, held_out, images, config.image_size, config.base_size, accelerator.print)
+        accelerator.init_trackers("mscl_hf", printable(*options))
+        fitted, scored = probe_parts(data.labelled, held_out)
+        watch = HealthCheck(fitted, scored, images, config.image_size, config.base_size, accelerator.print) if images else None
         method = fit(method, data, train, out, accelerator, watch, run.health_every_steps, data_options.max_bad_images)
 
     if accelerator.is_main_process:
@@ -75,9 +77,17 @@ def main() -> None:
         about = f"A segmentation network pre-trained by {method.title} ({method.paper}), to be fine-tuned on masks."
         publish(method.network, out, model_card(title, about, "accelerate launch " + " ".join(sys.argv), network.config))
         draw_training(out, title)
-        draw_features(method, held_out or data.labelled or data.unlabelled, out)
+        if images:
+            draw_features(method, held_out or images, out)
         print(f"pre-trained model: {out}")
     accelerator.end_training()
+
+
+def probe_parts(labelled, held_out):
+    """What the linear probe is fitted and scored on; without training masks, one half of the held-out ones each."""
+    if labelled is not None or held_out is None:
+        return labelled, held_out
+    return held_out.select(range(0, len(held_out), 2)), held_out.select(range(1, len(held_out), 2)) if len(held_out) > 1 else None
 
 
 def print_methods() -> None:

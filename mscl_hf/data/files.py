@@ -127,7 +127,7 @@ def found_classes(masks: Iterable[tuple[str, Image.Image]], table: np.ndarray | 
     """
     stored = set()
     for where, mask in masks:
-        stored.update(np.unique(index_array(mask, lambda _: where)).tolist())
+        stored.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
     if stored == {0, IGNORE_INDEX} and table is None:
         raise ValueError(
             "the masks hold only 0 and 255, and 255 is the ignored label; if 255 marks the object, give the label map "

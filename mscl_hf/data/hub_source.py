@@ -79,7 +79,10 @@ def load_rows(
         source = {"path": name, "name": subset, "revision": revision}
     try:
         there = datasets.get_dataset_split_names(
-            source["path"], config_name=source.get("name"), data_files=source.get("data_files"), revision=revision
+            source["path"],
+            config_name=source.get("name"),
+            data_files=source.get("data_files"),
+            revision=revision,
         )
         return datasets.load_dataset(**source, split=there_is(split, there, name), streaming=streaming)
     except (OSError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:

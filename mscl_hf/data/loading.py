@@ -1,6 +1,8 @@
 """From tickets to batches: decode, draw views, stack; in this process or in workers, with the same result."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -98,10 +100,19 @@ class TrainingData:
             return DataLoader(samples, batch_size=per_process, num_workers=0, **options)  # a stream is not split over workers
         samples = Samples(self.labelled, self.unlabelled, self.view, self.seed)
         sampler = Batches(self.order, first, last, rank, world)
-        return DataLoader(samples, batch_sampler=sampler, num_workers=workers, worker_init_fn=_leave_signals_to_parent, **options)
+        return DataLoader(samples, batch_sampler=sampler, num_workers=workers, worker_init_fn=_obey_parent_only, **options)
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C and job schedulers signal every process of a group: a worker must outlive the step that its parent finishes."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _obey_parent_only(_: int) -> None:
+    """Ctrl-C and job schedulers signal all processes of a group: a worker must outlive the step that its parent finishes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()

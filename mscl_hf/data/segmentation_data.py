@@ -14,7 +14,15 @@ from PIL import Image, ImageOps
 IGNORE_INDEX = 255
 ORIENTATION = 0x0112  # the EXIF tag
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class BadSample(ValueError):

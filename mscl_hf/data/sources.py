@@ -26,11 +26,11 @@ from .stream import SegmentationStream
 from .synthetic import CLASSES as SYNTHETIC_CLASSES
 from .synthetic import SPLIT_SIZES, DrawnScenes
 
-CAMVID_CLASSES = "sky building pole road pavement tree signsymbol fence car pedestrian bicyclist".split()
-VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+CAMVID_CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "signsymbol", "fence", "car", "pedestrian", "bicyclist"]
+VOC_CLASSES = [
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
 CITYSCAPES_CLASSES = {  # name: id in the labelIds files, in the order of the train ids
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
     "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
@@ -245,12 +245,22 @@ class Source:
 
 DATASETS: dict[str, Source] = {
     "synthetic": Source(build_synthetic, "no folder: scenes are drawn", needs_folder=False),
-    "camvid": Source(build_camvid, "a folder with train.txt (an image and a mask a line), train/, trainannot/, val.txt, ..."),
+    "camvid": Source(
+        build_camvid,
+        "a folder with train.txt (an image and a mask a line), train/, trainannot/, val.txt, ...",
+    ),
     "voc2012": Source(build_voc2012, "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, ImageSets/Segmentation/*.txt"),
     "cityscapes": Source(build_cityscapes, "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/ with *_labelIds.png"),
-    "ade20k": Source(build_ade20k, "ADEChallengeData2016 with images/training, annotations/training, images/validation, ..."),
+    "ade20k": Source(
+        build_ade20k,
+        "ADEChallengeData2016 with images/training, annotations/training, images/validation, ...",
+    ),
     "folder": Source(build_folder, "a folder with images/ and masks/ (or only images), or image_dir and mask_dir", False),
-    "hf": Source(build_hf, "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset", False),
+    "hf": Source(
+        build_hf,
+        "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset",
+        False,
+    ),
 }
 
 

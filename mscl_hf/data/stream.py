@@ -35,7 +35,11 @@ class SegmentationStream:
         return bool(self.classes)
 
     def samples(
-        self, skip: int = 0, shuffle_seed: int | None = None, buffer: int = 1000, shard: tuple[int, int] = (0, 1)
+        self,
+        skip: int = 0,
+        shuffle_seed: int | None = None,
+        buffer: int = 1000,
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Sample]:
         """One pass over the stream; the same arguments give the same samples in the same order.
 

@@ -31,9 +31,7 @@ class DrawnScenes:
 
     def __post_init__(self) -> None:
         if self.count < 1 or min(self.height, self.width) < 32:
-            raise ValueError(
-                f"got {self.count} scenes of {self.width}x{self.height} pixels; wanted at least 1 of at least 32x32"
-            )
+            raise ValueError(f"got {self.count} scenes of {self.width}x{self.height} pixels; wanted at least 1 of at least 32x32")
 
     def __len__(self) -> int:
         return self.count if self.chosen is None else len(self.chosen)
@@ -97,7 +95,11 @@ class Canvas:
         """Smooth noise (H, W) in 0..1 whose bumps are about `cell` pixels wide."""
         rows, columns = (max(2, round(side / (cell * self.unit)) + 1) for side in (self.height, self.width))
         grid = self.rng.random((rows, columns), dtype=np.float32)
-        return np.clip(np.asarray(Image.fromarray(grid).resize((self.width, self.height), Image.Resampling.BICUBIC)), 0, 1)
+        return np.clip(
+            np.asarray(Image.fromarray(grid).resize((self.width, self.height), Image.Resampling.BICUBIC)),
+            0,
+            1,
+        )
 
     def polygon(self, points: np.ndarray) -> np.ndarray:
         """(H, W) bool, the inside of a polygon of (x, y) points."""
@@ -154,7 +156,12 @@ def object_texture(canvas: Canvas) -> np.ndarray:
     kind, period, turn = rng.integers(4), rng.uniform(4, 9) * canvas.unit, rng.uniform(0, np.pi)
     u = (canvas.x * np.cos(turn) + canvas.y * np.sin(turn)) * 2 * np.pi / period
     v = (canvas.y * np.cos(turn) - canvas.x * np.sin(turn)) * 2 * np.pi / period
-    patterns = (lambda: 0 * u, lambda: np.sin(u), lambda: np.sin(u) * np.sin(v), lambda: np.sin(u) + np.sin(v) - 1)
+    patterns = (
+        lambda: 0 * u,
+        lambda: np.sin(u),
+        lambda: np.sin(u) * np.sin(v),
+        lambda: np.sin(u) + np.sin(v) - 1,
+    )
     sharp = np.clip(0.5 + 2 * patterns[kind](), 0, 1)
     return 0.8 * sharp + 0.2 * canvas.noise(12)
 

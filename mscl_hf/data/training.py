@@ -1,8 +1,11 @@
 """What a run trains on, from its options: the labelled subset, the unlabelled rest, the held-out masks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import datasets
+
+from .hub_source import row_names
 from .loading import TrainingData, View
 from .order import Order
 from .segmentation_data import SegmentationData, check_data
@@ -41,6 +44,10 @@ class DataOptions:
     classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them"})
     num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
 
+    def __post_init__(self):
+        if self.max_bad_images < 0:
+            raise ValueError(f"--max-bad-images is {self.max_bad_images}; it must be at least 0")
+
 
 def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
     """One split of the data set that the options name."""
@@ -50,22 +57,43 @@ def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> Se
     return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **given)
 
 
+def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
+    """The same for what is read from end to end: a stream is read into memory, still encoded.
+
+    classes: their names, where neither the layout nor the options give any; found in the masks otherwise, and one split may lack some.
+    """
+    if classes and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
+        options = replace(options, classes=list(classes))
+    data = open_split(options, split)
+    if isinstance(data, SegmentationData):
+        return data
+    rows = datasets.Dataset.from_list(list(data.rows), features=data.rows.features)
+    for column in rows.column_names:
+        rows = rows.cast_column(column, datasets.Image())
+    rows = rows.add_column("name", row_names(rows))
+    return SegmentationData(rows, data.classes, data.name, data.split, data.label_table)
+
+
 def training_split(options: DataOptions) -> str:
     return options.train_split or "train"
 
 
-def open_held_out(options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData | None:
-    """The split for health checks and the final figure; None when there is none and none was named."""
+def open_held_out(options: DataOptions, say: Callable[[str], None] = print, classes: tuple[str, ...] = ()) -> SegmentationData | None:
+    """The split for health checks and the final figure, without its bad samples; None when there is none and none was named.
+
+    classes: see `open_whole_split`.
+    """
     if options.val_split == "none":
         return None
     split = options.val_split or HELD_OUT.get(options.dataset, "val")
     try:
-        return open_split(options, split)
+        data = open_whole_split(options, split, classes)
     except ValueError as error:
-        if options.val_split is not None or options.dataset not in ("folder", "hf"):
+        if options.val_split is not None or options.dataset not in ("folder", "hf") or not str(error).startswith("no split"):
             raise
         say(f"no held-out masks: {error}")
         return None
+    return usable(data, options, say) if data.labelled else None
 
 
 def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData:
@@ -86,7 +114,7 @@ def labelled_and_rest(options: DataOptions, say: Callable[[str], None]) -> tuple
 def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
     """The labelled subset alone."""
     if options.streaming:
-        return TrainingData(None, None, view, seed, stream=open_split(options, training_split(options)), batch_size=batch_size)
+        return _streamed(options, view, batch_size, seed)
     data, _ = labelled_and_rest(options, say)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
     return TrainingData(data, None, view, seed, order)
@@ -101,36 +129,44 @@ def pretraining_data(
     labelled_share: share of labelled images in a batch, where there are both kinds. A method that uses no labels draws from all images
     alike, and no mask is opened.
     """
+    if not 0 < labelled_share <= 1:
+        raise ValueError(f"--labelled-share is {labelled_share}; it must be above 0 and at most 1")
     if options.streaming:
-        stream = open_split(options, training_split(options), unlabelled=not uses_labels)
-        return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size)
-    extra = None
-    if uses_labels:
-        data, rest = labelled_and_rest(options, say)
-        if not data.labelled:
-            raise ValueError(f"{data.name}/{data.split} has no masks and the losses need them; add masks, or choose --losses g, l or g+l")
-    else:
-        everything = open_split(options, training_split(options), unlabelled=True)
-        chosen, rest = choose_subset(everything, options.train_fraction, options.train_count, options.subset_seed)
-        data = usable(everything.select(chosen), options, say)
-    if unlabelled == "rest" and rest:
-        extra = open_split(options, training_split(options), unlabelled=True).select(rest)
-    elif unlabelled not in ("none", "rest"):
-        extra = load_data("folder", "train", unlabelled, unlabelled=True)
+        return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if not uses_labels:
-        return _without_labels(options, data, extra, rest if unlabelled == "rest" else None, view, batch_size, seed)
+        return _without_labels(options, view, batch_size, seed, unlabelled, say)
+    data, rest = labelled_and_rest(options, say)
+    if not data.labelled:
+        raise ValueError(f"{data.name}/{data.split} has no masks and the losses need them; add masks, or choose --losses g, l or g+l")
+    extra = None
+    if unlabelled == "rest" and rest:
+        extra = usable(open_split(options, training_split(options), unlabelled=True).select(rest), options, say)
+    elif unlabelled not in ("none", "rest"):
+        extra = usable(load_data("folder", "train", unlabelled, unlabelled=True), options, say)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     return TrainingData(data, extra, view, seed, Order(tuple(range(len(data))), places, batch_size, count, seed))
 
 
-def _without_labels(options, data, extra, rest, view, batch_size, seed) -> TrainingData:
-    """All images alike; where they are of one split, as one data set."""
-    if rest:
-        data = open_split(options, training_split(options), unlabelled=True)
-    elif extra is not None:
+def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int, unlabelled: str, say) -> TrainingData:
+    """All images alike, and no mask is opened."""
+    if unlabelled not in ("none", "rest"):
         raise ValueError(
-            "losses without labels read one set of images: give the folder itself as --dataset folder --data-dir DIR, "
-            "or --unlabelled rest or none"
+            f"losses without labels read one set of images, and --unlabelled {unlabelled} is a second one: give that folder as "
+            "--dataset folder --data-dir DIR, or --unlabelled rest or none"
         )
+    data = open_split(options, training_split(options), unlabelled=True)
+    chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
+    data = usable(data if unlabelled == "rest" else data.select(chosen), options, say)
     return TrainingData(None, data, view, seed, Order((), tuple(range(len(data))), batch_size, 0, seed))
+
+
+def _streamed(
+    options: DataOptions, view: View, batch_size: int, seed: int, labelled: bool = True, unlabelled: str = "none"
+) -> TrainingData:
+    if options.train_fraction is not None or options.train_count is not None or unlabelled != "none":
+        raise ValueError(
+            "a streamed data set has no length to take a part of: leave out --train-fraction, --train-count and --unlabelled, or --streaming"
+        )
+    stream = open_split(options, training_split(options), unlabelled=not labelled)
+    return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size)

@@ -24,15 +24,19 @@ def global_contrast(
     negatives: str = "others",
     denominator: str = "all",
     symmetric: bool = False,
+    past: Tensor | None = None,
 ) -> Tensor:
     """L_g: mean_i [ log sum_j exp(<a_i, b_j>/t) - <a_i, b_i>/t ], the sum over the enhanced copies of all images.
 
     a, b: (B, E) of the images and of their enhanced copies. negatives: "others" (as printed) or "ntxent", the 2N - 2 vectors of both
     views (SimCLR, Chen et al., 2020). denominator="literal" leaves the temperature out of the positive's term, as the paper's print
-    does: not a log-probability, offered to show that the print is a slip. symmetric: mean of both directions.
+    does: not a log-probability, offered to show that the print is a slip. symmetric: mean of both directions. past: (n, E) earlier
+    copies as further negatives, without gradient.
     Raises ValueError for fewer than two images: there is nothing to contrast with.
     """
     all_b, first = gather_rows(b)
+    if past is not None and len(past):
+        all_b = torch.cat([all_b, past.to(all_b.dtype)])
     if len(all_b) < 2:
         raise ValueError("global contrast needs at least 2 images per batch, got 1: raise --batch-size or drop g from --losses")
     if negatives == "ntxent":

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from .info_nce import DENOMINATORS as PICK_DENOMINATORS
 from .info_nce import LOCAL_SCOPES, global_contrast, local_contrast
-from .pixel_contrast import ANCHOR_WEIGHTS, DENOMINATORS, IGNORE, REDUCTIONS, SCOPES, pixel_contrast
+from .labels import LABEL_DOWN, PIXEL_SAMPLES
+from .pixel_contrast import ANCHOR_WEIGHTS, DENOMINATORS, REDUCTIONS, SCOPES, pixel_contrast
+
+
+def _option(default, text: str):
+    return field(default=default, metadata={"help": text})
+
 
 LOSS_SUBSETS = tuple("+".join(c) for n in (1, 2, 3) for c in combinations("glp", n))
 
@@ -25,22 +31,26 @@ def parse_losses(text: str) -> tuple[str, ...]:
 class MultiScaleLoss:
     """The paper's loss as a function of embeddings; fields are its options (defaults and sources: docs/method.md)."""
 
-    losses: str = "g+l+p"
-    lambda_g: float = 1.0
-    lambda_l: float = 1.0
-    lambda_p: float = 1.0
-    tau_g: float = 0.1
-    tau_l: float = 0.2
-    tau_p: float = 0.07
-    negatives: str = "others"  # of L_g: others | ntxent
-    local_scope: str = "batch"  # batch | image | others
-    pixel_scope: str = "within"  # within | cross | batch
-    pixel_denominator: str = "all"  # all | neg
-    reduce: str = "out"  # out | in
-    anchor_weight: str = "pixel"  # pixel | class
-    exclude_classes: list[int] = field(default_factory=list)
-    denominator: str = "all"  # of L_g and L_l: all | literal
-    symmetric: bool = False
+    losses: str = _option("g+l+p", "which losses: a sum of g, l and p")
+    lambda_g: float = _option(1.0, "weight of the global loss")
+    lambda_l: float = _option(1.0, "weight of the local loss")
+    lambda_p: float = _option(1.0, "weight of the pixel loss")
+    tau_g: float = _option(0.1, "temperature of the global loss")
+    tau_l: float = _option(0.2, "temperature of the local loss")
+    tau_p: float = _option(0.07, "temperature of the pixel loss")
+    negatives: str = _option("others", "of the global loss: others (enhanced copies of other images) or ntxent (both views)")
+    queue: int = _option(0, "global loss: keep this many old embeddings as further negatives")
+    local_scope: str = _option("batch", "negatives of the local loss: batch, image or others")
+    pixel_scope: str = _option("within", "bag of the pixel loss: within, cross or batch")
+    pixel_denominator: str = _option("all", "of the pixel loss: all labelled pixels, or neg = other classes only")
+    pixel_sample: str = _option("all", "pixels to contrast: all, random, or class = so many of each")
+    pixel_count: int = _option(1024, "how many pixels random (an image) or class (an image and class) takes")
+    label_down: str = _option("centre", "labels at feature resolution: centre, majority or pure")
+    reduce: str = _option("out", "pixel loss: out = mean of the log over positives, in = log of their sum")
+    anchor_weight: str = _option("pixel", "pixel loss: every pixel or every class counts alike")
+    exclude_classes: list[int] = field(default_factory=list, metadata={"help": "class ids that are no anchors of the pixel loss"})
+    denominator: str = _option("all", "of global and local loss: all, or literal = as misprinted, without the temperature on the positive")
+    symmetric: bool = _option(False, "mean of both directions")
 
     def __post_init__(self):
         parse_losses(self.losses)
@@ -52,9 +62,15 @@ class MultiScaleLoss:
             ("reduce", REDUCTIONS),
             ("anchor_weight", ANCHOR_WEIGHTS),
             ("denominator", PICK_DENOMINATORS),
+            ("pixel_sample", PIXEL_SAMPLES),
+            ("label_down", LABEL_DOWN),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
+        if self.queue < 0 or self.pixel_count < 1:
+            raise ValueError(f"queue={self.queue} and pixel_count={self.pixel_count}; wanted at least 0 and 1")
+        if self.queue and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
+            raise ValueError("a queue holds enhanced copies only; leave negatives, denominator and symmetric at their defaults with it")
         for name in ("tau_g", "tau_l", "tau_p"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: a temperature must be positive")
@@ -74,15 +90,21 @@ class MultiScaleLoss:
         return 2 if "g" in self.heads or ("l" in self.heads and self.local_scope == "others") else 1
 
     def __call__(
-        self, image: dict[str, Tensor], enhanced: dict[str, Tensor], labels: Tensor | None, enhanced_labels: Tensor | None = None
+        self,
+        image: dict[str, Tensor],
+        enhanced: dict[str, Tensor],
+        labels: Tensor | None,
+        enhanced_labels: Tensor | None = None,
+        past: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """image, enhanced: embeddings by head: g (B, E), l (B, S*S, E), p (B', N, E); labels (B', N) of the image's pixels,
-        enhanced_labels of the copy's (the same if None). Returns loss, loss_g, loss_l, loss_p, floor_p, excess_p as far as asked for.
+        enhanced_labels of the copy's (the same if None). past (n, E_g): the queue.
+        Returns loss, loss_g, loss_l, loss_p, floor_p, excess_p as far as asked for.
         """
         terms: dict[str, Tensor] = {}
         if "g" in self.heads:
             terms["loss_g"] = global_contrast(
-                image["g"], enhanced["g"], self.tau_g, self.negatives, self.denominator, self.symmetric
+                image["g"], enhanced["g"], self.tau_g, self.negatives, self.denominator, self.symmetric, past
             )
         if "l" in self.heads:
             terms["loss_l"] = local_contrast(
@@ -113,6 +135,3 @@ class MultiScaleLoss:
             back = pixel_contrast(b, a, enhanced_labels, labels, **options)
             loss, floor = (loss + back.loss) / 2, (floor + back.floor) / 2
         return {"loss_p": loss, "floor_p": floor, "excess_p": (loss - floor).detach()}
-
-
-__all__ = ["IGNORE", "LOSS_SUBSETS", "MultiScaleLoss", "parse_losses"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .gather import gather_rows, mean_count
+from .labels import IGNORE
 from .precision import full_precision
 
-IGNORE = 255
 SCOPES = ("within", "cross", "batch")
 DENOMINATORS = ("all", "neg")
 REDUCTIONS = ("out", "in")

@@ -33,8 +33,11 @@ class Method(nn.Module, ABC):
         self.register_buffer("image_std", torch.tensor(config.image_std).view(1, -1, 1, 1), persistent=False)
 
     @abstractmethod
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        """A batch of views -> {"loss": scalar with graph, and whatever else is worth logging, detached}."""
+    def forward(self, **batch) -> dict[str, Tensor]:
+        """The views of a batch by name -> {"loss": scalar with graph, and whatever else is worth logging, detached}.
+
+        Named so that transformers' Trainer can train a method as it trains any model.
+        """
 
     def after_step(self, done: float) -> None:
         """Called after each optimizer step with the share of training done, in (0, 1]: the place to move an EMA encoder."""

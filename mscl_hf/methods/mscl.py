@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..losses import MultiScaleLoss
-from ..losses.pixel_contrast import IGNORE
+from ..losses import MultiScaleLoss, labels_at, sample_pixels
+from ..losses.gather import gather_rows
 from ..modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
 from .base import Method
-
-LABEL_DOWN = ("centre", "majority", "pure")
+from .queue import Queue
 
 
 class MSCL(Method):
@@ -25,37 +24,49 @@ class MSCL(Method):
     transfers = "backbone, decoder"
     state = "-"
 
-    def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None, label_down: str = "centre"):
-        if label_down not in LABEL_DOWN:
-            raise ValueError(f"label_down is {label_down!r}; choose one of {', '.join(LABEL_DOWN)}")
+    def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None):
         super().__init__(network)
         self.loss = loss or MultiScaleLoss.from_options(network.config.contrast)
-        self.label_down = label_down
         self.min_batch = self.loss.min_batch
+        self.queue = Queue(self.loss.queue, network.config.global_dim) if self.loss.queue else None
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        """batch: image, enhanced (B, 3, S, S) uint8; mask, enhanced_mask (B, S, S); boxes (B, 2, 4); labelled (B',) indices."""
-        image, enhanced = self._embed(batch)
-        if "p" not in self.loss.heads:
-            return self.loss(image, enhanced, labels=None)
-        size, rows = image["map"].shape[-2:], batch["labelled"]
-        labels, enhanced_labels = (
-            labels_at(batch[key][rows], size, self.label_down) for key in ("mask", "enhanced_mask")
-        )
-        return self.loss(image, enhanced, labels, enhanced_labels)
+    def forward(
+        self, image: Tensor, enhanced: Tensor, mask: Tensor, enhanced_mask: Tensor, boxes: Tensor, labelled: Tensor, **rest
+    ) -> dict[str, Tensor]:
+        """image, enhanced (B, 3, S, S) uint8; mask, enhanced_mask (B, S, S), 255 = ignored; boxes (B, 2, 4), the part that both
+        views show, in 0..1 of each; labelled (B',): places of the images whose masks count."""
+        a, b = self._embed(image, enhanced, boxes, labelled)
+        labels = enhanced_labels = None
+        if "p" in self.loss.heads:
+            a["p"], labels = self._pixels(a["p"], mask[labelled])
+            b["p"], enhanced_labels = self._pixels(b["p"], enhanced_mask[labelled])
+        past = None if self.queue is None else self.queue.read()
+        terms = self.loss(a, b, labels, enhanced_labels, past)
+        if self.queue is not None and self.training:
+            self.queue.write(gather_rows(b["g"].detach())[0])
+        return terms
 
-    def _embed(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _pixels(self, embeds: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B', E, h, w) and masks (B', S, S) -> those of the pixels to contrast: (B', N, E), (B', N)."""
+        labels = labels_at(masks, embeds.shape[-2:], self.loss.label_down)
+        vectors = embeds.flatten(2).transpose(1, 2)
+        if self.loss.pixel_sample == "all" or not len(labels):
+            return vectors, labels
+        places, labels = sample_pixels(labels, self.loss.pixel_sample, self.loss.pixel_count)
+        return vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[2])), labels
+
+    def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor, labelled: Tensor) -> tuple[dict, dict]:
         """Embeddings of both views by head, through one forward (joint batch statistics) or one forward each."""
-        views = [self.normalise(batch["image"]), self.normalise(batch["enhanced"])]
-        rows, count = batch["labelled"], len(batch["image"])
-        boxes = None if _whole(batch["boxes"]) else batch["boxes"]
-        heads = self.loss.heads
+        views = [self.normalise(image), self.normalise(enhanced)]
+        heads, count = self.loss.heads, len(image)
+        pairs = [None, None] if _whole(boxes) else [boxes[:, 0], boxes[:, 1]]
         if self.network.config.bn_views == "joint":
-            both = None if boxes is None else torch.cat([boxes[:, 0], boxes[:, 1]])
-            out = self.network(torch.cat(views), heads, both, torch.cat([rows, rows + count]))
-            return _split(out, 0), _split(out, 1)
-        outs = [self.network(x, heads, None if boxes is None else boxes[:, i], rows) for i, x in enumerate(views)]
-        return _by_head(outs[0]), _by_head(outs[1])
+            both = None if pairs[0] is None else torch.cat(pairs)
+            out = _by_head(self.network(torch.cat(views), heads, both, torch.cat([labelled, labelled + count])))
+            first, second = ({head: value.chunk(2)[half] for head, value in out.items()} for half in (0, 1))
+            return first, second
+        first, second = (_by_head(self.network(view, heads, box, labelled)) for view, box in zip(views, pairs))
+        return first, second
 
 
 def _whole(boxes: Tensor) -> bool:
@@ -64,44 +75,5 @@ def _whole(boxes: Tensor) -> bool:
 
 
 def _by_head(out: MsclPreTrainingOutput) -> dict[str, Tensor]:
-    found = {"g": out.global_embeds, "l": out.local_embeds}
-    if out.pixel_embeds is not None:
-        found |= {"p": out.pixel_embeds.flatten(2).transpose(1, 2), "map": out.pixel_embeds}  # (B', h*w, E), (B', E, h, w)
+    found = {"g": out.global_embeds, "l": out.local_embeds, "p": out.pixel_embeds}
     return {head: value for head, value in found.items() if value is not None}
-
-
-def _split(out: MsclPreTrainingOutput, half: int) -> dict[str, Tensor]:
-    return {head: value.chunk(2)[half] for head, value in _by_head(out).items()}
-
-
-def labels_at(labels: Tensor, size: tuple[int, int], how: str = "centre") -> Tensor:
-    """Labels (B, H, W) at the resolution of a feature map (h, w), flattened: (B, h*w) int64.
-
-    centre: the label under the centre of each cell, row floor((i + 0.5) H / h); plain nearest interpolation would take the corner and
-    shift labels by half a stride. majority: the commonest label of the cell, ties to the smaller id, ignored pixels not counted.
-    pure: that label where it covers at least 3/4 of the cell, else ignored.
-    """
-    rows, columns = (
-        ((torch.arange(n, device=labels.device) + 0.5) * full / n).long() for n, full in zip(size, labels.shape[-2:])
-    )
-    if how == "centre":
-        return labels[:, rows][:, :, columns].flatten(1).long()
-    votes = _votes(labels.long(), size)  # (B, h*w, 256)
-    cell = votes.sum(2)
-    counted = votes[..., :IGNORE]
-    best = counted.argmax(2)  # the first of equals: the smaller id
-    most = counted.gather(2, best[..., None])[..., 0]
-    enough = most > 0 if how == "majority" else most >= 0.75 * cell
-    return torch.where(enough, best, IGNORE)
-
-
-def _votes(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """How many pixels of each of the 256 ids fall into each cell: (B, h*w, 256)."""
-    (h, w), (full_h, full_w) = size, labels.shape[-2:]
-    rows = torch.arange(full_h, device=labels.device) * h // full_h
-    columns = torch.arange(full_w, device=labels.device) * w // full_w
-    cell = (rows[:, None] * w + columns[None, :]).expand_as(labels)
-    flat = (cell * 256 + labels).flatten(1)
-    votes = torch.zeros(len(labels), h * w * 256, device=labels.device)
-    votes.scatter_add_(1, flat, torch.ones_like(flat, dtype=votes.dtype))
-    return votes.view(len(labels), h * w, 256)

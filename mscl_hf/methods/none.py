@@ -17,5 +17,5 @@ class NoPreTraining(Method):
     state = "-"
     trains = False
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
+    def forward(self, **batch) -> dict[str, Tensor]:
         raise RuntimeError("method none has no loss: it is saved after zero steps")

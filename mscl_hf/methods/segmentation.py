@@ -16,6 +16,6 @@ class SegmentationTraining(Method):
     transfers = "everything"
     state = "-"
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        """batch: image (B, 3, S, S) uint8, mask (B, S, S) with 255 = ignored."""
-        return {"loss": self.network(self.normalise(batch["image"]), labels=batch["mask"].long()).loss}
+    def forward(self, image: Tensor, mask: Tensor, **rest) -> dict[str, Tensor]:
+        """image (B, 3, S, S) uint8, mask (B, S, S) with 255 = ignored."""
+        return {"loss": self.network(self.normalise(image), labels=mask.long()).loss}
