@@ -28,7 +28,7 @@ class NetworkOptions:
     decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
     output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
     image_size: int = field(default=128, metadata={"help": "side of the training crop in px"})
-    base_size: int | None = field(default=None, metadata={"help": "short side of the image before cropping in px; 0 = native; default: image size"})
+    base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px; 0 = native; default: image size"})
     attach: str = field(default="ancestor", metadata={"help": "where the heads sit: ancestor, backbone or decoder"})
     bn_views: str = field(default="joint", metadata={"help": "joint or separate batch statistics of the two views"})
     local_grid: int = field(default=7, metadata={"help": "S of the S x S local blocks"})
@@ -38,7 +38,7 @@ class NetworkOptions:
     pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
     pixel_layers: int = field(default=3, metadata={"help": "layers of the pixel head"})
     pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
-    pixel_grid: int | None = field(default=None, metadata={"help": "side that features are resized to before the pixel head; default: as they are, at most 65"})
+    pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: side features are resized to; default: as is, up to 65"})
 
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
@@ -55,6 +55,10 @@ def check_timm_name(name: str) -> None:
             f"unknown backbone {name!r}: timm {timm.__version__} has {len(known)} models, "
             f"the nearest are {', '.join(near) or 'none'}; choose one of timm.list_models()"
         )
+    architecture, _, tag = name.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in known:
+        raise ValueError(f"unknown pre-training tag {name!r}; choose one of {', '.join(known) or 'none'}, or leave the tag out")
 
 
 def build_config(
@@ -117,7 +121,10 @@ def load_timm_weights(
     if file is not None:
         if not Path(file).is_file():
             raise FileNotFoundError(f"no weights at {file}: give a .safetensors or .pth file saved from timm's {config.backbone}")
-        overlay = {"file": str(file), "num_classes": 0}
+        heads = timm.create_model(config.backbone, num_classes=0, **config.backbone_kwargs).default_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+        weights = {key: w for key, w in timm.models.load_state_dict(str(file)).items() if not key.startswith(heads)}
+        overlay = {"state_dict": weights, "num_classes": 0}  # 0: timm then insists on every weight
     elif not pretrained:
         return
     source = timm.create_model(
@@ -166,7 +173,8 @@ def _size_rule(name: str, kwargs: dict, image_size: int) -> tuple[dict, dict]:
             for multiple in (1, deepest, 2 * deepest):
                 up = math.ceil(image_size / multiple) * multiple
                 odd = multiple * 3 if multiple > 1 else 27
-                if _accepts(model, up, up) and _accepts(model, up + multiple, up + odd):
+                sizes = ((up, up), (up + multiple, up + odd), (2 * up + 5 * multiple, up + 3 * multiple))
+                if all(_accepts(model, *size) for size in sizes):
                     return kwargs | extra, {"size_multiple": multiple}
     native = _on_meta(name, kwargs).default_cfg.get("input_size", (3, 224, 224))[-1]
     rounded = [math.ceil(image_size / step) * step for step in (16, 32, 64, 128, 256)]
@@ -183,8 +191,9 @@ def _accepts(model: nn.Module, height: int, width: int) -> bool:
     try:
         with torch.no_grad():
             image = torch.empty(2, channels, height, width, device="meta")
-            model.forward_intermediates(image, norm=True, output_fmt="NCHW", intermediates_only=True)
-        return True
+            maps = model.forward_intermediates(image, norm=True, output_fmt="NCHW", intermediates_only=True)
+        # A wrong grid may still divide the tokens evenly, and then shows in the channels.
+        return all(x.shape[1] == _stage(model, index)["num_chs"] for index, x in enumerate(maps))
     except (AssertionError, RuntimeError, ValueError, IndexError, NotImplementedError):
         return False
 

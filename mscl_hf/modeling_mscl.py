@@ -57,7 +57,7 @@ class MsclPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **options) -> None:
         for module in self.modules():
             if isinstance(module, MsclBackbone):
                 module.timm_model.set_grad_checkpointing(enable)
@@ -75,6 +75,10 @@ class MsclPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} lacks {len(missing)} weights of {cls.__name__} (first: {missing[0]}); "
                 f"it was made for another backbone or decoder, load it with the config.json it was saved with"
             )
+        # Tensors lie in memory as in the file, and CPU kernels round by alignment: outputs would differ in the last bit.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model
 
 
@@ -88,6 +92,7 @@ class MsclBackbone(MsclPreTrainedModel):
         )
         for module in self.timm_model.modules():
             module._is_timm = True
+        self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -125,6 +130,13 @@ class MsclBackbone(MsclPreTrainedModel):
         if wanted == size:
             return pixel_values
         return F.interpolate(pixel_values, size=wanted, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _shared_weights(module: nn.Module, prefix: str) -> dict[str, str]:
+    """Names of weights that a module holds twice (CoaT does) -> the name under which they are saved."""
+    first: dict[int, str] = {}
+    names = [(id(p), prefix + name) for name, p in module.named_parameters(remove_duplicate=False)]
+    return {name: first[key] for key, name in names if first.setdefault(key, name) != name}
 
 
 def _stage(timm_model: nn.Module, index: int) -> dict:

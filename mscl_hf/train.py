@@ -185,7 +185,7 @@ def _check_batch(method: Method, data: TrainingData, options: TrainOptions, worl
     if data.order is not None:
         data.order.check_world(world)
     if options.batch_size < method.min_batch:
-        raise ValueError(f"--batch-size is {options.batch_size} and this method contrasts images of one batch; give at least {method.min_batch}")
+        raise ValueError(f"--batch-size is {options.batch_size} and images of a batch are contrasted; give at least {method.min_batch}")
 
 
 def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> list[str]:

@@ -64,11 +64,14 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
     cell = spec["cells"][name]
     data = {"dataset": spec["dataset"], "data-dir": options.data_dir}
     common = data | spec.get("common", {})
-    pretrain = common | spec["pretrain"] | cell.get("pretrain", {}) | {"seed": seed, "output-dir": folder / "pretrain"}
-    finetune = common | spec["finetune"] | cell.get("finetune", {}) | {"seed": seed, "model": folder / "pretrain", "output-dir": folder / "finetune"}
-    evaluate = data | spec["evaluate"] | {"seed": seed, "model": folder / "finetune", "output-dir": folder / "evaluate"}
-    ended = (("pretrain", pretrain, "model.safetensors"), ("finetune", finetune, "model.safetensors"), ("evaluate", evaluate, "results.json"))
-    for stage, flags, proof in ended:
+    stages = {
+        "pretrain": common | spec["pretrain"] | cell.get("pretrain", {}),
+        "finetune": common | spec["finetune"] | cell.get("finetune", {}) | {"model": folder / "pretrain"},
+        "evaluate": data | spec["evaluate"] | {"model": folder / "finetune"},
+    }
+    for stage, flags in stages.items():
+        proof = "results.json" if stage == "evaluate" else "model.safetensors"
+        flags |= {"seed": seed, "output-dir": folder / stage}
         if not (folder / stage / proof).is_file() and not run_stage(stage, flags, folder):
             print(f"{name}, seed {seed}: {stage} failed, see {folder / stage}.log")
             return None

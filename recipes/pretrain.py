@@ -46,7 +46,8 @@ KINDS = (PretrainOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptio
 def main() -> None:
     run, loss, views, data_options, net, train = options = parse(KINDS, __doc__.splitlines()[0])
     if run.list_methods:
-        return print_methods()
+        print_methods()
+        return
     method_type = method_class(run.method)
     set_seed(train.seed)
     config = net.config(contrast=asdict(loss))

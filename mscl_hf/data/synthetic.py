@@ -1,8 +1,8 @@
 """Drawn scenes with exact masks: the embedded data set, which needs no download.
 
 Every scene has its own few paints, light, shadows, haze and noise, and all classes take their colours from the same
-paints. So a colour says nothing about the class; what tells it is the texture (clouds, grains, bricks, leaves) or,
-among the objects, which wear the same patterns, the outline (box, ball, tent, post).
+paints. So a colour says nothing about the class; what tells it is the texture (clouds, grains, bricks, leaves) and,
+among the objects, which sometimes wear each other's patterns, the outline (box, ball, tent, post).
 """
 
 from collections.abc import Sequence
@@ -150,10 +150,14 @@ def draw_tree(canvas: Canvas, horizon: np.ndarray) -> None:
     canvas.paint(distance < radius * outline, TREE, leaves)
 
 
-def object_texture(canvas: Canvas) -> np.ndarray:
-    """What boxes, balls, tents and posts wear alike: plain, stripes, checks or dots. (H, W) in 0..1."""
+PLAIN, STRIPES, CHECKS, DOTS = range(4)
+
+
+def object_texture(canvas: Canvas, usual: int) -> np.ndarray:
+    """What boxes, balls, tents and posts wear: mostly their usual pattern, sometimes another's. (H, W) in 0..1."""
     rng = canvas.rng
-    kind, period, turn = rng.integers(4), rng.uniform(4, 9) * canvas.unit, rng.uniform(0, np.pi)
+    kind = usual if rng.random() < 0.7 else rng.integers(4)
+    period, turn = rng.uniform(4, 9) * canvas.unit, rng.uniform(0, np.pi)
     u = (canvas.x * np.cos(turn) + canvas.y * np.sin(turn)) * 2 * np.pi / period
     v = (canvas.y * np.cos(turn) - canvas.x * np.sin(turn)) * 2 * np.pi / period
     patterns = (
@@ -172,7 +176,7 @@ def place_object(canvas: Canvas, horizon: np.ndarray) -> tuple[float, float, flo
     x = rng.uniform(0.03, 0.97) * canvas.width
     near = rng.uniform(0, 1)
     start = horizon[int(x)]
-    return x, start + near * (canvas.height - start), rng.uniform(0.7, 1.4) * (6 + 10 * near) * canvas.unit
+    return x, start + near * (canvas.height - start), rng.uniform(0.7, 1.4) * (8 + 10 * near) * canvas.unit
 
 
 def draw_box(canvas: Canvas, horizon: np.ndarray) -> None:
@@ -181,7 +185,7 @@ def draw_box(canvas: Canvas, horizon: np.ndarray) -> None:
     turn, wide, high = canvas.rng.uniform(-0.5, 0.5), size * canvas.rng.uniform(0.8, 1.4), size
     corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]]) * 0.85
     turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + (x, y - size)
-    canvas.paint(canvas.polygon(turned), BOX, object_texture(canvas), light(canvas, x, y - size, size))
+    canvas.paint(canvas.polygon(turned), BOX, object_texture(canvas, CHECKS), light(canvas, x, y - size, size))
 
 
 def draw_ball(canvas: Canvas, horizon: np.ndarray) -> None:
@@ -189,7 +193,7 @@ def draw_ball(canvas: Canvas, horizon: np.ndarray) -> None:
     x, y, size = place_object(canvas, horizon)
     squeeze = canvas.rng.uniform(0.8, 1.25)
     inside = np.hypot((canvas.x - x) / squeeze, (canvas.y - y + size) * squeeze) < size
-    canvas.paint(inside, BALL, object_texture(canvas), light(canvas, x, y - size, size))
+    canvas.paint(inside, BALL, object_texture(canvas, DOTS), light(canvas, x, y - size, size))
 
 
 def draw_tent(canvas: Canvas, horizon: np.ndarray) -> None:
@@ -197,7 +201,7 @@ def draw_tent(canvas: Canvas, horizon: np.ndarray) -> None:
     x, y, size = place_object(canvas, horizon)
     half, tip = size * canvas.rng.uniform(0.9, 1.4), size * canvas.rng.uniform(-0.5, 0.5)
     region = canvas.polygon([(x - half, y), (x + half, y + canvas.rng.uniform(-2, 2)), (x + tip, y - 2 * size)])
-    canvas.paint(region, TENT, object_texture(canvas), light(canvas, x, y - size, size))
+    canvas.paint(region, TENT, object_texture(canvas, STRIPES), light(canvas, x, y - size, size))
 
 
 def draw_post(canvas: Canvas, horizon: np.ndarray) -> None:
@@ -206,7 +210,7 @@ def draw_post(canvas: Canvas, horizon: np.ndarray) -> None:
     x, y, _ = place_object(canvas, horizon)
     width, height, lean = rng.uniform(1.2, 3) * unit, rng.uniform(25, 60) * unit, rng.uniform(-3, 3) * unit
     region = canvas.polygon([(x - width, y), (x + width, y), (x + width + lean, y - height), (x - width + lean, y - height)])
-    canvas.paint(region, POST, object_texture(canvas))
+    canvas.paint(region, POST, object_texture(canvas, PLAIN))
 
 
 def light(canvas: Canvas, x: float, y: float, size: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from .subset import choose_subset
 
 HELD_OUT = {"hf": "validation"}  # the name of the split for checks; "val" elsewhere
 # Options that only some layouts have: passed on when given.
-LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "image_column", "mask_column", "subset", "revision",
+LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_map", "image_column", "mask_column", "subset", "revision",
                   "streaming", "reduce_labels", "classes", "num_classes")  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class DataOptions:
     mask_dir: str | None = field(default=None, metadata={"help": "folder: where the masks lie; default: DATA_DIR/masks"})
     mask_suffix: str | None = field(default=None, metadata={"help": "folder: what a mask's name adds to its image's, e.g. _mask"})
     masked_only: bool = field(default=False, metadata={"help": "folder: leave out images that have no mask"})
+    label_map: str | None = field(default=None, metadata={"help": "folder, hf: stored id to class id, e.g. 255:1,128:255 (255 = ignored)"})
     image_column: str | None = field(default=None, metadata={"help": "hf: column of images"})
     mask_column: str | None = field(default=None, metadata={"help": "hf: column of masks"})
     subset: str | None = field(default=None, metadata={"help": "hf: configuration name of a Hub data set"})
@@ -166,7 +167,7 @@ def _streamed(
 ) -> TrainingData:
     if options.train_fraction is not None or options.train_count is not None or unlabelled != "none":
         raise ValueError(
-            "a streamed data set has no length to take a part of: leave out --train-fraction, --train-count and --unlabelled, or --streaming"
+            "a streamed data set has no length to take a part of; leave out --train-fraction, --train-count, --unlabelled, or --streaming"
         )
     stream = open_split(options, training_split(options), unlabelled=not labelled)
     return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size)

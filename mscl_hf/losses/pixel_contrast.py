@@ -1,6 +1,7 @@
 """Pixel contrast with labels: a pixel is pulled to the pixels of its class and pushed from the others.
 
-L_p of the 2025 paper is the within-image loss of Zhao et al., ICCV 2021. Letters: G bags of pixels, N anchors and M keys in a bag, E embedding.
+L_p of the 2025 paper is the within-image loss of Zhao et al., ICCV 2021.
+Letters: G bags of pixels, N anchors and M keys in a bag, E embedding.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,545 @@
+"""Data sets: every layout, every fault of a file, nested subsets, streams."""
+
+import json
+import pickle
+import shutil
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
+
+from mscl_hf.data import BadSample, check_data, choose_subset, load_data
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What `datasets` caches stays in the test's own folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def picture(seed=0, height=6, width=8, mode="RGB"):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
+
+
+def labels(ids, height=6, width=8):
+    return Image.fromarray(np.resize(np.array(ids, np.uint8), (height, width)))
+
+
+def save(image, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def folder(root, count=4, ids=(0, 1, 2), split=""):
+    """images/ and masks/ of `count` pairs, under a split folder or not."""
+    for i in range(count):
+        save(picture(i), root / "images" / split / f"{i}.png")
+        save(labels(ids), root / "masks" / split / f"{i}.png")
+    return root
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("split, count", [("train", 367), ("val", 101), ("test", 233)])
+def test_camvid_has_its_counts_classes_and_sequences(real_data, split, count):
+    """The real CamVid reads as 11 classes in 480x360, with the published number of frames and the sequence of each."""
+    data = load_data("camvid", split, real_data / "CamVid")
+    assert (len(data), data.num_classes, data.classes[3]) == (count, 11, "road")
+    sample = data.read(count // 2)
+    assert sample.image.shape == (360, 480, 3) and sample.mask.shape == (360, 480)
+    assert set(np.unique(sample.mask)) <= {*range(11), 255}
+    assert set(data.groups) <= {"0016E5", "0006R0", "0001TP", "Seq05VD"}
+    assert data.groups[0] == sample.name.split("_")[0] or len(set(data.groups)) > 1
+
+
+@pytest.mark.parametrize("split, count", [("train", 437), ("val", 445), ("trainaug", 2137)])
+def test_voc_is_found_from_any_of_its_three_folders(real_data, split, count):
+    """VOC's folder, the devkit and the devkit's parent are the same data; palette masks give ids, void stays 255."""
+    roots = [real_data, real_data / "VOCdevkit", real_data / "VOCdevkit" / "VOC2012"]
+    first, *others = [load_data("voc2012", split, root) for root in roots]
+    assert (len(first), first.num_classes) == (count, 21)
+    for data in others:
+        assert np.array_equal(data.read(0).mask, first.read(0).mask)
+    seen = set().union(*(np.unique(first.read(i).mask) for i in range(20)))
+    assert {0, 12} & seen and seen <= {*range(21), 255}
+
+
+def test_trainaug_takes_the_added_labels(real_data):
+    """train and trainaug share images, but trainaug's masks come from SegmentationClassAug."""
+    rows = load_data("voc2012", "trainaug", real_data).rows.with_format("arrow")
+    assert "/SegmentationClassAug/" in rows[0]["mask"][0].as_py()["path"]
+
+
+def test_camvid_with_the_tutorials_own_paths(tmp_path):
+    """Lines such as /SegNet/CamVid/train/x.png are found below the data folder; 11 is void as well as 255."""
+    save(picture(), tmp_path / "train" / "0001TP_1.png")
+    save(labels([0, 10, 11, 255]), tmp_path / "trainannot" / "0001TP_1.png")
+    (tmp_path / "train.txt").write_text("/SegNet/CamVid/train/0001TP_1.png /SegNet/CamVid/trainannot/0001TP_1.png\n")
+    data = load_data("camvid", "train", tmp_path)
+    assert data.read(0).mask.ravel()[:4].tolist() == [0, 10, 255, 255] and data.groups == ("0001TP",)
+
+
+def test_cityscapes_ids_become_the_19_train_ids(tmp_path):
+    """labelIds 7, 8, 33 are road 0, sidewalk 1, bicycle 18; 0..6 and others are ignored; an id beyond 33 is an error."""
+    for city, ids in (("ulm", [7, 8, 33, 0, 6, 29]), ("bonn", [7, 34])):
+        save(picture(), tmp_path / "leftImg8bit" / "train" / city / f"{city}_000_leftImg8bit.png")
+        save(labels(ids), tmp_path / "gtFine" / "train" / city / f"{city}_000_gtFine_labelIds.png")
+    data = load_data("cityscapes", "train", tmp_path)
+    assert data.groups == ("bonn", "ulm") and data.num_classes == 19
+    assert data.read(1).mask.ravel()[:6].tolist() == [0, 1, 18, 255, 255, 255]
+    with pytest.raises(BadSample, match=r"bonn_000_gtFine_labelIds.png.*\[34\]"):
+        data.read(0)
+
+
+def test_the_cityscapes_test_split_has_only_images(tmp_path):
+    """Its masks are not public: labelled loading refuses, unlabelled loading works."""
+    save(picture(), tmp_path / "leftImg8bit" / "test" / "ulm" / "ulm_000_leftImg8bit.png")
+    with pytest.raises(ValueError, match="no public masks"):
+        load_data("cityscapes", "test", tmp_path)
+    assert load_data("cityscapes", "test", tmp_path, unlabelled=True).read(0).mask is None
+
+
+def test_ade20k_ids_go_down_by_one(tmp_path):
+    """Stored 0 is ignored, stored 1 is wall (train id 0), stored 150 is flag (149); val means validation."""
+    save(picture(), tmp_path / "images" / "validation" / "ADE_val_1.jpg")
+    save(labels([0, 1, 150]), tmp_path / "annotations" / "validation" / "ADE_val_1.png")
+    data = load_data("ade20k", "val", tmp_path)
+    assert data.read(0).mask.ravel()[:3].tolist() == [255, 0, 149]
+    assert (len(data.classes), data.classes[0], data.classes[149]) == (150, "wall", "flag")
+
+
+def test_a_folder_with_and_without_splits(tmp_path):
+    """images/ and masks/ match by stem whatever the suffix; a split folder is used where there is one."""
+    folder(tmp_path / "flat", count=3)
+    save(picture(9), tmp_path / "flat" / "images" / "sub" / "deep.jpg")
+    save(labels([4]), tmp_path / "flat" / "masks" / "sub" / "deep.png")
+    data = load_data("folder", "train", tmp_path / "flat")
+    assert data.classes == tuple(f"class_{i}" for i in range(5))
+    assert [data.read(i).name for i in range(4)] == ["0", "1", "2", "sub/deep"]
+    folder(tmp_path / "split", split="train")
+    folder(tmp_path / "split", count=2, split="val")
+    assert [len(load_data("folder", split, tmp_path / "split")) for split in ("train", "val")] == [4, 2]
+    with pytest.raises(ValueError, match=r"'test'.*train.*val"):
+        load_data("folder", "test", tmp_path / "split")
+
+
+def test_separate_folders_and_class_names(tmp_path):
+    """image_dir, mask_dir, mask_suffix and a file of class names describe any pair of folders."""
+    save(picture(), tmp_path / "a" / "x.jpg")
+    save(labels([0, 1]), tmp_path / "b" / "x_mask.png")
+    (tmp_path / "names.txt").write_text("sky\nroad\n")
+    options = {"image_dir": tmp_path / "a", "mask_dir": tmp_path / "b", "mask_suffix": "_mask"}
+    for classes in (tmp_path / "names.txt", ["sky", "road"], "sky, road"):
+        data = load_data("folder", "train", classes=classes, **options)
+        assert data.classes == ("sky", "road") and data.read(0).mask.ravel()[:2].tolist() == [0, 1]
+
+
+def test_images_alone_are_unlabelled_data(tmp_path):
+    """A folder of images in any depth and any suffix case is unlabelled data with unique names."""
+    for name in ("a.JPG", "b/a.png", "b/a.jpeg", ".hidden.png", "__MACOSX/a.png"):
+        save(picture(), tmp_path / name)
+    data = load_data("folder", "train", tmp_path)
+    assert not data.labelled and data.read(0).mask is None
+    assert sorted(data.rows["name"]) == ["a", "b/a.jpeg", "b/a.png"]
+
+
+def test_unlabelled_never_opens_a_mask(tmp_path):
+    """With unlabelled=True broken and missing masks do not matter."""
+    folder(tmp_path)
+    (tmp_path / "masks" / "0.png").write_bytes(b"broken")
+    (tmp_path / "masks" / "1.png").unlink()
+    data = load_data("folder", "train", tmp_path, unlabelled=True)
+    assert check_data(data) == ([0, 1, 2, 3], []) and data.classes == ()
+
+
+def test_black_and_white_masks_are_not_taken_for_ignored(tmp_path):
+    """Masks of 0 and 255 would silently be one class and void: an error, and the label map 255:1 cures it."""
+    folder(tmp_path, ids=(0, 255))
+    with pytest.raises(ValueError, match="255:1"):
+        load_data("folder", "train", tmp_path)
+    data = load_data("folder", "train", tmp_path, label_map="255:1")
+    assert data.num_classes == 2 and data.read(0).mask.max() == 1
+
+
+# Datasets of Hugging Face
+
+
+def stored_rows(count=6, **columns):
+    rows = {"image": [picture(i) for i in range(count)], "mask": [labels([i % 3]) for i in range(count)], **columns}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+
+
+def as_parquet_file(root):
+    stored_rows().to_parquet(root / "part.parquet")
+    return root / "part.parquet"
+
+
+def as_parquet_folder(root):
+    (root / "data").mkdir()
+    stored_rows().to_parquet(root / "data" / "train-00000-of-00001.parquet")
+    stored_rows(2).to_parquet(root / "data" / "validation-00000-of-00001.parquet")
+    return root / "data"
+
+
+def as_image_folder(root):
+    lines = []
+    for i in range(6):
+        save(picture(i), root / "pictures" / "train" / f"{i}.png")
+        save(labels([i % 3]), root / "pictures" / "train" / "m" / f"{i}_mask.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "mask_file_name": f"m/{i}_mask.png"}))
+    (root / "pictures" / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    return root / "pictures"
+
+
+def as_saved(root):
+    datasets.DatasetDict(train=stored_rows()).save_to_disk(root / "saved")
+    return root / "saved"
+
+
+STORED = [as_parquet_file, as_parquet_folder, as_image_folder, as_saved]
+
+
+@pytest.mark.parametrize("store", STORED)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_stored_form_gives_the_same_samples(tmp_path, store, streaming):
+    """A parquet file, a parquet folder, an image folder and a saved data set, whole or streamed, hold the same pixels."""
+    data = load_data("hf", "train", store(tmp_path), streaming=streaming, num_classes=3)
+    samples = list(data.samples()) if streaming else [data.read(i) for i in range(len(data))]
+    assert len(samples) == 6 and len({s.name for s in samples}) == 6
+    for i, sample in enumerate(samples):
+        assert np.array_equal(sample.image, np.asarray(picture(i))) and np.array_equal(sample.mask, np.asarray(labels([i % 3])))
+
+
+def test_classes_are_found_in_stored_masks_but_not_in_a_stream(tmp_path):
+    """Without names the ids in the masks count; a stream cannot be searched and asks for them."""
+    assert load_data("hf", "train", as_saved(tmp_path)).classes == ("class_0", "class_1", "class_2")
+    with pytest.raises(ValueError, match="--num-classes"):
+        load_data("hf", "train", tmp_path / "saved", streaming=True)
+
+
+def test_class_names_from_a_column_of_labels(tmp_path):
+    """`classes` may name a ClassLabel column, whose names are taken."""
+    rows = stored_rows(kind=[0, 1, 2, 0, 1, 2]).cast_column("kind", datasets.ClassLabel(names=["sky", "road", "car"]))
+    rows.save_to_disk(tmp_path / "named")
+    assert load_data("hf", "train", tmp_path / "named", classes="kind", streaming=True).classes == ("sky", "road", "car")
+
+
+def test_columns_are_recognised_or_asked_for(tmp_path):
+    """pixel_values and label are found by name; two candidates or none are an error that names the columns."""
+    stored_rows().rename_columns({"image": "pixel_values", "mask": "label"}).save_to_disk(tmp_path / "a")
+    assert load_data("hf", "train", tmp_path / "a").read(5).mask.max() == 2
+    rows = stored_rows().rename_column("mask", "weird")
+    rows.save_to_disk(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"no mask column.*--mask-column.*weird"):
+        load_data("hf", "train", tmp_path / "b")
+    assert load_data("hf", "train", tmp_path / "b", mask_column="weird").num_classes == 3
+    stored_rows(img=[picture(i) for i in range(6)]).save_to_disk(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"several columns.*image, img"):
+        load_data("hf", "train", tmp_path / "c")
+
+
+def test_hf_names_its_splits_and_what_cannot_be_opened(tmp_path):
+    """val is validation; another split lists those there; a name that cannot be reached says so."""
+    root = as_parquet_folder(tmp_path)
+    assert len(load_data("hf", "val", root)) == 2
+    with pytest.raises(ValueError, match=r"'test'.*train, validation"):
+        load_data("hf", "test", root)
+    with pytest.raises(ValueError, match="cannot open 'nobody/nothing'"):
+        load_data("hf", "train", "nobody/nothing")
+
+
+def test_hf_reduces_labels(tmp_path):
+    """reduce_labels: stored 0 is ignored and ids go down by one, so three ids are two classes."""
+    data = load_data("hf", "train", as_saved(tmp_path), reduce_labels=True)
+    assert data.num_classes == 2 and [data.read(i).mask[0, 0] for i in range(3)] == [255, 0, 1]
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """40 rows in 4 files; row i's image is filled with i."""
+    (tmp_path / "s").mkdir()
+    for part in range(4):
+        images = [Image.new("RGB", (4, 4), (part * 10 + i,) * 3) for i in range(10)]
+        rows = datasets.Dataset.from_dict({"image": images, "mask": [labels([0], 4, 4)] * 10})
+        rows.to_parquet(tmp_path / "s" / f"train-0000{part}-of-00004.parquet")
+    return load_data("hf", "train", tmp_path / "s", streaming=True, num_classes=1)
+
+
+def seen(samples):
+    return [int(s.image[0, 0, 0]) for s in samples]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_one_stream_without_repeats(stream, world):
+    """The ranks' samples, interleaved, are the one stream: nothing twice, nothing lost, also when shuffled."""
+    whole = seen(stream.samples(shuffle_seed=3, buffer=8))
+    parts = [seen(stream.samples(shuffle_seed=3, buffer=8, shard=(rank, world))) for rank in range(world)]
+    assert sorted(whole) == list(range(40)) and whole != list(range(40))
+    assert [parts[i % world][i // world] for i in range(40)] == whole
+
+
+def test_a_stream_goes_on_where_it_stopped(stream):
+    """skip=n gives the tail of the same seed's order; another seed gives another order; no seed the stored one."""
+    whole = seen(stream.samples(shuffle_seed=1, buffer=8))
+    assert seen(stream.samples(skip=13, shuffle_seed=1, buffer=8)) == whole[13:]
+    assert seen(stream.samples(shuffle_seed=2, buffer=8)) != whole
+    assert seen(stream.samples()) == list(range(40))
+
+
+def test_a_stream_refuses_loader_workers(stream):
+    """In a worker `datasets` would divide the stream a second time and rows would be lost: an error instead."""
+
+    class Streamed(IterableDataset):
+        def __iter__(self):
+            return iter(seen(stream.samples()))
+
+    assert len(list(DataLoader(Streamed(), batch_size=None, num_workers=0))) == 40
+    with pytest.raises(ValueError, match="num_workers=0"):
+        list(DataLoader(Streamed(), batch_size=None, num_workers=1))
+
+
+def test_a_stream_names_its_bad_row(tmp_path):
+    """A label outside the classes is found while streaming, with its value."""
+    stream = load_data("hf", "train", as_saved(tmp_path), streaming=True, num_classes=2)
+    with pytest.raises(BadSample, match=r"row 2 .*\[2\]"):
+        list(stream.samples())
+
+
+# Files as they come
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "RGB"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    """Images of any mode are (H, W, 3) uint8."""
+    suffix = "tif" if mode == "CMYK" else "png"
+    save(picture().convert(mode), tmp_path / f"x.{suffix}")
+    image = load_data("folder", "train", tmp_path).read(0).image
+    assert image.shape == (6, 8, 3) and image.dtype == np.uint8
+
+
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
+    """16-bit grey 0, 257, 32896, 65535 are 0, 1, 128, 255 in all three channels."""
+    values = np.resize(np.array([0, 257, 32896, 65535], np.uint16), (6, 8))
+    save(Image.fromarray(values), tmp_path / "x.png")
+    image = load_data("folder", "train", tmp_path).read(0).image
+    assert image[0, :4].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("how", ["palette", "grey", "16-bit", "1-bit"])
+def test_masks_are_read_as_ids_never_as_colours(tmp_path, how):
+    """A palette mask gives its indices whatever its colours; grey, 16-bit and 1-bit masks give their values."""
+    ids = np.resize(np.array([0, 1]), (6, 8))
+    mask = Image.fromarray(ids.astype(np.uint16 if how == "16-bit" else np.uint8))
+    if how == "palette":
+        mask.putpalette([200, 30, 30, 7, 7, 7])
+    if how == "1-bit":
+        mask = Image.fromarray(ids.astype(bool))
+    save(picture(), tmp_path / "images" / "x.jpg")
+    save(mask, tmp_path / "masks" / "x.png")
+    assert np.array_equal(load_data("folder", "train", tmp_path, num_classes=2).read(0).mask, ids)
+
+
+def test_exif_orientation_turns_image_and_mask_alike(tmp_path):
+    """An image stored on its side with an orientation tag fits the upright mask, and a mask's own tag counts too."""
+    upright = picture(height=6, width=8)
+    tag = Image.Exif()
+    tag[0x0112] = 6  # stored turned by 90 degrees: viewers turn it back clockwise
+    save(upright.rotate(90, expand=True), tmp_path / "images" / "x.png", exif=tag)
+    save(labels([0, 1, 2]), tmp_path / "masks" / "x.png")
+    data = load_data("folder", "train", tmp_path)
+    assert np.array_equal(data.read(0).image, np.asarray(upright))
+    save(labels([0, 1, 2]).rotate(90, expand=True), tmp_path / "masks" / "x.png", exif=tag)
+    assert np.array_equal(data.read(0).mask, np.asarray(labels([0, 1, 2])))
+
+
+def spoil_mask_size(root):
+    save(labels([0], height=7), root / "masks" / "2.png")
+    return r"images/2.png is 8x6 but its mask .*masks/2.png is 8x7"
+
+
+def spoil_label(root):
+    save(labels([0, 9]), root / "masks" / "2.png")
+    return r"masks/2.png holds the label\(s\) \[9\]"
+
+
+def spoil_wide_label(root):
+    save(Image.fromarray(np.full((6, 8), 300, np.uint16)), root / "masks" / "2.png")
+    return r"masks/2.png holds the label\(s\) \[300\]"
+
+
+def spoil_colours(root):
+    save(picture(), root / "masks" / "2.png")
+    return r"masks/2.png has mode RGB"
+
+
+def spoil_image(root):
+    path = root / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[:90])
+    return r"images/2.png cannot be read"
+
+
+def spoil_mask(root):
+    (root / "masks" / "2.png").write_text("no image at all")
+    return r"masks/2.png cannot be read"
+
+
+@pytest.mark.parametrize("spoil", [spoil_mask_size, spoil_label, spoil_wide_label, spoil_colours, spoil_image, spoil_mask])
+def test_a_fault_names_its_file_and_can_be_skipped(tmp_path, spoil):
+    """Every fault is one BadSample with file and value; check_data stops at it, or counts it when allowed to."""
+    folder(tmp_path)
+    message = spoil(tmp_path)
+    data = load_data("folder", "train", tmp_path, num_classes=3)
+    with pytest.raises(BadSample, match=message):
+        data.read(2)
+    with pytest.raises(BadSample, match=rf"1 of the 4 samples.*{message}.*--max-bad-images"):
+        check_data(data)
+    good, bad = check_data(data, max_bad_images=1)
+    assert good == [0, 1, 3] and len(bad) == 1 and [s.name for s in map(data.select(good).read, range(3))] == ["0", "1", "3"]
+
+
+def test_pixel_bombs_are_refused(tmp_path, monkeypatch):
+    """Pillow's limit stays in force and ends in a BadSample that names the file."""
+    folder(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BadSample, match=r"images/0.png cannot be read.*limit"):
+        load_data("folder", "train", tmp_path, num_classes=3).read(0)
+
+
+def test_a_large_split_is_checked_at_evenly_spaced_rows(tmp_path):
+    """decode_at_most bounds the work; rows that were not read count as usable."""
+    folder(tmp_path, count=10)
+    spoil_image(tmp_path)
+    data = load_data("folder", "train", tmp_path, num_classes=3)
+    assert check_data(data, decode_at_most=5, max_bad_images=1)[0] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert check_data(data, decode_at_most=2) == (list(range(10)), [])
+
+
+def test_all_bad_is_an_error_however_many_are_allowed(tmp_path):
+    """A run without a single usable sample never starts."""
+    folder(tmp_path, count=2)
+    for i in range(2):
+        (tmp_path / "images" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(BadSample, match="2 of the 2"):
+        check_data(load_data("folder", "train", tmp_path, num_classes=3), max_bad_images=99)
+
+
+# Refusals at the door
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("camvit", "train"), "unknown data set 'camvit'.*camvid"),
+        (("camvid", "train"), "--data-dir.*train.txt"),
+        (("camvid", "train", "/nowhere"), "/nowhere is not there"),
+        (("folder", "train"), "images/ and masks/"),
+        (("hf", "train"), "--data-dir"),
+        (("synthetic", "training"), "'training'.*train, val, test"),
+    ],
+)
+def test_wrong_names_are_refused_with_what_there_is(arguments, message):
+    """Data set, folder and split: the error names what came and what was wanted."""
+    with pytest.raises(ValueError, match=message):
+        load_data(*arguments)
+
+
+def test_unknown_options_offer_the_near_ones(tmp_path):
+    """A misspelt option never passes silently."""
+    with pytest.raises(ValueError, match=r"'num_clases'; close: \['num_classes'"):
+        load_data("folder", "train", tmp_path, num_clases=3)
+
+
+def test_missing_splits_name_the_ones_there(real_data):
+    """CamVid and VOC list the splits of their folders."""
+    with pytest.raises(ValueError, match="'dev'.*test, train, val"):
+        load_data("camvid", "dev", real_data / "CamVid")
+    with pytest.raises(ValueError, match="'test'.*train, trainaug, trainval, val"):
+        load_data("voc2012", "test", real_data)
+
+
+def test_a_folder_without_images_says_what_it_looked_for(tmp_path):
+    """No images: the error names the folder and the file endings."""
+    (tmp_path / "notes.md").write_text("hello")
+    with pytest.raises(ValueError, match=r"no images in .*\.jpg \.jpeg \.png"):
+        load_data("folder", "train", tmp_path)
+
+
+def test_images_without_masks_are_counted_and_named(tmp_path):
+    """The first three images without a mask are named and the rest counted; masked_only leaves them out."""
+    folder(tmp_path, count=6)
+    for i in range(5):
+        (tmp_path / "masks" / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match=r"5 of 6 images have no mask: .*0.png, .*1.png, .*2.png and 2 more"):
+        load_data("folder", "train", tmp_path)
+    assert load_data("folder", "train", tmp_path, masked_only=True).rows["name"][:] == ["5"]
+
+
+def test_two_masks_for_one_image_are_not_guessed_between(tmp_path):
+    """x.png and x.bmp among the masks: an error instead of a choice."""
+    folder(tmp_path, count=1)
+    shutil.copy(tmp_path / "masks" / "0.png", tmp_path / "masks" / "0.bmp")
+    with pytest.raises(ValueError, match="two masks"):
+        load_data("folder", "train", tmp_path)
+
+
+# Subsets
+
+
+def test_subsets_are_nested_and_complete():
+    """For a seed 10 % lies in 20 % lies in 50 %; subset and rest are all rows once; seeds differ."""
+    tenth, fifth, half = (choose_subset(367, fraction=f, seed=4) for f in (0.1, 0.2, 0.5))
+    assert set(tenth[0]) < set(fifth[0]) < set(half[0])
+    assert sorted(tenth[0] + tenth[1]) == list(range(367))
+    assert choose_subset(367, count=37, seed=4) == tenth and choose_subset(367, count=37, seed=5) != tenth
+    assert choose_subset(5) == ([0, 1, 2, 3, 4], [])
+
+
+def test_every_prefix_keeps_the_groups_shares():
+    """With CamVid's sequence sizes every subset size takes each group's share to within one and a half rows."""
+    groups = ["a"] * 204 + ["b"] * 101 + ["c"] * 62
+    for seed in range(5):
+        for count in range(1, 368, 7):
+            taken = Counter(groups[i] for i in choose_subset(367, count=count, seed=seed, groups=groups)[0])
+            assert all(abs(taken[g] - groups.count(g) * count / 367) < 1.5 for g in "abc"), (seed, count, taken)
+
+
+def test_small_groups_are_not_left_out_for_large_ones():
+    """Among one hundred single rows and one hundred pairs, the singles get their third on average over the seeds."""
+    groups = [f"single{i}" for i in range(100)] + [f"pair{i // 2}" for i in range(200)]
+    share = np.mean([sum(i < 100 for i in choose_subset(300, count=30, seed=s, groups=groups)[0]) for s in range(40)])
+    assert abs(share - 10) < 2
+
+
+@pytest.mark.parametrize("fraction, total, size", [(0.1, 367, 37), (0.145, 100, 15), (0.5, 5, 3), (0.001, 10, 1), (1.0, 7, 7)])
+def test_fractions_round_half_up(fraction, total, size):
+    """A fraction is rounded half up in decimal arithmetic, and is at least one row."""
+    assert len(choose_subset(total, fraction=fraction)[0]) == size
+
+
+@pytest.mark.parametrize("wrong", [{"fraction": 0}, {"fraction": 1.2}, {"count": 0}, {"count": 11}, {"fraction": 0.1, "count": 1}])
+def test_impossible_subsets_are_refused(wrong):
+    """Out of range, or both given: an error."""
+    with pytest.raises(ValueError, match="train (fraction|count)"):
+        choose_subset(10, **wrong)
+
+
+def test_camvid_tenth_is_37_frames_of_all_sequences(real_data):
+    """10 % of CamVid is 37 frames, with each of the three sequences in proportion."""
+    data = load_data("camvid", "train", real_data / "CamVid")
+    taken = Counter(data.groups[i] for i in choose_subset(data, fraction=0.1)[0])
+    assert sum(taken.values()) == 37 and abs(taken["0016E5"] - 20.6) < 1.5 and abs(taken["0001TP"] - 6.3) < 1.5
+
+
+def test_data_travels_to_workers(tmp_path):
+    """Pickled data reads the same sample, so loader workers need nothing else; select keeps rows and groups together."""
+    data = load_data("folder", "train", folder(tmp_path))
+    assert np.array_equal(pickle.loads(pickle.dumps(data)).read(3).image, data.read(3).image)  # noqa: S301
+    drawn = load_data("synthetic", "val").select([5, 2]).select([1])
+    assert len(drawn) == 1 and drawn.read(0).name == "val_00002"
+    with pytest.raises(IndexError):
+        drawn.read(1)

@@ -1,0 +1,309 @@
+"""The networks: stages that hand weights on, Auto classes, image sizes, strides, initialisation, heads, Trainer."""
+
+import json
+from itertools import product
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
+
+from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.backbones import build_config, load_timm_weights
+from mscl_hf.data.views import Crop, _shared_part
+from mscl_hf.modeling_mscl import LocalHead, unit
+
+torch.set_num_threads(1)
+SMALLER = {
+    "vit": {"depth": 2, "embed_dim": 48, "num_heads": 2},
+    "swin": {"embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+}
+
+
+def config_of(name="test_resnet", **options):
+    kwargs = SMALLER.get(name.split("_")[0], {})
+    return build_config(name, backbone_kwargs=kwargs, **{"image_size": 64, "decoder_channels": 16, "num_labels": 3, **options})
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A saved pre-training model, and its folder."""
+    model = MsclForPreTraining(config_of())
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def test_auto_classes_open_a_folder(pretrained):
+    """One folder, four doors; the configuration survives with all its fields."""
+    model, folder = pretrained
+    found, wanted = (config.to_dict() for config in (AutoConfig.from_pretrained(folder), model.config))
+    assert {k for k in wanted if found[k] != wanted[k]} <= {"_name_or_path"}
+    doors = {
+        AutoModel: MsclBackbone,
+        AutoModelForPreTraining: MsclForPreTraining,
+        AutoModelForSemanticSegmentation: MsclForSemanticSegmentation,
+    }
+    for door, kind in doors.items():
+        opened = door.from_pretrained(folder)
+        assert type(opened) is kind
+        wanted, found = (m.state_dict() for m in (model.backbone.timm_model, getattr(opened, "backbone", opened).timm_model))
+        assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+
+
+def test_pre_training_hands_on_backbone_and_decoder(pretrained):
+    """Only classifier and auxiliary head are new, and they are initialised, not left-over memory."""
+    model, folder = pretrained
+    new, info = MsclForSemanticSegmentation.from_pretrained(folder, output_loading_info=True, num_labels=7)
+    assert {key.split(".")[0] for key in info["missing_keys"]} == {"classifier", "auxiliary_head"} and not info["unexpected_keys"]
+    found = new.state_dict()
+    for key, value in model.state_dict().items():
+        if key.startswith(("backbone.", "decoder.")):
+            assert torch.equal(value, found[key]), key
+    assert found["classifier.weight"].shape[0] == 7 and 0.003 < found["classifier.weight"].std() < 0.03
+    assert (found["classifier.bias"] == 0).all() and (found["auxiliary_head.0.1.running_var"] == 1).all()
+    new.save_pretrained(folder)
+    back = MsclForPreTraining.from_pretrained(folder).state_dict()
+    assert all(torch.equal(back[key], found[key]) for key in found if key.startswith(("backbone.", "decoder.")))
+
+
+@pytest.mark.parametrize("part", ["backbone.timm_model.layer1", "backbone.timm_model.bn1.running_var", "decoder.fuse"])
+def test_a_checkpoint_without_a_weight_is_refused(pretrained, part):
+    """Missing weights or statistics of backbone or decoder raise, in every class that has them."""
+    _, folder = pretrained
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if not k.startswith(part)}, folder / "model.safetensors", {"format": "pt"})
+    for kind in (MsclForPreTraining, MsclForSemanticSegmentation, *([MsclBackbone] if "timm" in part else [])):
+        with pytest.raises(ValueError, match="lacks .* weights .* it was made for another"):
+            kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [(90, 123), (64, 64), (33, 200)])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "vit_small_patch14_dinov2", "swin_tiny_patch4_window7_224", "test_coatnet"])
+def test_any_image_size(name, size):
+    """Logits at feature resolution, a loss at the labels' own size, embeddings of unit length: whatever the image's sides."""
+    labels = torch.randint(3, (2, *size))
+    labels[:, :3] = 255
+    out = MsclForSemanticSegmentation(config_of(name))(torch.randn(2, 3, *size), labels=labels)
+    wanted = F.cross_entropy(F.interpolate(out.logits, size=size, mode="bilinear"), labels, ignore_index=255)
+    assert out.logits.shape[:2] == (2, 3) and out.loss.isfinite() and out.loss >= wanted - 1e-5
+    embeds = MsclForPreTraining(config_of(name, local_grid=3))(torch.randn(2, 3, *size))
+    assert embeds.global_embeds.shape == (2, 128) and embeds.local_embeds.shape[-1] == 128
+    for e, axis in ((embeds.global_embeds, 1), (embeds.local_embeds, 2), (embeds.pixel_embeds, 1)):
+        torch.testing.assert_close(e.norm(dim=axis), torch.ones_like(e.norm(dim=axis)))
+
+
+@pytest.mark.parametrize(("name", "image_size"), [("vit_tiny_r_s16_p8_224", 224), ("vitamin_small_224", 64)])
+def test_families_that_take_some_sizes_only(name, image_size):
+    """Where a few sizes happen to pass, the rule that was found must hold for all; maps have the channels they announce."""
+    backbone = MsclBackbone(build_config(name, image_size=image_size)).eval()
+    for size in ((90, 123), (224, 224), (97, 50), (225, 251), (113, 177)):
+        with torch.no_grad():
+            maps = backbone(torch.randn(1, 3, *size)).feature_maps
+        assert [m.shape[1] for m in maps] == backbone.channels
+
+
+def test_nothing_labelled_gives_zero_with_a_graph():
+    """A batch of ignored pixels only: no NaN, and every parameter that takes part still has a gradient."""
+    model = MsclForSemanticSegmentation(config_of())
+    loss = model(torch.randn(2, 3, 64, 64), labels=torch.full((2, 64, 64), 255)).loss
+    loss.backward()
+    assert loss == 0 and (model.classifier.weight.grad == 0).all()
+
+
+@pytest.mark.parametrize(("name", "stride"), [*product(["test_resnet", "regnetx_002", "test_efficientnet"], [8, 16, 32]), ("test_vit", 16)])
+def test_output_stride_is_honoured(name, stride):
+    """The last map of a 64 px image has 64 / stride cells a side, and says so."""
+    backbone = MsclBackbone(config_of(name, output_stride=stride)).eval()
+    assert backbone(torch.randn(1, 3, 64, 64)).feature_maps[-1].shape[-1] == 64 // stride == 64 // backbone.strides[-1]
+
+
+def test_output_stride_by_default():
+    """16 where the family can, its own where it cannot."""
+    assert [MsclBackbone(config_of(n)).strides[-1] for n in ("test_resnet", "mobilenetv3_small_050", "test_vit")] == [16, 32, 16]
+
+
+REFUSED = {
+    "stride not offered": (dict(backbone="test_vit", output_stride=8), "does not support output_stride=8.* its own, 16"),
+    "stride not offered by swin": (dict(backbone="swin_tiny_patch4_window7_224", output_stride=16), "does not support output_stride=16"),
+    "no stride": (dict(backbone="test_resnet", output_stride=5), "output_stride is 5; give 8, 16 or 32"),
+    "typing error": (dict(backbone="resnet1x8"), "unknown backbone 'resnet1x8'.* nearest are .*resnet18"),
+    "decoder": (dict(backbone="test_resnet", decoder="unet"), "unknown decoder 'unet': choose auto, deeplabv3, fcn, mla"),
+    "attachment": (dict(backbone="test_resnet", attach="head"), "unknown attach 'head': choose one of"),
+    "tag": (dict(backbone="resnet18.no_such_tag"), "resnet18.no_such_tag"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_built_is_refused_in_a_sentence(what):
+    """One line that says what came and what to do."""
+    options, message = REFUSED[what]
+    with pytest.raises(ValueError, match=message) as error:
+        build_config(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "vit_small_patch16_dinov3", "test_convnext"])
+def test_own_initialisation(name):
+    """timm's weights start as timm starts them; convolutions of ours as He et al., the classifier small, biases zero."""
+    config = config_of(name, decoder_channels=64, num_labels=50)
+    torch.manual_seed(5)
+    model = MsclForSemanticSegmentation(config)
+    torch.manual_seed(5)
+    alone = timm.create_model(name, num_classes=0, **config.backbone_kwargs)
+    found = model.backbone.timm_model.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in alone.state_dict().items())
+    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1) and (model.classifier.bias == 0).all()
+    for layer in (m for part in (model.decoder, model.auxiliary_head) for m in part.modules() if isinstance(m, torch.nn.Conv2d)):
+        fan_out = layer.out_channels * layer.kernel_size[0] ** 2
+        if not getattr(layer, "_is_classifier", False) and layer.weight.numel() > 1000:
+            assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+    heads = MsclForPreTraining(config)
+    assert all((p == 0).all() for part in (heads.global_head, heads.local_head) for n, p in part.named_parameters() if n.endswith("bias"))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_gradient_checkpointing(name):
+    """Blocks run twice instead of being kept, and the gradients are the same."""
+    model = MsclForSemanticSegmentation(config_of(name, decoder_dropout=0.0)).eval()
+    image, labels = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+    block = [m for m in model.backbone.timm_model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))][-1]
+    calls, gradients = [], []
+    block.register_forward_pre_hook(lambda *_: calls.append(1))  # before: recomputation stops once it has what it needs
+    for count in (1, 3):
+        model.zero_grad()
+        model(image, labels=labels).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        assert len(calls) == count
+        model.gradient_checkpointing_enable()
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value, atol=1e-6, rtol=1e-4)
+
+
+def test_trainer_trains_and_saves(tmp_path):
+    """transformers' Trainer runs the model as it is; what it saves is what it trained."""
+    model = MsclForSemanticSegmentation(config_of())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    rows = [{"pixel_values": torch.randn(3, 64, 64), "labels": torch.randint(3, (64, 64))} for _ in range(4)]
+    options = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved").state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert all((saved[key] != before[key]).any() for key in ("classifier.weight", "backbone.timm_model.conv1.0.weight"))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "vit_small_patch16_dinov3"])
+def test_bfloat16(name, tmp_path):
+    """Loaded in bfloat16, the model answers near its float32 self, with logits and unit embeddings in float32."""
+    image = torch.randn(1, 3, 64, 64)
+    for kind, answer in ((MsclForSemanticSegmentation, "logits"), (MsclForPreTraining, "global_embeds")):
+        model = kind(config_of(name)).eval()
+        model.save_pretrained(tmp_path)
+        low = kind.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+        wanted, found = getattr(model(image), answer), getattr(low(image.bfloat16()), answer)
+        assert low.dtype == torch.bfloat16 and found.dtype == torch.float32
+        assert F.cosine_similarity(wanted.flatten(), found.flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_timm_weights_from_a_file(ending, tmp_path):
+    """The backbone takes them over, classifier or not, and heads stay as they are; files that do not fit raise."""
+    torch.manual_seed(9)
+    source, file = timm.create_model("test_resnet"), tmp_path / f"weights.{ending}"
+    save_file(source.state_dict(), file) if ending == "safetensors" else torch.save(source.state_dict(), file)
+    model = MsclForSemanticSegmentation(config_of())
+    decoder = model.decoder.fuse[0].weight.clone()
+    load_timm_weights(model, file=str(file))
+    found = model.backbone.timm_model.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in source.state_dict().items() if key in found)
+    assert set(source.state_dict()) - set(found) == {"fc.weight", "fc.bias"} and torch.equal(model.decoder.fuse[0].weight, decoder)
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_timm_weights(model, file=str(tmp_path / f"none.{ending}"))
+    with pytest.raises((ValueError, RuntimeError), match="(?i)missing|mismatch|state_dict"):
+        load_timm_weights(MsclForSemanticSegmentation(config_of("test_vit")), file=str(file))
+
+
+def test_weights_are_asked_for_or_left(monkeypatch):
+    """pretrained=False without a file does nothing and asks nobody."""
+    model = MsclForPreTraining(config_of())
+    monkeypatch.setattr(timm, "create_model", None)
+    load_timm_weights(model, pretrained=False)
+
+
+@pytest.mark.parametrize("attach", ["ancestor", "backbone", "decoder"])
+def test_where_the_heads_sit(attach):
+    """Which parts a head's loss trains: the decoder only through heads that are attached to it."""
+    trained = {"ancestor": "p", "backbone": "", "decoder": "glp"}[attach]
+    model = MsclForPreTraining(config_of(attach=attach, decoder_channels=16))
+    for head, name in zip("glp", ("global_embeds", "local_embeds", "pixel_embeds")):
+        model.zero_grad()
+        out = model(torch.randn(2, 3, 64, 64), heads=(head,))
+        assert [key for key in out if key.endswith("embeds")] == [name]
+        out[name][..., 0].sum().backward()
+        assert all((p.grad is not None) == (head in trained) for p in model.decoder.parameters())
+        assert model.backbone.timm_model.conv1[0].weight.grad.abs().sum() > 0
+
+
+def test_pixel_head_sees_only_the_images_it_is_given():
+    """Chosen images in the order given, as if alone; maps larger than pixel_grid are resized to it."""
+    model, image = MsclForPreTraining(config_of(pixel_grid=3)).eval(), torch.randn(3, 3, 64, 48)
+    whole = model(image).pixel_embeds
+    assert whole.shape == (3, 256, 3, 3)
+    torch.testing.assert_close(model(image, pixel_images=torch.tensor([2, 0])).pixel_embeds, whole[[2, 0]])
+
+
+def test_local_head_pools_before_or_after():
+    """One linear layer: pooling first or last is the same function. With two layers it is not."""
+    features = torch.randn(2, 6, 12, 8)
+    for layers, same in ((1, True), (2, False)):
+        head = LocalHead(6, 5, grid=4, layers=layers)
+        after = unit(F.adaptive_avg_pool2d(head.layers(features), 4).flatten(2).transpose(1, 2))
+        assert torch.allclose(head(features), after, atol=1e-6) is same
+
+
+def test_local_head_boxes():
+    """The whole box samples at cell centres; a box walked from right to left gives the blocks mirrored."""
+    head, features = LocalHead(6, 5, grid=4, layers=1), torch.randn(2, 6, 4, 4)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    blocks = head(features, boxes)
+    torch.testing.assert_close(blocks, head(features))
+    flipped = head(features, boxes[:, [2, 1, 0, 3]]).view(2, 4, 4, 5)
+    torch.testing.assert_close(flipped, blocks.view(2, 4, 4, 5).flip(2))
+    quarter = head(features, torch.tensor([[0.25, 0.5, 0.5, 0.75]] * 2))  # inside one cell's neighbourhood, nearest is cell (2, 1)
+    assert F.cosine_similarity(quarter.mean(1), blocks.view(2, 4, 4, 5)[:, 2, 1]).min() > 0.5
+
+
+@pytest.mark.parametrize("flips", list(product([False, True], repeat=2)))
+def test_shared_crops_meet_at_the_same_places(flips):
+    """Block s of one crop and block s of the other show the same place of the source, mirrored or not."""
+    crops = Crop(10.0, 5.0, 80.0, flips[0]), Crop(34.0, 21.0, 64.0, flips[1])
+    boxes = torch.tensor(_shared_part(*crops), dtype=torch.float32)
+
+    def coordinates(crop, cells=16):
+        """A feature map that holds the source coordinates of its cell centres: (1, 2, cells, cells)."""
+        steps = crop.side * (torch.arange(cells) + 0.5) / cells
+        y, x = torch.meshgrid(crop.y + steps, crop.x + (steps.flip(0) if crop.flip else steps), indexing="ij")
+        return torch.stack([x, y])[None]
+
+    head = LocalHead(2, 2, grid=5, layers=1)
+    first, second = (head._sample(coordinates(crop), box[None]) for crop, box in zip(crops, boxes))
+    torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
+    assert first[0, 0].min() > 34 and first[0, 0].max() < 90 and first[0, 1].min() > 21 and first[0, 1].max() < 85
+
+
+def test_configuration_is_plain_json(tmp_path):
+    """Every field of a built configuration survives a file, and a hand-written one gets the defaults."""
+    config = config_of("vit_small_patch14_dinov2", contrast={"losses": "g+p", "tau_p": 0.1}, base_size=0)
+    config.save_pretrained(tmp_path)
+    found, wanted = MsclConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
+    assert {k for k in wanted if found[k] != wanted[k]} <= {"_name_or_path"} and config.base_size == 0
+    assert json.loads((tmp_path / "config.json").read_text())["contrast"] == {"losses": "g+p", "tau_p": 0.1}
+    assert MsclConfig().out_indices == [-2, -1] and MsclConfig(image_size=96).base_size == 96

@@ -1,0 +1,175 @@
+"""The three scales together: seven subsets, every option, bad names, batches with nothing to contrast."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss, global_contrast, local_contrast, parse_losses, pixel_contrast, sample_pixels
+from mscl_hf.methods.queue import Queue
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def labels_of(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, shape, generator=generator).masked_fill(torch.rand(shape, generator=generator) < 0.2, 255)
+
+
+def embeddings(seed):
+    return {"g": unit(4, 5, seed=seed), "l": unit(4, 4, 5, seed=seed + 1), "p": unit(3, 6, 5, seed=seed + 2)}
+
+
+@pytest.mark.parametrize("losses", LOSS_SUBSETS)
+def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
+    """Seven names; each computes its own terms only, and needs labels exactly when it holds p."""
+    image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
+    loss = MultiScaleLoss(losses, lambda_g=2, lambda_l=0.5, lambda_p=3)
+    heads = losses.split("+")
+    image, enhanced = ({h: x[h].requires_grad_() for h in heads} for x in (image, enhanced))
+    if "p" in heads:
+        with pytest.raises(ValueError, match="needs labels"):
+            loss(image, enhanced, None)
+    terms = loss(image, enhanced, labels if "p" in heads else None)
+    pixel = pixel_contrast(image["p"], enhanced["p"], labels) if "p" in heads else None
+    single = {"g": lambda: global_contrast(image["g"], enhanced["g"]), "l": lambda: local_contrast(image["l"], enhanced["l"])}
+    single["p"] = lambda: pixel.loss
+    assert terms["loss"].item() == pytest.approx(sum({"g": 2, "l": 0.5, "p": 3}[h] * single[h]().item() for h in heads))
+    assert set(terms) == {"loss", *(f"loss_{h}" for h in heads), *(("floor_p", "excess_p") if pixel else ())}
+    assert terms["loss"].requires_grad and not any(v.requires_grad for k, v in terms.items() if k != "loss")
+    if pixel:
+        assert terms["floor_p"] == pixel.floor and terms["excess_p"] == pixel.loss - pixel.floor
+
+
+OPTIONS = [
+    ("g", "tau_g", 0.3, {"temperature": 0.3}),
+    ("g", "negatives", "ntxent", {"negatives": "ntxent"}),
+    ("g", "denominator", "literal", {"denominator": "literal"}),
+    ("g", "symmetric", True, {"symmetric": True}),
+    ("l", "tau_l", 0.3, {"temperature": 0.3}),
+    ("l", "local_scope", "image", {"scope": "image"}),
+    ("l", "local_scope", "others", {"scope": "others"}),
+    ("l", "denominator", "literal", {"denominator": "literal"}),
+    ("l", "symmetric", True, {"symmetric": True}),
+    ("p", "tau_p", 0.3, {"temperature": 0.3}),
+    ("p", "pixel_scope", "batch", {"scope": "batch"}),
+    ("p", "pixel_denominator", "neg", {"denominator": "neg"}),
+    ("p", "reduce", "in", {"reduce": "in"}),
+    ("p", "anchor_weight", "class", {"anchor_weight": "class"}),
+    ("p", "exclude_classes", [0], {"exclude_classes": (0,)}),
+]
+
+
+@pytest.mark.parametrize(("head", "name", "value", "meaning"), OPTIONS)
+def test_options_reach_their_loss(head, name, value, meaning):
+    """Each option changes its own loss to what the function gives with it; unrelated entries of the dict are left alone."""
+    image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
+    options = {"losses": head, name: value, "backbone": "resnet18"}
+    found = MultiScaleLoss.from_options(options)(image, enhanced, labels)["loss"].item()
+    function = {"g": global_contrast, "l": local_contrast, "p": lambda a, b, **o: pixel_contrast(a, b, labels, **o).loss}[head]
+    assert found == pytest.approx(function(image[head], enhanced[head], **meaning).item(), rel=1e-12)
+    assert found != pytest.approx(MultiScaleLoss(head)(image, enhanced, labels)["loss"].item(), rel=1e-6)
+
+
+def test_symmetric_pixel_loss_and_cross_partner():
+    """Symmetric: both directions, each with the labels of its view. Cross: a random partner among the labelled images."""
+    (a, b), y, z = (embeddings(s)["p"] for s in (0, 5)), labels_of(3, 6), labels_of(3, 6, seed=4)
+    both = MultiScaleLoss("p", symmetric=True)({"p": a}, {"p": b}, y, z)
+    there, back = pixel_contrast(a, b, y, z), pixel_contrast(b, a, z, y)
+    assert both["loss"].item() == pytest.approx((there.loss + back.loss).item() / 2)
+    assert both["floor_p"].item() == pytest.approx((there.floor + back.floor).item() / 2)
+    torch.manual_seed(3)
+    found = {round(MultiScaleLoss("p", pixel_scope="cross")({"p": a}, {"p": b}, y)["loss"].item(), 9) for _ in range(40)}
+    options = ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
+    assert found == {round(pixel_contrast(a, b, y, scope="cross", partner=torch.tensor(o)).loss.item(), 9) for o in options}
+
+
+def test_names_of_losses():
+    """Any order is read; repeats, empty names, capitals and unknown letters are refused with the seven names."""
+    assert [parse_losses(s) for s in ("g", "p+g", "l+p+g")] == [("g",), ("g", "p"), ("g", "l", "p")]
+    assert set(LOSS_SUBSETS) == {"g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"}
+    for bad in ("", "x", "g+", "g+g", "g,l", "G", "g+l+p+x", "glp"):
+        with pytest.raises(ValueError, match=r"unknown losses .* g\+l\+p"):
+            parse_losses(bad)
+
+
+BAD = {
+    "losses": "q", "negatives": "queue", "local_scope": "within", "pixel_scope": "image", "pixel_denominator": "literal",
+    "denominator": "neg", "reduce": "mean", "anchor_weight": "image", "pixel_sample": "some", "label_down": "mode",
+    "tau_g": 0, "tau_l": -1, "tau_p": float("nan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_refused_before_the_first_step(name):
+    """Building the loss names the option and what it may be."""
+    with pytest.raises(ValueError, match="positive" if name.startswith("tau") else "choose one of"):
+        MultiScaleLoss(**{name: BAD[name]})
+
+
+@pytest.mark.parametrize("scope", ["within", "cross", "batch"])
+def test_a_batch_without_labelled_image(scope):
+    """No image at all for the pixel head: zero with a graph, so that every process of a run has a gradient."""
+    a, b = unit(0, 6, 5).requires_grad_(), unit(0, 6, 5)
+    terms = MultiScaleLoss("p", pixel_scope=scope)({"p": a}, {"p": b}, labels_of(0, 6))
+    terms["loss"].backward()
+    assert terms["loss"] == terms["floor_p"] == 0 and a.grad.shape == (0, 6, 5)
+
+
+def test_contrast_needs_something_to_contrast_with():
+    """One image: g, and l among other images, are refused; the other terms run; `min_batch` says so beforehand."""
+    one, two = unit(1, 4, 5), unit(1, 4, 5, seed=1)
+    for refused in (lambda: global_contrast(one[:, 0], two[:, 0]), lambda: local_contrast(one, two, scope="others")):
+        with pytest.raises(ValueError, match="at least 2 images"):
+            refused()
+    assert local_contrast(one, two).isfinite() and pixel_contrast(one, two, labels_of(1, 4)).loss.isfinite()
+    cases = {"g": 2, "l": 1, "p": 1, "g+l+p": 2, "l+p": 1}
+    assert {losses: MultiScaleLoss(losses).min_batch for losses in cases} == cases
+    assert MultiScaleLoss("l", local_scope="others").min_batch == 2
+
+
+def test_queue_order():
+    """A ring: the newest rows stay, writes wrap around the end, rows are unit length, and nothing unwritten is read."""
+    queue, keys = Queue(6, 8), F.normalize(torch.eye(8), dim=1)
+    assert len(queue.read()) == 0
+    for start in (0, 2, 4, 6):
+        queue.write(3 * keys[start : start + 2])
+    assert torch.equal(queue.read(), keys[[6, 7, 2, 3, 4, 5]]) and queue.pointer == 2
+    split = Queue(6, 8)
+    split.write(keys[:4])
+    assert len(split.read()) == 4
+    split.write(keys[4:])
+    assert torch.equal(split.read(), keys[[6, 7, 2, 3, 4, 5]]) and split.pointer == 2
+    split.write(torch.cat([keys, keys]))
+    assert sorted(split.read().argmax(1).tolist()) == [2, 3, 4, 5, 6, 7]
+
+
+def test_the_queue_adds_negatives_and_stands_alone():
+    """Old copies stand in every denominator, in all directions the same; options that they do not fit are refused."""
+    image, enhanced, past = embeddings(0), embeddings(5), unit(9, 5, seed=20)
+    found = MultiScaleLoss("g", queue=9)(image, enhanced, None, past=past)["loss"]
+    logits = image["g"] @ torch.cat([enhanced["g"], past]).T / 0.1
+    assert found.item() == pytest.approx((logits.logsumexp(1) - logits.diagonal()).mean().item(), rel=1e-12)
+    for options in ({"queue": -1}, {"queue": 8, "symmetric": True}, {"queue": 8, "negatives": "ntxent"}, {"pixel_count": 0}):
+        with pytest.raises(ValueError):
+            MultiScaleLoss("g", **options)
+
+
+@pytest.mark.parametrize("how", ["random", "class"])
+def test_pixel_samples(how):
+    """No pixel twice, its own label; random takes labelled pixels first, class so many of each class and no more."""
+    labels = torch.cat([labels_of(3, 60), torch.full((1, 60), 255)])
+    labels[0, :] = torch.tensor([0] * 50 + [1] * 3 + [255] * 7)
+    torch.manual_seed(0)
+    seen = []
+    for _ in range(20):
+        places, chosen = sample_pixels(labels, how, 10)
+        assert places.shape == chosen.shape and all(len(set(row.tolist())) == len(row) for row in places)
+        counted = chosen != 255
+        assert torch.equal(labels.gather(1, places)[counted], chosen[counted]) and (how == "class" or places.shape == (4, 10))
+        for image in range(4):
+            kept, there = ((x[image][x[image] != 255]).bincount(minlength=3) for x in (chosen, labels))
+            assert torch.equal(kept, there.clamp(max=10)) if how == "class" else kept.sum() == there.sum().clamp(max=10)
+        seen.append(places[0][counted[0]])
+    assert len(torch.cat(seen).unique()) > 45  # chance reaches every pixel

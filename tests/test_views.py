@@ -1,0 +1,282 @@
+"""Views: masks follow their images, boxes follow their crops, chance comes from one generator; and the order of samples."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.order import Batches, Order, Ticket, sample_rng
+from mscl_hf.data.segmentation_data import Sample, SegmentationData
+from mscl_hf.data.views import Crop, PairView, TrainView, ViewOptions, central_crop, cut, distort_colour, random_crop
+from mscl_hf.losses import labels_at
+
+GREY = torch.tensor([124, 116, 104])
+
+
+def coordinates(width=160, height=120):
+    """An image whose red is x and green is y (in steps of a pixel), and a mask of vertical stripes of 16 px: x // 16."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([x, y, np.full_like(x, 200)], -1).astype(np.uint8)
+    return Sample(image, (x // 16).astype(np.uint8), "coordinates")
+
+
+def source_x(image):
+    return image[0].float()
+
+
+def inside(image):
+    """Pixels that show the image and not what lies around it; the rim, where both are mixed, left out."""
+    return image[2] == 200
+
+
+def pixel_source(crop, size):
+    """Source coordinates of the pixel centres of a view, from the definition of a crop alone."""
+    centres = (torch.arange(size) + 0.5) / size * crop.side - 0.5
+    x, y = crop.x + centres, crop.y + centres
+    return (x.flip(0) if crop.flip else x)[None, :].expand(size, size), y[:, None].expand(size, size)
+
+
+@pytest.mark.parametrize("crop", [
+    Crop(20.0, 10.0, 64.0, False), Crop(20.0, 10.0, 64.0, True), Crop(33.3, 17.7, 90.0, True),
+    Crop(-30.0, -12.5, 128.0, False), Crop(-30.0, -12.5, 128.0, True), Crop(100.0, 40.0, 100.0, True), Crop(40.0, 30.0, 16.0, False),
+])  # fmt: skip
+def test_cut_puts_every_pixel_where_the_crop_says(crop):
+    """Colours and labels lie within a pixel of their place; what lies outside the image is grey, and ignored."""
+    sample = coordinates()
+    image, mask = cut(sample, crop, 64)
+    assert image.shape == (3, 64, 64) and mask.shape == (64, 64) and image.dtype == mask.dtype == torch.uint8
+    x, y = pixel_source(crop, 64)
+    step = max(1.0, crop.side / 64)
+    there = (x > step) & (x < 159 - step) & (y > step) & (y < 119 - step)
+    assert there.any() and inside(image)[there].all()
+    assert (image[0].float() - x)[there].abs().max() <= 1 + step / 2 and (image[1].float() - y)[there].abs().max() <= 1 + step / 2
+    away_from_borders = there & ((x + 0.5) % 16 > step + 1) & ((x + 0.5) % 16 < 15 - step)
+    assert torch.equal(mask[away_from_borders].long(), ((x + 0.5) // 16).long()[away_from_borders])
+    outside = (x < -step - 1) | (x > 160 + step) | (y < -step - 1) | (y > 120 + step)
+    assert (mask[outside] == 255).all() and (image[:, outside] == GREY[:, None]).all()
+    assert torch.equal(mask == 255, (image == GREY[:, None, None]).all(0))
+
+
+def test_random_crops_keep_the_mask_on_the_image():
+    """Whatever scale, place and flip: the label under a pixel is the one that its own colour names."""
+    sample, rng, flips = coordinates(), np.random.default_rng(0), 0
+    for _ in range(60):
+        crop = random_crop((160, 120), 48, 48, (0.5, 2.0), rng)
+        flips += crop.flip
+        image, mask = cut(sample, crop, 48)
+        red = source_x(image)
+        certain = inside(image) & (mask != 255) & ((red + 0.5) % 16 > 4) & ((red + 0.5) % 16 < 12)
+        assert certain.any() and torch.equal(mask[certain].long(), (red[certain] // 16).long())
+        assert 60 <= crop.side <= 240  # 48 px at a short side of 48 px, halved to doubled
+        covered = min(crop.x + crop.side, 160) - max(crop.x, 0), min(crop.y + crop.side, 120) - max(crop.y, 0)
+        assert covered == pytest.approx((min(crop.side, 160), min(crop.side, 120)))  # slides, but never leaves image on the table
+    assert 15 < flips < 45
+    assert random_crop((160, 120), 48, 0, (1.0, 1.0), rng).side == 48 and central_crop((160, 120), 48, 60) == Crop(32, 12, 96, False)
+
+
+def pair(geometry, seed=0, sample=None, **options):
+    view = PairView(48, 48, ViewOptions(geometry=geometry, **{"colour": 0.0, "blur": 0.0, **options}))
+    return view(sample or coordinates(), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("geometry", ["shared", "none"])
+def test_one_geometry_for_both_views(geometry):
+    """A marker lands at the same place in the image, its copy and both masks; colour never reaches a mask or the image."""
+    plain, coloured = pair(geometry), pair(geometry, colour=1.0, blur=1.0)
+    assert torch.equal(plain["image"], plain["enhanced"]) and torch.equal(plain["mask"], plain["enhanced_mask"])
+    assert torch.equal(coloured["image"], plain["image"]) and torch.equal(coloured["enhanced_mask"], plain["mask"])
+    assert not torch.equal(coloured["enhanced"], plain["enhanced"])
+    assert plain["boxes"].tolist() == [[0, 0, 1, 1]] * 2
+    both = pair(geometry, colour=1.0, blur=1.0, augment_both=True)
+    assert not torch.equal(both["image"], plain["image"]) and not torch.equal(both["image"], both["enhanced"])
+    seen = {pair(geometry, seed)["image"].numpy().tobytes() for seed in range(8)}
+    assert len(seen) == (1 if geometry == "none" else 8)
+
+
+@pytest.mark.parametrize("scales", [(0.5, 2.0), (1.0, 3.0)])
+def test_crops_share_what_their_boxes_say(scales):
+    """The same fraction of both boxes shows the same source point, mirrored or not, and enough is shared."""
+    mirrored = 0
+    for seed in range(40):
+        found = pair("crops", seed, min_scale=scales[0], max_scale=scales[1], min_overlap=0.25)
+        for fraction in (0.2, 0.5, 0.8):
+            points = []
+            for view, (x0, y0, x1, y1) in zip(("image", "enhanced"), found["boxes"]):
+                column, row = (int(torch.clamp(48 * (a + fraction * (b - a)), 0, 47)) for a, b in ((x0, x1), (y0, y1)))
+                points.append(found[view][:, row, column].float())
+            if all(point[2] == 200 for point in points):
+                assert (points[0] - points[1]).abs().max() <= 8  # a view's pixel covers up to 5 px of the source
+        sides = (found["boxes"][:, 2:] - found["boxes"][:, :2]).abs()
+        assert (sides.prod(1) >= 0.25 - 1e-5).all() and found["boxes"].min() >= -1e-6 and found["boxes"].max() <= 1 + 1e-6
+        mirrored += bool((found["boxes"][:, 0] > found["boxes"][:, 2]).any())
+    assert mirrored > 8
+
+
+def test_views_depend_on_the_generator_alone():
+    """Equal seeds, equal views, to the bit; other seeds, other views; global random states are neither read nor moved."""
+    sample = coordinates()
+    for view in (PairView(32, 32, ViewOptions("crops")), TrainView(32, 32)):
+        state = torch.get_rng_state(), np.random.get_state()[1].copy()
+        first = view(sample, np.random.default_rng(3))
+        assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
+        torch.manual_seed(99)
+        again, other = view(sample, np.random.default_rng(3)), view(sample, np.random.default_rng(4))
+        assert all(torch.equal(first[key], again[key]) for key in first) and not torch.equal(first["image"], other["image"])
+
+
+def test_colour_moves_no_pixel():
+    """A grey ramp keeps its order under any jitter of grey, so that pixel correspondences are one to one."""
+    ramp = torch.arange(256).repeat(3, 16, 1).to(torch.uint8)
+    changed = 0
+    for seed in range(30):
+        out = distort_colour(ramp, 1.0, 0.0, np.random.default_rng(seed))
+        assert out.shape == ramp.shape and out.dtype == torch.uint8 and (out[:, :1] == out).all()
+        assert (out[:, 0].int().diff(dim=1) >= 0).all()
+        changed += not torch.equal(out, ramp)
+    assert 15 < changed < 30  # eight in ten are jittered
+    assert torch.equal(distort_colour(ramp, 0.0, 0.0, np.random.default_rng(0)), ramp)
+
+
+def test_no_mask_means_ignored_everywhere():
+    """An unlabelled sample gives masks of 255."""
+    found = pair("shared", sample=Sample(coordinates().image, None, "bare"))
+    assert (found["mask"] == 255).all() and (found["enhanced_mask"] == 255).all()
+
+
+@pytest.mark.parametrize("options", [
+    {"geometry": "crop"}, {"min_scale": 0.0}, {"min_scale": 2.0, "max_scale": 1.0}, {"min_overlap": 0.0}, {"min_overlap": 1.5},
+])  # fmt: skip
+def test_impossible_views_are_refused(options):
+    """Before the first step, and not by showing the same crop twice without a word."""
+    with pytest.raises(ValueError):
+        ViewOptions(**options)
+
+
+def slow_labels(mask, h, w, how):
+    """Every cell with loops: the pixel under its centre, or the votes of the pixels in it."""
+    height, width, out = len(mask), len(mask[0]), []
+    for i in range(h):
+        for j in range(w):
+            if how == "centre":
+                out.append(int(mask[int((i + 0.5) * height / h)][int((j + 0.5) * width / w)]))
+                continue
+            cell = [int(mask[y][x]) for y in range(height) for x in range(width) if y * h // height == i and x * w // width == j]
+            votes = Counter(label for label in cell if label != 255)
+            best = min(votes, key=lambda label: (-votes[label], label), default=255)
+            out.append(best if how == "majority" or (votes and votes[best] >= 0.75 * len(cell)) else 255)
+    return out
+
+
+@pytest.mark.parametrize("how", ["centre", "majority", "pure"])
+@pytest.mark.parametrize("shape", [(16, 16, 4, 4), (15, 22, 4, 5), (13, 9, 13, 9), (32, 32, 1, 1), (5, 6, 8, 8)])
+def test_labels_at_feature_resolution(how, shape):
+    """Centre, majority and pure equal loops over cells, with ignored pixels and ties."""
+    height, width, h, w = shape
+    rng = np.random.default_rng(0)
+    masks = [np.kron(rng.integers(0, 3, (height, width)), np.ones((1, 1))), np.where(rng.random((height, width)) < 0.6, 255, 254)]
+    masks += [np.tile([[0, 1]], (height, width))[:, :width], np.where(rng.random((height, width)) < 0.85, 7, 255)]
+    masks = np.stack(masks).astype(np.uint8)
+    found = labels_at(torch.from_numpy(masks), (h, w), how)
+    assert found.dtype == torch.int64 and found.tolist() == [slow_labels(mask, h, w, how) for mask in masks]
+
+
+def order(labelled=range(10), unlabelled=range(100, 125), batch=8, share=4, seed=0):
+    return Order(tuple(labelled), tuple(unlabelled), batch, share, seed)
+
+
+def test_the_world_does_not_change_the_batches():
+    """The shares of 1, 2 and 4 processes are the same global batch, as many labelled ones in each."""
+    for step in range(12):
+        batch = order().batch(step)
+        assert [t.labelled for t in batch] == [True] * 4 + [False] * 4 and [t.slot for t in batch] == list(range(8))
+        for world in (1, 2, 4):
+            shares = [order().share(step, rank, world) for rank in range(world)]
+            assert sorted(t for share in shares for t in share) == sorted(batch)
+            assert all([t.labelled for t in share] == [True] * (4 // world) + [False] * (4 // world) for share in shares)
+
+
+def test_an_epoch_shows_every_sample_once():
+    """Each part runs through its own samples without repeats, in another order each time, by seed."""
+    for labelled, indices, count in ((True, range(10), 10), (False, range(100, 125), 25)):
+        drawn = [t.index for step in range(50) for t in order().batch(step) if t.labelled == labelled]
+        epochs = [drawn[start : start + count] for start in range(0, len(drawn) - count + 1, count)]
+        assert all(sorted(epoch) == list(indices) for epoch in epochs) and len({tuple(e) for e in epochs}) == len(epochs) > 7
+    assert order(seed=1).batch(0) != order().batch(0) == order().batch(0)
+
+
+def test_uneven_worlds_and_missing_parts_are_refused():
+    """Before the first step, with what to change."""
+    order().check_world(4)
+    for broken, world in ((order(), 3), (order(share=3), 2), (order(batch=9, share=4), 2)):
+        with pytest.raises(ValueError, match=f"evenly over {world} processes; make both multiples of {world}"):
+            broken.check_world(world)
+    for parts in ({"labelled": ()}, {"unlabelled": ()}):
+        with pytest.raises(ValueError, match="there are none"):
+            order(**parts)
+    assert len(Batches(order(), 3, 7)) == len(list(Batches(order(), 3, 7))) == 4
+
+
+class Rows:
+    """Rows drawn on demand, which raise when a mask is touched that nobody may see."""
+
+    def __init__(self, count, masks):
+        self.count, self.masks = count, masks
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        class Row(dict):
+            def __getitem__(row, key):
+                if key == "mask" and not self.masks:
+                    raise AssertionError("an unlabelled sample opened its mask")
+                return super().__getitem__(key)
+
+            def get(row, key, default=None):
+                return row[key] if key in row else default
+
+        sample = coordinates(60 + index, 50)
+        return Row(image=Image.fromarray(sample.image), mask=Image.fromarray(sample.mask), name=f"{self.masks}{index}")
+
+
+def training_data(seed=0):
+    labelled = SegmentationData(Rows(6, True), tuple("abcdefgh"), "drawn", "train")
+    unlabelled = SegmentationData(Rows(9, False), (), "drawn", "train")
+    mixed = Order(tuple(range(6)), tuple(range(9)), 4, 2, seed)
+    return TrainingData(labelled, unlabelled, PairView(32, 32, ViewOptions("crops")), seed, mixed)
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+
+
+def test_batches_do_not_depend_on_workers_ranks_or_where_a_run_starts():
+    """Two workers give what none gives; two processes hold the parts of one; a run resumed at 3 goes on as it would have."""
+    whole = list(training_data().loader(0, 5))
+    assert all(same(a, b) for a, b in zip(whole, training_data().loader(0, 5, workers=2), strict=True))
+    assert all(same(a, b) for a, b in zip(whole[3:], training_data().loader(3, 5), strict=True))
+    for rank in range(2):
+        for batch, part in zip(whole, training_data().loader(0, 5, rank, 2), strict=True):
+            places = [rank, 2 + rank]
+            assert torch.equal(part["image"], batch["image"][places]) and part["name"] == [batch["name"][i] for i in places]
+            assert part["labelled"].tolist() == [0]
+    assert not same(whole[0], next(iter(training_data(seed=1).loader(0, 1))))
+
+
+def test_unlabelled_samples_never_open_a_mask():
+    """Their rows raise on access; their part of the batch is ignored, the labelled part is not."""
+    for batch in training_data().loader(0, 6):
+        assert batch["labelled"].tolist() == [0, 1] and batch["bad"] == []
+        assert (batch["mask"][2:] == 255).all() and (batch["mask"][:2] != 255).flatten(1).any(1).all()
+    with pytest.raises(AssertionError, match="opened its mask"):
+        SegmentationData(Rows(1, False), tuple("ab"), "drawn", "train").read(0)
+
+
+def test_every_visit_of_a_sample_draws_anew():
+    """The generator of a sample changes with step, slot, index and seed."""
+    tickets = [Ticket(0, 0, 0, True), Ticket(1, 0, 0, True), Ticket(0, 1, 0, True), Ticket(0, 0, 1, True)]
+    drawn = {sample_rng(seed, t).random() for t in tickets for seed in (0, 1)}
+    assert len(drawn) == 8 and sample_rng(0, tickets[0]).random() in drawn
