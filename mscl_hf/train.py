@@ -123,20 +123,11 @@ def fit(
     """
     world, rank = accelerator.num_processes, accelerator.process_index
     _check_batch(method, data, options, world)
-    if options.channels_last:
-        method.to(memory_format=torch.channels_last)
-    if options.gradient_checkpointing:
-        method.network.gradient_checkpointing_enable()
-    method.to(accelerator.device)
-    freeze_unreached(method, next(iter(data.loader(0, 1, rank, world))), accelerator)
-    if accelerator.device.type == "cuda" and world > 1:
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    optimizer = build_optimizer(method, options)
-    model, optimizer = accelerator.prepare(method, optimizer)
+    method, model, optimizer = _prepare(method, data, options, accelerator)
     found = checkpoint.complete(out)
     first, pending = checkpoint.load(found[-1], method, optimizer.optimizer) if found else (0, [])
-    if found and accelerator.is_main_process:
-        print(f"resuming from step {first} ({found[-1]})")
+    if found:
+        accelerator.print(f"resuming from step {first} ({found[-1]})")
     accumulate = options.gradient_accumulation_steps
     loader = iter(data.loader(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers))
     log = Log(out, first, options, accelerator, pending)
@@ -145,19 +136,10 @@ def fit(
     with stop_signal() as stop:
         for step in range(first, options.max_steps):
             started = time.perf_counter()
-            torch.manual_seed(options.seed * 1_000_003 + step * world + rank)  # dropout: a function of the step, nothing to save
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, options) * group["lr_scale"]
             batches = [next(loader) for _ in range(accumulate)]
             waited = time.perf_counter() - started
             _count_bad(batches, skipped, max_bad_images)
-            terms = _accumulated_step(model, batches, accelerator)
-            norm = _clip(accelerator, model, options.clip_norm)
-            _stop_unless_finite(accelerator, step, terms, norm, batches)
-            optimizer.step()
-            optimizer.zero_grad()
-            method.after_step((step + 1) / options.max_steps)
-            row = terms | {"grad_norm": norm, "lr": lr_at(step, options)}
+            row = _step(step, method, model, optimizer, batches, options, accelerator)
             done = step + 1
             log.add(done, row, time.perf_counter() - started, waited)
             if watch and _is_due(done, watch_every_steps, options.max_steps):
@@ -173,6 +155,36 @@ def fit(
         accelerator.end_training()
         sys.exit(STOPPED_BY_SIGNAL)
     return method
+
+
+def _prepare(method: Method, data: TrainingData, options: TrainOptions, accelerator: Accelerator) -> tuple:
+    """On its device, in its memory format, wrapped for many processes: (method, wrapped method, optimizer)."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if options.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if options.gradient_checkpointing:
+        method.network.gradient_checkpointing_enable()
+    method.to(accelerator.device)
+    freeze_unreached(method, next(iter(data.loader(0, 1, rank, world))), accelerator)
+    if accelerator.device.type == "cuda" and world > 1:
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    model, optimizer = accelerator.prepare(method, build_optimizer(method, options))
+    return method, model, optimizer
+
+
+def _step(step: int, method: Method, model: nn.Module, optimizer, batches: list[dict], options: TrainOptions, accelerator) -> dict:
+    """One optimizer step; returns its row of the log. Raises NonFinite while the weights are still those of the step before."""
+    # Dropout and sampling are functions of the step: nothing to save, nothing to restore.
+    torch.manual_seed(options.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(step, options) * group["lr_scale"]
+    terms = _accumulated_step(model, batches, accelerator)
+    norm = _clip(accelerator, model, options.clip_norm)
+    _stop_unless_finite(accelerator, step, terms, norm, batches)
+    optimizer.step()
+    optimizer.zero_grad()
+    method.after_step((step + 1) / options.max_steps)
+    return terms | {"grad_norm": norm, "lr": lr_at(step, options)}
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

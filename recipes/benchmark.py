@@ -49,9 +49,12 @@ def main() -> None:
     unknown = set(names) - set(spec["cells"])
     if unknown:
         raise ValueError(f"no cell {', '.join(sorted(unknown))} in {options.spec}; there are {', '.join(spec['cells'])}")
-    cells = [(name, seed) for seed in spec["seeds"] for name in names]
+    # Cells that fine-tune another cell's pre-training come when that is done.
+    waves = [[name for name in names if ("from" in spec["cells"][name]) is borrows] for borrows in (False, True)]
+    rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda cell: run_cell(spec, options, *cell), cells))
+        for wave in waves:
+            rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in spec["seeds"] for name in wave])
     target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
     write_csv(target, [row for row in rows if row])
     target.with_suffix(".md").write_text(summary(spec, [row for row in rows if row], options.spec))
@@ -59,16 +62,19 @@ def main() -> None:
 
 
 def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict | None:
-    """Pre-train, fine-tune, evaluate; a stage whose result is there is not run again. Returns the cell's row."""
+    """Pre-train, fine-tune, evaluate; a stage whose result is there is not run again. Returns the cell's row, None if a stage fails."""
     folder = Path(options.work_dir) / f"{name}-seed{seed}"
     cell = spec["cells"][name]
+    source = Path(options.work_dir) / f"{cell.get('from', name)}-seed{seed}"  # whose pre-training this cell fine-tunes
     data = {"dataset": spec["dataset"], "data-dir": options.data_dir}
     common = data | spec.get("common", {})
     stages = {
         "pretrain": common | spec["pretrain"] | cell.get("pretrain", {}),
-        "finetune": common | spec["finetune"] | cell.get("finetune", {}) | {"model": folder / "pretrain"},
+        "finetune": common | spec["finetune"] | cell.get("finetune", {}) | {"model": source / "pretrain"},
         "evaluate": data | spec["evaluate"] | {"model": folder / "finetune"},
     }
+    if "from" in cell:
+        del stages["pretrain"]
     for stage, flags in stages.items():
         proof = "results.json" if stage == "evaluate" else "model.safetensors"
         flags |= {"seed": seed, "output-dir": folder / stage}
@@ -76,9 +82,10 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
             print(f"{name}, seed {seed}: {stage} failed, see {folder / stage}.log")
             return None
     results = json.loads((folder / "evaluate" / "results.json").read_text())
-    run = {stage: json.loads((folder / stage / "run.json").read_text()) for stage in ("pretrain", "finetune")}
+    places = {"pretrain": source, "finetune": folder}
+    run = {stage: json.loads((place / stage / "run.json").read_text()) for stage, place in places.items()}
     method = run["pretrain"]["method"]
-    seconds = sum(float((folder / f"{stage}.seconds").read_text()) for stage in ("pretrain", "finetune"))
+    seconds = sum(float((place / f"{stage}.seconds").read_text()) for stage, place in places.items())
     print(f"{name}, seed {seed}: mean IoU {results['mean_iou']:.4f}")
     return {
         "dataset": spec["dataset"],
@@ -136,18 +143,19 @@ def summary(spec: dict, rows: list[dict], source: str) -> str:
     by_cell: dict[str, dict[int, float]] = {}
     for row in rows:
         by_cell.setdefault(row["cell"], {})[row["seed"]] = 100 * row["mean_iou"]
-    base = by_cell.get(spec.get("baseline", "none"), {})
     lines = [
         f"Made by `python recipes/benchmark.py compare --spec {source} --data-dir DIR`; mean IoU in %.\n",
-        "| cell | pre-training steps | fine-tuning steps | seeds | mean IoU | minus baseline (95 % interval) |",
+        "| cell | pre-training steps | fine-tuning steps | seeds | mean IoU | difference (95 % interval) |",
         "|---|---|---|---|---|---|",
     ]
     for cell, scores in by_cell.items():
         row = next(row for row in rows if row["cell"] == cell)
+        against = spec["cells"][cell].get("against", spec["baseline"])  # a control with the same fine-tuning budget
+        base = by_cell.get(against, {})
         pairs = [scores[seed] - base[seed] for seed in scores if seed in base]
         lines.append(
             f"| {cell} | {row['pretrain_steps']} | {row['finetune_steps']} | {len(scores)} | {mean_sd(list(scores.values()))} | "
-            f"{difference(pairs) if cell != spec.get('baseline', 'none') else '-'} |"
+            f"{f'{difference(pairs)} against {against}' if cell != against else '-'} |"
         )
     return "\n".join(lines) + "\n"
 
