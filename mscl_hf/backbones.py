@@ -27,7 +27,7 @@ class NetworkOptions:
     decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
     decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
     output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
-    image_size: int = field(default=128, metadata={"help": "side of the training crop in px"})
+    image_size: int = field(default=96, metadata={"help": "side of the training crop in px"})
     base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px; 0 = native; default: image size"})
     attach: str = field(default="ancestor", metadata={"help": "where the heads sit: ancestor, backbone or decoder"})
     bn_views: str = field(default="joint", metadata={"help": "joint or separate batch statistics of the two views"})

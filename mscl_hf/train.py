@@ -26,7 +26,7 @@ STOPPED_BY_SIGNAL = 75  # exit status: not done, but resumable
 class TrainOptions:
     """Budget, optimizer, precision, checkpoints, logs."""
 
-    max_steps: int = field(default=1000, metadata={"help": "optimizer steps"})
+    max_steps: int = field(default=300, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=16, metadata={"help": "images per forward pass, over all processes"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
     optimizer: str = field(default="sgd", metadata={"help": "sgd (momentum 0.9) or adamw"})

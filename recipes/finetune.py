@@ -52,6 +52,7 @@ class FinetuneOptions:
 class FinetuneTrainOptions(TrainOptions):
     """Budget, optimizer, precision, checkpoints, logs."""
 
+    lr: float = field(default=0.1, metadata={"help": "peak learning rate"})
     schedule: str = field(default="poly", metadata={"help": "cosine or poly (power 0.9), to zero"})
 
 
