@@ -37,6 +37,7 @@ class CompareOptions:
     results: str | None = field(default=None, metadata={"help": "CSV to write; default: results/NAME_OF_SPEC.csv, with a .md beside it"})
     jobs: int = field(default=1, metadata={"help": "cells run side by side, one thread each"})
     only: list[str] | None = field(default=None, metadata={"help": "cells to run; default: all"})
+    seeds: list[int] | None = field(default=None, metadata={"help": "seeds to run; default: those of the spec"})
 
 
 @command
@@ -54,7 +55,7 @@ def main() -> None:
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for wave in waves:
-            rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in spec["seeds"] for name in wave])
+            rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in options.seeds or spec["seeds"] for name in wave])
     target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
     write_csv(target, [row for row in rows if row])
     target.with_suffix(".md").write_text(summary(spec, [row for row in rows if row], options.spec))
