@@ -52,10 +52,10 @@ def main() -> None:
         raise ValueError(f"no cell {', '.join(sorted(unknown))} in {options.spec}; there are {', '.join(spec['cells'])}")
     # Cells that fine-tune another cell's pre-training come when that is done.
     waves = [[name for name in names if ("from" in spec["cells"][name]) is borrows] for borrows in (False, True)]
-    rows = []
+    seeds, rows = options.seeds or spec["seeds"], []
     with ThreadPoolExecutor(options.jobs) as pool:
         for wave in waves:
-            rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in options.seeds or spec["seeds"] for name in wave])
+            rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in seeds for name in wave])
     target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
     write_csv(target, [row for row in rows if row])
     target.with_suffix(".md").write_text(summary(spec, [row for row in rows if row], options.spec))
