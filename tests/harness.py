@@ -1,0 +1,136 @@
+"""Small runs inside the test process: recipes by their main(), and the loop alone on drawn scenes with the smallest timm models."""
+
+import contextlib
+import copy
+import functools
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from mscl_hf.backbones import build_config
+from mscl_hf.data import load_data
+from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.order import Order
+from mscl_hf.data.views import PairView, TrainView, ViewOptions
+from mscl_hf.methods import MSCL, SegmentationTraining
+from mscl_hf.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.train import TrainOptions, fit
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+SIZE, BATCH, SCENES = 32, 4, 8
+TINY = ("--backbone", "test_resnet", "--image-size", SIZE, "--decoder-channels", 16)
+SHORT = ("--batch-size", BATCH, "--num-workers", 0, "--train-count", SCENES, "--log-every-steps", 1, "--warmup-steps", 1)
+
+
+@functools.cache
+def load_recipe(name: str):
+    """The recipe as a module."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *arguments, pictures: bool = True, **patches) -> None:
+    """The recipe's main() with these flags. pictures=False: train only, write no model and draw nothing.
+
+    patches: names in the recipe's module and what stands there meanwhile.
+    """
+    module = load_recipe(name)
+    if not pictures:
+        patches |= {part: mock.Mock() for part in ("publish", "draw_training", "draw_features") if hasattr(module, part)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
+        stack.enter_context(mock.patch.object(sys, "argv", [name, *map(str, arguments)]))
+        for part, stand_in in patches.items():
+            stack.enter_context(mock.patch.object(module, part, stand_in))
+        module.main()
+
+
+def refused(name: str, *arguments, **patches) -> str:
+    """The one sentence with which the recipe refuses these flags."""
+    try:
+        run(name, *arguments, **patches)
+    except SystemExit as ended:
+        message = ended.code
+    else:
+        raise AssertionError(f"{name} {arguments} was not refused")
+    assert isinstance(message, str) and message.startswith("error: "), message
+    sentence = message.removeprefix("error: ")
+    assert "\n" not in sentence and "Traceback" not in sentence, sentence
+    return sentence
+
+
+def fresh_accelerator(**options) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True, **options)
+
+
+@functools.cache
+def _config(backbone: str):
+    return build_config(backbone, image_size=SIZE, decoder_channels=16)
+
+
+def config(backbone: str = "test_resnet", **fields):
+    """A new MsclConfig; what timm is asked for is asked once."""
+    made = copy.deepcopy(_config(backbone))
+    for name, value in fields.items():
+        assert hasattr(made, name), name
+        setattr(made, name, value)
+    return made
+
+
+def pretraining(seed: int = 0, backbone: str = "test_resnet", contrast: dict | None = None, **fields) -> MSCL:
+    torch.manual_seed(seed)
+    return MSCL(MsclForPreTraining(config(backbone, contrast=contrast or {}, **fields)))
+
+
+def finetuning(seed: int = 0, backbone: str = "test_resnet", dropout: float = 0.3) -> SegmentationTraining:
+    torch.manual_seed(seed)
+    return SegmentationTraining(MsclForSemanticSegmentation(config(backbone, decoder_dropout=dropout, num_labels=8)))
+
+
+@functools.cache
+def scenes(count: int = SCENES, unlabelled: bool = False, seed: int = 0):
+    return load_data("synthetic", "train", unlabelled=unlabelled, scenes=count, scene_seed=seed, scene_height=48, scene_width=64)
+
+
+def training_data(
+    stage: str = "pretrain", seed: int = 0, labelled: int = SCENES, unlabelled: int = 0, batch: int = BATCH, **views
+) -> TrainingData:
+    """Batches of drawn scenes; with unlabelled images, half of each batch is labelled."""
+    view = PairView(SIZE, SIZE, ViewOptions(**views)) if stage == "pretrain" else TrainView(SIZE, SIZE)
+    first = scenes(labelled) if labelled else None
+    second = scenes(unlabelled, unlabelled=True, seed=1) if unlabelled else None
+    count = batch // 2 if labelled and unlabelled else batch if labelled else 0
+    return TrainingData(first, second, view, seed, Order(tuple(range(labelled)), tuple(range(unlabelled)), batch, count, seed))
+
+
+def options(**given) -> TrainOptions:
+    defaults = {"max_steps": 6, "batch_size": BATCH, "num_workers": 0, "save_every_steps": 0, "log_every_steps": 3}
+    return TrainOptions(**{**defaults, "warmup_steps": 2, "lr": 0.02, **given})
+
+
+def stop_after(method, step: int, max_steps: int) -> None:
+    """A SIGTERM reaches this process at the end of an optimizer step."""
+
+    def send(done: float) -> None:
+        if round(done * max_steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    method.after_step = send
+
+
+def train(method, data, out: Path, watch=None, watch_every: int = 0, **given):
+    """`fit` without a recipe around it."""
+    out.mkdir(exist_ok=True)
+    return fit(method, data, options(**given), out, fresh_accelerator(), watch, watch_every)

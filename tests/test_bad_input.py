@@ -1,0 +1,342 @@
+"""Wrong input ends in one sentence that names it, before the first step, with status 1 and nothing lost."""
+
+import shutil
+
+import harness
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from test_recipes import write_folder, write_parquet
+
+from mscl_hf import checkpoint
+from mscl_hf.data import load_data
+from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.order import Order
+from mscl_hf.data.views import TrainView
+from mscl_hf.log import read_log
+
+BASE = {
+    "pretrain": (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1),
+    "finetune": (*harness.SHORT, "--val-split", "none", "--max-steps", 1),
+    "evaluate": (),
+}
+FOLDER = (*harness.TINY, "--dataset", "folder", "--batch-size", 2, "--num-workers", 0, "--max-steps", 1)
+
+
+def refused(name: str, out, *flags) -> str:
+    """The refusal of a recipe; it must leave no more than the record of its start in the output folder."""
+    message = harness.refused(name, *BASE[name], "--output-dir", out, *flags)
+    assert not out.is_dir() or {path.name for path in out.iterdir()} <= {"run.json"}
+    return message
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders to point at: a pre-trained model, a fine-tuned one, damaged ones, data of several kinds."""
+    root = tmp_path_factory.mktemp("places")
+    quick = {"draw_training": lambda *_: None}
+    harness.run("pretrain", *BASE["pretrain"], "--method", "none", "--output-dir", root / "model", **quick, draw_features=lambda *_: None)
+    harness.run("finetune", *BASE["finetune"], "--model", root / "model", "--output-dir", root / "tuned", **quick)
+    for name in ("empty", "no_model", "no_weights", "bad_config"):
+        (root / name).mkdir()
+    (root / "no_model" / "notes.txt").write_text("nothing here")
+    shutil.copy(root / "model" / "config.json", root / "no_weights")
+    (root / "bad_config" / "config.json").write_text("{")
+    shutil.copytree(root / "model", root / "cut_off")
+    whole = (root / "model" / "model.safetensors").read_bytes()
+    (root / "cut_off" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    write_folder(root / "data", splits=("train", "val"))
+    write_folder(root / "pictures", masks=False, splits=("train",))
+    write_parquet(root / "parquet", count=4)
+    (root / "file").write_text("a regular file")
+    return root
+
+
+PRETRAIN = {
+    "unknown backbone": (("--backbone", "resnet5O"), ("unknown backbone 'resnet5O'", "resnet50")),
+    "unknown method": (("--method", "msl"), ("unknown method 'msl'", "near: mscl")),
+    "unknown losses": (("--losses", "g+x"), ("unknown losses 'g+x'", "g+l+p")),
+    "repeated loss": (("--losses", "g+g"), ("unknown losses 'g+g'",)),
+    "no loss": (("--losses", ""), ("unknown losses ''",)),
+    "unknown option": (("--losse", "g"), ("unknown option --losse", "--losses")),
+    "ill-typed option": (("--max-steps", "many"), ("--max-steps", "'many'")),
+    "unknown data set": (("--dataset", "camvidd"), ("unknown data set 'camvidd'", "camvid")),
+    "no data folder given": (("--dataset", "camvid"), ("--data-dir", "train.txt")),
+    "data folder not there": (("--dataset", "folder", "--data-dir", "{}/gone"), ("{}/gone is not there",)),
+    "data folder without images": (("--dataset", "folder", "--data-dir", "{}/empty"), ("found no images in {}/empty",)),
+    "data folder of another layout": (("--dataset", "camvid", "--data-dir", "{}/empty"), ("{}/empty", "no split 'train'")),
+    "missing split, drawn": (("--train-split", "trian"), ("no split 'trian'", "train, val, test")),
+    "missing split, folder": (("--dataset", "folder", "--data-dir", "{}/data", "--train-split", "test", "--train-count", 4),
+                              ("no split 'test'", "'train', 'val'")),
+    "missing held-out split": (("--val-split", "dev"), ("no split 'dev'", "train, val, test")),
+    "pixel loss without masks": (("--dataset", "folder", "--data-dir", "{}/pictures", "--train-count", 4),
+                                 ("no masks", "--losses g, l or g+l")),
+    "a batch of one": (("--batch-size", 1), ("--batch-size is 1", "at least 2")),
+    "a batch of one, blocks of others": (("--batch-size", 1, "--losses", "l", "--local-scope", "others"), ("at least 2",)),
+    "too many labelled": (("--labelled-share", 1.5, "--unlabelled", "rest"), ("--labelled-share is 1.5", "at most 1")),
+    "no labelled": (("--labelled-share", 0), ("--labelled-share is 0.0", "above 0")),
+    "unlabelled folder not there": (("--unlabelled", "{}/gone"), ("{}/gone is not there",)),
+    "a second folder for g": (("--unlabelled", "{}/pictures", "--losses", "g"), ("--unlabelled {}/pictures", "--dataset folder")),
+    "too few labels asked": (("--train-count", 0), ("the train count is 0", "1..512")),
+    "too many labels asked": (("--train-count", 513), ("the train count is 513", "1..512")),
+    "fraction and count": (("--train-fraction", 0.5), ("only one of them",)),
+    "stride no family has": (("--output-stride", 7), ("output_stride is 7", "8, 16 or 32")),
+    "stride this family lacks": (("--backbone", "test_vit", "--output-stride", 8), ("does not support output_stride=8", "16")),
+    "unknown decoder": (("--decoder", "unet"), ("'unet'", "deeplabv3")),
+    "unknown attachment": (("--attach", "head"), ("'head'", "ancestor")),
+    "unknown geometry": (("--geometry", "warp"), ("'warp'", "shared")),
+    "scales reversed": (("--min-scale", 3), ("3.0 to 2.0",)),
+    "temperature zero": (("--tau-g", 0), ("tau_g=0.0", "positive")),
+    "unknown reduction": (("--reduce", "mean"), ("'mean'", "out, in")),
+    "unknown label rule": (("--label-down", "near"), ("'near'", "majority")),
+    "weights not there": (("--backbone-weights", "{}/gone.pth"), ("{}/gone.pth",)),
+    "unknown precision": (("--precision", "fp16"), ("'fp16'", "fp32, bf16")),
+    "unknown optimizer": (("--optimizer", "lamb"), ("'lamb'", "sgd, adamw")),
+    "unknown schedule": (("--schedule", "step"), ("'step'", "cosine, poly")),
+    "unknown tracker": (("--report-to", "mlflow"), ("mlflow", "tensorboard")),
+    "rate zero": (("--lr", 0), ("--lr is 0.0",)),
+    "rate not a number": (("--lr", "nan"), ("--lr is nan",)),
+    "no steps": (("--max-steps", 0), ("--max-steps is 0",)),
+    "negative workers": (("--num-workers", -1), ("--num-workers is -1",)),
+    "negative seed": (("--seed", -1), ("--seed is -1",)),
+    "negative limit of bad images": (("--max-bad-images", -1), ("--max-bad-images is -1",)),
+    "hf without a place": (("--dataset", "hf"), ("--data-dir",)),
+    "hf, nothing there": (("--dataset", "hf", "--data-dir", "{}/gone"), ("{}/gone",)),
+    "hf, unknown column": (("--dataset", "hf", "--data-dir", "{}/parquet", "--image-column", "picture"),
+                           ("'picture'", "image (Image), mask (Image)")),
+    "part of a stream": (("--dataset", "hf", "--data-dir", "{}/parquet", "--streaming"), ("--train-count", "--streaming")),
+    "output below a file": (("--output-dir", "{}/file/out"), ("cannot write to {}/file/out",)),
+    "output is a file": (("--output-dir", "{}/file"), ("cannot write to {}/file",)),
+}  # fmt: skip
+FINETUNE = {
+    "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
+    "a folder that is no model": (("--model", "{}/no_model"), ("{}/no_model holds no model",)),
+    "a folder without weights": (("--model", "{}/no_weights"), ("{}/no_weights", "model.safetensors")),
+    "a broken configuration": (("--model", "{}/bad_config"), ("{}/bad_config", "JSON")),
+    "weights cut off": (("--model", "{}/cut_off"), ("{}/cut_off",)),
+    "a name that cannot be reached": (("--model", "someone/something"), ("'someone/something'",)),
+    "no masks": (("--model", "{}/model", "--dataset", "folder", "--data-dir", "{}/pictures", "--train-count", 4), ("has no masks",)),
+    "scale zero": (("--model", "{}/model", "--min-scale", 0), ("0.0 to 2.0",)),
+    "dropout of everything": (("--model", "{}/model", "--dropout", 1), ("--dropout is 1.0",)),
+    "negative weight": (("--model", "{}/model", "--auxiliary-loss-weight", -1), ("--auxiliary-loss-weight is -1.0",)),
+    "no pixels": (("--model", "{}/model", "--image-size", 0), ("--image-size 0",)),
+    "missing held-out split": (("--model", "{}/model", "--val-split", "dev"), ("no split 'dev'", "train, val, test")),
+}  # fmt: skip
+EVALUATE = {
+    "not fine-tuned": (("--model", "{}/model"), ("fine-tune it first",)),
+    "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
+    "missing split": (("--model", "{}/tuned", "--split", "dev"), ("no split 'dev'", "train, val, test")),
+    "unknown class": (("--model", "{}/tuned", "--score-classes", "skyy"), ("'skyy'", "'sky'")),
+    "other classes": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/data", "--split", "val", "--num-classes", 9),
+                      ("8 classes", "has 9")),
+    "no masks": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/pictures", "--split", "train"), ("labelled images",)),
+    "unknown precision": (("--model", "{}/tuned", "--precision", "fp8"), ("'fp8'", "bf16")),
+    "unknown mode": (("--model", "{}/tuned", "--mode", "slid"), ("'slid'", "whole")),
+    "scale zero": (("--model", "{}/tuned", "--scales", 0), ("[0.0]",)),
+}  # fmt: skip
+CASES = [(recipe, case) for recipe, cases in (("pretrain", PRETRAIN), ("finetune", FINETUNE), ("evaluate", EVALUATE)) for case in cases]
+
+
+@pytest.mark.parametrize(("recipe", "case"), CASES)
+def test_wrong_flags(places, tmp_path, recipe, case):
+    """Each is refused in one sentence that names what came and what was wanted."""
+    flags, says = {"pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate": EVALUATE}[recipe][case]
+    flags = [flag.format(places) if isinstance(flag, str) else flag for flag in flags]
+    message = refused(recipe, tmp_path / "out", *flags)
+    assert all(part.format(places) in message for part in says), message
+
+
+# -- faults in the files -------------------------------------------------------------------------------------------------------
+
+
+def damage_truncated(root) -> str:
+    path = root / "images" / "train" / "2.png"
+    path.write_bytes(path.read_bytes()[:1000])
+    return "train/2.png"
+
+
+def damage_empty(root) -> str:
+    (root / "images" / "train" / "2.png").write_bytes(b"")
+    return "train/2.png"
+
+
+def damage_text(root) -> str:
+    (root / "images" / "train" / "2.png").write_text("I am no picture")
+    return "train/2.png"
+
+
+def damage_mask_file(root) -> str:
+    (root / "masks" / "train" / "2.png").write_text("I am no mask")
+    return "masks/train/2.png"
+
+
+def damage_size(root) -> str:
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(root / "masks" / "train" / "2.png")
+    return "64x48"
+
+
+def damage_label(root) -> str:
+    mask = np.array(Image.open(root / "masks" / "train" / "2.png"))
+    mask[5, 5] = 77
+    Image.fromarray(mask).save(root / "masks" / "train" / "2.png")
+    return "[77]"
+
+
+def damage_colours(root) -> str:
+    Image.new("RGB", (64, 48)).save(root / "masks" / "train" / "2.png")
+    return "mode RGB"
+
+
+DAMAGES = (damage_truncated, damage_empty, damage_text, damage_mask_file, damage_size, damage_label, damage_colours)
+
+
+def folder_flags(root, *more):
+    return (*FOLDER, "--data-dir", root, "--num-classes", 8, "--val-split", "none", *more)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_file_is_named_and_may_be_skipped(tmp_path, capsys, damage):
+    """The file (and the value, the sizes) stand in the message; --max-bad-images 1 goes on without it and says so once."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    says = damage(root)
+    message = harness.refused("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
+    assert says in message and "train/2.png" in message and "--max-bad-images" in message and "1 of the 6" in message
+    capsys.readouterr()
+    harness.run("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out", pictures=False)
+    shown = capsys.readouterr().out
+    assert shown.count("skipped: ") == 1 and "train/2.png" in shown
+
+
+def test_more_bad_files_than_allowed(tmp_path):
+    """Two bad files and a limit of one: refused, with the number."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    for name in "12":
+        (root / "images" / "train" / f"{name}.png").write_text("no picture")
+    message = harness.refused("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out")
+    assert "2 of the 6" in message and "--max-bad-images 1" in message
+
+
+def test_bad_unlabelled_image_is_found_before_the_first_step(tmp_path):
+    """Among the images that lost their labels, and where no labels are used at all."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    rest = ("--train-count", 2, "--unlabelled", "rest")
+    for more in (rest, ("--losses", "g+l"), ("--losses", "g+l", *rest)):
+        for path in (root / "images" / "train").iterdir():
+            keep = path.read_bytes()
+            path.write_bytes(keep[:900])
+            out = tmp_path / f"out{path.stem}"
+            message = harness.refused("pretrain", *folder_flags(root, *more), "--output-dir", out)
+            assert f"train/{path.name}" in message and not (out / "log.jsonl").exists()
+            path.write_bytes(keep)
+
+
+def test_bad_held_out_image_is_found_before_the_first_step(tmp_path, places):
+    """Not after a night of training, when the held-out split is scored."""
+    root = write_folder(tmp_path / "data")
+    (root / "masks" / "val" / "3.png").write_text("no mask")
+    flags = (*FOLDER[FOLDER.index("--dataset") :], "--data-dir", root, "--num-classes", 8)
+    message = harness.refused("finetune", "--model", places / "model", *flags, "--output-dir", tmp_path / "b")
+    assert "masks/val/3.png" in message and not (tmp_path / "b" / "log.jsonl").exists()
+
+
+def test_image_without_its_mask(tmp_path):
+    """Named, with what can be done; --masked-only leaves it out."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    (root / "masks" / "train" / "4.png").unlink()
+    message = harness.refused("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
+    assert "train/4.png" in message and "no mask" in message
+    harness.run("pretrain", *folder_flags(root, "--masked-only"), "--output-dir", tmp_path / "out", pictures=False)
+
+
+def test_camvid_faults_are_named(tmp_path, real_data):
+    """On real files: a list that names a missing image, an image without its mask, a label outside the 11 classes."""
+    source, root = real_data / "CamVid", tmp_path / "CamVid"
+    lines = (source / "train.txt").read_text().splitlines()[:4]
+    for line in lines:
+        for name in line.split():
+            part, file = name.split("/")[-2:]
+            (root / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / part / file, root / part / file)
+    (root / "train.txt").write_text("\n".join(lines))
+    flags = (*harness.TINY, "--dataset", "camvid", "--data-dir", root, "--batch-size", 2, "--num-workers", 0, "--max-steps", 1,
+             "--val-split", "none")  # fmt: skip
+    image, mask = (root.joinpath(*name.split("/")[-2:]) for name in lines[2].split())
+
+    def complaint() -> str:
+        return harness.refused("pretrain", *flags, "--output-dir", tmp_path / "out")
+
+    keep = mask.read_bytes()
+    labels = np.array(Image.open(mask))
+    labels[0, 0] = 12
+    Image.fromarray(labels).save(mask)
+    assert mask.name in complaint() and "[12]" in complaint()
+    mask.unlink()
+    assert image.name in complaint() and "no mask" in complaint()
+    mask.write_bytes(keep)
+    image.unlink()
+    assert image.name in complaint() and "not there" in complaint()
+    assert "the splits there: train" in harness.refused("pretrain", *flags, "--train-split", "test", "--output-dir", tmp_path / "out")
+
+
+def test_masks_without_any_label(tmp_path, places):
+    """Nothing is labelled: classes cannot be found; with classes given, both stages train on finite losses and nothing breaks."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    for path in (root / "masks" / "train").iterdir():
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(path)
+    message = harness.refused("pretrain", *FOLDER, "--data-dir", root, "--val-split", "none", "--output-dir", tmp_path / "out")
+    assert "no classes" in message and "255" in message
+    harness.run("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out", pictures=False)
+    row = read_log(tmp_path / "out" / "log.jsonl")[0]
+    assert row["loss_p"] == 0 and np.isfinite(row["loss"])
+    flags = (*FOLDER[FOLDER.index("--dataset") :], "--data-dir", root, "--num-classes", 8, "--val-split", "none")
+    harness.run("finetune", "--model", places / "model", *flags, "--output-dir", tmp_path / "tuned", pictures=False)
+    assert read_log(tmp_path / "tuned" / "log.jsonl")[0]["loss"] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_file_that_goes_bad_during_the_run(tmp_path, workers):
+    """After the check, a file breaks: the next readable one takes its place and it is counted; beyond the limit the run ends."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    data = load_data("folder", "train", root, num_classes=8)
+    (root / "images" / "train" / "2.png").write_text("gone bad")
+    order = Order(tuple(range(6)), (), 4, 4, 0)
+    ready = TrainingData(data, None, TrainView(32, 32), 0, order)
+    accelerator = harness.fresh_accelerator()
+    given = harness.options(max_steps=3, num_workers=workers, log_every_steps=1)
+    for out in ("allowed", "refused"):
+        (tmp_path / out).mkdir()
+    harness.fit(harness.finetuning(), ready, given, tmp_path / "allowed", accelerator, max_bad_images=1)
+    names = [name for batch in ready.loader(0, 3) for name in batch["name"]]
+    assert "2" not in names and len(names) == 12 and names.count("3") == 4
+    with pytest.raises(ValueError, match=r"1 bad image\(s\), more than --max-bad-images 0.*train/2\.png"):
+        harness.fit(harness.finetuning(), ready, given, tmp_path / "refused", accelerator, max_bad_images=0)
+
+
+# -- faults while it runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+def test_divergence_ends_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path, places, recipe):
+    """An absurd learning rate: the step and the samples are named; the checkpoint before is whole and finite, no model is published."""
+    model = ("--model", places / "model") if recipe == "finetune" else ()
+    flags = (*BASE[recipe][:-1], 30, "--lr", 1e30, "--save-every-steps", 1, *model)
+    message = harness.refused(recipe, *flags, "--output-dir", tmp_path / "out")
+    assert "gave loss" in message and "train_0" in message and "lower --lr" in message
+    newest = checkpoint.complete(tmp_path / "out")[-1]
+    assert f"the weights are those of step {int(newest.name[5:])}" in message
+    saved = load_file(newest / "method.safetensors")
+    assert all(np.isfinite(value.numpy()).all() for name, value in saved.items() if "running" not in name)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+# -- in processes of their own -------------------------------------------------------------------------------------------------
+
+
+def test_process_ends_with_status_one_and_one_line(recipe, tmp_path):
+    """Seen from a shell: the sentence is the last line of standard error, nothing else is there, no traceback."""
+    done = recipe("pretrain", "--backbone", "resnet5O", "--output-dir", tmp_path / "out", check=False, timeout=600)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.strip().splitlines()[-1].startswith("error: unknown backbone 'resnet5O'")
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,164 @@
+"""Health checks: closed forms, warnings that fire on collapse and only then, and no trace in the training."""
+
+import json
+import math
+
+import harness
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mscl_hf import checkpoint
+from mscl_hf.health import HealthCheck, complaints, effective_rank, embedding_spaces, linear_probe, spread
+from mscl_hf.log import read_log
+
+
+def on_the_sphere(n: int, dim: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.mark.parametrize("dim", [2, 5, 16])
+def test_effective_rank_counts_equal_directions(dim):
+    """Plus and minus each of k axes: exactly k, in however many dimensions they lie, turned or not."""
+    turn = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(1)))[0]
+    for k in range(1, dim + 1):
+        axes = torch.eye(dim)[:k]
+        vectors = torch.cat([axes, -axes])
+        assert effective_rank(vectors) == pytest.approx(k, rel=1e-4)
+        assert effective_rank(vectors @ turn) == pytest.approx(k, rel=1e-4)
+
+
+def test_effective_rank_of_one_point_and_of_a_line():
+    """All alike: one (nothing varies); two opposite points: one; unequal axes: the closed form of their entropy."""
+    assert effective_rank(torch.ones(10, 4) / 2) == pytest.approx(1)
+    line = F.normalize(torch.ones(1, 4), dim=1)
+    assert effective_rank(torch.cat([line, -line])) == pytest.approx(1, abs=1e-3)
+    a, b = 3.0, 1.0  # singular values in this ratio: p = 3/4 and 1/4
+    vectors = torch.tensor([[a, 0], [-a, 0], [0, b], [0, -b]])
+    assert effective_rank(vectors) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))), rel=1e-4)
+
+
+def test_effective_rank_ignores_a_shift():
+    """Embeddings that differ little around a common direction are judged by their differences."""
+    vectors = on_the_sphere(500, 8)
+    assert effective_rank(vectors + 10) == pytest.approx(effective_rank(vectors), rel=1e-3)
+
+
+@pytest.mark.parametrize("dim", [4, 64])
+def test_spread_is_one_all_over_the_sphere_and_zero_in_a_point(dim):
+    """Uniform unit vectors have variance 1/D in each dimension."""
+    assert spread(on_the_sphere(20000, dim)) == pytest.approx(1, abs=0.02)
+    assert spread(torch.ones(10, dim) / dim**0.5) == 0
+    half = torch.zeros(1000, dim)
+    half[:500, 0], half[500:, 0] = 1, -1  # one dimension of D varies, with deviation 1
+    assert spread(half) == pytest.approx(dim**0.5 / dim, rel=1e-2)
+
+
+def test_complaints_fire_on_collapse_and_only_then():
+    """A point, a line and a tiny cloud are called collapse, each in words that name the space; a healthy cloud is not."""
+
+    def judge(vectors):
+        return complaints({"effective_rank_pixel": effective_rank(vectors), "spread_pixel": spread(vectors), "probe_mean_iou": 0.0})
+
+    healthy = on_the_sphere(512, 16)
+    assert judge(healthy) == []
+    axis = F.normalize(torch.ones(1, 16), dim=1)
+    tiny = F.normalize(axis + 1e-3 * healthy, dim=1)
+    assert [("nearly all alike" in s, "pixel" in s) for s in judge(tiny)] == [(True, True)]
+    line = axis * torch.tensor([1.0, -1.0]).repeat(256)[:, None]
+    assert len(judge(line)) == 1 and "collapse onto a line" in judge(line)[0]
+    assert len(judge(axis.expand(512, -1))) == 2
+
+
+def test_probe_reads_what_is_linear_and_nothing_else():
+    """Classes given by the largest of K features: near one; noise: near chance; ignored cells change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    classes, cells = 4, 400
+
+    def part(signal: float):
+        labels = torch.randint(0, classes, (2, cells), generator=generator)
+        return signal * F.one_hot(labels, classes).float() + 0.1 * torch.randn(2, cells, classes, generator=generator), labels
+
+    (x, y), (x_held, y_held) = part(1.0), part(1.0)
+    assert linear_probe(x, y, x_held, y_held, classes) > 0.99
+    noisy, noisy_held = part(0.0), part(0.0)
+    assert linear_probe(*noisy, *noisy_held, classes) < 0.25  # chance: IoU 1/7
+    x, y, y_held = x.clone(), y.clone(), y_held.clone()
+    x[:, ::2], y[:, ::2], y_held[:, ::3] = 1e3 * torch.randn(x[:, ::2].shape, generator=generator), 255, 255
+    assert linear_probe(x, y, x_held, y_held, classes) > 0.99
+
+
+def test_probe_survives_dead_and_doubled_features():
+    """Constant, zero and repeated columns make the plain normal equations singular; the ridge does not mind."""
+    labels = torch.arange(2).repeat(1, 50)
+    feature = labels[..., None].float()
+    x = torch.cat([feature, feature, torch.zeros(1, 100, 1), torch.full((1, 100, 1), 7.0)], dim=-1)
+    assert linear_probe(x, labels, x, labels, 2) == 1
+
+
+def check(images=None, **more) -> HealthCheck:
+    return HealthCheck(harness.scenes(4), harness.scenes(4, seed=5), images or harness.scenes(), 32, 32, **more)
+
+
+def test_row_has_every_space_that_trains():
+    """Backbone and the heads in training; a head without gradient is not measured."""
+    method = harness.pretraining().eval()
+    with torch.no_grad():
+        assert set(check()(method, 1)) == {"probe_mean_iou"} | {
+            f"{what}_{space}" for what in ("effective_rank", "spread") for space in ("backbone", "global", "local", "pixel")
+        }
+        for head in ("global_head", "pixel_head"):
+            getattr(method.network, head).requires_grad_(False)
+        assert set(embedding_spaces(method, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))) == {"backbone", "local"}
+
+
+def test_few_images_are_not_called_collapse():
+    """Two images span one direction whatever the network does: their global embeddings are not judged."""
+    said = []
+    method = harness.pretraining().eval()
+    with torch.no_grad():
+        row = check(harness.scenes().select([0, 1]), warn=said.append)(method, 1)
+    assert "effective_rank_global" not in row and "effective_rank_local" in row
+    assert not [sentence for sentence in said if "global" in sentence]
+
+
+def test_warning_reaches_the_log_in_words():
+    """A network whose global head answers the same for every image is reported with the step."""
+    said = []
+    method = harness.pretraining().eval()
+    with torch.no_grad():
+        method.network.global_head.layers[2].weight.zero_()
+        method.network.global_head.layers[2].bias.fill_(1.0)
+        row = check(warn=said.append)(method, 30)
+    assert row["spread_global"] == pytest.approx(0, abs=1e-5)
+    assert [s for s in said if s.startswith("step 30: the global embeddings")]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_watching_changes_no_bit_of_training(tmp_path, stage):
+    """With a check after every step, one that even draws random numbers, all weights and losses are those of a run without."""
+    health = check()
+
+    def watch(method, step):
+        torch.rand(7)
+        return health(method, step) if stage == "pretrain" else {"norm": float(sum(p.norm() for p in method.parameters()))}
+
+    rows = {}
+    for name, given in (("without", {}), ("with", {"watch": watch, "watch_every": 1})):
+        method = harness.pretraining() if stage == "pretrain" else harness.finetuning()
+        harness.train(method, harness.training_data(stage), tmp_path / name, max_steps=4, log_every_steps=1, **given)
+        rows[name] = [(row["loss"], row["grad_norm"]) for row in read_log(tmp_path / name / "log.jsonl") if "loss" in row]
+    assert rows["with"] == rows["without"]
+    files = [(checkpoint.complete(tmp_path / name)[-1] / "method.safetensors").read_bytes() for name in rows]
+    assert files[0] == files[1]
+
+
+def test_every_line_is_json_that_others_can_read(tmp_path):
+    """No NaN, no Infinity: strict parsers open the log."""
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, check(), 2)
+
+    def forbid(constant):
+        raise AssertionError(constant)
+
+    rows = [json.loads(line, parse_constant=forbid) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "probe_mean_iou" in row] == [2, 4, 6]

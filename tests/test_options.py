@@ -1,0 +1,162 @@
+"""Command lines: flags, YAML files, near names; and every option of the method and its views trains."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import harness
+import pytest
+
+from mscl_hf.data.views import ViewOptions
+from mscl_hf.log import read_log
+from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss
+from mscl_hf.options import parse, printable
+
+
+@dataclass(frozen=True)
+class Sample:
+    number: int = field(default=3)
+    share: float = field(default=0.5)
+    words: list[str] = field(default_factory=list)
+    name: str | None = field(default=None)
+    loud: bool = field(default=False)
+    quiet: bool = field(default=True)
+
+
+def parsed(*argv, yaml: str | None = None, tmp_path=None) -> Sample:
+    argv = list(map(str, argv))
+    if yaml is not None:
+        (tmp_path / "o.yaml").write_text(yaml)
+        argv += ["--config", str(tmp_path / "o.yaml")]
+    return parse([Sample], "sample", argv)[0]
+
+
+def refusal(*argv, **where) -> str:
+    with pytest.raises(ValueError) as raised:
+        parsed(*argv, **where)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_flags_and_defaults():
+    """Dashes or underscores, a flag for each truth value, lists by repetition of words."""
+    assert parsed() == Sample()
+    given = parsed("--number", 4, "--share=1e-3", "--words", "a", "b", "--loud", "--no-quiet")
+    assert given == Sample(4, 1e-3, ["a", "b"], None, True, False)
+
+
+def test_yaml_means_the_same_as_flags_and_flags_win(tmp_path):
+    """Every kind of value, exponents without a point, one word for a list; a flag given beside the file is the last word."""
+    text = "number: 4\nshare: 1e-3\nwords: [a, b]\nloud: true\nquiet: false\nname: null\n"
+    assert parsed(yaml=text, tmp_path=tmp_path) == Sample(4, 1e-3, ["a", "b"], None, True, False)
+    assert parsed("--number", 9, "--words", "c", yaml=text, tmp_path=tmp_path) == Sample(9, 1e-3, ["c"], None, True, False)
+    assert parsed(yaml="words: alone", tmp_path=tmp_path).words == ["alone"]
+    assert parsed(yaml="", tmp_path=tmp_path) == Sample()
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("numbre: 4", "unknown option numbre; near: number"),
+        ("number: many", "number is 'many', which cannot be read as int"),
+        ("number: true", "number is True, which cannot be read as int"),
+        ("number: [1, 2]", "cannot be read as int"),
+        ("number: null", "cannot be read as int"),
+        ("loud: perhaps", "cannot be read as true or false"),
+        ("name: no", "name is False, which cannot be read as str"),
+        ("- number", "must hold 'option: value' lines, got a list"),
+        ("number: [1", "is no valid YAML"),
+    ],
+)
+def test_bad_yaml_is_named(tmp_path, yaml, says):
+    """File, option and value stand in one sentence."""
+    message = refusal(yaml=yaml, tmp_path=tmp_path)
+    assert says in message and "o.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--numbr", 3), "unknown option --numbr; near: --number"),
+        (("stray",), "unknown option stray"),
+        (("--number", "many"), "invalid int value: 'many'"),
+        (("--number",), "expected one argument"),
+        (("--config", "/nowhere.yaml"), "no configuration file /nowhere.yaml"),
+    ],
+)
+def test_bad_flags_are_named(argv, says):
+    """No page of usage: one sentence, and where to find the rest."""
+    assert says in refusal(*argv)
+
+
+def test_abbreviations_are_not_guessed():
+    """--num is not --number: a later option may share its start."""
+    assert "--num" in refusal("--num", 3)
+
+
+def test_printable_is_what_trackers_take():
+    """Numbers, truth values, text; everything else as text."""
+    assert printable(Sample(words=["a"])) == {"number": 3, "share": 0.5, "words": "['a']", "name": "None", "loud": False, "quiet": True}
+
+
+# -- every option trains -----------------------------------------------------------------------------------------------------
+
+LOSS_VALUES = {
+    "losses": LOSS_SUBSETS,
+    "lambda_g": (0.5,), "lambda_l": (0.0,), "lambda_p": (2.0,), "tau_g": (0.5,), "tau_l": (0.5,), "tau_p": (0.5,),
+    "negatives": ("ntxent",),
+    "queue": (6,),
+    "local_scope": ("image", "others"),
+    "pixel_scope": ("cross", "batch"),
+    "pixel_denominator": ("neg",),
+    "pixel_sample": ("random", "class"),
+    "pixel_count": (3,),
+    "label_down": ("majority", "pure"),
+    "reduce": ("in",),
+    "anchor_weight": ("class",),
+    "exclude_classes": ("0 1",),
+    "denominator": ("literal",),
+    "symmetric": ("true",),
+}  # fmt: skip
+VIEW_VALUES = {
+    "geometry": ("crops", "none"), "min_scale": (0.9,), "max_scale": (1.1,), "min_overlap": (0.6,), "colour": (0.0,), "blur": (0.0, 1.0),
+    "augment_both": ("true",),
+}  # fmt: skip
+NETWORK_VALUES = {
+    "attach": ("backbone", "decoder"), "bn_views": ("separate",), "local_grid": (1,), "local_layers": (2,), "global_dim": (8,),
+    "local_dim": (8,), "pixel_dim": (8,), "pixel_layers": (1,), "pixel_bn": ("false",), "pixel_grid": (1,), "decoder": ("fcn", "mla"),
+    "output_stride": (8, 32), "base_size": (0, 64),
+}  # fmt: skip
+CASES = [(option, value) for values in (LOSS_VALUES, VIEW_VALUES, NETWORK_VALUES) for option, given in values.items() for value in given]
+EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "min_overlap": ("--geometry", "crops")}
+
+
+def test_every_option_is_tried():
+    """A new option of the loss or the views must be added above."""
+    assert {f.name for f in dataclasses.fields(MultiScaleLoss)} == set(LOSS_VALUES)
+    assert {f.name for f in dataclasses.fields(ViewOptions)} == set(VIEW_VALUES)
+
+
+@pytest.fixture(scope="module")
+def default_log(tmp_path_factory):
+    out = tmp_path_factory.mktemp("default")
+    return one_step(out)
+
+
+def one_step(out, *flags) -> list[dict]:
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--max-steps", 2, "--val-split", "none", "--output-dir", out / "run", *flags,
+                pictures=False)  # fmt: skip
+    return [row for row in read_log(out / "run" / "log.jsonl") if "loss" in row]
+
+
+@pytest.mark.parametrize(("option", "value"), CASES)
+def test_option_trains_and_has_an_effect(tmp_path, default_log, option, value):
+    """Two steps by flag: finite losses, the terms that were asked for and no other; and not the numbers of the default."""
+    flags = (*EXTRA.get(option, ()), f"--{option.replace('_', '-')}", *str(value).split(" "))
+    rows = one_step(tmp_path, *flags)
+    assert all(math.isfinite(number) for row in rows for number in row.values())
+    heads = value.split("+") if option == "losses" else ["g", "l", "p"]
+    assert {name for name in rows[0] if name.startswith("loss_")} == {f"loss_{head}" for head in heads}
+    assert ("floor_p" in rows[0]) == ("excess_p" in rows[0]) == ("p" in heads)
+    if (option, value) != ("losses", "g+l+p"):
+        assert [row["loss"] for row in rows] != [row["loss"] for row in default_log]

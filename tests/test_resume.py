@@ -1,0 +1,241 @@
+"""A run that is stopped and continued is the run that was not: bit for bit, at any step, with any number of workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import harness
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mscl_hf import checkpoint
+from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.stream import SegmentationStream
+from mscl_hf.data.views import TrainView
+from mscl_hf.log import read_log
+from mscl_hf.train import STOPPED_BY_SIGNAL
+
+SPEED = ("images_per_second", "data_wait")
+STEPS = 6
+# stage and network, options of the loop, step of the stop. 8 scenes, batches of 4: an epoch is two forward passes.
+CASES = {
+    "sgd, middle of an epoch": ("pretrain", {}, {}, 1),
+    "sgd, workers, end of an epoch": ("pretrain", {}, {"num_workers": 2}, 4),
+    "adamw, accumulation": ("pretrain", {}, {"optimizer": "adamw", "lr": 1e-3, "gradient_accumulation_steps": 2}, 5),
+    "random partners of pixels": ("pretrain", {"contrast": {"pixel_scope": "cross"}}, {}, 2),
+    "a queue, random pixels": ("pretrain", {"contrast": {"queue": 6, "pixel_sample": "random", "pixel_count": 3}}, {}, 3),
+    "fine-tuning, sgd": ("finetune", {}, {}, 3),
+    "fine-tuning, adamw, accumulation, workers": (
+        "finetune", {}, {"optimizer": "adamw", "lr": 1e-3, "gradient_accumulation_steps": 2, "num_workers": 2}, 2,
+    ),
+    "fine-tuning, transformer": ("finetune", {"backbone": "test_vit"}, {"optimizer": "adamw", "lr": 1e-3}, 3),
+}  # fmt: skip
+
+
+def make(stage: str, fields: dict):
+    return harness.pretraining(**fields) if stage == "pretrain" else harness.finetuning(**fields)
+
+
+def mixed_data(stage: str):
+    """Pre-training also draws crops of its own for each view, and unlabelled images."""
+    return harness.training_data(stage, unlabelled=6, geometry="crops") if stage == "pretrain" else harness.training_data(stage)
+
+
+def final_state(out) -> dict:
+    folder = checkpoint.complete(out)[-1]
+    return {f"{name}/{key}": value for name in ("method", "optimizer") for key, value in load_file(folder / f"{name}.safetensors").items()}
+
+
+def logged(out) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in SPEED} for row in read_log(out / "log.jsonl")]
+
+
+def assert_same_run(one, other) -> None:
+    first, second = final_state(one), final_state(other)
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
+    assert logged(one) == logged(other) and logged(one)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_equals_straight(tmp_path, case):
+    """SIGTERM after step k, then a resumed run: weights, optimizer and every logged number equal those of an undisturbed run."""
+    stage, fields, options, stop = CASES[case]
+    options |= {"max_steps": STEPS, "save_every_steps": STEPS}
+    harness.train(make(stage, fields), mixed_data(stage), tmp_path / "straight", **options)
+    method = make(stage, fields)
+    harness.stop_after(method, stop, STEPS)
+    with pytest.raises(SystemExit) as ended:
+        harness.train(method, mixed_data(stage), tmp_path / "stopped", **options)
+    assert ended.value.code == STOPPED_BY_SIGNAL
+    assert [folder.name for folder in checkpoint.complete(tmp_path / "stopped")] == [f"step-{stop:08d}"]
+    resumed = make(stage, fields | {"seed": 99})  # what it starts from must not matter
+    harness.train(resumed, mixed_data(stage), tmp_path / "stopped", **options)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
+    """A stop neither adds a health check nor loses one, and the checks of the resumed run fall on the same steps."""
+
+    def watch(method, step):
+        return {"probe": float(torch.rand(1)) if step < 0 else float(sum(p.double().sum() for p in method.parameters()))}
+
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", watch, 2, save_every_steps=3)
+    method = harness.pretraining()
+    harness.stop_after(method, 3, STEPS)
+    with pytest.raises(SystemExit):
+        harness.train(method, harness.training_data(), tmp_path / "stopped", watch, 2)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "stopped", watch, 2)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert [row["step"] for row in logged(tmp_path / "stopped") if "probe" in row] == [2, 4, 6]
+
+
+def test_dropout_is_active_while_fine_tuning():
+    """Otherwise the cases above would say nothing about random numbers."""
+    method = harness.finetuning().train()
+    batch = next(iter(harness.training_data("finetune").loader(0, 1)))
+    torch.manual_seed(0)
+    assert method(**batch)["loss"] != method(**batch)["loss"]
+
+
+def test_number_of_workers_changes_nothing(tmp_path):
+    """Zero or two worker processes: the same batches, the same weights."""
+    for workers in (0, 2):
+        harness.train(harness.finetuning(), harness.training_data("finetune"), tmp_path / str(workers), num_workers=workers)
+    assert_same_run(tmp_path / "0", tmp_path / "2")
+
+
+def test_stream_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """A data set without random access: the resumed run reads on in the same pass, in the same order, with the same crops."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # seconds of rest at the end of a stream
+    data = harness.scenes()
+    rows = [{"image": data.rows[i]["image"], "mask": data.rows[i]["mask"]} for i in range(len(data))]
+    features = datasets.Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
+    stream = SegmentationStream(datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(), data.classes, "drawn", "train")
+    ready = TrainingData(None, None, TrainView(harness.SIZE, harness.SIZE), 0, stream=stream, batch_size=harness.BATCH)
+    harness.train(harness.finetuning(), ready, tmp_path / "straight")
+    method = harness.finetuning()
+    harness.stop_after(method, 3, STEPS)  # in the second pass
+    with pytest.raises(SystemExit):
+        harness.train(method, ready, tmp_path / "stopped")
+    harness.train(harness.finetuning(), ready, tmp_path / "stopped")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
+    """A run killed after its last checkpoint leaves lines that the continued run replaces; half a line is dropped."""
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", log_every_steps=1)
+    killed = tmp_path / "killed"
+    method = harness.pretraining()
+    harness.stop_after(method, 3, STEPS)
+    with pytest.raises(SystemExit):
+        harness.train(method, harness.training_data(), killed, log_every_steps=1)
+    with (killed / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
+    harness.train(harness.pretraining(), harness.training_data(), killed, log_every_steps=1)
+    assert_same_run(tmp_path / "straight", killed)
+
+
+def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
+    """The newest two stay; a checkpoint is safetensors and JSON; nothing half-written remains."""
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_every_steps=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    for folder in checkpoint.complete(tmp_path):
+        assert sorted(path.name for path in folder.iterdir()) == ["method.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def pretrain(out, *more, **patches):
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--output-dir", out, *more, **patches)
+
+
+def refused(out, *more) -> str:
+    return harness.refused("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--output-dir", out, *more)
+
+
+def test_resume_of_a_finished_run_ends_well(tmp_path, capsys):
+    """Nothing is trained again, the model that stands there is the same, and the recipe ends as if it had run."""
+    pretrain(tmp_path / "a", "--max-steps", 3)
+    before, rows = load_file(tmp_path / "a" / "model.safetensors"), read_log(tmp_path / "a" / "log.jsonl")
+    capsys.readouterr()
+    pretrain(tmp_path / "a", "--max-steps", 3, "--resume")
+    assert "pre-trained model" in capsys.readouterr().out
+    after = load_file(tmp_path / "a" / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert read_log(tmp_path / "a" / "log.jsonl") == rows
+
+
+def test_resume_in_an_empty_place_starts(tmp_path):
+    """--resume means: continue what is there, or start."""
+    pretrain(tmp_path / "new", "--max-steps", 1, "--resume", pictures=False)
+    assert checkpoint.complete(tmp_path / "new")
+
+
+def test_resume_with_other_settings_is_refused(tmp_path):
+    """Every changed setting is named with its old and new value; how often to save or log may change."""
+    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
+    before = final_state(tmp_path / "a")
+    message = refused(tmp_path / "a", "--max-steps", 4, "--tau-p", 0.2, "--resume")
+    assert "max_steps: 2 -> 4" in message and "tau_p: 0.07 -> 0.2" in message and "seed" not in message
+    harmless = ("--save-every-steps", 1, "--num-workers", 1, "--keep-checkpoints", 5, "--health-every-steps", 7)
+    pretrain(tmp_path / "a", "--max-steps", 2, "--resume", *harmless, pictures=False)
+    after = final_state(tmp_path / "a")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_moved_run_can_be_continued(tmp_path):
+    """The name of the folder is no setting."""
+    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
+    (tmp_path / "a").rename(tmp_path / "b")
+    pretrain(tmp_path / "b", "--max-steps", 2, "--resume", pictures=False)
+
+
+def test_used_folder_is_refused_and_untouched(tmp_path):
+    """A folder with a run, or with anything else, is named and left as it is."""
+    pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
+    there = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    message = refused(tmp_path / "a", "--max-steps", 1)
+    assert str(tmp_path / "a") in message and "--resume" in message
+    assert there == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("precious")
+    for more in ((), ("--resume",)):
+        message = refused(tmp_path / "b", "--max-steps", 1, *more)
+        assert str(tmp_path / "b") in message and "not empty" in message
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["thesis.tex"]
+
+
+def test_folder_of_a_run_that_never_started_can_be_used(tmp_path):
+    """A run refused for its data leaves nothing that stands in the way of the next try."""
+    assert "nowhere" in refused(tmp_path / "a", "--max-steps", 1, "--dataset", "camvid", "--data-dir", tmp_path / "nowhere")
+    pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["dataset"] == "synthetic"
+
+
+def test_sigterm_to_the_process_group(tmp_path):
+    """A scheduler signals the run and its workers alike: the step is finished and saved, status 75; --resume ends as if undisturbed."""
+    steps = 100
+    arguments = [*harness.TINY, *harness.SHORT, "--max-steps", steps, "--val-split", "none", "--save-every-steps", 0, "--num-workers", 2]
+    out, straight = tmp_path / "stopped", tmp_path / "straight"
+    command = [sys.executable, harness.ROOT / "recipes" / "pretrain.py", *arguments, "--output-dir", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 600
+    while len(read_log(out / "log.jsonl")) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    shown, errors = process.communicate(timeout=600)
+    assert process.returncode == STOPPED_BY_SIGNAL, errors[-2000:]
+    stopped = int(checkpoint.complete(out)[-1].name.removeprefix("step-"))
+    assert 3 <= stopped < steps
+    assert f"stopped by a signal after step {stopped}, checkpoint saved; the same command with --resume continues" in shown
+    assert "Traceback" not in errors and not (out / "model.safetensors").exists()
+    harness.run("pretrain", *arguments, "--output-dir", out, "--resume", pictures=False)
+    harness.run("pretrain", *arguments, "--output-dir", straight, pictures=False)
+    assert_same_run(straight, out)

@@ -1,0 +1,341 @@
+"""The training loop: schedule, optimizer, accumulation, clipping, faults, seeds, and what does not train."""
+
+import math
+import shutil
+
+import harness
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mscl_hf import checkpoint, train
+from mscl_hf.log import read_log
+from mscl_hf.train import NonFinite, TrainOptions, build_optimizer, freeze_unreached, lr_at
+
+
+def batches(stage: str = "pretrain", count: int = 1, **data) -> list[dict]:
+    return list(harness.training_data(stage, **data).loader(0, count))
+
+
+def snapshot(method) -> dict:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def moved(before: dict, after: dict) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# -- learning rate and optimizer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("poly", 0.5**0.9)])
+def test_learning_rate_rises_linearly_and_falls_as_named(schedule, middle):
+    """Warm-up k/w of the peak, the peak at its end, the closed form half-way, nearly zero in the last step, monotone on both sides."""
+    given = TrainOptions(max_steps=110, warmup_steps=10, lr=0.4, schedule=schedule)
+    rates = [lr_at(step, given) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.4 * (k + 1) / 10 for k in range(10)])
+    assert rates[10] == pytest.approx(0.4) and rates[60] == pytest.approx(0.4 * middle)
+    assert 0 < rates[-1] < 0.01 and all(a > b for a, b in zip(rates[10:], rates[11:]))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_short_runs_reach_a_learning_rate(steps):
+    """A warm-up longer than half the run is cut to it: no run trains at rate zero, or divides by it."""
+    rates = [lr_at(step, TrainOptions(max_steps=steps, warmup_steps=20, lr=1.0)) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
+
+
+def test_logged_rate_is_the_one_that_was_used(tmp_path):
+    """log.jsonl holds lr_at(step), and the optimizer's groups carry it, heads scaled."""
+    method = harness.pretraining()
+    harness.train(method, harness.training_data(), tmp_path, log_every_steps=1)
+    given = harness.options()
+    assert [row["lr"] for row in read_log(tmp_path / "log.jsonl")] == [lr_at(step, given) for step in range(6)]
+
+
+def test_biases_and_norms_do_not_decay_and_heads_have_their_own_rate():
+    """With a gradient of zero, one step shrinks every matrix by lr * decay (heads: by their scaled lr) and moves nothing else."""
+    method = harness.pretraining()
+    given = harness.options(weight_decay=0.1, lr=0.5, head_lr_scale=0.2)
+    optimizer = build_optimizer(method, given)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = given.lr * group["lr_scale"]
+    optimizer.step()
+    for name, parameter in method.named_parameters():
+        rate = 0.5 if name.startswith(("network.backbone.", "network.decoder.")) else 0.1
+        factor = 1 - rate * 0.1 if parameter.dim() > 1 else 1
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    """None is forgotten, none steps twice."""
+    for kind in ("sgd", "adamw"):
+        method = harness.finetuning()
+        next(method.parameters()).requires_grad_(False)
+        grouped = [id(p) for group in build_optimizer(method, harness.options(optimizer=kind)).param_groups for p in group["params"]]
+        wanted = [id(p) for p in method.parameters() if p.requires_grad]
+        assert sorted(grouped) == sorted(wanted)
+
+
+# -- one optimizer step ------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_gradient_is_the_mean_of_the_halves():
+    """Slow reference: a backward for each batch by hand, gradients added and halved; logged terms are means too."""
+    first, second = batches(count=2)
+    method, reference = harness.pretraining(), harness.pretraining()
+    values = []
+    for batch in (first, second):
+        terms = reference.train()(**batch)
+        terms["loss"].backward()
+        values.append(float(terms["loss"].detach()))
+    terms = train._accumulated_step(method, [first, second], harness.fresh_accelerator())
+    assert terms["loss"] == pytest.approx(sum(values) / 2, rel=1e-6)
+    for (name, p), q in zip(method.named_parameters(), reference.parameters()):
+        torch.testing.assert_close(p.grad, q.grad / 2, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_accumulation_reads_as_many_batches(tmp_path, monkeypatch):
+    """n optimizer steps with accumulation 2 see the forward passes 0 .. 2n - 1, in order, once each."""
+    seen = []
+    to_device = train.to_device
+    monkeypatch.setattr(train, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, gradient_accumulation_steps=2)
+    assert seen[1:] == [batch["name"] for batch in batches(count=6)]  # the first is the look at what the loss reaches
+
+
+def test_clipping_bounds_the_norm_and_reports_the_unclipped_one():
+    """After clipping the norm is the limit; 0 = no clipping; a small gradient is left alone."""
+    model, accelerator = nn.Linear(3, 1), harness.fresh_accelerator()
+    for limit, wanted in ((1.0, 1.0), (0.0, 20.0), (50.0, 20.0)):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 10.0)  # four entries: norm 20
+        assert train._clip(accelerator, model, limit) == pytest.approx(20.0)
+        after = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+        assert after == pytest.approx(wanted, rel=1e-4)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    """A few steps lower the loss on a fixed batch: the sign of the update is right."""
+    method = harness.finetuning(dropout=0.0)
+    batch = batches("finetune")[0]
+    harness.train(method, harness.training_data("finetune", labelled=4), tmp_path, max_steps=40, lr=0.05)
+    fresh = harness.finetuning(dropout=0.0)
+    with torch.no_grad():
+        assert method.train()(**batch)["loss"] < 0.8 * fresh.train()(**batch)["loss"]
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------------
+
+
+def poison(method, at: int, value: float) -> None:
+    """The loss of optimizer step `at` (from 1; one forward goes before the first) is multiplied by value."""
+    forward, calls = method.forward, []
+
+    def poisoned(**batch):
+        calls.append(batch["name"])
+        terms = forward(**batch)
+        return {**terms, "loss": terms["loss"] * value} if len(calls) == at + 1 else terms
+
+    method.forward = poisoned
+    method.calls = calls
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
+    """The message names the step and the samples; parameters are those of the step before, as saved."""
+    method = harness.pretraining()
+    poison(method, 3, value)
+    with pytest.raises(NonFinite, match=r"step 3 .*process 0") as raised:
+        harness.train(method, harness.training_data(), tmp_path, save_every_steps=1)
+    assert len(method.calls) == 4 and all(name in str(raised.value) for name in method.calls[-1])
+    assert "\n" not in str(raised.value)
+    newest = checkpoint.complete(tmp_path)[-1]
+    assert newest.name == "step-00000002"
+    saved = load_file(newest / "method.safetensors")
+    assert all(torch.equal(saved[name], p) for name, p in method.named_parameters())
+
+
+def test_non_finite_gradient_of_a_finite_loss_stops_too(tmp_path):
+    """The gradient norm is checked as well as the loss."""
+    method = harness.pretraining()
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    weight = method.network.global_head.layers[0].weight
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFinite, match=r"step 1 .*gradient norm (nan|inf)"):
+        harness.train(method, harness.training_data(), tmp_path)
+    assert all(torch.equal(before[name], p) for name, p in method.named_parameters())
+
+
+def test_batch_too_small_for_contrast_or_indivisible_is_refused():
+    """One image has nothing to contrast with; an odd batch cannot be split over two processes; both before any step."""
+    data = harness.training_data(batch=1)
+    with pytest.raises(ValueError, match="--batch-size is 1 .* at least 2"):
+        train._check_batch(harness.pretraining(), data, harness.options(batch_size=1), 1)
+    train._check_batch(harness.pretraining(contrast={"losses": "l+p"}), data, harness.options(batch_size=1), 1)
+    train._check_batch(harness.finetuning(), data, harness.options(batch_size=1), 1)
+    with pytest.raises(ValueError, match="--batch-size 5 cannot be split evenly over 2 processes"):
+        train._check_batch(harness.pretraining(), harness.training_data(batch=5), harness.options(batch_size=5), 2)
+    half = harness.training_data(batch=6, unlabelled=4)  # 3 labelled images a batch
+    with pytest.raises(ValueError, match="3 of them labelled, cannot be split evenly over 2"):
+        train._check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
+
+
+def test_bad_images_are_counted_once_and_limited():
+    """The same bad file met twice counts once; beyond the limit the run ends with its name."""
+    seen: set[str] = set()
+    train._count_bad([{"bad": ["a.png broken"]}, {"bad": ["a.png broken"]}], seen, 1)
+    assert len(seen) == 1
+    with pytest.raises(ValueError, match=r"2 bad image\(s\), more than --max-bad-images 1.*b\.png broken"):
+        train._count_bad([{"bad": ["b.png broken"]}], seen, 1)
+
+
+# -- what does not train -----------------------------------------------------------------------------------------------------
+
+REACHED = {  # heads sit behind the backbone, the decoder belongs to the pixel loss alone
+    "g": {"backbone", "global_head"},
+    "l": {"backbone", "local_head"},
+    "p": {"backbone", "decoder", "pixel_head"},
+    "g+l": {"backbone", "global_head", "local_head"},
+    "g+l+p": {"backbone", "decoder", "global_head", "local_head", "pixel_head"},
+}
+
+
+@pytest.mark.parametrize("losses", REACHED)
+def test_only_what_the_loss_reaches_trains(tmp_path, losses):
+    """The other parts keep their initial bits, weight decay notwithstanding, and have no place in the optimizer."""
+    method = harness.pretraining(contrast={"losses": losses})
+    before = snapshot(method)
+    harness.train(method, harness.training_data(), tmp_path, max_steps=2, weight_decay=0.5)
+    changed = {name.split(".")[1] for name in moved(before, snapshot(method))}
+    assert changed == REACHED[losses]
+    training = {name.split(".")[1] for name, p in method.named_parameters() if p.requires_grad}
+    assert training == REACHED[losses]
+
+
+@pytest.mark.parametrize("queue", [0, 6])
+def test_looking_at_what_the_loss_reaches_leaves_no_trace(queue):
+    """Weights, batch statistics, the queue and the random numbers are as if nothing had happened; no gradient remains."""
+    method = harness.pretraining(contrast={"losses": "g", "queue": queue})
+    before, batch = snapshot(method), batches()[0]
+    torch.manual_seed(5)
+    unreached = freeze_unreached(method, batch, harness.fresh_accelerator())
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert not moved(before, snapshot(method))
+    assert all(p.grad is None for p in method.parameters())
+    assert unreached and all(name.startswith(("network.decoder.", "network.local_head.", "network.pixel_head.")) for name in unreached)
+
+
+def test_everything_trains_where_the_loss_reaches_everything(tmp_path):
+    """In fine-tuning no parameter is left out."""
+    method = harness.finetuning()
+    before = snapshot(method)
+    harness.train(method, harness.training_data("finetune"), tmp_path, max_steps=6, lr=0.2)
+    assert {name for name, _ in method.named_parameters()} <= moved(before, snapshot(method))
+
+
+# -- seeds -------------------------------------------------------------------------------------------------------------------
+
+RUN = (*harness.TINY, *harness.SHORT, "--val-split", "none")
+
+
+def weights(out) -> dict:
+    found = load_file(out / "model.safetensors")
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return found
+
+
+def pretrained(out, *more) -> dict:
+    harness.run("pretrain", *RUN, "--output-dir", out, *more, draw_training=lambda *_: None, draw_features=lambda *_: None)
+    return weights(out)
+
+
+def test_same_seed_same_weights_other_seed_others(tmp_path):
+    """Through the recipes: bit for bit, in both stages."""
+    first, again, other = (pretrained(tmp_path / n, "--max-steps", 2, "--seed", seed) for n, seed in (("a", 3), ("b", 3), ("c", 4)))
+    assert not moved(first, again) and len(moved(first, other)) > 10
+    quick = {"draw_training": lambda *_: None}
+    for name, seed in (("d", 3), ("e", 3), ("f", 4)):
+        harness.run("finetune", "--model", tmp_path / "a", *harness.SHORT, "--val-split", "none", "--max-steps", 2, "--seed", seed,
+                    "--output-dir", tmp_path / name, **quick)  # fmt: skip
+    first, again, other = (weights(tmp_path / name) for name in "def")
+    assert not moved(first, again) and len(moved(first, other)) > 10
+
+
+def test_none_is_where_every_method_starts(tmp_path):
+    """--method none saves the untouched weights that mscl of the same seed begins with, whatever it trains on."""
+    start = pretrained(tmp_path / "none", "--method", "none", "--seed", 7)
+    taken = {}
+
+    def no_training(method, *rest):
+        taken.update(snapshot(method.network))
+        return method
+
+    harness.run("pretrain", *RUN, "--output-dir", tmp_path / "mscl", "--seed", 7, "--max-steps", 2, pictures=False, fit=no_training)
+    assert not moved(start, taken)
+    assert not (tmp_path / "none" / "checkpoints").exists()
+    trained = pretrained(tmp_path / "trained", "--seed", 7, "--max-steps", 2)
+    assert len(moved(start, trained)) > 10
+
+
+# -- unlabelled images -------------------------------------------------------------------------------------------------------
+
+
+def test_unlabelled_images_take_part_in_global_and_local_loss_only():
+    """Their masks are never read, the pixel head never sees them, and the other two losses change with their pixels."""
+    method = harness.pretraining().train()
+    batch = batches(unlabelled=6)[0]
+    assert batch["labelled"].tolist() == [0, 1]
+    sizes = []
+    method.network.pixel_head.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    terms = method(**batch)
+    assert sizes == [4]  # two labelled images, two views
+    scrambled = {**batch, "mask": batch["mask"].clone(), "enhanced_mask": batch["enhanced_mask"].clone()}
+    for key in ("mask", "enhanced_mask"):
+        scrambled[key][2:] = torch.randint(0, 8, scrambled[key][2:].shape, dtype=torch.uint8)
+    again = method(**scrambled)
+    assert all(torch.equal(again[name], value) for name, value in terms.items())
+    repainted = {**batch, "enhanced": batch["enhanced"].clone()}
+    repainted["enhanced"][3] = 255 - repainted["enhanced"][3]
+    method.eval()  # batch statistics would carry the change to all images
+    before, after = method(**batch), method(**repainted)
+    assert before["loss_p"] == after["loss_p"]
+    assert before["loss_g"] != after["loss_g"] and before["loss_l"] != after["loss_l"]
+
+
+def test_mixed_batches_train(tmp_path):
+    """Half labelled, half not: every loss is logged and finite."""
+    harness.train(harness.pretraining(), harness.training_data(unlabelled=6), tmp_path, max_steps=2, log_every_steps=1)
+    for row in read_log(tmp_path / "log.jsonl"):
+        assert all(math.isfinite(row[name]) for name in ("loss_g", "loss_l", "loss_p", "floor_p", "excess_p"))
+
+
+# -- precision and memory ----------------------------------------------------------------------------------------------------
+
+
+def test_bf16_trains_close_to_fp32_and_saves_fp32(tmp_path):
+    """The first loss agrees to bf16's precision, it is not the same number, and the published weights are float32."""
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        pretrained(tmp_path / precision, "--max-steps", 1, "--precision", precision)
+        rows[precision] = read_log(tmp_path / precision / "log.jsonl")[0]["loss"]
+        assert {value.dtype for value in load_file(tmp_path / precision / "model.safetensors").values()} <= {torch.float32, torch.int64}
+    assert rows["bf16"] == pytest.approx(rows["fp32"], rel=0.05) and rows["bf16"] != rows["fp32"]
+
+
+def test_memory_options_change_no_number(tmp_path):
+    """Channels-last and recomputed activations give the same losses and gradients to rounding."""
+    rows = []
+    for number, given in enumerate(({}, {"channels_last": False}, {"gradient_checkpointing": True})):
+        harness.train(harness.pretraining(), harness.training_data(), tmp_path / str(number), max_steps=2, log_every_steps=1, **given)
+        rows.append([(row["loss"], row["grad_norm"]) for row in read_log(tmp_path / str(number) / "log.jsonl")])
+    for other in rows[1:]:
+        for a, b in zip(rows[0], other):
+            assert a == pytest.approx(b, rel=1e-3)
