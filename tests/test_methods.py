@@ -1,0 +1,119 @@
+"""Contracts over the registry of methods, the queue, and the choice of pixels."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from mscl_hf.backbones import build_config
+from mscl_hf.data import load_data
+from mscl_hf.data.loading import stack
+from mscl_hf.data.views import PairView, ViewOptions
+from mscl_hf.losses import MultiScaleLoss, sample_pixels
+from mscl_hf.losses.labels import IGNORE
+from mscl_hf.methods import METHODS, MSCL, method_class
+from mscl_hf.methods.queue import Queue
+from mscl_hf.modeling_mscl import MsclForPreTraining
+
+SIZE = 32
+
+
+def network(**options) -> MsclForPreTraining:
+    torch.manual_seed(0)
+    return MsclForPreTraining(build_config("test_resnet", image_size=SIZE, decoder_channels=16, **options))
+
+
+def pairs(count: int = 4, geometry: str = "shared") -> list[dict]:
+    data, view = load_data("synthetic", "train"), PairView(SIZE, SIZE, ViewOptions(geometry=geometry))
+    return [{**view(data.read(i), np.random.default_rng(i)), "labelled": True, "name": str(i), "bad": []} for i in range(count)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_row(name):
+    """What --list-methods prints is there for every method, and the registry finds it."""
+    method = method_class(name)
+    assert all(isinstance(getattr(method, key), str) for key in ("title", "paper", "views", "labels", "transfers", "state"))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("geometry", ["shared", "crops"])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
+def test_fifty_steps_on_one_batch_bring_the_loss_down(name, geometry, precision):
+    """Every method learns a fixed batch, and stays finite in bfloat16."""
+    method, batch = METHODS[name](network()), stack(pairs(geometry=geometry))
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(50):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = method(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < 0.9 * losses[0]
+
+
+def test_transformers_trainer_trains_a_method(tmp_path):
+    """A method's forward names its views, so Trainer runs it like any model, and its weights move."""
+    method = MSCL(network(), MultiScaleLoss())
+    weight = next(method.network.backbone.parameters())
+    before = weight.detach().clone()
+    options = TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=4, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    trainer = Trainer(method, options, train_dataset=pairs(8), data_collator=stack)
+    assert np.isfinite(trainer.train().training_loss)
+    assert not torch.equal(before, weight)
+
+
+def test_queue_equals_a_deque():
+    """Two hundred random writes, some larger than the queue: what it holds is what a deque of that length holds."""
+    rng, queue, reference = np.random.default_rng(0), Queue(7, 3), deque(maxlen=7)
+    for _ in range(200):
+        keys = torch.from_numpy(rng.normal(size=(rng.integers(0, 10), 3))).float()
+        queue.write(keys)
+        reference.extend(torch.nn.functional.normalize(keys, dim=1))
+        held = sorted(map(tuple, queue.read().tolist()))
+        assert held == sorted(tuple(row.tolist()) for row in reference)
+
+
+def test_queue_adds_negatives_of_the_past_only():
+    """The current copies are not among their own negatives: the first step equals one without a queue, the second does not."""
+    batch, losses = stack(pairs()), {}
+    for length in (0, 8):
+        method = MSCL(network(), MultiScaleLoss(losses="g", queue=length)).train()
+        losses[length] = [float(method(**batch)["loss"].detach()) for _ in range(2)]
+    assert losses[0][0] == losses[8][0] and losses[8][1] > losses[0][1] + 0.1
+
+
+def test_queue_is_saved_with_the_method():
+    """Rows, pointer and fill level are part of the method's state, so a resumed run has the same negatives."""
+    names = MSCL(network(), MultiScaleLoss(losses="g", queue=8)).state_dict()
+    assert {"queue.rows", "queue.pointer", "queue.filled"} <= set(names)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_class_sampling_takes_so_many_of_each_class(count):
+    """class: min(count, what there is) pixels of every class of every image, each at most once, filled up with ignored ones."""
+    torch.manual_seed(count)
+    labels = torch.tensor([[0, 0, 0, 1, 1, 255, 2, 0], [255] * 8, [1, 1, 1, 1, 1, 1, 1, 2]])
+    places, chosen = sample_pixels(labels, "class", count)
+    for row in range(len(labels)):
+        kept = places[row][chosen[row] != IGNORE]
+        assert len(set(kept.tolist())) == len(kept)
+        assert torch.equal(labels[row, kept], chosen[row][chosen[row] != IGNORE])
+        for train_id in (0, 1, 2):
+            assert (chosen[row] == train_id).sum() == min(count, (labels[row] == train_id).sum())
+
+
+def test_random_sampling_prefers_labelled_pixels():
+    """random: as many pixels as asked for, ignored ones only when the labelled ones run out; every pixel has its chance."""
+    labels, seen = torch.tensor([[0, 255, 1, 255, 2, 3]]), set()
+    for seed in range(50):
+        torch.manual_seed(seed)
+        places, chosen = sample_pixels(labels, "random", 3)
+        assert (chosen != IGNORE).all() and torch.equal(labels.gather(1, places), chosen)
+        seen |= set(places[0].tolist())
+    assert seen == {0, 2, 4, 5}
