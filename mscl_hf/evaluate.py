@@ -38,6 +38,7 @@ def evaluate_model(
     score_classes: list[str] | None = None,
     pictures_dir: str | Path | None = None,
     num_pictures: int = 8,
+    by_evaluate: str | None = None,
 ) -> dict:
     """Mean IoU (0 to 1) and its parts over all labelled images, the same on any number of processes.
 
@@ -46,6 +47,7 @@ def evaluate_model(
     mean, std: of the pixels scaled to 0..1, per channel. seed, config: copied into the result for the record.
     score_classes: class names that the means are taken over; predictions of the others stay errors.
     pictures_dir: folder for predictions.png with num_pictures images, spread evenly over the data.
+    by_evaluate: what `evaluate.load` opens ("mean_iou" from the Hub, or a folder); its figure over all classes is recorded beside ours.
     Returns a dict that JSON can hold; absent classes (neither predicted nor labelled) are None in it.
     """
     network = accelerator.unwrap_model(model).to(accelerator.device)
@@ -54,16 +56,20 @@ def evaluate_model(
         options = replace(options, base_size=getattr(network.config, "base_size", 0))
     _check_classes(network, data)
     scored = _scored_indices(data.classes, score_classes)
+    second = None if by_evaluate is None else _load_metric(by_evaluate, accelerator)
     predict = _Predictor(network, accelerator, options, mean, std)
     was_training, started = network.training, time.perf_counter()
     network.eval()
     try:
-        metric = _count_everywhere(predict, data, accelerator)
+        metric = _count_everywhere(predict, data, accelerator, second)
         if pictures_dir is not None and accelerator.is_main_process:
             _draw(predict, data, Path(pictures_dir), num_pictures)
     finally:
         network.train(was_training)
     results = _results(metric, data.classes, scored)
+    if second is not None:
+        computed = second.compute(num_labels=data.num_classes, ignore_index=IGNORE)
+        results["mean_iou_by_evaluate"] = float(computed["mean_iou"])
     return results | {
         "score_classes": score_classes,
         "dataset": data.name,
@@ -94,14 +100,26 @@ class _Predictor:
         return logits[0].argmax(0).cpu().numpy()
 
 
-def _count_everywhere(predict: _Predictor, data: SegmentationData, accelerator: Accelerator) -> MeanIoU:
-    """The metric over all images, the same on every process."""
+def _load_metric(name: str, accelerator: Accelerator):
+    """An `evaluate` module; it cannot add up what several processes count."""
+    if accelerator.num_processes > 1:
+        raise ValueError(f"the evaluate module {name!r} runs in one process, not in {accelerator.num_processes}; leave it out")
+    import evaluate
+
+    return evaluate.load(name)
+
+
+def _count_everywhere(predict: _Predictor, data: SegmentationData, accelerator: Accelerator, second=None) -> MeanIoU:
+    """The metric over all images, the same on every process; `second`, an `evaluate` module, is fed beside it."""
     metric, seen, failure = MeanIoU(data.num_classes, IGNORE), 0, None
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
     try:
         for index in tqdm(mine, desc=f"evaluate {data.split}", disable=not accelerator.is_main_process):
             sample = data.read(index)
-            metric.add(metric.counts(predict(sample), sample.mask))
+            prediction = predict(sample)
+            metric.add(metric.counts(prediction, sample.mask))
+            if second is not None:
+                second.add(prediction=prediction, reference=sample.mask)
             seen += 1
     except Exception as error:  # the other processes wait in reduce(): meet them there first, raise after
         failure = error

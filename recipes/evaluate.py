@@ -25,6 +25,9 @@ class EvaluateOptions:
     split: str = field(default="test", metadata={"help": "split to measure on"})
     score_classes: list[str] | None = field(default=None, metadata={"help": "take the mean over these classes only"})
     pictures: int = field(default=8, metadata={"help": "images in the picture of predictions"})
+    by_evaluate: str | None = field(
+        default=None, metadata={"help": "also compute the mean IoU by evaluate.load of this: mean_iou (from the Hub), or hub/mean_iou"}
+    )
     precision: str = field(default="fp32", metadata={"help": "fp32 or bf16"})
     seed: int = field(default=0, metadata={"help": "copied into the results, for the record"})
 
@@ -46,6 +49,7 @@ def main() -> None:
     results = evaluate_model(
         network, data, accelerator, inference, config.image_mean, config.image_std,
         seed=run.seed, config=flat(*options), score_classes=run.score_classes, pictures_dir=out, num_pictures=run.pictures,
+        by_evaluate=run.by_evaluate,
     )  # fmt: skip
     if accelerator.is_main_process:
         checkpoint.write_json(out / "results.json", results | {"commit": commit(), "model": run.model})

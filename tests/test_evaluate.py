@@ -346,3 +346,18 @@ def test_a_failure_on_one_process_ends_all(answers):
     assert "image3.png is truncated" in answers["one"][0]["broken"]
     assert "failed on another process" in answers["two"][0]["broken"]
     assert "image3.png is truncated" in answers["two"][1]["broken"]
+
+
+def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
+    """by_evaluate feeds the module under hub/ with the same predictions; its mean IoU equals ours to the last bit."""
+    from accelerate import Accelerator
+
+    from mscl_hf.backbones import build_config
+    from mscl_hf.data import load_data
+    from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+
+    data = load_data("synthetic", "val").select(range(3))
+    config = build_config("test_resnet", image_size=32, decoder_channels=16, id2label=dict(enumerate(data.classes)))
+    module = Path(__file__).resolve().parent.parent / "hub" / "mean_iou"
+    results = evaluate_model(MsclForSemanticSegmentation(config), data, Accelerator(cpu=True), by_evaluate=str(module))
+    assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
