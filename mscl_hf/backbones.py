@@ -4,10 +4,11 @@ import contextlib
 import difflib
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .configuration_mscl import MsclConfig
@@ -39,6 +40,17 @@ class NetworkOptions:
     pixel_layers: int = field(default=3, metadata={"help": "layers of the pixel head"})
     pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
     pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: side features are resized to; default: as is, up to 65"})
+
+    def __post_init__(self):
+        if self.bn_views not in ("joint", "separate"):
+            raise ValueError(f"--bn-views is {self.bn_views!r}; choose joint or separate")
+        if self.image_size < 16 or (self.base_size or 0) < 0:
+            raise ValueError(f"--image-size {self.image_size} and --base-size {self.base_size}: give at least 16, and at least 0 (native)")
+        least_one = ("decoder_channels", "local_grid", "local_layers", "global_dim", "local_dim", "pixel_dim", "pixel_layers", "pixel_grid")
+        for name in least_one:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
@@ -113,29 +125,36 @@ def load_timm_weights(
 ) -> None:
     """Put timm's pre-trained weights into the backbone: from a local file, or from the Hub (needs a network).
 
-    Position embeddings and the stem's input channels are adapted by timm. Raises FileNotFoundError, or timm's own error
-    when the weights do not fit the backbone.
+    Position embeddings and the stem's input channels are adapted by timm. Raises ValueError when there are no weights, or when
+    they do not fit the backbone.
     """
-    config = model.config
-    overlay = None
-    if file is not None:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"no weights at {file}: give a .safetensors or .pth file saved from timm's {config.backbone}")
-        heads = timm.create_model(config.backbone, num_classes=0, **config.backbone_kwargs).default_cfg.get("classifier") or ()
-        heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-        weights = {key: w for key, w in timm.models.load_state_dict(str(file)).items() if not key.startswith(heads)}
-        overlay = {"state_dict": weights, "num_classes": 0}  # 0: timm then insists on every weight
-    elif not pretrained:
+    name = model.config.backbone
+    if file is None and not pretrained:
         return
-    source = timm.create_model(
-        config.backbone,
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        num_classes=0,
-        in_chans=config.num_channels,
-        **config.backbone_kwargs,
-    )
+    try:
+        overlay = None if file is None else {"state_dict": _without_classifier(name, file), "num_classes": 0}
+        source = timm.create_model(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            num_classes=0,
+            in_chans=model.config.num_channels,
+            **model.config.backbone_kwargs,
+        )
+    except (OSError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        what = f"timm's pre-trained {name} cannot be fetched" if file is None else f"{file} holds no weights that fit timm's {name}"
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"{what} ({reason}); give --backbone-weights a .safetensors or .pth file saved from that model") from error
     model.backbone.timm_model.load_state_dict(source.state_dict())
+
+
+def _without_classifier(name: str, file: str) -> dict[str, torch.Tensor]:
+    """The weights in a file, but for the classifier's: for num_classes=0 timm then insists on every one of them."""
+    with torch.device("meta"):
+        heads = timm.create_model(name, num_classes=0).default_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    weights = timm.models.load_state_dict(str(file))  # reads .pth with weights_only=True: nothing is executed
+    return {key: value for key, value in weights.items() if not key.startswith(heads)}
 
 
 def _on_meta(name: str, kwargs: dict) -> nn.Module:

@@ -303,8 +303,8 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs):
         """pixel_values (B, C, H, W) -> logits (B, K, h, w); with labels (B, H, W) also the loss.
 
-        The loss is transformers' own for semantic segmentation: cross-entropy on logits brought to the labels' size, plus
-        `auxiliary_loss_weight` times the same of the auxiliary head; pixels labelled 255 do not count.
+        The loss is cross-entropy on logits brought to the labels' size, plus `auxiliary_loss_weight` times the same of the
+        auxiliary head; pixels labelled 255 do not count.
         """
         maps = self.backbone(pixel_values).feature_maps
         logits = self.classifier(self.dropout(self.decoder(list(maps)))).float()
@@ -317,16 +317,18 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         return SemanticSegmenterOutput(loss=loss, logits=logits)
 
     def segmentation_loss(self, logits: Tensor, labels: Tensor, auxiliary: Tensor | None) -> Tensor:
+        """Main loss (B, K, h, w) against labels (B, H, W), plus the weighted auxiliary one."""
         if not (labels != self.config.semantic_loss_ignore_index).any():
             # Nothing is labelled: zero with a graph, where the mean over no pixel would be NaN.
             return logits.sum() * 0 + (auxiliary.sum() * 0 if auxiliary is not None else 0)
-        return self.loss_function(
-            logits,
-            labels.long(),
-            self.config.semantic_loss_ignore_index,
-            auxiliary_logits=auxiliary,
-            auxiliary_loss_weight=self.config.auxiliary_loss_weight,
-        )
+        loss = self._cross_entropy(logits, labels)
+        if auxiliary is not None:
+            loss = loss + self.config.auxiliary_loss_weight * self._cross_entropy(auxiliary, labels)
+        return loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
 
 
 def _classifier(channels: int, num_labels: int) -> nn.Conv2d:

@@ -40,6 +40,8 @@ class ViewOptions:
             raise ValueError(f"geometry is {self.geometry!r}; choose one of {', '.join(GEOMETRIES)}")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"scales {self.min_scale} to {self.max_scale} are no range; give 0 < --min-scale <= --max-scale")
+        if not (self.colour >= 0 and 0 <= self.blur <= 1):
+            raise ValueError(f"colour is {self.colour} and blur {self.blur}; give a strength of at least 0, and a probability")
         if not 0 < self.min_overlap <= 1:
             raise ValueError(f"min_overlap is {self.min_overlap}; give a share above 0 and at most 1: crops must share something")
 

@@ -1,0 +1,390 @@
+"""The recipes as a user runs them: the whole chain on real images, other backbones, other data, two processes, trackers."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import harness
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.data import load_data
+from mscl_hf.data.sources import CAMVID_CLASSES
+from mscl_hf.log import read_log
+from mscl_hf.methods import METHODS
+
+LOGGED = {"step", "loss", "loss_g", "loss_l", "loss_p", "floor_p", "excess_p", "grad_norm", "lr", "images_per_second", "data_wait"}
+SPACES = ("backbone", "global", "local", "pixel")
+HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
+HUB_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+RESULTS = {"mean_iou", "per_class_iou", "overall_accuracy", "split", "num_images", "seed", "config"}
+
+
+def listed(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def finite(value: float) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+@pytest.fixture(scope="session")
+def few_camvid(real_data, tmp_path_factory) -> Path:
+    """CamVid with the first images of each split only."""
+    root = tmp_path_factory.mktemp("CamVid")
+    for part in (real_data / "CamVid").iterdir():
+        if part.is_dir():
+            (root / part.name).symlink_to(part)
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        lines = (real_data / "CamVid" / f"{split}.txt").read_text().splitlines()
+        (root / f"{split}.txt").write_text("\n".join(lines[:count]) + "\n")
+    return root
+
+
+# -- the chain ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain(real_data, few_camvid, tmp_path_factory):
+    """The three commands of the interface, with their flags, in processes of their own; few steps, few images."""
+    root = tmp_path_factory.mktemp("chain")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
+    shown = {}
+
+    def launch(name, *flags):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_cpu_threads_per_process", "1"]
+        command += [harness.ROOT / "recipes" / f"{name}.py", *flags]
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=900, check=False, cwd=root)
+        assert done.returncode == 0, done.stderr[-3000:]
+        shown[name] = done.stdout
+
+    data = ("--dataset", "camvid", "--data-dir", few_camvid)
+    launch("pretrain", *data, "--backbone", "resnet18", "--method", "mscl", "--losses", "g+l+p", "--image-size", 64, "--batch-size", 4,
+           "--max-steps", 3, "--train-count", 5, "--precision", "bf16", "--seed", 0, "--save-every-steps", 2, "--health-every-steps", 2,
+           "--unlabelled", "rest", "--log-every-steps", 1, "--output-dir", "OUT")  # fmt: skip
+    launch("finetune", "--model", "OUT", *data, "--train-count", 5, "--batch-size", 4, "--max-steps", 3, "--seed", 1,
+           "--log-every-steps", 1, "--output-dir", "OUT2")  # fmt: skip
+    launch("evaluate", "--model", "OUT2", *data, "--split", "test", "--output-dir", "OUT3")
+    return root, shown
+
+
+def test_pretraining_leaves_a_model_its_log_and_pictures(chain):
+    """Hub folder, checkpoints, every logged quantity in every line, health at the asked steps and the end, both figures."""
+    out = chain[0] / "OUT"
+    assert listed(out) == HUB_FILES | {"run.json", "log.jsonl", "checkpoints", "training.png", "features.png"}
+    assert listed(out / "checkpoints") == {"step-00000002", "step-00000003"}
+    rows = read_log(out / "log.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3] and all(set(row) == LOGGED for row in steps)
+    health = [row for row in rows if "probe_mean_iou" in row]
+    assert [row["step"] for row in health] == [2, 3]
+    # The three held-out images give too few global embeddings only if fewer than eight training images were looked at.
+    assert all(HEALTH - set(row) <= {"effective_rank_global", "spread_global"} for row in health)
+    assert all(finite(value) for row in rows for name, value in row.items() if name != "step")
+    assert all(0 <= row["data_wait"] <= 1 and row["images_per_second"] > 0 and row["excess_p"] >= -1e-3 for row in steps)
+    for picture in ("training.png", "features.png"):
+        assert Image.open(out / picture).size[0] > 300
+    model = MsclForPreTraining.from_pretrained(out)
+    assert model.config.backbone == "resnet18" and model.config.contrast["losses"] == "g+l+p" and model.dtype == torch.float32
+
+
+def test_fine_tuning_leaves_a_model_and_its_results(chain):
+    """results.json has the promised keys and ranges; the decoder came from pre-training and went on from there."""
+    out = chain[0] / "OUT2"
+    assert listed(out) == HUB_FILES | {"run.json", "log.jsonl", "checkpoints", "training.png", "results.json", "predictions.png"}
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) >= RESULTS and results["split"] == "val" and results["num_images"] == 3 and results["seed"] == 1
+    assert 0 <= results["mean_iou"] <= 1 and 0 <= results["overall_accuracy"] <= 1
+    assert list(results["per_class_iou"]) == list(CAMVID_CLASSES)
+    assert results["config"]["train_count"] == 5 and results["config"]["model"] == "OUT"
+    assert f"mean IoU on val: {results['mean_iou']:.4f}" in chain[1]["finetune"]
+    before, after = (load_file(chain[0] / name / "model.safetensors") for name in ("OUT", "OUT2"))
+    shared = [name for name in before if name.startswith(("backbone.", "decoder.")) and before[name].dtype == torch.float32]
+    weights = [name for name in shared if name.endswith(".weight")]
+    distance = [float((before[name] - after[name]).norm() / before[name].norm().clamp(min=1e-6)) for name in weights]
+    assert len(distance) > 40 and max(distance) > 0 and np.median(distance) < 0.1  # of unrelated weights: 1.4
+
+
+def test_evaluation_measures_the_split_that_was_asked_for(chain):
+    """The same keys, on test; a line for each class."""
+    out = chain[0] / "OUT3"
+    assert listed(out) == {"run.json", "results.json", "predictions.png"}
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) >= RESULTS and results["split"] == "test" and results["num_images"] == 3
+    assert all(value is None or 0 <= value <= 1 for value in results["per_class_iou"].values())
+    assert all(name in chain[1]["evaluate"] for name in (*CAMVID_CLASSES, "mean IoU"))
+
+
+def test_fine_tuned_folder_opens_in_a_pipeline(chain, few_camvid):
+    """transformers' image-segmentation pipeline reads the folder: masks of the picture's size, with CamVid's class names."""
+    from transformers import pipeline
+
+    picture = next((few_camvid / "test").iterdir())
+    segments = pipeline("image-segmentation", model=str(chain[0] / "OUT2"), device="cpu")(str(picture))
+    assert segments and {segment["label"] for segment in segments} <= set(CAMVID_CLASSES)
+    assert {segment["mask"].size for segment in segments} == {Image.open(picture).size}
+
+
+def test_evaluation_of_a_model_that_was_not_fine_tuned_is_refused(chain, few_camvid, tmp_path):
+    """It has no classifier, so a score would be that of noise."""
+    data = ("--dataset", "camvid", "--data-dir", few_camvid)
+    message = harness.refused("evaluate", "--model", chain[0] / "OUT", *data, "--output-dir", tmp_path / "x")
+    assert "fine-tune it first" in message
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "resnet18",
+        "convnext_atto",
+        "vit_tiny_patch16_224",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("vit_small_patch14_dinov2", marks=pytest.mark.slow),
+    ],
+)
+def test_backbone_is_swapped_by_name_alone(few_camvid, tmp_path, backbone):
+    """Pre-training, fine-tuning and a score on CamVid, with nothing but the name changed."""
+    flags = ("--dataset", "camvid", "--data-dir", few_camvid, "--batch-size", 2, "--num-workers", 0, "--max-steps", 2)
+    quick = {"draw_training": lambda *_: None}
+    harness.run("pretrain", *flags, "--backbone", backbone, "--image-size", 64, "--output-dir", tmp_path / "a", **quick,
+                draw_features=lambda *_: None)  # fmt: skip
+    harness.run("finetune", *flags, "--model", tmp_path / "a", "--output-dir", tmp_path / "b", **quick)
+    model = MsclForSemanticSegmentation.from_pretrained(tmp_path / "b")
+    assert model.config.backbone == backbone
+    assert 0 <= json.loads((tmp_path / "b" / "results.json").read_text())["mean_iou"] <= 1
+
+
+def test_real_voc_chain(real_data, tmp_path):
+    """VOC's layout goes through both stages; the train split names its 21 classes."""
+    flags = ("--dataset", "voc2012", "--data-dir", real_data / "VOCdevkit", "--train-count", 6, "--batch-size", 2, "--num-workers", 0,
+             "--max-steps", 1, "--val-split", "none")  # fmt: skip
+    harness.run("pretrain", *harness.TINY, *flags, "--output-dir", tmp_path / "a")
+    harness.run("finetune", *flags, "--model", tmp_path / "a", "--output-dir", tmp_path / "b")
+    assert MsclForSemanticSegmentation.from_pretrained(tmp_path / "b").config.num_labels == 21
+    assert not (tmp_path / "b" / "results.json").exists()
+
+
+# -- small things of the interface ---------------------------------------------------------------------------------------------
+
+
+def test_methods_are_listed(capsys):
+    """--list-methods prints a line for each method and starts nothing."""
+    harness.run("pretrain", "--list-methods", "--output-dir", "/nowhere/at/all")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "name" and [line.split()[0] for line in lines[1:]] == list(METHODS)
+
+
+def test_yaml_file_configures_a_run_and_flags_win(tmp_path):
+    """--config gives every option of the recipe; a flag beside it is the last word; the record holds what was used."""
+    (tmp_path / "run.yaml").write_text(
+        "backbone: test_resnet\nimage-size: 32\ndecoder_channels: 16\nlr: 1e-2\nmax_steps: 7\nbatch_size: 4\nnum_workers: 0\n"
+        "train_count: 8\nval_split: none\nreport_to: []\nexclude_classes: [0, 1]\n"
+    )
+    harness.run("pretrain", "--config", tmp_path / "run.yaml", "--max-steps", 1, "--output-dir", tmp_path / "out", pictures=False)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["max_steps"], record["lr"], record["image_size"], record["exclude_classes"]) == (1, 0.01, 32, [0, 1])
+
+
+def test_tracker_gets_the_numbers(tmp_path):
+    """--report-to tensorboard writes an event file that holds the losses."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--max-steps", 2, "--val-split", "none", "--report-to", "tensorboard",
+                "--output-dir", tmp_path / "out", pictures=False)  # fmt: skip
+    scalars = {}
+    for folder in {path.parent for path in (tmp_path / "out").rglob("events.out.tfevents.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        scalars |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert scalars["loss"] == [1, 2] and {"loss_g", "grad_norm"} <= set(scalars)
+
+
+def test_probe_needs_no_training_masks(tmp_path):
+    """With g+l no training mask is opened; the probe is fitted on one half of the held-out ones and scored on the other."""
+    flags = (*harness.TINY, *harness.SHORT, "--losses", "g+l", "--max-steps", 1)
+    harness.run("pretrain", *flags, "--output-dir", tmp_path / "a", pictures=False)
+    rows = [row for row in read_log(tmp_path / "a" / "log.jsonl") if "probe_mean_iou" in row]
+    assert len(rows) == 1 and 0 < rows[0]["probe_mean_iou"] < 1
+
+
+# -- other data ----------------------------------------------------------------------------------------------------------------
+
+
+def write_folder(root: Path, masks: bool = True, splits=("train", "val"), count: int = 6) -> Path:
+    """images/SPLIT/*.png and masks/SPLIT/*.png with drawn scenes."""
+    for number, split in enumerate(splits):
+        data = load_data("synthetic", "train", scenes=count, scene_seed=number, scene_height=48, scene_width=64)
+        for part in ("images", "masks") if masks else ("images",):
+            (root / part / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            sample = data.read(i)
+            Image.fromarray(sample.image).save(root / "images" / split / f"{i}.png")
+            if masks:
+                Image.fromarray(sample.mask).save(root / "masks" / split / f"{i}.png")
+    return root
+
+
+BRIEF = ("--batch-size", 2, "--num-workers", 0, "--max-steps", 2, "--warmup-steps", 1)
+
+
+def test_folder_of_images_and_masks(tmp_path):
+    """Through all three recipes, classes found in the masks of the training split."""
+    data = ("--dataset", "folder", "--data-dir", write_folder(tmp_path / "data", splits=("train", "val", "test")))
+    harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", draw_training=lambda *_: None)
+    harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", draw_training=lambda *_: None)
+    harness.run("evaluate", "--model", tmp_path / "b", *data, "--output-dir", tmp_path / "c")
+    results = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert results["num_images"] == 6 and list(results["per_class_iou"]) == [f"class_{i}" for i in range(len(results["per_class_iou"]))]
+
+
+def test_held_out_split_that_lacks_the_last_class(tmp_path):
+    """Classes are those of the training split everywhere: a smaller set of ids in another split is no other label set."""
+    root = write_folder(tmp_path / "data", splits=("train", "val", "test"), count=3)
+    for split in ("val", "test"):
+        for path in (root / "masks" / split).iterdir():
+            mask = np.array(Image.open(path))
+            Image.fromarray(np.minimum(mask, 3)).save(path)
+    data = ("--dataset", "folder", "--data-dir", root)
+    harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", draw_training=lambda *_: None)
+    harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", draw_training=lambda *_: None)
+    harness.run("evaluate", "--model", tmp_path / "b", *data, "--output-dir", tmp_path / "c")
+    for name in ("b", "c"):
+        assert len(json.loads((tmp_path / name / "results.json").read_text())["per_class_iou"]) == 8
+
+
+def test_images_only_pretrain_without_the_pixel_loss(tmp_path):
+    """A folder of pictures and nothing else: g+l trains, says that no masks are held out, and draws features."""
+    root = write_folder(tmp_path / "data", masks=False, splits=("a", "b"))
+    data = ("--dataset", "folder", "--data-dir", root)
+    harness.run("pretrain", *harness.TINY, *data, "--losses", "g+l", *BRIEF, "--output-dir", tmp_path / "a")
+    assert (tmp_path / "a" / "features.png").is_file()
+    rows = read_log(tmp_path / "a" / "log.jsonl")
+    assert "probe_mean_iou" not in rows[-1] and "effective_rank_backbone" in rows[-1]
+
+
+def test_another_folder_serves_as_unlabelled_images(tmp_path):
+    """--unlabelled DIR fills up the batches."""
+    write_folder(tmp_path / "more", masks=False, splits=("a",))
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--unlabelled", tmp_path / "more", "--labelled-share", 0.25, "--max-steps", 2,
+                "--val-split", "none", "--output-dir", tmp_path / "a", pictures=False)  # fmt: skip
+    assert all("loss_p" in row for row in read_log(tmp_path / "a" / "log.jsonl") if "loss" in row)
+
+
+def write_parquet(root: Path, count: int = 8) -> Path:
+    """A folder that `datasets` reads: train and validation as parquet, images and masks inside."""
+    root.mkdir()
+    for number, split in enumerate(("train", "validation")):
+        data = load_data("synthetic", "train", scenes=count, scene_seed=number, scene_height=48, scene_width=64)
+        samples = [data.read(i) for i in range(count)]
+        columns = {"image": [Image.fromarray(s.image) for s in samples], "mask": [Image.fromarray(s.mask) for s in samples]}
+        features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(root / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+@pytest.fixture
+def no_sleep(monkeypatch):
+    """`datasets` rests for seconds whenever a stream is closed."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+@pytest.mark.usefixtures("no_sleep")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_through_both_stages(tmp_path, streaming):
+    """dataset hf, downloaded or streamed; the held-out split is scored whole either way."""
+    data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data"), "--num-classes", 8, *(("--streaming",) if streaming else ()))
+    harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", draw_training=lambda *_: None)
+    assert "probe_mean_iou" in read_log(tmp_path / "a" / "log.jsonl")[-1] and (tmp_path / "a" / "features.png").is_file()
+    harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", draw_training=lambda *_: None)
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert results["split"] == "validation" and results["num_images"] == 8
+    harness.run("evaluate", "--model", tmp_path / "b", *data, "--split", "validation", "--output-dir", tmp_path / "c")
+    again = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert again["per_class_iou"] == results["per_class_iou"]
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_stream_without_masks_or_held_out_images(tmp_path):
+    """Nothing to look at between the steps: it trains, and draws no features."""
+    root = write_parquet(tmp_path / "data")
+    (root / "validation-00000-of-00001.parquet").unlink()
+    harness.run("pretrain", *harness.TINY, "--dataset", "hf", "--data-dir", root, "--streaming", "--losses", "g+l", *BRIEF,
+                "--output-dir", tmp_path / "a", draw_training=lambda *_: None)  # fmt: skip
+    assert (tmp_path / "a" / "model.safetensors").is_file() and not (tmp_path / "a" / "features.png").exists()
+
+
+# -- two processes -------------------------------------------------------------------------------------------------------------
+
+
+def on_two(tmp_path: Path, *arguments) -> tuple[list[dict], str]:
+    """Records of both processes, and what was printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [harness.ROOT / "tests" / "distributed" / "train_worker.py", tmp_path, *arguments]
+    launched = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        shown, errors = launched.communicate(timeout=600)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launched.pid, signal.SIGKILL)  # a hang leaves no process behind
+    assert launched.returncode == 0, errors[-4000:]
+    return [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)], shown
+
+
+def in_one(tmp_path, monkeypatch, *arguments) -> list[list[str]]:
+    """The global batches of the same run in this process."""
+    from mscl_hf import train
+
+    seen, to_device = [], train.to_device
+    monkeypatch.setattr(train, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    harness.run(*arguments, pictures=False)
+    return seen[1:]
+
+
+def test_two_processes_pretrain_like_one(tmp_path, monkeypatch):
+    """Same global batches, labelled and not; equal weights on both; losses and gradient norms of one process to rounding, since
+    negatives are gathered and nothing here has batch statistics; one log."""
+    flags = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
+             "--pixel-scope", "batch", "--unlabelled", "rest", "--train-count", 8, "--batch-size", 4, "--num-workers", 0, "--max-steps", 4,
+             "--log-every-steps", 1, "--gradient-accumulation-steps", 2, "--val-split", "none")  # fmt: skip
+    records, shown = on_two(tmp_path, "pretrain", *flags, "--output-dir", tmp_path / "two")
+    whole = in_one(tmp_path, monkeypatch, "pretrain", *flags, "--output-dir", tmp_path / "one")
+    assert len(whole) == 8
+    for batch, first, second in zip(whole, *(record["batches"] for record in records)):
+        assert sorted(batch) == sorted(first + second) and len(first) == len(second) == 2
+    assert records[0]["weights"] == records[1]["weights"]
+    assert shown.count("pre-trained model") == 1
+    one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in two if "loss" in row] == [1, 2, 3, 4]
+    for a, b in zip(one, two):
+        for name in ("loss", "loss_g", "loss_l", "loss_p", "floor_p", "grad_norm"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=2e-3), (name, a["step"])
+    assert (tmp_path / "two" / "model.safetensors").is_file()
+
+
+def test_two_processes_fine_tune_and_score(tmp_path):
+    """With batch statistics, dropout and uneven evaluation: it ends, with equal weights, one log and one result."""
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--val-split", "none", "--output-dir", tmp_path / "start",
+                draw_features=lambda *_: None)  # fmt: skip
+    data = write_folder(tmp_path / "data", count=5)
+    records, shown = on_two(
+        tmp_path, "finetune", "--model", tmp_path / "start", "--dataset", "folder", "--data-dir", data, "--batch-size", 4,
+        "--num-workers", 0, "--max-steps", 3, "--log-every-steps", 1, "--output-dir", tmp_path / "two",
+    )  # fmt: skip
+    assert records[0]["weights"] == records[1]["weights"]
+    assert shown.count("fine-tuned model") == 1
+    assert [row["step"] for row in read_log(tmp_path / "two" / "log.jsonl")] == [1, 2, 3]
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["num_images"] == 5
