@@ -38,6 +38,7 @@ class CompareOptions:
     jobs: int = field(default=1, metadata={"help": "cells run side by side, one thread each"})
     only: list[str] | None = field(default=None, metadata={"help": "cells to run; default: all"})
     seeds: list[int] | None = field(default=None, metadata={"help": "seeds to run; default: those of the spec"})
+    finished_only: bool = field(default=False, metadata={"help": "write the tables of what is finished, run nothing"})
 
 
 @command
@@ -79,7 +80,11 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
     for stage, flags in stages.items():
         proof = "results.json" if stage == "evaluate" else "model.safetensors"
         flags |= {"seed": seed, "output-dir": folder / stage}
-        if not (folder / stage / proof).is_file() and not run_stage(stage, flags, folder):
+        if (folder / stage / proof).is_file():
+            continue
+        if options.finished_only:
+            return None
+        if not run_stage(stage, flags, folder):
             print(f"{name}, seed {seed}: {stage} failed, see {folder / stage}.log")
             return None
     results = json.loads((folder / "evaluate" / "results.json").read_text())
