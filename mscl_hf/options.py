@@ -24,7 +24,7 @@ class _Parser(HfArgumentParser):
 def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
     """One instance of each dataclass. Raises ValueError for unknown or ill-typed options, with the near names."""
     parser = _Parser(list(kinds), description=description, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of options, e.g. recipes/configs/camvid.yaml; flags win over it")
+    parser.add_argument("--config", help="YAML file, one 'option: value' a line; flags win over it")
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
     path = _config_path(argv)

@@ -48,7 +48,7 @@ def model_card(title: str, description: str, command: str, config, figures: dict
         "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf, timm, semantic-segmentation]\n---\n\n"
         f"# {title}\n\n{description}\n\nBackbone: `{config.backbone}` (timm); decoder: {config.decoder}.\n{table}\n"
         f"```python\nfrom mscl_hf import {kind}\n\nmodel = {kind}.from_pretrained(\"PATH_OR_HUB_NAME\")\n```\n\n"
-        f"Made by [mscl_hf](https://github.com/mscl-hf/mscl_hf) with\n\n```\n{command}\n```\n"
+        f"Made by mscl_hf with\n\n```\n{command}\n```\n"
     )
 
 
