@@ -183,7 +183,16 @@ def _stride_kwargs(name: str, output_stride: int | None, kwargs: dict) -> dict:
 
 
 def _size_rule(name: str, kwargs: dict, image_size: int) -> tuple[dict, dict]:
-    """Find by trial which image sizes a family takes: any multiple of something (best), or one fixed size."""
+    """Find by trial what forward pass a family takes: its kwargs, and the fields of MsclConfig that describe it."""
+    for norm in (True, False):  # a few families (Hiera) offer no map behind their final normalisation
+        found = _sizes(name, kwargs, image_size, norm)
+        if found is not None:
+            return found[0], found[1] | {"norm_features": norm}
+    raise ValueError(f"backbone {name!r} gave no intermediate features at any image size tried; choose another timm name")
+
+
+def _sizes(name: str, kwargs: dict, image_size: int, norm: bool) -> tuple[dict, dict] | None:
+    """Images of any multiple of something (best), or of one fixed size; None when all trials fail."""
     flexible = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
     for extra in flexible:
         with contextlib.suppress(TypeError):
@@ -193,24 +202,24 @@ def _size_rule(name: str, kwargs: dict, image_size: int) -> tuple[dict, dict]:
                 up = math.ceil(image_size / multiple) * multiple
                 odd = multiple * 3 if multiple > 1 else 27
                 sizes = ((up, up), (up + multiple, up + odd), (2 * up + 5 * multiple, up + 3 * multiple))
-                if all(_accepts(model, *size) for size in sizes):
+                if all(_accepts(model, *size, norm) for size in sizes):
                     return kwargs | extra, {"size_multiple": multiple}
     native = _on_meta(name, kwargs).default_cfg.get("input_size", (3, 224, 224))[-1]
     rounded = [math.ceil(image_size / step) * step for step in (16, 32, 64, 128, 256)]
     for side in (*rounded, 224, 256, native):
         for extra in ({"img_size": side}, {}):
             with contextlib.suppress(TypeError, AssertionError):
-                if _accepts(_on_meta(name, kwargs | extra), side, side):
+                if _accepts(_on_meta(name, kwargs | extra), side, side, norm):
                     return kwargs | extra, {"fixed_size": side}
-    raise ValueError(f"backbone {name!r} gave no intermediate features at any image size tried; choose another timm name")
+    return None
 
 
-def _accepts(model: nn.Module, height: int, width: int) -> bool:
+def _accepts(model: nn.Module, height: int, width: int, norm: bool) -> bool:
     channels = model.default_cfg.get("input_size", (3,))[0]
     try:
         with torch.no_grad():
             image = torch.empty(2, channels, height, width, device="meta")
-            maps = model.forward_intermediates(image, norm=True, output_fmt="NCHW", intermediates_only=True)
+            maps = model.forward_intermediates(image, norm=norm, output_fmt="NCHW", intermediates_only=True)
         # A wrong grid may still divide the tokens evenly, and then shows in the channels.
         return all(x.shape[1] == _stage(model, index)["num_chs"] for index, x in enumerate(maps))
     except (AssertionError, RuntimeError, ValueError, IndexError, NotImplementedError):

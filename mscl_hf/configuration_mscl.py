@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 class MsclConfig(PreTrainedConfig):
     """What a network is: a timm backbone, a decoder, contrastive heads, a label set.
 
-    `MsclConfig` stores decisions, it does not take them: `mscl_hf.modeling_mscl.build_config` asks timm what a
+    `MsclConfig` stores decisions, it does not take them: `mscl_hf.backbones.build_config` asks timm what a
     backbone supports and fills the fields below.
 
     backbone: a timm name, with or without a pre-training tag.
@@ -14,6 +14,7 @@ class MsclConfig(PreTrainedConfig):
     out_indices: the tapped feature levels, shallow to deep; the decoder reads them, the last one feeds the heads.
     size_multiple, fixed_size: images are resized to a multiple of the first, or to the second (height = width), in px,
         just before the backbone, when its family cannot take every size.
+    norm_features: whether the last tap lies behind the backbone's final normalisation, where it has one.
     decoder: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
     global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
     pixel_grid: side to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
@@ -34,6 +35,7 @@ class MsclConfig(PreTrainedConfig):
         out_indices: list[int] | None = None,
         size_multiple: int = 1,
         fixed_size: int | None = None,
+        norm_features: bool = True,
         decoder: str = "deeplabv3",
         decoder_channels: int = 256,
         decoder_rates: list[int] | None = None,
@@ -64,6 +66,7 @@ class MsclConfig(PreTrainedConfig):
         self.out_indices = list(out_indices) if out_indices is not None else [-2, -1]
         self.size_multiple = size_multiple
         self.fixed_size = fixed_size
+        self.norm_features = norm_features
         self.decoder = decoder
         self.decoder_channels = decoder_channels
         self.decoder_rates = list(decoder_rates) if decoder_rates is not None else [6, 12, 18]

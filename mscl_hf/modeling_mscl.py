@@ -115,7 +115,7 @@ class MsclBackbone(MsclPreTrainedModel):
         """pixel_values (B, C, H, W), normalised -> feature_maps: a tuple of (B, C_i, h_i, w_i)."""
         pixel_values = self._fit_size(pixel_values)
         maps = self.timm_model.forward_intermediates(
-            pixel_values, indices=self.taps, norm=True, output_fmt="NCHW", intermediates_only=True
+            pixel_values, indices=self.taps, norm=self.config.norm_features, output_fmt="NCHW", intermediates_only=True
         )
         return BackboneOutput(feature_maps=tuple(maps))
 

@@ -61,6 +61,9 @@ def main() -> None:
         data_options, view, train.batch_size, train.seed, run.unlabelled, run.labelled_share, uses_labels, accelerator.print
     )
     source = data.labelled or data.stream
+    outside = [c for c in loss.exclude_classes if source and not 0 <= c < source.num_classes]
+    if outside:
+        raise ValueError(f"--exclude-classes {outside[0]} is no class of {source.name}; give ids of 0..{source.num_classes - 1}")
     held_out = open_held_out(data_options, accelerator.print, source.classes if source else ())
 
     network = MsclForPreTraining(config)

@@ -1,17 +1,22 @@
 """Data sets: every layout, every fault of a file, nested subsets, streams."""
 
+import contextlib
 import json
 import pickle
 import shutil
 from collections import Counter
+from itertools import islice
 
 import datasets
+import harness
 import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from mscl_hf.data import BadSample, check_data, choose_subset, load_data
+from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.views import TrainView
 
 
 @pytest.fixture(autouse=True)
@@ -308,6 +313,24 @@ def test_a_stream_names_its_bad_row(tmp_path):
     stream = load_data("hf", "train", as_saved(tmp_path), streaming=True, num_classes=2)
     with pytest.raises(BadSample, match=r"row 2 .*\[2\]"):
         list(stream.samples())
+
+
+def test_a_stream_leaves_bad_rows_out_and_counts_them(tmp_path):
+    """With a limit the run goes on without the row, pass after pass, and resumes among the same samples; beyond the limit it ends."""
+    stream = load_data("hf", "train", as_saved(tmp_path), streaming=True, num_classes=2)  # rows 2 and 5 hold label 2
+    data = TrainingData(None, None, TrainView(32, 32), 0, stream=stream, batch_size=2)
+    batches = list(islice(data.loader(0, 4), 4))
+    names = [name for batch in batches for name in batch["name"]]
+    assert len(names) == 8
+    messages = {message for batch in batches for message in batch["bad"]}
+    assert len(messages) == 1 and "MD5" in messages.pop()  # both rows hold the same mask
+    resumed = list(islice(data.loader(2, 4), 2))
+    assert [batch["name"] for batch in resumed] == [batch["name"] for batch in batches[2:]]
+    accelerator = harness.fresh_accelerator()
+    for out, allowed in (("allowed", 1), ("refused", 0)):
+        (tmp_path / out).mkdir()
+        with contextlib.nullcontext() if allowed else pytest.raises(ValueError, match="more than --max-bad-images 0"):
+            harness.fit(harness.finetuning(), data, harness.options(max_steps=3), tmp_path / out, accelerator, max_bad_images=allowed)
 
 
 # Files as they come

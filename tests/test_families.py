@@ -27,11 +27,12 @@ FAMILIES = {
 }  # fmt: skip
 # The smallest of the other modules of timm; together with the above all that can be built here in reasonable memory.
 OTHERS = """
-    convit_tiny convmixer_768_32 cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspnext_tiny efficientformer_l1 efficientvim_m1
-    fasternet_t0 gcvit_xxtiny gmlp_ti16_224 halonet_h1 inception_resnet_v2 inception_v4 iformer_t jx_nest_tiny lcnetv2_small lcnet_035
-    lowformer_b0 mobilenetv5_base mvitv2_tiny naflexvit_base_patch16_gap nasnetalarge nextvit_small pit_ti_224 pnasnet5large
-    qwen3_vit_88m rdnet_tiny samvit_base_patch16_224 selecsls42 sequencer2d_s shvit_s1 swiftformer_xs tnt_s_legacy_patch16_224 tresnet_m
-    twins_svt_small visformer_tiny vitamin_small_224 vit_tiny_r_s16_p8_224 volo_d1_224 xception41p coat_tiny
+    convit_tiny convmixer_768_32 cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspnext_tiny efficientformer_l1
+    efficientvim_m1 fasternet_t0 gcvit_xxtiny hiera_tiny_224 sam2_hiera_tiny gmlp_ti16_224 halonet_h1 inception_resnet_v2 inception_v4
+    iformer_t jx_nest_tiny lcnetv2_small lcnet_035 lowformer_b0 mobilenetv5_base mvitv2_tiny naflexvit_base_patch16_gap nasnetalarge
+    nextvit_small pit_ti_224 pnasnet5large qwen3_vit_88m rdnet_tiny samvit_base_patch16_224 selecsls42 sequencer2d_s shvit_s1
+    swiftformer_xs tnt_s_legacy_patch16_224 tresnet_m twins_svt_small visformer_tiny vitamin_small_224 vit_tiny_r_s16_p8_224 volo_d1_224
+    xception41p coat_tiny
 """.split()
 
 

@@ -198,13 +198,18 @@ def test_the_world_does_not_change_the_batches():
             assert all([t.labelled for t in share] == [True] * (4 // world) + [False] * (4 // world) for share in shares)
 
 
-def test_an_epoch_shows_every_sample_once():
-    """Each part runs through its own samples without repeats, in another order each time, by seed."""
-    for labelled, indices, count in ((True, range(10), 10), (False, range(100, 125), 25)):
-        drawn = [t.index for step in range(50) for t in order().batch(step) if t.labelled == labelled]
-        epochs = [drawn[start : start + count] for start in range(0, len(drawn) - count + 1, count)]
-        assert all(sorted(epoch) == list(indices) for epoch in epochs) and len({tuple(e) for e in epochs}) == len(epochs) > 7
+def test_an_epoch_shows_a_sample_once_and_no_batch_shows_it_twice():
+    """Each part's epoch is as many whole batches as there are samples for, in another order each time, by seed; over the epochs all
+    samples come up. A batch larger than the data repeats each sample as evenly as can be."""
+    for labelled, indices, count in ((True, range(10), 8), (False, range(100, 125), 24)):
+        drawn = [t.index for step in range(60) for t in order().batch(step) if t.labelled == labelled]
+        epochs = [drawn[start : start + count] for start in range(0, len(drawn), count)]
+        assert all(len(set(epoch)) == count for epoch in epochs) and set(drawn) == set(indices)
+        assert len({tuple(e) for e in epochs}) == len(epochs) == 240 // count
     assert order(seed=1).batch(0) != order().batch(0) == order().batch(0)
+    for step in range(3):
+        times = Counter(t.index for t in order(range(3), (), 8, 8).batch(step))
+        assert sorted(times.values()) == [2, 3, 3]
 
 
 def test_uneven_worlds_and_missing_parts_are_refused():

@@ -45,25 +45,29 @@ def _read(data: SegmentationData, index: int) -> tuple[Sample, list[str]]:
 class StreamedSamples(IterableDataset):
     """Samples of a stream, pass after pass, each pass in another seeded order; process r of world takes every world-th.
 
-    `skip` samples of this process are read and dropped, so that a resumed run goes on where it stopped.
+    `skip` samples of this process are read and dropped, so that a resumed run goes on where it stopped. Rows that cannot be used are left
+    out and reported in "bad".
     """
 
     def __init__(self, stream: SegmentationStream, view: View, seed: int, skip: int, shard: tuple[int, int]):
         self.stream, self.view, self.seed, self.skip, self.shard = stream, view, seed, skip, shard
 
     def __iter__(self) -> Iterator[dict]:
-        for number, sample in islice(enumerate(self._endless()), self.skip, None):
+        bad: list[str] = []  # rows left out since the sample before
+        for number, sample in islice(enumerate(self._endless(bad)), self.skip, None):
             views = self.view(sample, sample_rng(self.seed, Ticket(number, self.shard[0], 0, True)))
-            yield {**views, "labelled": sample.mask is not None, "name": sample.name, "bad": []}
+            yield {**views, "labelled": sample.mask is not None, "name": sample.name, "bad": bad[:]}
+            bad.clear()
 
-    def _endless(self) -> Iterator[Sample]:
+    def _endless(self, bad: list[str]) -> Iterator[Sample]:
         for epoch in count():
             empty = True
-            for sample in self.stream.samples(shuffle_seed=self.seed + epoch, buffer=SHUFFLE_BUFFER, shard=self.shard):
+            for sample in self.stream.samples(shuffle_seed=self.seed + epoch, buffer=SHUFFLE_BUFFER, shard=self.shard, bad=bad):
                 empty = False
                 yield sample
             if empty:
-                raise BadSample(f"the stream {self.stream.name}/{self.stream.split} has no sample for process {self.shard[0]}")
+                reason = f"; the first bad row: {bad[0]}" if bad else ""
+                raise BadSample(f"the stream {self.stream.name}/{self.stream.split} has no sample for process {self.shard[0]}{reason}")
 
 
 def stack(samples: list[dict]) -> dict:

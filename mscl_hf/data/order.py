@@ -25,10 +25,15 @@ def _permutation(seed: int, part: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, part, epoch]).permutation(length)
 
 
-def draw(seed: int, part: int, start: int, count: int, length: int) -> list[int]:
-    """Places start .. start + count of the endless sequence made of one seeded permutation of range(length) after another."""
-    places = range(start, start + count)
-    return [int(_permutation(seed, part, place // length, length)[place % length]) for place in places]
+def draw(seed: int, part: int, step: int, count: int, length: int) -> list[int]:
+    """`count` of range(length) for a step: an epoch is a seeded permutation cut into whole batches, and what is left over of it is dropped.
+
+    A batch across two epochs could hold an image twice, which in-batch contrast would push from itself. Where count > length it must.
+    """
+    batches = max(1, length // count)
+    order = _permutation(seed, part, step // batches, length)
+    start = step % batches * count
+    return [int(order[place % length]) for place in range(start, start + count)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Order:
         unlabelled_per_batch = self.batch_size - self.labelled_per_batch
         parts = ((self.labelled, self.labelled_per_batch, True), (self.unlabelled, unlabelled_per_batch, False))
         for part, (indices, count, labelled) in enumerate(parts):
-            for place in draw(self.seed, part, step * count, count, len(indices)):
+            for place in draw(self.seed, part, step, count, len(indices)) if count else ():
                 tickets.append(Ticket(step, len(tickets), indices[place], labelled))
         return tickets
 

@@ -61,7 +61,7 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     """
     root = data_dir / "CamVid" if (data_dir / "CamVid").is_dir() else data_dir
     lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
-    check_split(split, lists, str(root))
+    check_split(split, lists, str(root), DATASETS["camvid"].layout)
     lines = [line.split() for line in lists[split].read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = [number for number, line in enumerate(lines, 1) if len(line) != 2]
     if wrong or not lines:
@@ -82,7 +82,7 @@ def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> Segme
     if root is None:
         raise ValueError(f"{data_dir} is not PASCAL VOC 2012; wanted {DATASETS['voc2012'].layout}")
     lists = {path.stem: path for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))}
-    check_split(split, lists, str(root))
+    check_split(split, lists, str(root), DATASETS["voc2012"].layout)
     names = [Path(line.split()[0]).stem for line in lists[split].read_text().splitlines() if line.strip()]
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     require_files(images, str(lists[split]))

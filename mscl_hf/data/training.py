@@ -146,7 +146,17 @@ def pretraining_data(
         extra = usable(load_data("folder", "train", unlabelled, unlabelled=True), options, say)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
-    return TrainingData(data, extra, view, seed, Order(tuple(range(len(data))), places, batch_size, count, seed))
+    order = Order(tuple(range(len(data))), places, batch_size, count, seed)
+    _tell_repeats(order, say)
+    return TrainingData(data, extra, view, seed, order)
+
+
+def _tell_repeats(order: Order, say: Callable[[str], None]) -> None:
+    """A batch larger than the data pushes an image from itself in the losses that contrast images; legal, but rarely meant."""
+    wanted = ((order.labelled, order.labelled_per_batch), (order.unlabelled, order.batch_size - order.labelled_per_batch))
+    for images, count in wanted:
+        if count > len(images):
+            say(f"{count} of {len(images)} images are wanted in each batch, so that images repeat in it and are contrasted with themselves")
 
 
 def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int, unlabelled: str, say) -> TrainingData:
@@ -159,7 +169,9 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
     data = open_split(options, training_split(options), unlabelled=True)
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = usable(data if unlabelled == "rest" else data.select(chosen), options, say)
-    return TrainingData(None, data, view, seed, Order((), tuple(range(len(data))), batch_size, 0, seed))
+    order = Order((), tuple(range(len(data))), batch_size, 0, seed)
+    _tell_repeats(order, say)
+    return TrainingData(None, data, view, seed, order)
 
 
 def _streamed(

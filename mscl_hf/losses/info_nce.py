@@ -13,6 +13,7 @@ from .gather import gather_rows
 from .precision import full_precision
 
 LOCAL_SCOPES = ("batch", "image", "others")
+GLOBAL_NEGATIVES = ("others", "ntxent")
 DENOMINATORS = ("all", "literal")
 
 
@@ -32,8 +33,10 @@ def global_contrast(
     views (SimCLR, Chen et al., 2020). denominator="literal" leaves the temperature out of the positive's term, as the paper's print
     does: not a log-probability, offered to show that the print is a slip. symmetric: mean of both directions. past: (n, E) earlier
     copies as further negatives, without gradient.
-    Raises ValueError for fewer than two images: there is nothing to contrast with.
+    Raises ValueError for an unknown name, and for fewer than two images: there is nothing to contrast with.
     """
+    _check("negatives", negatives, GLOBAL_NEGATIVES)
+    _check("denominator", denominator, DENOMINATORS)
     all_b, first = gather_rows(b)
     if past is not None and len(past):
         all_b = torch.cat([all_b, past.to(all_b.dtype)])
@@ -46,6 +49,11 @@ def global_contrast(
         all_a, _ = gather_rows(a)
         loss = (loss + _pick(b, all_a, first, temperature, denominator)) / 2
     return loss
+
+
+def _check(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(known)}")
 
 
 def _pick(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str) -> Tensor:
@@ -84,8 +92,8 @@ def local_contrast(
     a, b: (B, S*S, E). scope says which blocks (j, t) stand in the denominator: "batch" all of all enhanced images, "image" those of the
     own enhanced copy (Chaitanya et al., 2020), "others" the positive and the blocks of other images (DenseCL's spirit).
     """
-    if scope not in LOCAL_SCOPES:
-        raise ValueError(f"unknown scope {scope!r} of the local loss; choose one of {', '.join(LOCAL_SCOPES)}")
+    _check("scope", scope, LOCAL_SCOPES)
+    _check("denominator", denominator, DENOMINATORS)
     if scope == "image":
         loss = _pick_block_of_image(a, b, temperature, denominator)
         return (loss + _pick_block_of_image(b, a, temperature, denominator)) / 2 if symmetric else loss

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .info_nce import DENOMINATORS as PICK_DENOMINATORS
-from .info_nce import LOCAL_SCOPES, global_contrast, local_contrast
+from .info_nce import GLOBAL_NEGATIVES, LOCAL_SCOPES, global_contrast, local_contrast
 from .labels import LABEL_DOWN, PIXEL_SAMPLES
 from .pixel_contrast import ANCHOR_WEIGHTS, DENOMINATORS, REDUCTIONS, SCOPES, pixel_contrast
 
@@ -55,7 +55,7 @@ class MultiScaleLoss:
     def __post_init__(self):
         parse_losses(self.losses)
         for name, known in (
-            ("negatives", ("others", "ntxent")),
+            ("negatives", GLOBAL_NEGATIVES),
             ("local_scope", LOCAL_SCOPES),
             ("pixel_scope", SCOPES),
             ("pixel_denominator", DENOMINATORS),
@@ -87,7 +87,9 @@ class MultiScaleLoss:
     @property
     def min_batch(self) -> int:
         """Images per batch, over all processes, below which a term has no negatives."""
-        return 2 if "g" in self.heads or ("l" in self.heads and self.local_scope == "others") else 1
+        heads = self.heads
+        needs_others = "g" in heads or ("l" in heads and self.local_scope == "others") or ("p" in heads and self.pixel_scope == "cross")
+        return 2 if needs_others else 1
 
     def __call__(
         self,
