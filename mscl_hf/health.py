@@ -11,9 +11,8 @@ from .data.segmentation_data import SegmentationData
 from .data.views import central_crop, cut
 from .losses import labels_at
 from .methods.base import Method
-from .metrics import MeanIoU
+from .probe import ridge_probe
 
-IGNORE = 255
 FEW = 8
 
 
@@ -52,7 +51,7 @@ class HealthCheck:
         maps = [features(method, pixels) for pixels, _ in parts]
         labels = [labels_at(mask, maps[i].shape[-2:]) for i, (_, mask) in enumerate(parts)]
         x = [m.flatten(2).transpose(1, 2) for m in maps]  # (N, h*w, D)
-        return linear_probe(x[0], labels[0], x[1], labels[1], self.train.num_classes)
+        return ridge_probe(x[0], labels[0], x[1], labels[1], self.train.num_classes)
 
 
 def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Tensor, Tensor | None]:
@@ -101,28 +100,6 @@ def spread(vectors: Tensor) -> float:
 
 def _some(vectors: Tensor, limit: int = 2048) -> Tensor:
     return vectors[:: max(1, len(vectors) // limit)]
-
-
-def linear_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int, ridge: float = 1e-2) -> float:
-    """Mean IoU on held-out cells of a ridge regression from frozen features to one-hot labels, in closed form.
-
-    x (n, cells, D), y (n, cells) with 255 = ignored. Cells count, not pixels: a figure to compare over steps, not with evaluation.
-    """
-    keep = y.flatten() != IGNORE
-    rows, labels = x.flatten(0, 1)[keep].double(), y.flatten()[keep]
-    mean, deviation = rows.mean(0), rows.std(0).clamp(min=1e-6)
-
-    def design(z: Tensor) -> Tensor:
-        z = (z.double() - mean) / deviation
-        return torch.cat([z, torch.ones(*z.shape[:-1], 1, dtype=z.dtype)], dim=-1)
-
-    a = design(rows)
-    penalty = ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype)
-    weights = torch.linalg.solve(a.T @ a + penalty, a.T @ F.one_hot(labels, classes).double())
-    predicted = (design(x_held) @ weights).argmax(-1)
-    metric = MeanIoU(classes)
-    metric.add(metric.counts(predicted.numpy(), y_held.numpy()))
-    return float(metric.compute()["mean_iou"])
 
 
 def complaints(row: dict[str, float]) -> list[str]:

@@ -32,7 +32,7 @@ class CompareOptions:
     """A grid of cells and where its parts go."""
 
     spec: str = field(metadata={"help": "YAML file: dataset, common, pretrain, finetune, evaluate, seeds, baseline, cells"})
-    data_dir: str = field(metadata={"help": "where the data set lies"})
+    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; none for drawn scenes"})
     work_dir: str = field(default="runs/compare", metadata={"help": "folder of the cells; may be shared by several jobs"})
     results: str | None = field(default=None, metadata={"help": "CSV to write; default: results/NAME_OF_SPEC.csv, with a .md beside it"})
     jobs: int = field(default=1, metadata={"help": "cells run side by side, one thread each"})
@@ -68,7 +68,7 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
     folder = Path(options.work_dir) / f"{name}-seed{seed}"
     cell = spec["cells"][name]
     source = Path(options.work_dir) / f"{cell.get('from', name)}-seed{seed}"  # whose pre-training this cell fine-tunes
-    data = {"dataset": spec["dataset"], "data-dir": options.data_dir}
+    data = {"dataset": spec["dataset"]} | ({"data-dir": options.data_dir} if options.data_dir else {})
     common = data | spec.get("common", {})
     stages = {
         "pretrain": common | spec["pretrain"] | cell.get("pretrain", {}),
@@ -150,7 +150,7 @@ def summary(spec: dict, rows: list[dict], source: str) -> str:
     for row in rows:
         by_cell.setdefault(row["cell"], {})[row["seed"]] = 100 * row["mean_iou"]
     lines = [
-        f"Made by `python recipes/benchmark.py compare --spec {source} --data-dir DIR`; mean IoU in %.\n",
+        f"Made by `python recipes/benchmark.py compare --spec {source}{' --data-dir DIR' if spec['dataset'] != 'synthetic' else ''}`; mean IoU in %.\n",
         "| cell | pre-training steps | fine-tuning steps | seeds | mean IoU | difference (95 % interval) |",
         "|---|---|---|---|---|---|",
     ]

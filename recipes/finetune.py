@@ -18,6 +18,7 @@ from mscl_hf.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse, printable
+from mscl_hf.probe import start_classifier
 from mscl_hf.publish import commit, draw_training, model_card, open_model, publish
 from mscl_hf.train import TrainOptions, fit
 
@@ -35,10 +36,13 @@ class FinetuneOptions:
     colour: float = field(default=0.3, metadata={"help": "strength of the colour distortion; 0 = none"})
     auxiliary_loss_weight: float = field(default=0.4, metadata={"help": "weight of the auxiliary head's loss; 0 = no such head"})
     dropout: float = field(default=0.1, metadata={"help": "before the classifier"})
+    probe_batches: int = field(default=24, metadata={"help": "batches of frozen features to fit a new classifier on; 0 = a random one"})
 
     def __post_init__(self):
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"scales {self.min_scale} to {self.max_scale} are no range; give 0 < --min-scale <= --max-scale")
+        if self.probe_batches < 0:
+            raise ValueError(f"--probe-batches is {self.probe_batches}; it must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.image_size is not None and self.image_size < 1 or self.base_size is not None and self.base_size < 0:
@@ -72,9 +76,10 @@ def main() -> None:
     held_out = open_held_out(data_options, accelerator.print, classes)
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out; give --classes")
-    network = open_model(
+    network, loaded = open_model(
         MsclForSemanticSegmentation,
         run.model,
+        output_loading_info=True,
         id2label=dict(enumerate(classes)),
         label2id={name: i for i, name in enumerate(classes)},
         ignore_mismatched_sizes=True,  # a classifier for other classes starts anew
@@ -87,7 +92,11 @@ def main() -> None:
     view.size, view.base = config.image_size, config.base_size
 
     accelerator.init_trackers("mscl_hf", printable(*options))
-    method = fit(SegmentationTraining(network), data, train, out, accelerator, max_bad_images=data_options.max_bad_images)
+    method = SegmentationTraining(network)
+    if run.probe_batches and has_new_classifier(loaded) and not checkpoint.complete(out):
+        right = start_classifier(method.to(accelerator.device), data, run.probe_batches)
+        accelerator.print("no labelled pixel to fit the classifier on" if right is None else f"classifier fitted: {right:.1%} of the cells")
+    method = fit(method, data, train, out, accelerator, max_bad_images=data_options.max_bad_images)
 
     if held_out is not None:
         inference = InferenceOptions(base_size=config.base_size)
@@ -107,6 +116,12 @@ def main() -> None:
         draw_training(out, title)
         print(f"fine-tuned model: {out}")
     accelerator.end_training()
+
+
+def has_new_classifier(loaded: dict) -> bool:
+    """Whether the checkpoint had no classifier for these classes. loaded: what from_pretrained says of the weights."""
+    absent = [*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]
+    return any(key.startswith("classifier.") for key in absent)
 
 
 if __name__ == "__main__":

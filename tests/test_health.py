@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mscl_hf import checkpoint
-from mscl_hf.health import HealthCheck, complaints, effective_rank, embedding_spaces, linear_probe, spread
+from mscl_hf.health import HealthCheck, complaints, effective_rank, embedding_spaces, spread
 from mscl_hf.log import read_log
 
 
@@ -68,32 +68,6 @@ def test_complaints_fire_on_collapse_and_only_then():
     line = axis * torch.tensor([1.0, -1.0]).repeat(256)[:, None]
     assert len(judge(line)) == 1 and "collapse onto a line" in judge(line)[0]
     assert len(judge(axis.expand(512, -1))) == 2
-
-
-def test_probe_reads_what_is_linear_and_nothing_else():
-    """Classes given by the largest of K features: near one; noise: near chance; ignored cells change nothing."""
-    generator = torch.Generator().manual_seed(0)
-    classes, cells = 4, 400
-
-    def part(signal: float):
-        labels = torch.randint(0, classes, (2, cells), generator=generator)
-        return signal * F.one_hot(labels, classes).float() + 0.1 * torch.randn(2, cells, classes, generator=generator), labels
-
-    (x, y), (x_held, y_held) = part(1.0), part(1.0)
-    assert linear_probe(x, y, x_held, y_held, classes) > 0.99
-    noisy, noisy_held = part(0.0), part(0.0)
-    assert linear_probe(*noisy, *noisy_held, classes) < 0.25  # chance: IoU 1/7
-    x, y, y_held = x.clone(), y.clone(), y_held.clone()
-    x[:, ::2], y[:, ::2], y_held[:, ::3] = 1e3 * torch.randn(x[:, ::2].shape, generator=generator), 255, 255
-    assert linear_probe(x, y, x_held, y_held, classes) > 0.99
-
-
-def test_probe_survives_dead_and_doubled_features():
-    """Constant, zero and repeated columns make the plain normal equations singular; the ridge does not mind."""
-    labels = torch.arange(2).repeat(1, 50)
-    feature = labels[..., None].float()
-    x = torch.cat([feature, feature, torch.zeros(1, 100, 1), torch.full((1, 100, 1), 7.0)], dim=-1)
-    assert linear_probe(x, labels, x, labels, 2) == 1
 
 
 def check(images=None, **more) -> HealthCheck:

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
     {"losses", "metrics", "palette", "options", "log", "inference", "configuration_mscl", "decoders_mscl", "modeling_mscl", "backbones"},
     {"data", "methods", "figures"},
-    {"checkpoint", "train", "evaluate", "health", "publish"},
+    {"checkpoint", "train", "evaluate", "probe", "health", "publish"},
 )
 
 
