@@ -18,6 +18,8 @@ FREE_TO_CHANGE = (
     "resume", "config", "output_dir", "data_dir", "num_workers", "save_every_steps", "keep_checkpoints", "log_every_steps",
     "health_every_steps", "report_to",
 )  # fmt: skip
+# Settings that may change in the middle of a run, since they are the way out of a run that stopped: the record keeps both values.
+MAY_CHANGE = ("lr", "clip_norm", "tau_g", "tau_l", "tau_p", "max_bad_images")
 
 
 def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelerator) -> None:
@@ -35,7 +37,9 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
     if started and not resume:
         raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
     if started:
-        _check_same(out, json.loads(record.read_text()), configuration)
+        changed = _check_same(out, json.loads(record.read_text()), configuration)
+        if changed and accelerator.is_main_process:
+            write_json(record, changed)
         return
     accelerator.wait_for_everyone()  # no process may look after the main one has written
     if accelerator.is_main_process:
@@ -46,9 +50,14 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
             raise OSError(f"cannot write to {out} ({error.strerror}); give another --output-dir") from error
 
 
-def _check_same(out: Path, old: dict, new: dict) -> None:
+def _check_same(out: Path, old: dict, new: dict) -> dict | None:
+    """The record to write when a setting changed that may; ValueError when another one did."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    history = old.pop("changed", [])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
+    allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
+    if len(allowed) == len(changed):
+        return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
     if changed:
         differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")

@@ -141,6 +141,8 @@ def _results(metric: MeanIoU, classes: Sequence[str], scored: list[int]) -> dict
     if not labelled.sum():
         raise ValueError("No pixel of the data carries a class, so nothing can be scored; check the masks.")
     iou, accuracy = numbers["per_category_iou"], numbers["per_category_accuracy"]
+    if np.isnan(iou[scored]).all():
+        raise ValueError(f"None of the classes to score, {', '.join(classes[i] for i in scored)}, occurs in the data; choose others.")
     return {
         "mean_iou": _number(mean_of_present(iou, scored)),
         "mean_accuracy": _number(mean_of_present(accuracy, scored)),

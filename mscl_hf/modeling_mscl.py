@@ -160,6 +160,7 @@ class LocalHead(nn.Module):
 
     Without boxes a block is the average over its part of the map (the paper). With boxes (B, 4) = x0, y0, x1, y1 in 0..1 of
     the map's sides, the S x S positions lie at the cell centres of the box; x0 > x1 walks it from right to left (a flip).
+    S is at most the map's side.
     """
 
     def __init__(self, channels: int, dim: int, grid: int, layers: int):
@@ -173,14 +174,14 @@ class LocalHead(nn.Module):
             sides = [min(self.grid, side) for side in features.shape[-2:]]
             blocks = F.adaptive_avg_pool2d(features, sides)
         else:
-            blocks = self._sample(features, boxes)
+            blocks = self._sample(features, boxes, min(self.grid, *features.shape[-2:]))
         return unit(self.layers(blocks).flatten(2).transpose(1, 2))
 
-    def _sample(self, features: Tensor, boxes: Tensor) -> Tensor:
-        centres = (torch.arange(self.grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / self.grid  # (S,)
+    def _sample(self, features: Tensor, boxes: Tensor, grid: int) -> Tensor:
+        centres = (torch.arange(grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / grid  # (S,)
         x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centres  # (B, S)
         y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centres
-        x, y = x[:, None, :].expand(-1, self.grid, -1), y[:, :, None].expand(-1, -1, self.grid)
+        x, y = x[:, None, :].expand(-1, grid, -1), y[:, :, None].expand(-1, -1, grid)
         where = torch.stack([x, y], dim=-1) * 2 - 1
         return F.grid_sample(features, where.to(features.dtype), align_corners=False, padding_mode="border")
 

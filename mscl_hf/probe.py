@@ -8,7 +8,7 @@ from .data.loading import TrainingData
 from .losses import labels_at
 from .methods import SegmentationTraining
 from .metrics import MeanIoU
-from .train import to_device
+from .train import Buffers, to_device
 
 IGNORE = 255
 MOST_CELLS = 200_000  # of all batches together: 0.2 GB at 256 channels
@@ -60,10 +60,13 @@ def start_classifier(method: SegmentationTraining, data: TrainingData, batches: 
 
 @torch.no_grad()
 def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tuple[Tensor, Tensor]:
-    """Labelled cells of the decoder's map: features (n, D) in float32 and classes (n,)."""
+    """Labelled cells of the decoder's map: features (n, D) in float32 and classes (n,).
+
+    Normalised by batch statistics, as in the training that follows: a network that was never trained has no others.
+    """
     network, device = method.network, method.image_mean.device
-    training = network.training
-    network.eval()
+    training, buffers = network.training, Buffers(network)
+    network.train()
     chosen = torch.Generator().manual_seed(data.seed)
     xs, ys = [], []
     for batch in data.loader(0, batches):  # all of it on every process: each then starts from the same classifier
@@ -77,6 +80,7 @@ def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tu
         if len(xs) == batches:  # a stream does not end by itself
             break
     network.train(training)
+    buffers.restore()
     return torch.cat(xs), torch.cat(ys)
 
 

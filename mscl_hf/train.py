@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from . import checkpoint
@@ -131,6 +132,7 @@ def fit(
     accumulate = options.gradient_accumulation_steps
     loader = iter(data.loader(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers))
     log = Log(out, first, options, accelerator, pending)
+    buffers = Buffers(method)
     skipped: set[str] = set()
     done = first
     with stop_signal() as stop:
@@ -138,20 +140,32 @@ def fit(
             started = time.perf_counter()
             batches = [next(loader) for _ in range(accumulate)]
             waited = time.perf_counter() - started
-            _count_bad(batches, skipped, max_bad_images)
-            row = _step(step, method, model, optimizer, batches, options, accelerator)
+            skipped.update(message for batch in batches for message in batch["bad"])
+            buffers.keep()
+            try:
+                row = _step(step, method, model, optimizer, batches, options, accelerator)
+            except NonFinite:
+                buffers.restore()
+                if done > first:
+                    _save(accelerator, out, done, method, optimizer, options, log.rows)
+                raise
             done = step + 1
             log.add(done, row, time.perf_counter() - started, waited)
             if watch and _is_due(done, watch_every_steps, options.max_steps):
                 log.write(done, _in_eval(watch, method, done))
-            stopping = any_process(accelerator, stop.requested)
+            stopping = any_process(accelerator, stop.requested or len(skipped) > max_bad_images)
             if stopping or _is_due(done, options.save_every_steps, options.max_steps):
                 _save(accelerator, out, done, method, optimizer, options, log.rows)
             if stopping:
                 break
     log.close()
+    if len(skipped) > max_bad_images:
+        raise ValueError(
+            f"{len(skipped)} bad image(s), more than --max-bad-images {max_bad_images}; the last: {sorted(skipped)[-1]}; a checkpoint of "
+            f"step {done} is saved: mend them, or raise the limit, and go on with --resume"
+        )
     if done < options.max_steps:
-        accelerator.print(f"stopped by a signal after step {done}, checkpoint saved; the same command with --resume continues")
+        accelerator.print(f"stopped after step {done}, checkpoint saved; the same command with --resume continues")
         accelerator.end_training()
         sys.exit(STOPPED_BY_SIGNAL)
     return method
@@ -163,11 +177,14 @@ def _prepare(method: Method, data: TrainingData, options: TrainOptions, accelera
     if options.channels_last:
         method.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
-        method.network.gradient_checkpointing_enable()
+        try:
+            method.network.gradient_checkpointing_enable()
+        except AssertionError as error:  # timm's way of saying so
+            raise ValueError(f"timm's {method.network.config.backbone} has no gradient checkpointing; leave it out") from error
     method.to(accelerator.device)
     freeze_unreached(method, next(iter(data.loader(0, 1, rank, world))), accelerator)
     if accelerator.device.type == "cuda" and world > 1:
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = convert_sync_batchnorm(method)  # timm's: torch's own would lose the activation that many of timm's norms carry
     model, optimizer = accelerator.prepare(method, build_optimizer(method, options))
     return method, model, optimizer
 
@@ -260,14 +277,9 @@ def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: 
     names = [name for batch in batches for name in batch["name"]]
     raise NonFinite(
         f"step {step + 1} gave loss {terms['loss']} and gradient norm {norm} on process {accelerator.process_index} with samples "
-        f"{', '.join(names)}; the weights are those of step {step}: lower --lr, or raise the temperatures"
+        f"{', '.join(names)}; the weights are those of step {step}: lower --lr or raise the temperatures, from the newest checkpoint on with "
+        "--resume, or anew"
     )
-
-
-def _count_bad(batches: list[dict], skipped: set[str], max_bad_images: int) -> None:
-    skipped.update(message for batch in batches for message in batch["bad"])
-    if len(skipped) > max_bad_images:
-        raise ValueError(f"{len(skipped)} bad image(s), more than --max-bad-images {max_bad_images}; the last: {sorted(skipped)[-1]}")
 
 
 def _in_eval(watch: Callable[[Method, int], dict], method: Method, step: int) -> dict:
@@ -283,6 +295,22 @@ def _save(accelerator: Accelerator, out: Path, step: int, method: Method, optimi
     if accelerator.is_main_process:
         checkpoint.save(out, step, method, optimizer.optimizer, options.keep_checkpoints, pending)
     accelerator.wait_for_everyone()
+
+
+class Buffers:
+    """Batch statistics and queues, which a forward pass changes: kept before a step, so that a bad one can be undone."""
+
+    def __init__(self, module: nn.Module):
+        self.live = list(module.buffers())
+        self.kept = [value.clone() for value in self.live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        torch._foreach_copy_(self.kept, self.live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        torch._foreach_copy_(self.live, self.kept)
 
 
 class StopSignal:

@@ -186,13 +186,19 @@ def test_batch_too_small_for_contrast_or_indivisible_is_refused():
         train._check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
 
 
-def test_bad_images_are_counted_once_and_limited():
-    """The same bad file met twice counts once; beyond the limit the run ends with its name."""
-    seen: set[str] = set()
-    train._count_bad([{"bad": ["a.png broken"]}, {"bad": ["a.png broken"]}], seen, 1)
-    assert len(seen) == 1
-    with pytest.raises(ValueError, match=r"2 bad image\(s\), more than --max-bad-images 1.*b\.png broken"):
-        train._count_bad([{"bad": ["b.png broken"]}], seen, 1)
+def test_bad_images_are_counted_once_and_limited(tmp_path):
+    """The same bad file met twice counts once; beyond the limit the run ends with its name, and a checkpoint of what was done."""
+    data = harness.training_data()
+    plain = data.loader
+
+    def loader(first, *rest):
+        for step, batch in enumerate(plain(first, *rest), first):
+            yield batch | {"bad": ["a.png broken"] if step < 3 else ["b.png broken"]}
+
+    object.__setattr__(data, "loader", loader)
+    with pytest.raises(ValueError, match=r"2 bad image\(s\), more than --max-bad-images 1.*b\.png broken.*step 4 is saved"):
+        harness.fit(harness.pretraining(), data, harness.options(max_steps=6), tmp_path, harness.fresh_accelerator(), max_bad_images=1)
+    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004"]
 
 
 # -- what does not train -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """From paths on disk to rows: finding images, pairing them with masks, and saying what is missing."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, index_array, unreadable
+from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, BadSample, index_array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
@@ -56,7 +57,7 @@ def require_masks(images: Sequence[Path], masks: Sequence[Path | None]) -> None:
     if alone:
         raise ValueError(
             f"{len(alone)} of {len(images)} images have no mask: {first_three(alone)}; add the masks, take these images "
-            "out, or load them as unlabelled data"
+            "out, or pass --masked-only (with --unlabelled rest they still serve without labels)"
         )
 
 
@@ -109,14 +110,14 @@ def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = Fal
 
 
 def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Image.Image]]:
-    """(file name, image) of at most SCAN_AT_MOST masks, evenly spaced over the list."""
+    """(file name, image) of at most SCAN_AT_MOST masks, evenly spaced over the list; broken ones are left to the check of the data."""
     step = max(1, -(-len(paths) // SCAN_AT_MOST))
     for path in paths[::step]:
         try:
             with Image.open(path) as mask:
                 mask.load()
-        except DECODE_ERRORS as error:
-            raise unreadable(str(path), error) from error
+        except DECODE_ERRORS:
+            continue
         yield str(path), mask
 
 
@@ -127,7 +128,8 @@ def found_classes(masks: Iterable[tuple[str, Image.Image]], table: np.ndarray | 
     """
     stored = set()
     for where, mask in masks:
-        stored.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
+        with contextlib.suppress(BadSample):  # colours instead of ids: the check of the data names the file
+            stored.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
     if stored == {0, IGNORE_INDEX} and table is None:
         raise ValueError(
             "the masks hold only 0 and 255, and 255 is the ignored label; if 255 marks the object, give the label map "

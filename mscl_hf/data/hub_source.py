@@ -1,5 +1,6 @@
 """Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from .files import SCAN_AT_MOST, class_names, found_classes, make_table
-from .segmentation_data import SegmentationData
+from .segmentation_data import DECODE_ERRORS, SegmentationData
 from .stream import SegmentationStream
 
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "jpg", "photo")
@@ -156,6 +157,7 @@ def scanned_masks(rows: datasets.Dataset) -> Any:
     """(description, mask) of at most SCAN_AT_MOST evenly spaced rows; the images are not decoded."""
     masks = rows.select_columns(["mask"])
     for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCAN_AT_MOST)).astype(int)).tolist():
-        mask = masks[index]["mask"]
-        if mask is not None:
-            yield f"of row {index}", mask
+        with contextlib.suppress(*DECODE_ERRORS):  # the check of the data names the row
+            mask = masks[index]["mask"]
+            if mask is not None:
+                yield f"of row {index}", mask

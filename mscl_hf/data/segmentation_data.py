@@ -46,6 +46,8 @@ class Rows(Protocol):
 
     def select(self, indices: Sequence[int]) -> "Rows": ...
 
+    names: list[str]
+
 
 @dataclass(frozen=True)
 class SegmentationData:
@@ -74,6 +76,11 @@ class SegmentationData:
     @property
     def labelled(self) -> bool:
         return bool(self.classes)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row, without decoding anything."""
+        return list(self.rows["name"]) if isinstance(self.rows, datasets.Dataset) else self.rows.names
 
     def read(self, index: int) -> Sample:
         """Decode row `index`. Raises BadSample naming the file that cannot be used."""

@@ -39,10 +39,16 @@ class DrawnScenes:
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
-        number = index if self.chosen is None else self.chosen[index]
-        image, mask = draw_scene(self.seed, self.split, number, self.height, self.width)
+        image, mask = draw_scene(self.seed, self.split, self._number(index), self.height, self.width)
         drawn_mask = Image.fromarray(mask) if self.masks else None
-        return {"image": Image.fromarray(image), "mask": drawn_mask, "name": f"{self.split}_{number:05d}"}
+        return {"image": Image.fromarray(image), "mask": drawn_mask, "name": self.names[index]}
+
+    def _number(self, index: int) -> int:
+        return index if self.chosen is None else self.chosen[index]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{self.split}_{self._number(index):05d}" for index in range(len(self))]
 
     def select(self, indices: Sequence[int]) -> "DrawnScenes":
         """Only these scenes, in this order."""

@@ -105,18 +105,35 @@ def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], No
     return data if not bad else data.select(good)
 
 
-def labelled_and_rest(options: DataOptions, say: Callable[[str], None]) -> tuple[SegmentationData, list[int]]:
-    """The chosen labelled samples of the training split, and the indices of the rows that lost their labels."""
+def labelled_part(options: DataOptions, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
+    """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen."""
     data = open_split(options, training_split(options))
-    chosen, rest = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
-    return usable(data.select(chosen), options, say), rest
+    if data.labelled and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
+        say(f"{data.num_classes} classes found in the masks; to be sure of them, give --classes or --num-classes")
+    chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
+    data = data.select(chosen)
+    return usable(data, options, say), set(data.names)
+
+
+def unlabelled_part(options: DataOptions, unlabelled: str, taken: set[str], say: Callable[[str], None]) -> SegmentationData | None:
+    """The usable images without labels: none, the rest of the training split (all but the names taken), or those of a folder."""
+    if unlabelled == "none":
+        return None
+    if unlabelled != "rest":
+        return usable(load_data("folder", "train", unlabelled, unlabelled=True), options, say)
+    images = open_split(options, training_split(options), unlabelled=True)
+    rest = [index for index, name in enumerate(images.names) if name not in taken]
+    if not rest:
+        say("--unlabelled rest: every image of the training split is used with its mask, so none is left; --train-count would leave some")
+        return None
+    return usable(images.select(rest), options, say)
 
 
 def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
     """The labelled subset alone."""
     if options.streaming:
         return _streamed(options, view, batch_size, seed)
-    data, _ = labelled_and_rest(options, say)
+    data, _ = labelled_part(options, say)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
     return TrainingData(data, None, view, seed, order)
 
@@ -136,14 +153,10 @@ def pretraining_data(
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if not uses_labels:
         return _without_labels(options, view, batch_size, seed, unlabelled, say)
-    data, rest = labelled_and_rest(options, say)
+    data, taken = labelled_part(options, say)
     if not data.labelled:
         raise ValueError(f"{data.name}/{data.split} has no masks and the losses need them; add masks, or choose --losses g, l or g+l")
-    extra = None
-    if unlabelled == "rest" and rest:
-        extra = usable(open_split(options, training_split(options), unlabelled=True).select(rest), options, say)
-    elif unlabelled not in ("none", "rest"):
-        extra = usable(load_data("folder", "train", unlabelled, unlabelled=True), options, say)
+    extra = unlabelled_part(options, unlabelled, taken, say)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)

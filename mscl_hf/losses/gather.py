@@ -29,6 +29,14 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     return rows, dist.get_rank() * len(x)
 
 
+def largest(count: Tensor) -> Tensor:
+    """The maximum of a number over the processes."""
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return count
+
+
 def mean_count(count: Tensor) -> Tensor:
     """The mean of a count over the processes: local_sum / mean_count, averaged by DDP, is the exact global mean."""
     count = count.detach()

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .gather import largest
+
 IGNORE = 255
 LABEL_DOWN = ("centre", "majority", "pure")
 PIXEL_SAMPLES = ("all", "random", "class")
@@ -45,7 +47,7 @@ def sample_pixels(labels: Tensor, how: str, count: int) -> tuple[Tensor, Tensor]
     """Which pixels to contrast: their places (B, n) and labels (B, n), from labels (B, N).
 
     random: `count` pixels of each image, labelled ones first. class: up to `count` pixels of each class of each image; images that have
-    fewer are filled up with ignored pixels.
+    fewer are filled up with ignored pixels, up to the same n in every process.
     """
     chance = torch.rand(labels.shape, device=labels.device) + (labels == IGNORE)
     order = chance.argsort(dim=1)  # random, ignored pixels last
@@ -58,5 +60,6 @@ def sample_pixels(labels: Tensor, how: str, count: int) -> tuple[Tensor, Tensor]
     is_first = F.pad(grouped[:, 1:] != grouped[:, :-1], (1, 0), value=True)
     rank = place - torch.where(is_first, place, 0).cummax(dim=1).values  # place inside the own class
     kept = (rank < count) & (grouped != IGNORE)
-    front = (~kept).long().argsort(dim=1, stable=True)[:, : max(1, int(kept.sum(1).max()))]
+    most = max(1, int(largest(kept.sum(1).max())))
+    front = (~kept).long().argsort(dim=1, stable=True)[:, :most]
     return order.gather(1, front), torch.where(kept, grouped, IGNORE).gather(1, front)

@@ -69,6 +69,8 @@ class MultiScaleLoss:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
         if self.queue < 0 or self.pixel_count < 1:
             raise ValueError(f"queue={self.queue} and pixel_count={self.pixel_count}; wanted at least 0 and 1")
+        if self.queue and "g" not in self.heads:
+            raise ValueError(f"queue={self.queue} holds embeddings of the global loss, and losses={self.losses} has none; leave one out")
         if self.queue and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
             raise ValueError("a queue holds enhanced copies only; leave negatives, denominator and symmetric at their defaults with it")
         for name in ("tau_g", "tau_l", "tau_p"):
@@ -129,7 +131,9 @@ class MultiScaleLoss:
             "exclude_classes": tuple(self.exclude_classes),
         }
         if self.pixel_scope == "cross":
-            options["partner"] = torch.randperm(len(a), device=a.device)
+            if len(a) == 1:
+                raise ValueError("the pixel loss with scope cross needs 2 labelled images per process, got 1: raise --batch-size")
+            options["partner"] = _partners(len(a)).to(a.device)
         enhanced_labels = labels if enhanced_labels is None else enhanced_labels
         result = pixel_contrast(a, b, labels, enhanced_labels, **options)
         loss, floor = result
@@ -137,3 +141,9 @@ class MultiScaleLoss:
             back = pixel_contrast(b, a, enhanced_labels, labels, **options)
             loss, floor = (loss + back.loss) / 2, (floor + back.floor) / 2
         return {"loss_p": loss, "floor_p": floor, "excess_p": (loss - floor).detach()}
+
+
+def _partners(count: int) -> Tensor:
+    """A random permutation (count,) in one cycle, so that no image is its own partner."""
+    order = torch.randperm(count)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))

@@ -26,8 +26,8 @@ CELLS_AT_ONCE = 1 << 24
 
 
 class PixelContrast(NamedTuple):
-    """loss: scalar with graph. floor: scalar, the same mean of the log of the number of positives, which the loss cannot go below
-    (with denominator "all" and reduce "out"): loss - floor is what can be learnt."""
+    """loss: scalar with graph. floor: scalar, which the loss cannot go below: the same mean of the log of the number of positives with
+    denominator "all" and reduce "out", else zero. loss - floor is what can be learnt."""
 
     loss: Tensor
     floor: Tensor
@@ -86,7 +86,8 @@ def pixel_contrast(
     shared = scope == "batch"
     if anchor_weight == "class":
         weight = weight * _one_over_class_size(labels, weight, shared)
-    floor = positives.clamp(min=1).log()
+    # Only there does every positive stand in the denominator beside the one that it is compared with.
+    floor = positives.clamp(min=1).log() if denominator == "all" and reduce == "out" else torch.zeros_like(positives)
     return PixelContrast(_mean_over_bags(per_anchor, weight, shared), _mean_over_bags(floor, weight, shared))
 
 
