@@ -56,11 +56,10 @@ def _check_same(out: Path, old: dict, new: dict) -> dict | None:
     history = old.pop("changed", [])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
     allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
-    if len(allowed) == len(changed):
-        return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
-    if changed:
+    if len(allowed) < len(changed):
         differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
+    return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
 
 
 def write_json(path: Path, content) -> None:

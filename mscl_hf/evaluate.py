@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -104,8 +105,13 @@ def _load_metric(name: str, accelerator: Accelerator):
     """An `evaluate` module; it cannot add up what several processes count."""
     if accelerator.num_processes > 1:
         raise ValueError(f"the evaluate module {name!r} runs in one process, not in {accelerator.num_processes}; leave it out")
-    import evaluate
-
+    entries = sys.path[:]
+    # The folder of a script that runs leads sys.path, and recipes/evaluate.py there would be taken for the library.
+    sys.path[:] = [entry for entry in entries if not (Path(entry) / "evaluate.py").is_file()]
+    try:
+        import evaluate
+    finally:
+        sys.path[:] = entries
     return evaluate.load(name)
 
 

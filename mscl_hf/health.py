@@ -1,6 +1,6 @@
 """Is pre-training going well? A linear probe on held-out masks, and how many dimensions the embeddings really use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,8 +32,12 @@ class HealthCheck:
     warn: callable = print
     max_images: int = 32
 
-    def __call__(self, method: Method, step: int) -> dict[str, float]:
-        pixels = _load(self.images, self.image_size, self.base_size, self.max_images)[0]
+    best_probe: float = 0.0
+    crops: dict[int, tuple] = field(default_factory=dict)  # what was read once: the same images serve all checks
+
+    def __call__(self, method: Method, step: int, trained: dict[str, float] | None = None) -> dict[str, float]:
+        """trained: what the step itself logged, its gradient norm among it."""
+        pixels = self._load(self.images)[0]
         row = {}
         for space, vectors in embedding_spaces(method, pixels).items():
             if len(vectors) < FEW:
@@ -41,13 +45,21 @@ class HealthCheck:
             row[f"effective_rank_{space}"] = effective_rank(vectors)
             row[f"spread_{space}"] = spread(vectors)
         if self.train is not None and self.held_out is not None:
-            row["probe_mean_iou"] = self._probe(method)
-        for sentence in complaints(row):
+            probe = self._probe(method)
+            if probe is not None:
+                row["probe_mean_iou"] = probe
+        for sentence in complaints(row | (trained or {}), self.best_probe):
             self.warn(f"step {step}: {sentence}")
+        self.best_probe = max(self.best_probe, row.get("probe_mean_iou", 0.0))
         return row
 
-    def _probe(self, method: Method) -> float:
-        parts = [_load(data, self.image_size, self.base_size, self.max_images) for data in (self.train, self.held_out)]
+    def _load(self, data: SegmentationData) -> tuple[Tensor, Tensor | None]:
+        if id(data) not in self.crops:
+            self.crops[id(data)] = _load(data, self.image_size, self.base_size, self.max_images)
+        return self.crops[id(data)]
+
+    def _probe(self, method: Method) -> float | None:
+        parts = [self._load(data) for data in (self.train, self.held_out)]
         maps = [features(method, pixels) for pixels, _ in parts]
         labels = [labels_at(mask, maps[i].shape[-2:]) for i, (_, mask) in enumerate(parts)]
         x = [m.flatten(2).transpose(1, 2) for m in maps]  # (N, h*w, D)
@@ -102,9 +114,19 @@ def _some(vectors: Tensor, limit: int = 2048) -> Tensor:
     return vectors[:: max(1, len(vectors) // limit)]
 
 
-def complaints(row: dict[str, float]) -> list[str]:
-    """What looks like collapse, in words."""
+def complaints(row: dict[str, float], best_probe: float = 0.0) -> list[str]:
+    """What looks like collapse or stalling, in words. best_probe: the highest linear-probe mean IoU of earlier checks."""
     found = []
+    probe, norm = row.get("probe_mean_iou", best_probe), row.get("grad_norm", 1.0)
+    if probe < 0.8 * best_probe and best_probe - probe > 0.02:
+        found.append(
+            f"the linear probe fell to {probe:.3f} from {best_probe:.3f}: the features get worse for segmentation while the loss falls; "
+            "stop at an earlier checkpoint, or change the losses' weights"
+        )
+    if norm < 1e-6:
+        found.append(f"the gradient norm is {norm:.1e}: nothing is learnt any more; raise the temperature, or check that the labels vary")
+    elif norm > 1e3:
+        found.append(f"the gradient norm is {norm:.1e}: training is about to diverge; lower the learning rate")
     for key, value in row.items():
         space = key.rsplit("_", 1)[-1]
         if key.startswith("effective_rank_") and value < 2:

@@ -14,12 +14,15 @@ IGNORE = 255
 MOST_CELLS = 200_000  # of all batches together: 0.2 GB at 256 channels
 
 
-def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int, ridge: float = 1e-2) -> float:
+def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int, ridge: float = 1e-2) -> float | None:
     """Mean IoU on held-out cells of a ridge regression from frozen features to one-hot labels, in closed form.
 
-    x (n, cells, D), y (n, cells) with 255 = ignored. Cells count, not pixels: a figure to compare over steps, not with evaluation.
+    x (n, cells, D), y (n, cells) with 255 = ignored; None when one of the two has no labelled cell. Cells count, not pixels: a figure to
+    compare over steps, not with evaluation.
     """
     keep = y.flatten() != IGNORE
+    if not keep.any() or not (y_held != IGNORE).any():
+        return None
     rows, labels = x.flatten(0, 1)[keep].double(), y.flatten()[keep]
     mean, deviation = rows.mean(0), rows.std(0).clamp(min=1e-6)
 

@@ -1,9 +1,12 @@
 """The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, card, pictures."""
 
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,8 +20,9 @@ from .log import read_log
 from .methods.base import Method
 
 
-def open_model(kind: type[PreTrainedModel], name: str, **options) -> PreTrainedModel:
-    """`kind.from_pretrained`; ValueError in one sentence when there is no model at `name`, a folder or a Hub name."""
+def open_model(kind: type, name: str, **options) -> Any:
+    """`kind.from_pretrained`, kind a model or configuration class; ValueError in one sentence when there is none at `name`, a folder or a
+    Hub name."""
     if not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):  # nor can it be a Hub name
         raise ValueError(f"there is no model folder {name}; give the output folder of a finished run, or a name on the Hub")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -34,16 +38,18 @@ def publish(network: PreTrainedModel, out: Path, card: str) -> None:
     """Write config.json, model.safetensors (float32), preprocessor_config.json and README.md into `out`."""
     network.float().save_pretrained(out)
     config = network.config
-    side = {"height": config.image_size, "width": config.image_size}
-    SegformerImageProcessor(size=side, image_mean=config.image_mean, image_std=config.image_std).save_pretrained(out)
+    # As evaluation does it: the short side to the base size, so that a pipeline sees what was measured.
+    resize = {"size": {"shortest_edge": config.base_size}} if config.base_size else {"do_resize": False}
+    SegformerImageProcessor(**resize, image_mean=config.image_mean, image_std=config.image_std).save_pretrained(out)
     (out / "README.md").write_text(card)
 
 
-def model_card(title: str, description: str, command: str, config, figures: dict[str, float] | None = None) -> str:
-    """A short card: what it is, how it was made, how to load it."""
+def model_card(title: str, description: str, network: PreTrainedModel, figures: dict[str, float] | None = None) -> str:
+    """A short card: what it is, how it was made (the command that runs), how to load it."""
+    config, kind = network.config, type(network).__name__
+    command = "accelerate launch " + shlex.join(sys.argv)
     rows = "".join(f"| {name} | {value} |\n" for name, value in (figures or {}).items())
     table = f"\n| measure | value |\n|---|---|\n{rows}" if rows else ""
-    kind = config.architectures[0] if config.architectures else "MsclForPreTraining"
     return (
         "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf, timm, semantic-segmentation]\n---\n\n"
         f"# {title}\n\n{description}\n\nBackbone: `{config.backbone}` (timm); decoder: {config.decoder}.\n{table}\n"
@@ -74,10 +80,10 @@ def draw_features(method: Method, data: SegmentationData, out: Path, count: int 
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, or None outside a git checkout."""
-    if shutil.which("git") is None:
+    """The commit of the source tree that runs, with "-dirty" when it was changed since; None when it is no git checkout of its own."""
+    root = Path(__file__).resolve().parent.parent
+    if shutil.which("git") is None or not (root / ".git").exists():  # an installed copy may lie inside another project's checkout
         return None
-    found = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    words = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    found = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None

@@ -113,13 +113,14 @@ def fit(
     options: TrainOptions,
     out: Path,
     accelerator: Accelerator,
-    watch: Callable[[Method, int], dict] | None = None,
+    watch: Callable[[Method, int, dict], dict] | None = None,
     watch_every_steps: int = 0,
     max_bad_images: int = 0,
 ) -> Method:
     """Train `method` for options.max_steps, resuming from `out` if it holds a checkpoint; returns it unwrapped.
 
-    watch(method, step) -> numbers for the log, called on every process every `watch_every_steps` (0 = never) and at the end.
+    watch(method, step, the step's row of the log) -> more numbers for the log, called on every process every `watch_every_steps`
+    (0 = never) and at the end.
     Raises NonFinite before the weights move; SystemExit(75) after a SIGTERM, with a checkpoint saved.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -152,7 +153,7 @@ def fit(
             done = step + 1
             log.add(done, row, time.perf_counter() - started, waited)
             if watch and _is_due(done, watch_every_steps, options.max_steps):
-                log.write(done, _in_eval(watch, method, done))
+                log.write(done, _in_eval(watch, method, done, row))
             stopping = any_process(accelerator, stop.requested or len(skipped) > max_bad_images)
             if stopping or _is_due(done, options.save_every_steps, options.max_steps):
                 _save(accelerator, out, done, method, optimizer, options, log.rows)
@@ -277,16 +278,15 @@ def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: 
     names = [name for batch in batches for name in batch["name"]]
     raise NonFinite(
         f"step {step + 1} gave loss {terms['loss']} and gradient norm {norm} on process {accelerator.process_index} with samples "
-        f"{', '.join(names)}; the weights are those of step {step}: lower --lr or raise the temperatures, from the newest checkpoint on with "
-        "--resume, or anew"
+        f"{', '.join(names)}; the weights are those of step {step}: lower --lr or raise the temperatures, and go on with --resume or anew"
     )
 
 
-def _in_eval(watch: Callable[[Method, int], dict], method: Method, step: int) -> dict:
+def _in_eval(watch: Callable[[Method, int, dict], dict], method: Method, step: int, trained: dict) -> dict:
     """Health checks must leave no trace: no dropout, no batch statistics, no random numbers taken."""
     method.eval()
     with torch.random.fork_rng(), torch.no_grad():
-        row = watch(method, step)
+        row = watch(method, step, trained)
     method.train()
     return row
 

@@ -149,8 +149,9 @@ def summary(spec: dict, rows: list[dict], source: str) -> str:
     by_cell: dict[str, dict[int, float]] = {}
     for row in rows:
         by_cell.setdefault(row["cell"], {})[row["seed"]] = 100 * row["mean_iou"]
+    place = "" if spec["dataset"] == "synthetic" else " --data-dir DIR"
     lines = [
-        f"Made by `python recipes/benchmark.py compare --spec {source}{' --data-dir DIR' if spec['dataset'] != 'synthetic' else ''}`; mean IoU in %.\n",
+        f"Made by `python recipes/benchmark.py compare --spec {source}{place}`; mean IoU in %.\n",
         "| cell | pre-training steps | fine-tuning steps | seeds | mean IoU | difference (95 % interval) |",
         "|---|---|---|---|---|---|",
     ]

@@ -4,12 +4,8 @@ accelerate launch recipes/evaluate.py --model runs/finetune --split test
 accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-# A script's folder leads sys.path, where this file would be taken for the `evaluate` library.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 from mscl_hf import checkpoint
 from mscl_hf.data.training import DataOptions, open_whole_split, usable

@@ -4,13 +4,12 @@ accelerate launch recipes/finetune.py --model runs/pretrain
 accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from mscl_hf import checkpoint
+from mscl_hf import MsclConfig, checkpoint
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
 from mscl_hf.data.views import TrainView
 from mscl_hf.evaluate import evaluate_model
@@ -45,8 +44,8 @@ class FinetuneOptions:
             raise ValueError(f"--probe-batches is {self.probe_batches}; it must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.image_size is not None and self.image_size < 1 or self.base_size is not None and self.base_size < 0:
-            raise ValueError(f"--image-size {self.image_size} and --base-size {self.base_size}: give at least 1, and at least 0 (native)")
+        if self.image_size is not None and self.image_size < 16 or self.base_size is not None and self.base_size < 0:
+            raise ValueError(f"--image-size {self.image_size} and --base-size {self.base_size}: give at least 16, and at least 0 (native)")
         for name in ("colour", "auxiliary_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
@@ -68,7 +67,10 @@ def main() -> None:
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
 
-    view = TrainView(1, 1, (run.min_scale, run.max_scale), run.colour)  # sizes follow from the model
+    trained_as = open_model(MsclConfig, run.model)
+    image_size = trained_as.image_size if run.image_size is None else run.image_size
+    base_size = trained_as.base_size if run.base_size is None else run.base_size
+    view = TrainView(image_size, base_size, (run.min_scale, run.max_scale), run.colour)
     data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
     classes = (data.stream or data.labelled).classes
     if not classes:
@@ -86,10 +88,10 @@ def main() -> None:
         use_auxiliary_head=run.auxiliary_loss_weight > 0,
         auxiliary_loss_weight=run.auxiliary_loss_weight,
         decoder_dropout=run.dropout,
-        **{key: getattr(run, key) for key in ("image_size", "base_size") if getattr(run, key) is not None},
+        image_size=image_size,
+        base_size=base_size,
     )
     config = network.config
-    view.size, view.base = config.image_size, config.base_size
 
     accelerator.init_trackers("mscl_hf", printable(*options))
     method = SegmentationTraining(network)
@@ -112,7 +114,7 @@ def main() -> None:
             figures = {f"mean IoU, {results['split']}": round(results["mean_iou"], 4)}
             print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
         about = f"A segmentation network for {len(classes)} classes: {', '.join(classes[:30])}."
-        publish(method.network, out, model_card(title, about, "accelerate launch " + " ".join(sys.argv), config, figures))
+        publish(method.network, out, model_card(title, about, method.network, figures))
         draw_training(out, title)
         print(f"fine-tuned model: {out}")
     accelerator.end_training()

@@ -4,7 +4,6 @@ accelerate launch recipes/pretrain.py
 accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-count 37 --unlabelled rest --output-dir OUT
 """
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from accelerate.utils import set_seed
 from mscl_hf import checkpoint
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
-from mscl_hf.data.views import PairView, ViewOptions
+from mscl_hf.data.views import VIEWS, ViewOptions
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, method_class
@@ -55,11 +54,11 @@ def main() -> None:
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
 
-    view = PairView(config.image_size, config.base_size, views)
-    uses_labels = method_type.trains and "p" in loss.heads
+    view = VIEWS[method_type.views](config.image_size, config.base_size, views)
     data = pretraining_data(
-        data_options, view, train.batch_size, train.seed, run.unlabelled, run.labelled_share, uses_labels, accelerator.print
-    )
+        data_options, view, train.batch_size, train.seed, run.unlabelled if method_type.trains else "none", run.labelled_share,
+        method_type.uses_labels(flat(*options)), accelerator.print,
+    )  # fmt: skip
     source = data.labelled or data.stream
     outside = [c for c in loss.exclude_classes if source and not 0 <= c < source.num_classes]
     if outside:
@@ -79,7 +78,7 @@ def main() -> None:
     if accelerator.is_main_process:
         title = f"{config.backbone}, {method.title} on {data_options.dataset}"
         about = f"A segmentation network pre-trained by {method.title} ({method.paper}), to be fine-tuned on masks."
-        publish(method.network, out, model_card(title, about, "accelerate launch " + " ".join(sys.argv), network.config))
+        publish(method.network, out, model_card(title, about, method.network))
         draw_training(out, title)
         if images:
             draw_features(method, held_out or images, out)

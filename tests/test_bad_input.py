@@ -1,5 +1,6 @@
 """Wrong input ends in one sentence that names it, before the first step, with status 1 and nothing lost."""
 
+import json
 import shutil
 
 import harness
@@ -75,6 +76,7 @@ PRETRAIN = {
     "a batch of one": (("--batch-size", 1), ("--batch-size is 1", "at least 2")),
     "a batch of one, blocks of others": (("--batch-size", 1, "--losses", "l", "--local-scope", "others"), ("at least 2",)),
     "a batch of one, partners": (("--batch-size", 1, "--losses", "p", "--pixel-scope", "cross"), ("at least 2",)),
+    "a queue without its loss": (("--losses", "p", "--queue", 64), ("queue=64", "losses=p")),
     "an excluded class that is none": (("--exclude-classes", 99), ("--exclude-classes 99", "0..7")),
     "too many labelled": (("--labelled-share", 1.5, "--unlabelled", "rest"), ("--labelled-share is 1.5", "at most 1")),
     "no labelled": (("--labelled-share", 0), ("--labelled-share is 0.0", "above 0")),
@@ -342,3 +344,35 @@ def test_process_ends_with_status_one_and_one_line(recipe, tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: unknown backbone 'resnet5O'")
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_broken_masks_where_classes_are_found_in_them(tmp_path):
+    """Without --classes the masks are searched: one that cannot be read, or holds colours, is named by the check and can be skipped."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    (root / "masks" / "train" / "1.png").write_text("no image")
+    Image.new("RGB", (64, 48)).save(root / "masks" / "train" / "2.png")
+    flags = (*FOLDER, "--data-dir", root, "--val-split", "none")
+    message = harness.refused("pretrain", *flags, "--output-dir", tmp_path / "a")
+    assert "2 of the 6 samples" in message and "1.png" in message
+    harness.run("pretrain", *flags, "--max-bad-images", 2, "--output-dir", tmp_path / "a", pictures=False)
+
+
+def test_a_family_without_gradient_checkpointing(tmp_path):
+    """timm asserts; the recipe says which backbone has none."""
+    flags = ("--backbone", "inception_v3", "--image-size", 96, "--decoder-channels", 16, *harness.SHORT, "--val-split", "none")
+    message = harness.refused("pretrain", *flags, "--gradient-checkpointing", "--output-dir", tmp_path / "a")
+    assert "inception_v3 has no gradient checkpointing" in message
+
+
+def test_scored_classes_that_do_not_occur(tmp_path, places):
+    """A mean over absent classes is no number."""
+    harness.run("finetune", "--model", places / "model", *BASE["finetune"], "--output-dir", tmp_path / "a")
+    mask = np.zeros((48, 64), np.uint8)
+    for part, picture in (("images", Image.new("RGB", (64, 48))), ("masks", Image.fromarray(mask))):
+        (tmp_path / "data" / part / "val").mkdir(parents=True)
+        picture.save(tmp_path / "data" / part / "val" / "0.png")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    names = [config["id2label"][str(i)] for i in range(8)]
+    data = ("--dataset", "folder", "--data-dir", tmp_path / "data", "--split", "val", "--classes", *names)
+    message = harness.refused("evaluate", "--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
+    assert f"None of the classes to score, {names[5]}" in message

@@ -70,6 +70,24 @@ def test_complaints_fire_on_collapse_and_only_then():
     assert len(judge(axis.expand(512, -1))) == 2
 
 
+def test_complaints_about_a_falling_probe_and_a_lost_gradient():
+    """A probe clearly below its best, a gradient that vanished or explodes: each a sentence; small wobbles are not."""
+    assert complaints({"probe_mean_iou": 0.19, "grad_norm": 2.0}, best_probe=0.2) == []
+    assert "fell to 0.100 from 0.200" in complaints({"probe_mean_iou": 0.1}, best_probe=0.2)[0]
+    assert "nothing is learnt" in complaints({"grad_norm": 1e-9})[0]
+    assert "diverge" in complaints({"grad_norm": 1e5})[0]
+
+
+def test_the_check_remembers_its_best_probe(monkeypatch):
+    """The second call complains of what the first one saw better."""
+    probes, said = iter((0.5, 0.1)), []
+    monkeypatch.setattr(HealthCheck, "_probe", lambda *_: next(probes))
+    watch = check(warn=said.append)
+    method = harness.pretraining()
+    assert [watch(method, step)["probe_mean_iou"] for step in (1, 2)] == [0.5, 0.1]
+    assert any("step 2" in sentence and "fell to" in sentence for sentence in said)
+
+
 def check(images=None, **more) -> HealthCheck:
     return HealthCheck(harness.scenes(4), harness.scenes(4, seed=5), images or harness.scenes(), 32, 32, **more)
 
@@ -113,9 +131,9 @@ def test_watching_changes_no_bit_of_training(tmp_path, stage):
     """With a check after every step, one that even draws random numbers, all weights and losses are those of a run without."""
     health = check()
 
-    def watch(method, step):
+    def watch(method, step, trained):
         torch.rand(7)
-        return health(method, step) if stage == "pretrain" else {"norm": float(sum(p.norm() for p in method.parameters()))}
+        return health(method, step, trained) if stage == "pretrain" else {"norm": float(sum(p.norm() for p in method.parameters()))}
 
     rows = {}
     for name, given in (("without", {}), ("with", {"watch": watch, "watch_every": 1})):

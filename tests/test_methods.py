@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from mscl_hf.backbones import build_config
 from mscl_hf.data import load_data
 from mscl_hf.data.loading import stack
-from mscl_hf.data.views import PairView, ViewOptions
+from mscl_hf.data.views import VIEWS, PairView, ViewOptions
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE
 from mscl_hf.methods import METHODS, MSCL, method_class
@@ -117,3 +117,11 @@ def test_random_sampling_prefers_labelled_pixels():
         assert (chosen != IGNORE).all() and torch.equal(labels.gather(1, places), chosen)
         seen |= set(places[0].tolist())
     assert seen == {0, 2, 4, 5}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_views_of_every_method_are_there(name):
+    """What a method asks for by name is what the recipe builds."""
+    assert METHODS[name].views in VIEWS
+    assert METHODS[name].uses_labels({"losses": "g+l"}) is False
+    assert METHODS[name].uses_labels({"losses": "g+p"}) is (name == "mscl")

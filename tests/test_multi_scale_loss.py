@@ -81,7 +81,7 @@ def test_symmetric_pixel_loss_and_cross_partner():
     assert both["floor_p"].item() == pytest.approx((there.floor + back.floor).item() / 2)
     torch.manual_seed(3)
     found = {round(MultiScaleLoss("p", pixel_scope="cross")({"p": a}, {"p": b}, y)["loss"].item(), 9) for _ in range(40)}
-    options = ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
+    options = ([1, 2, 0], [2, 0, 1])  # no image is its own partner
     assert found == {round(pixel_contrast(a, b, y, scope="cross", partner=torch.tensor(o)).loss.item(), 9) for o in options}
 
 

@@ -30,6 +30,12 @@ def test_probe_reads_what_is_linear_and_nothing_else():
     assert ridge_probe(x, y, x_held, y_held, classes) > 0.99
 
 
+def test_probe_without_labels_says_nothing():
+    """No labelled cell on either side: None, where a singular system or NaN would stand."""
+    x, y, nothing = torch.randn(1, 9, 4), torch.zeros(1, 9).long(), torch.full((1, 9), 255)
+    assert ridge_probe(x, nothing, x, y, 2) is None and ridge_probe(x, y, x, nothing, 2) is None
+
+
 def test_probe_survives_dead_and_doubled_features():
     """Constant, zero and repeated columns make the plain normal equations singular; the ridge does not mind."""
     labels = torch.arange(2).repeat(1, 50)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, checkpoint
 from mscl_hf.data import load_data
 from mscl_hf.data.sources import CAMVID_CLASSES
 from mscl_hf.log import read_log
@@ -130,7 +130,12 @@ def test_fine_tuned_folder_opens_in_a_pipeline(chain, few_camvid):
     from transformers import pipeline
 
     picture = next((few_camvid / "test").iterdir())
-    segments = pipeline("image-segmentation", model=str(chain[0] / "OUT2"), device="cpu")(str(picture))
+    network = MsclForSemanticSegmentation.from_pretrained(chain[0] / "OUT2")
+    pipe = pipeline("image-segmentation", model=str(chain[0] / "OUT2"), device="cpu")
+    width, height = Image.open(picture).size
+    seen = pipe.image_processor(Image.open(picture), return_tensors="pt")["pixel_values"].shape[-2:]
+    assert min(seen) == network.config.base_size and max(seen) / min(seen) == pytest.approx(width / height, rel=0.02)  # as evaluation
+    segments = pipe(str(picture))
     assert segments and {segment["label"] for segment in segments} <= set(CAMVID_CLASSES)
     assert {segment["mask"].size for segment in segments} == {Image.open(picture).size}
 
@@ -262,6 +267,29 @@ def test_held_out_split_that_lacks_the_last_class(tmp_path):
         assert len(json.loads((tmp_path / name / "results.json").read_text())["per_class_iou"]) == 8
 
 
+def test_many_images_and_few_masks_in_one_folder(tmp_path, capsys, monkeypatch):
+    """Images without a mask serve as unlabelled ones, by name: none of the labelled ones comes twice, none is lost."""
+    root = write_folder(tmp_path / "data", splits=("train",), count=6)
+    for name in ("0", "3", "4"):
+        (root / "masks" / "train" / f"{name}.png").unlink()
+    seen = []
+    spy = harness.load_recipe("pretrain").fit
+
+    def fit(method, data, *rest):
+        seen.append((data.labelled.names, data.unlabelled.names))
+        return spy(method, data, *rest)
+
+    data = ("--dataset", "folder", "--data-dir", root, "--masked-only", "--unlabelled", "rest", "--val-split", "none")
+    harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", pictures=False, fit=fit)
+    assert seen == [(["1", "2", "5"], ["0", "3", "4"])]
+    assert "classes found in the masks" in capsys.readouterr().out
+    whole = ("--dataset", "folder", "--data-dir", write_folder(tmp_path / "whole", splits=("train",)), *data[4:])
+    harness.run("pretrain", *harness.TINY, *whole, *BRIEF, "--output-dir", tmp_path / "b", pictures=False)
+    assert "none is left" in capsys.readouterr().out
+    # The control differs in the method's name alone.
+    harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--method", "none", "--output-dir", tmp_path / "c", pictures=False)
+
+
 def test_images_only_pretrain_without_the_pixel_loss(tmp_path):
     """A folder of pictures and nothing else: g+l trains, says that no masks are held out, and draws features."""
     root = write_folder(tmp_path / "data", masks=False, splits=("a", "b"))
@@ -388,3 +416,39 @@ def test_two_processes_fine_tune_and_score(tmp_path):
     assert shown.count("fine-tuned model") == 1
     assert [row["step"] for row in read_log(tmp_path / "two" / "log.jsonl")] == [1, 2, 3]
     assert json.loads((tmp_path / "two" / "results.json").read_text())["num_images"] == 5
+
+
+def test_another_rate_in_the_middle_of_a_run(tmp_path):
+    """A stopped run goes on with another --lr, and the record keeps both; with another batch it does not."""
+    flags = ("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 6, "--output-dir", tmp_path / "a")
+    spy = harness.load_recipe("pretrain").fit
+
+    def fit(method, *rest):
+        harness.stop_after(method, 3, 6)
+        return spy(method, *rest)
+
+    with pytest.raises(SystemExit) as stopped:
+        harness.run(*flags, "--lr", 0.05, pictures=False, fit=fit)
+    assert stopped.value.code == 75
+    assert "batch_size: 4 -> 2" in harness.refused(*flags, "--lr", 0.05, "--resume", "--batch-size", 2)
+    harness.run(*flags, "--lr", 0.01, "--resume", pictures=False)
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["lr"] == 0.01 and record["changed"] == [{"lr": [0.05, 0.01]}]
+    rates = [row["lr"] for row in read_log(tmp_path / "a" / "log.jsonl") if "lr" in row]
+    assert len(rates) == 6 and rates[2] > 0.02 > 0.01 >= rates[3]
+
+
+def test_evaluation_beside_the_library_as_a_script(tmp_path):
+    """Run as a file, the recipe's own folder leads sys.path and holds an evaluate.py: the library must be found all the same."""
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", tmp_path / "a",
+                draw_features=lambda *_: None)  # fmt: skip
+    harness.run("finetune", "--model", tmp_path / "a", *harness.SHORT, "--max-steps", 1, "--val-split", "none",
+                "--output-dir", tmp_path / "b")  # fmt: skip
+    script, module = harness.ROOT / "recipes" / "evaluate.py", harness.ROOT / "hub" / "mean_iou"
+    words = ["--model", tmp_path / "b", "--split", "val", "--pictures", 1, "--by-evaluate", module, "--output-dir", tmp_path / "c"]
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    done = subprocess.run([sys.executable, script, *map(str, words)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
+    assert "MsclForSemanticSegmentation.from_pretrained" in (tmp_path / "b" / "README.md").read_text()

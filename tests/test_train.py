@@ -161,6 +161,32 @@ def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
     assert all(torch.equal(saved[name], p) for name, p in method.named_parameters())
 
 
+def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
+    """Without any other checkpoint, that of the step before is left: weights, batch statistics and queue are those of a run that ended
+    there in good health."""
+    contrast = {"losses": "g+l+p", "queue": 6}
+    method = harness.pretraining(contrast=contrast)
+    poison(method, 3, math.nan)
+    with pytest.raises(NonFinite):
+        harness.train(method, harness.training_data(), tmp_path / "bad", save_every_steps=0)
+    healthy = harness.pretraining(contrast=contrast)
+    harness.train(healthy, harness.training_data(), tmp_path / "good", save_every_steps=2, keep_checkpoints=9)
+    assert [folder.name for folder in checkpoint.complete(tmp_path / "bad")] == ["step-00000002"]
+    left = load_file(tmp_path / "bad" / "checkpoints" / "step-00000002" / "method.safetensors")
+    right = load_file(tmp_path / "good" / "checkpoints" / "step-00000002" / "method.safetensors")
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_sync_batch_norm_keeps_the_activations_inside_timm_norms():
+    """In evaluation, where nothing is synchronised, the converted network computes what the plain one does."""
+    network = harness.pretraining(backbone="test_efficientnet").network.eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    before = network(pixels).pixel_embeds
+    converted = train.convert_sync_batchnorm(network)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    assert torch.equal(converted.eval()(pixels).pixel_embeds, before)
+
+
 def test_non_finite_gradient_of_a_finite_loss_stops_too(tmp_path):
     """The gradient norm is checked as well as the loss."""
     method = harness.pretraining()

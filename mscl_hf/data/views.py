@@ -1,6 +1,6 @@
 """Views of a sample: crops that take the mask along, and colour distortion that moves no pixel.
 
-A view is a function (Sample, rng) -> dict of uint8 tensors; `VIEWS` in the registry names them. Everything random comes from `rng`.
+A view is a function (Sample, rng) -> dict of uint8 tensors; `VIEWS` names those of pre-training. Everything random comes from `rng`.
 """
 
 from dataclasses import dataclass, field
@@ -185,6 +185,9 @@ def _shared_part(a: Crop, b: Crop) -> list[list[float]]:
         return [[0.0, 0.0, 1.0, 1.0]] * 2
     box = _intersection(a, b)
     return [a.in_view(*box), b.in_view(*box)]
+
+
+VIEWS = {"pair": PairView}  # of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewOptions)
 
 
 class TrainView:

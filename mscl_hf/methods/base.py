@@ -32,6 +32,11 @@ class Method(nn.Module, ABC):
         self.register_buffer("image_mean", torch.tensor(config.image_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std).view(1, -1, 1, 1), persistent=False)
 
+    @classmethod
+    def uses_labels(cls, options: dict) -> bool:
+        """Whether pre-training with these options reads masks; where it does not, none is opened."""
+        return cls.labels == "yes"
+
     @abstractmethod
     def forward(self, **batch) -> dict[str, Tensor]:
         """The views of a batch by name -> {"loss": scalar with graph, and whatever else is worth logging, detached}.

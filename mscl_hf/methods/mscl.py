@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..losses import MultiScaleLoss, labels_at, sample_pixels
+from ..losses import MultiScaleLoss, labels_at, parse_losses, sample_pixels
 from ..losses.gather import gather_rows
 from ..modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
 from .base import Method
@@ -23,6 +23,10 @@ class MSCL(Method):
     labels = "with p"
     transfers = "backbone, decoder"
     state = "-"
+
+    @classmethod
+    def uses_labels(cls, options: dict) -> bool:
+        return "p" in parse_losses(options["losses"])
 
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None):
         super().__init__(network)

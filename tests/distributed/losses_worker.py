@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from mscl_hf.losses import MultiScaleLoss
+from mscl_hf.losses import MultiScaleLoss, sample_pixels
 
 IMAGES, BLOCKS, PIXELS = 8, 4, 10
 HALVES = ((0, 1, 2, 3), (4, 5, 6, 7))
@@ -33,6 +33,7 @@ CASES = {
     "p batch": (dict(losses="p", pixel_scope="batch"), EVEN),
     "p batch, class": (dict(losses="p", pixel_scope="batch", anchor_weight="class", exclude_classes=[1]), EVEN),
     "p batch, neg, symmetric": (dict(losses="p", pixel_scope="batch", pixel_denominator="neg", symmetric=True), EVEN),
+    "p batch, so many of a class": (dict(losses="p", pixel_scope="batch", pixel_sample="class", pixel_count=1000), EVEN),
     "all": (dict(losses="g+l+p", lambda_g=0.3, local_scope="others"), UNEVEN),
 }
 
@@ -57,7 +58,12 @@ def step(name, images, labelled):
         mean = F.normalize(z[list(images)].mean(1), dim=-1)
         return {"g": mean, "l": z[list(images)][:, :BLOCKS], "p": z[list(labelled)]}
 
-    terms = MultiScaleLoss(**options)(*map(embed, views), labels[list(labelled)])
+    first, second, known = embed(views[0]), embed(views[1]), labels[list(labelled)]
+    if options.get("pixel_sample") == "class":
+        places, known = sample_pixels(known, "class", options["pixel_count"])
+        for embeds in (first, second):
+            embeds["p"] = embeds["p"].gather(1, places[..., None].expand(-1, -1, embeds["p"].shape[2]))
+    terms = MultiScaleLoss(**options)(first, second, known)
     terms["loss"].backward()
     return {**{key: value.detach() for key, value in terms.items()}, "gradient": weight.grad}
 
