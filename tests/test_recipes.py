@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, checkpoint
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data import load_data
 from mscl_hf.data.sources import CAMVID_CLASSES
 from mscl_hf.log import read_log
