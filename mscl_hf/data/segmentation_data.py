@@ -1,5 +1,6 @@
 """Images with masks of train ids, whatever the layout they were stored in; every fault of a file is named here."""
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import datasets
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 IGNORE_INDEX = 255
 ORIENTATION = 0x0112  # the EXIF tag
@@ -190,7 +192,7 @@ def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
 
 
 def check_data(
-    data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 2
+    data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 4
 ) -> tuple[list[int], list[str]]:
     """Read samples before training starts, so that a bad file costs seconds and not a night.
 
@@ -214,8 +216,11 @@ def check_data(
             return str(error)
         return None
 
+    shown = {"desc": f"checking {data.name}/{data.split}", "unit": "image", "delay": 3, "leave": False}  # nothing where it is quick
+    silent = os.environ.get("RANK", "0") != "0"
     with ThreadPoolExecutor(workers) as pool:
-        faults = {i: message for i, message in zip(chosen, pool.map(fault, chosen)) if message}
+        messages = tqdm(pool.map(fault, chosen), total=len(chosen), disable=silent, **shown)
+        faults = {i: message for i, message in zip(chosen, messages) if message}
     bad = list(faults.values())
     if len(bad) > max_bad_images or (bad and len(bad) == len(data)):
         raise BadSample(
