@@ -285,7 +285,7 @@ def test_local_head_boxes():
 def test_shared_crops_meet_at_the_same_places(flips):
     """Block s of one crop and block s of the other show the same place of the source, mirrored or not."""
     crops = Crop(10.0, 5.0, 80.0, flips[0]), Crop(34.0, 21.0, 64.0, flips[1])
-    boxes = torch.tensor(_shared_part(*crops), dtype=torch.float32)
+    boxes = torch.tensor(_shared_part(*crops, (200, 200)), dtype=torch.float32)
 
     def coordinates(crop, cells=16):
         """A feature map that holds the source coordinates of its cell centres: (1, 2, cells, cells)."""
@@ -294,7 +294,7 @@ def test_shared_crops_meet_at_the_same_places(flips):
         return torch.stack([x, y])[None]
 
     head = LocalHead(2, 2, grid=5, layers=1)
-    first, second = (head._sample(coordinates(crop), box[None]) for crop, box in zip(crops, boxes))
+    first, second = (head._sample(coordinates(crop), box[None], 5) for crop, box in zip(crops, boxes))
     torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
     assert first[0, 0].min() > 34 and first[0, 0].max() < 90 and first[0, 1].min() > 21 and first[0, 1].max() < 85
 

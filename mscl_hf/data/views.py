@@ -152,7 +152,7 @@ class PairView:
             "enhanced": enhanced,
             "mask": nothing if mask is None else mask,
             "enhanced_mask": nothing if enhanced_mask is None else enhanced_mask,
-            "boxes": torch.tensor(_shared_part(first, second)),
+            "boxes": torch.tensor(_shared_part(first, second, sample.image.shape[1::-1])),
         }
 
     def _crops(self, size: tuple[int, int], rng) -> tuple[Crop, Crop]:
@@ -180,10 +180,12 @@ def _overlap(a: Crop, b: Crop) -> float:
     return max(0.0, x1 - x0) * max(0.0, y1 - y0) / max(a.side, b.side) ** 2
 
 
-def _shared_part(a: Crop, b: Crop) -> list[list[float]]:
+def _shared_part(a: Crop, b: Crop, size: tuple[int, int]) -> list[list[float]]:
+    """The part of an image (width, height) that both crops show, in 0..1 of each: nothing of what they show beside it."""
     if a == b:  # both walk the crop from left to right, whether it is mirrored or not
         return [[0.0, 0.0, 1.0, 1.0]] * 2
-    box = _intersection(a, b)
+    x0, y0, x1, y1 = _intersection(a, b)
+    box = max(0, x0), max(0, y0), min(size[0], x1), min(size[1], y1)
     return [a.in_view(*box), b.in_view(*box)]
 
 
