@@ -1,0 +1,110 @@
+"""log sum exp of scaled similarities over any number of keys: exact, with exact gradients, in memory linear in anchors + keys.
+
+The sum in the denominator of every contrastive loss is the normaliser of an attention with the anchors as queries and the keys as both keys
+and values. So the fused attention kernels that PyTorch ships compute it tile by tile: their log-sum-exp is the value, their output over the
+temperature is the anchors' gradient. The keys' gradient is one more forward with the roles swapped. No N x M matrix exists at any time.
+Letters: G bags, N anchors and M keys in a bag, D embedding.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# The bias of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
+NOTHING = -1e30
+# Similarities that may be held at once where no fused kernel serves.
+CELLS_AT_ONCE = 1 << 22
+
+
+def similarity_logsumexp(anchors: Tensor, keys: Tensor, temperature: Tensor | float, key_bias: Tensor | None = None) -> Tensor:
+    """lse_p = log sum_k exp(<q_p, k_k> / t + bias_k), float32 (float64 for float64).
+
+    anchors (G, N, D), keys (G, M, D), of one dtype; products of bfloat16 are accumulated in float32. temperature: a number, or a tensor
+    of one element that gets its gradient. key_bias (G, M), no gradient: 0 for keys that count, NOTHING for the others.
+    An anchor whose keys are all NOTHING gives a value near NOTHING and no gradient.
+    Raises ValueError where shapes or dtypes do not fit.
+    """
+    if anchors.dim() != 3 or keys.dim() != 3 or anchors.shape[::2] != keys.shape[::2] or anchors.dtype != keys.dtype:
+        raise ValueError(
+            f"anchors {tuple(anchors.shape)} {anchors.dtype} and keys {tuple(keys.shape)} {keys.dtype}; wanted (G, N, D) and (G, M, D) of one dtype"
+        )
+    if not isinstance(temperature, Tensor):
+        temperature = anchors.new_tensor(temperature, dtype=torch.float64 if anchors.dtype == torch.float64 else torch.float32)
+    return _SimilarityLogSumExp.apply(anchors, keys, temperature, key_bias)
+
+
+class _SimilarityLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchors: Tensor, keys: Tensor, temperature: Tensor, key_bias: Tensor | None) -> Tensor:
+        mean_key, lse = attend(anchors, keys, keys, 1 / float(temperature), key_bias)
+        ctx.save_for_backward(anchors, keys, temperature, key_bias, mean_key, lse)
+        return lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        anchors, keys, temperature, key_bias, mean_key, lse = ctx.saved_tensors
+        scale = 1 / float(temperature)
+        alone = lse <= NOTHING / 2  # an anchor without keys
+        gradient = torch.where(alone, 0, gradient)[..., None]
+        of_anchors = of_keys = of_temperature = None
+        if ctx.needs_input_grad[0]:
+            of_anchors = (gradient * mean_key.to(gradient.dtype) * scale).to(anchors.dtype)
+        if ctx.needs_input_grad[1]:
+            # sum_p g_p exp(s_pk + bias_k - lse_p) q_p / t: an attention of keys over anchors with bias -lse, unnormalised again.
+            values = (gradient * anchors.to(gradient.dtype) * scale).to(anchors.dtype)
+            mean, total = attend(keys, anchors, values, scale, torch.where(alone, NOTHING, -lse))
+            share = (total if key_bias is None else total + key_bias).exp()
+            of_keys = (mean.to(share.dtype) * share[..., None]).to(keys.dtype)
+        if ctx.needs_input_grad[2]:
+            similarity = (anchors.to(gradient.dtype) * mean_key.to(gradient.dtype)).sum(-1, keepdim=True)
+            of_temperature = -(gradient * similarity).sum().mul(scale**2).to(temperature.dtype).reshape(temperature.shape)
+        return of_anchors, of_keys, of_temperature, None
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, key_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """softmax(scale * q k^T + bias) v (G, N, D) and the log of its normaliser (G, N), by the fastest kernel that serves."""
+    if queries.shape[1] and keys.shape[1] and queries.shape[-1] == values.shape[-1]:
+        if queries.device.type == "cpu":
+            return _attend_cpu(queries, keys, values, scale, key_bias)
+        if queries.device.type == "cuda" and queries.dtype in (torch.bfloat16, torch.float16, torch.float32):
+            return _attend_cuda(queries, keys, values, scale, key_bias)
+    return _attend_in_blocks(queries, keys, values, scale, key_bias)
+
+
+def _attend_cpu(queries, keys, values, scale, key_bias):
+    heads = [x[:, None] for x in (queries, keys, values)]
+    mask = None
+    if key_bias is not None:
+        dtype = queries.dtype if queries.dtype == torch.float64 else torch.float32
+        mask = key_bias.to(dtype)[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
+    return out[:, 0], lse[:, 0]
+
+
+def _attend_cuda(queries, keys, values, scale, key_bias):
+    heads = [x[:, None] for x in (queries, keys, values)]
+    if key_bias is None and queries.dtype != torch.float32:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(*heads, scale=scale)[:2]
+    else:
+        bias = None
+        if key_bias is not None:  # the kernel wants rows that start at multiples of 16 bytes
+            padded = torch.nn.functional.pad(key_bias, (0, -keys.shape[1] % 8))[:, None, None, :].to(queries.dtype)
+            bias = padded.expand(-1, 1, queries.shape[1], -1)[..., : keys.shape[1]]
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(*heads, bias, True, scale=scale)[:2]
+    return out[:, 0], lse[:, 0, : queries.shape[1]]
+
+
+def _attend_in_blocks(queries, keys, values, scale, key_bias):
+    """The same with plain products, some rows at a time."""
+    accumulate = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    step = max(1, CELLS_AT_ONCE // max(1, len(queries) * keys.shape[1]))
+    keys, values = keys.to(accumulate), values.to(accumulate)
+    out, lse = [], []
+    for rows in queries.split(step, dim=1):
+        scores = rows.to(accumulate) @ keys.transpose(1, 2) * scale
+        if key_bias is not None:
+            scores = scores + key_bias[:, None, :]
+        lse.append(scores.logsumexp(2))
+        out.append((scores.softmax(2) @ values).to(queries.dtype))
+    return torch.cat(out, dim=1), torch.cat(lse, dim=1)
