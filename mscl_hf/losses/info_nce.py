@@ -6,11 +6,11 @@ Letters: B images in this process, N in all processes, S*S blocks, E embedding.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .gather import gather_rows
 from .precision import full_precision
+from .streamed import in_blocks, similarity_logsumexp
 
 LOCAL_SCOPES = ("batch", "image", "others")
 GLOBAL_NEGATIVES = ("others", "ntxent")
@@ -57,25 +57,30 @@ def _check(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _pick(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str) -> Tensor:
-    logits = a @ keys.T / temperature  # (B, N)
-    target = torch.arange(len(a), device=a.device) + first
-    return _cross_entropy(logits, target, temperature, denominator)
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, temperature: float, denominator: str) -> Tensor:
+    """Row i of a (n, E) must find row first + i of keys (M, E) among all of them."""
+    positive = (a * keys[first : first + len(a)]).sum(1) / temperature
     if denominator == "all":
-        return F.cross_entropy(logits, target)
-    positive = logits.gather(1, target[:, None])  # (n, 1)
-    rest = logits.scatter(1, target[:, None], positive * temperature)  # the positive's own term loses its 1/t
-    return (rest.logsumexp(dim=1) - positive[:, 0]).mean()
+        return (similarity_logsumexp(a[None], keys[None], temperature)[0] - positive).mean()
+
+    def block(rows: Tensor, own: Tensor) -> tuple[Tensor]:
+        s = rows @ keys.T / temperature
+        # The positive's own term loses its 1/t.
+        return (s.scatter(1, own[:, None], s.gather(1, own[:, None]) * temperature).logsumexp(1),)
+
+    own = torch.arange(len(a), device=a.device) + first
+    return (in_blocks(block, (a, own), len(keys))[0] - positive).mean()
 
 
 def _ntxent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     both = torch.stack([a, b], dim=1).flatten(0, 1)  # (2B, E): a_0, b_0, a_1, b_1, ...
     keys, first = gather_rows(both)
+
+    def block(rows: Tensor, own: Tensor) -> tuple[Tensor]:  # all keys but the vector itself
+        return ((rows @ keys.T / temperature).scatter(1, own[:, None], float("-inf")).logsumexp(1),)
+
     own = torch.arange(len(both), device=a.device) + first
-    logits = (both @ keys.T / temperature).scatter(1, own[:, None], float("-inf"))  # (2B, 2N) without the vector itself
-    return F.cross_entropy(logits, own ^ 1)  # the partner of 2i is 2i + 1, and back
+    positive = (a * b).sum(1).repeat_interleave(2) / temperature
+    return (in_blocks(block, (both, own), len(keys))[0] - positive).mean()
 
 
 @full_precision
@@ -108,18 +113,34 @@ def local_contrast(
 
 
 def _pick_block_of_image(a: Tensor, b: Tensor, temperature: float, denominator: str) -> Tensor:
-    logits = a @ b.transpose(1, 2) / temperature  # (B, S*S, S*S)
-    target = torch.arange(a.shape[1], device=a.device).repeat(len(a))
-    return _cross_entropy(logits.flatten(0, 1), target, temperature, denominator)
+    positive = (a * b).sum(2) / temperature  # (B, S*S)
+    if denominator == "all":
+        return (similarity_logsumexp(a, b, temperature) - positive).mean()
+
+    def block(rows: Tensor, keys: Tensor) -> tuple[Tensor]:
+        s = rows @ keys.transpose(1, 2) / temperature
+        diagonal = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
+        return (torch.where(diagonal, s * temperature, s).logsumexp(2),)
+
+    return (in_blocks(block, (a, b), a.shape[1] ** 2)[0] - positive).mean()
 
 
 def _pick_block(a: Tensor, keys: Tensor, first: int, temperature: float, scope: str, denominator: str) -> Tensor:
     images, blocks = a.shape[:2]
-    logits = a.flatten(0, 1) @ keys.flatten(0, 1).T / temperature  # (B*S*S, N*S*S)
-    target = torch.arange(images * blocks, device=a.device) + first * blocks
-    if scope == "others":
-        image_of_key = torch.arange(logits.shape[1], device=a.device) // blocks
-        same_image = image_of_key[None, :] == (target // blocks)[:, None]
-        same_image.scatter_(1, target[:, None], False)  # the positive stays
-        logits = logits.masked_fill(same_image, float("-inf"))
-    return _cross_entropy(logits, target, temperature, denominator)
+    rows, columns = a.flatten(0, 1), keys.flatten(0, 1)  # (B*S*S, E), (N*S*S, E)
+    if scope == "batch":
+        return _pick(rows, columns, first * blocks, temperature, denominator)
+    image_of_key = torch.arange(len(columns), device=a.device) // blocks
+
+    def block(rows: Tensor, own: Tensor) -> tuple[Tensor]:
+        s = rows @ columns.T / temperature
+        same_image = image_of_key[None, :] == (own // blocks)[:, None]
+        same_image = same_image.scatter(1, own[:, None], False)  # the positive stays
+        s = s.masked_fill(same_image, float("-inf"))
+        if denominator == "literal":
+            s = s.scatter(1, own[:, None], s.gather(1, own[:, None]) * temperature)
+        return (s.logsumexp(1),)
+
+    own = torch.arange(images * blocks, device=a.device) + first * blocks
+    positive = (rows * columns[own]).sum(1) / temperature
+    return (in_blocks(block, (rows, own), len(columns))[0] - positive).mean()

@@ -9,20 +9,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .gather import gather_rows, mean_count
 from .labels import IGNORE
 from .precision import full_precision
+from .streamed import NOTHING, in_blocks, similarity_logsumexp
 
 SCOPES = ("within", "cross", "batch")
 DENOMINATORS = ("all", "neg")
 REDUCTIONS = ("out", "in")
 ANCHOR_WEIGHTS = ("pixel", "class")
-# Similarities of a masked key. Finite, so that a row without any key has zero gradient instead of NaN.
-NOTHING = -1e30
-# Anchors times keys (over all bags) that may be held at once; above, rows are recomputed block by block in the backward.
-CELLS_AT_ONCE = 1 << 24
 
 
 class PixelContrast(NamedTuple):
@@ -54,7 +50,7 @@ def pixel_contrast(
     anchor_weight: str = "pixel",
     exclude_classes: tuple[int, ...] = (),
     partner: Tensor | None = None,
-    cells_at_once: int = CELLS_AT_ONCE,
+    cells_at_once: int | None = None,
 ) -> PixelContrast:
     """L_p = mean over images of mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ],  s = <z_p, z_k>/t.
 
@@ -102,19 +98,29 @@ def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> Non
             raise ValueError(f"unknown {what} {value!r} of the pixel loss; choose one of {', '.join(known)}")
 
 
-def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule, cells_at_once: int) -> tuple[Tensor, Tensor]:
+def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule, cells_at_once: int | None) -> tuple[Tensor, Tensor]:
     """Loss of each anchor and its number of positives, both (G, N); similarities are held `cells_at_once` at most."""
-    step = max(1, cells_at_once // max(1, len(anchors) * keys.shape[1]))  # no bag at all: a process without labelled images
-    losses, counts = [], []
-    for start in range(0, max(1, anchors.shape[1]), step):
-        block = (anchors[:, start : start + step], keys, labels[:, start : start + step], key_labels, own, rule)
-        if step < anchors.shape[1] and torch.is_grad_enabled():
-            loss, count = checkpoint(_block, *block, use_reentrant=False)
-        else:
-            loss, count = _block(*block)
-        losses.append(loss)
-        counts.append(count)
-    return torch.cat(losses, dim=1), torch.cat(counts, dim=1)
+    if (rule.denominator, rule.reduce, rule.cross) == ("all", "out", False):
+        return _streamed_rows(anchors, keys, labels, key_labels, rule.temperature)
+    columns = len(anchors) * keys.shape[1]
+    return in_blocks(lambda q, y: _block(q, keys, y, key_labels, own, rule), (anchors, labels), columns, 1, cells_at_once)
+
+
+def _streamed_rows(anchors, keys, labels, key_labels, temperature: float) -> tuple[Tensor, Tensor]:
+    """The printed loss without its matrix: the mean similarity to the positives is that to the mean of the class."""
+    means, counts = _class_means(keys, key_labels)
+    everything = similarity_logsumexp(anchors, keys, temperature, torch.where(key_labels == IGNORE, NOTHING, 0.0))
+    own = means.gather(1, labels[..., None].expand(-1, -1, means.shape[2]))
+    return everything - (anchors * own).sum(2) / temperature, counts.gather(1, labels)
+
+
+def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean key (G, 256, D) and number of keys (G, 256) of each class of a bag; both zero for the ignored label."""
+    places = key_labels[..., None].expand_as(keys)
+    sums = keys.new_zeros(len(keys), 256, keys.shape[2]).scatter_add(1, places, keys)
+    counts = keys.new_zeros(len(keys), 256).scatter_add_(1, key_labels, torch.ones_like(key_labels, dtype=keys.dtype))
+    counts[:, IGNORE] = 0
+    return sums / counts.clamp(min=1)[..., None] * (counts > 0)[..., None], counts
 
 
 def _block(anchors, keys, labels, key_labels, own: int, rule: Rule) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,17 @@ temperature is the anchors' gradient. The keys' gradient is one more forward wit
 Letters: G bags, N anchors and M keys in a bag, D embedding.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 # The bias of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
 NOTHING = -1e30
-# Similarities that may be held at once where no fused kernel serves.
-CELLS_AT_ONCE = 1 << 22
+# Similarities that may be held at once where no fused kernel serves; above, rows are computed block by block, again in the backward.
+CELLS_AT_ONCE = 1 << 24
 
 
 def similarity_logsumexp(anchors: Tensor, keys: Tensor, temperature: Tensor | float, key_bias: Tensor | None = None) -> Tensor:
@@ -26,7 +29,8 @@ def similarity_logsumexp(anchors: Tensor, keys: Tensor, temperature: Tensor | fl
     """
     if anchors.dim() != 3 or keys.dim() != 3 or anchors.shape[::2] != keys.shape[::2] or anchors.dtype != keys.dtype:
         raise ValueError(
-            f"anchors {tuple(anchors.shape)} {anchors.dtype} and keys {tuple(keys.shape)} {keys.dtype}; wanted (G, N, D) and (G, M, D) of one dtype"
+            f"anchors {tuple(anchors.shape)} {anchors.dtype} and keys {tuple(keys.shape)} {keys.dtype}; wanted (G, N, D) and (G, M, D) of "
+            "one dtype"
         )
     if not isinstance(temperature, Tensor):
         temperature = anchors.new_tensor(temperature, dtype=torch.float64 if anchors.dtype == torch.float64 else torch.float32)
@@ -64,7 +68,7 @@ class _SimilarityLogSumExp(torch.autograd.Function):
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, key_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """softmax(scale * q k^T + bias) v (G, N, D) and the log of its normaliser (G, N), by the fastest kernel that serves."""
-    if queries.shape[1] and keys.shape[1] and queries.shape[-1] == values.shape[-1]:
+    if queries.numel() and keys.numel() and queries.shape[-1] == values.shape[-1]:
         if queries.device.type == "cpu":
             return _attend_cpu(queries, keys, values, scale, key_bias)
         if queries.device.type == "cuda" and queries.dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -108,3 +112,20 @@ def _attend_in_blocks(queries, keys, values, scale, key_bias):
         lse.append(scores.logsumexp(2))
         out.append((scores.softmax(2) @ values).to(queries.dtype))
     return torch.cat(out, dim=1), torch.cat(lse, dim=1)
+
+
+def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], columns: int, dim: int = 0, cells: int | None = None):
+    """block(*rows) -> tensors of one entry a row, without more than `cells` similarities at once: some rows at a time.
+
+    rows: tensors that are cut along `dim`; columns: how many similarities a row costs. A block's matrices are dropped after use and
+    recomputed in the backward.
+    """
+    step = max(1, (CELLS_AT_ONCE if cells is None else cells) // max(1, columns))
+    if step >= rows[0].shape[dim] or not rows[0].shape[dim]:
+        return block(*rows)
+    parts = zip(*(x.split(step, dim) for x in rows))
+    if torch.is_grad_enabled():
+        done = [checkpoint(block, *part, use_reentrant=False) for part in parts]
+    else:
+        done = [block(*part) for part in parts]
+    return tuple(torch.cat(pieces, dim) for pieces in zip(*done))
