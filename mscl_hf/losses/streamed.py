@@ -1,8 +1,9 @@
 """log sum exp of scaled similarities over any number of keys: exact, with exact gradients, in memory linear in anchors + keys.
 
 The sum in the denominator of every contrastive loss is the normaliser of an attention with the anchors as queries and the keys as both keys
-and values. So the fused attention kernels that PyTorch ships compute it tile by tile: their log-sum-exp is the value, their output over the
-temperature is the anchors' gradient. The keys' gradient is one more forward with the roles swapped. No N x M matrix exists at any time.
+and values. So a fused attention kernel computes it tile by tile: its log-sum-exp is the value, its output over the temperature is the
+anchors' gradient. The keys' gradient is one more forward with the roles swapped. No N x M matrix exists at any time. On the CPU the kernel
+is PyTorch's own; elsewhere the same is computed by blocks of rows.
 Letters: G bags, N anchors and M keys in a bag, D embedding.
 """
 
@@ -32,23 +33,23 @@ def similarity_logsumexp(anchors: Tensor, keys: Tensor, temperature: Tensor | fl
             f"anchors {tuple(anchors.shape)} {anchors.dtype} and keys {tuple(keys.shape)} {keys.dtype}; wanted (G, N, D) and (G, M, D) of "
             "one dtype"
         )
-    if not isinstance(temperature, Tensor):
-        temperature = anchors.new_tensor(temperature, dtype=torch.float64 if anchors.dtype == torch.float64 else torch.float32)
     return _SimilarityLogSumExp.apply(anchors, keys, temperature, key_bias)
 
 
 class _SimilarityLogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchors: Tensor, keys: Tensor, temperature: Tensor, key_bias: Tensor | None) -> Tensor:
-        mean_key, lse = attend(anchors, keys, keys, 1 / float(temperature), key_bias)
-        ctx.save_for_backward(anchors, keys, temperature, key_bias, mean_key, lse)
+    def forward(ctx, anchors: Tensor, keys: Tensor, temperature: Tensor | float, key_bias: Tensor | None) -> Tensor:
+        ctx.scale = 1 / float(temperature)
+        mean_key, lse = attend(anchors, keys, keys, ctx.scale, key_bias)
+        ctx.like = temperature
+        ctx.save_for_backward(anchors, keys, key_bias, mean_key, lse)
         return lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        anchors, keys, temperature, key_bias, mean_key, lse = ctx.saved_tensors
-        scale = 1 / float(temperature)
+        anchors, keys, key_bias, mean_key, lse = ctx.saved_tensors
+        scale = ctx.scale
         alone = lse <= NOTHING / 2  # an anchor without keys
         gradient = torch.where(alone, 0, gradient)[..., None]
         of_anchors = of_keys = of_temperature = None
@@ -62,21 +63,18 @@ class _SimilarityLogSumExp(torch.autograd.Function):
             of_keys = (mean.to(share.dtype) * share[..., None]).to(keys.dtype)
         if ctx.needs_input_grad[2]:
             similarity = (anchors.to(gradient.dtype) * mean_key.to(gradient.dtype)).sum(-1, keepdim=True)
-            of_temperature = -(gradient * similarity).sum().mul(scale**2).to(temperature.dtype).reshape(temperature.shape)
+            of_temperature = -(gradient * similarity).sum().mul(scale**2).to(ctx.like.dtype).reshape(ctx.like.shape)
         return of_anchors, of_keys, of_temperature, None
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, key_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """softmax(scale * q k^T + bias) v (G, N, D) and the log of its normaliser (G, N), by the fastest kernel that serves."""
-    if queries.numel() and keys.numel() and queries.shape[-1] == values.shape[-1]:
-        if queries.device.type == "cpu":
-            return _attend_cpu(queries, keys, values, scale, key_bias)
-        if queries.device.type == "cuda" and queries.dtype in (torch.bfloat16, torch.float16, torch.float32):
-            return _attend_cuda(queries, keys, values, scale, key_bias)
+    if queries.device.type == "cpu" and queries.numel() and keys.numel() and queries.shape[-1] == values.shape[-1]:
+        return _attend_fused(queries, keys, values, scale, key_bias)
     return _attend_in_blocks(queries, keys, values, scale, key_bias)
 
 
-def _attend_cpu(queries, keys, values, scale, key_bias):
+def _attend_fused(queries, keys, values, scale, key_bias):
     heads = [x[:, None] for x in (queries, keys, values)]
     mask = None
     if key_bias is not None:
@@ -84,19 +82,6 @@ def _attend_cpu(queries, keys, values, scale, key_bias):
         mask = key_bias.to(dtype)[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
     return out[:, 0], lse[:, 0]
-
-
-def _attend_cuda(queries, keys, values, scale, key_bias):
-    heads = [x[:, None] for x in (queries, keys, values)]
-    if key_bias is None and queries.dtype != torch.float32:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(*heads, scale=scale)[:2]
-    else:
-        bias = None
-        if key_bias is not None:  # the kernel wants rows that start at multiples of 16 bytes
-            padded = torch.nn.functional.pad(key_bias, (0, -keys.shape[1] % 8))[:, None, None, :].to(queries.dtype)
-            bias = padded.expand(-1, 1, queries.shape[1], -1)[..., : keys.shape[1]]
-        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(*heads, bias, True, scale=scale)[:2]
-    return out[:, 0], lse[:, 0, : queries.shape[1]]
 
 
 def _attend_in_blocks(queries, keys, values, scale, key_bias):
