@@ -82,7 +82,7 @@ def test_stopped_and_resumed_equals_straight(tmp_path, case):
 def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
     """A stop neither adds a health check nor loses one, and the checks of the resumed run fall on the same steps."""
 
-    def watch(method, step):
+    def watch(method, step, trained):
         return {"probe": float(torch.rand(1)) if step < 0 else float(sum(p.double().sum() for p in method.parameters()))}
 
     harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", watch, 2, save_every_steps=3)
@@ -234,7 +234,7 @@ def test_sigterm_to_the_process_group(tmp_path):
     assert process.returncode == STOPPED_BY_SIGNAL, errors[-2000:]
     stopped = int(checkpoint.complete(out)[-1].name.removeprefix("step-"))
     assert 3 <= stopped < steps
-    assert f"stopped by a signal after step {stopped}, checkpoint saved; the same command with --resume continues" in shown
+    assert f"stopped after step {stopped}, checkpoint saved; the same command with --resume continues" in shown
     assert "Traceback" not in errors and not (out / "model.safetensors").exists()
     harness.run("pretrain", *arguments, "--output-dir", out, "--resume", pictures=False)
     harness.run("pretrain", *arguments, "--output-dir", straight, pictures=False)
