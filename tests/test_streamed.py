@@ -52,6 +52,23 @@ def test_values_and_gradients(monkeypatch, route, masked, temperature, dtype, ac
         assert (x - y).norm() <= limit * y.norm(), name
 
 
+def transposed(x):
+    """The same numbers, the last axis not the one that runs fastest in memory: so a feature map becomes a list of pixels."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_memory_layout_changes_nothing(dtype):
+    """Strided anchors, keys, bias and incoming gradient give the very numbers of contiguous ones."""
+    q, k, t, bias, weight = case(dtype, True, 0.07)
+    wanted = value_and_gradients(similarity_logsumexp, q, k, t, bias, weight)
+    strided = [transposed(x) for x in (q, k)], [transposed(x) for x in (bias, weight)]
+    assert not any(x.is_contiguous() for part in strided for x in part)
+    found = value_and_gradients(similarity_logsumexp, *strided[0], t, *strided[1])
+    for x, y in zip(found[:3], wanted[:3]):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_degenerate_inputs_stay_finite(dtype):
     """No key that counts, one anchor and one key, identical and zero vectors: finite values and gradients."""

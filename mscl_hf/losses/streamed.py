@@ -75,11 +75,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, key_bias
 
 
 def _attend_fused(queries, keys, values, scale, key_bias):
-    heads = [x[:, None] for x in (queries, keys, values)]
+    # The kernel takes the last stride for 1 and reads elsewhere when it is not.
+    heads = [x.contiguous()[:, None] for x in (queries, keys, values)]
     mask = None
     if key_bias is not None:
         dtype = queries.dtype if queries.dtype == torch.float64 else torch.float32
-        mask = key_bias.to(dtype)[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
+        mask = key_bias.to(dtype).contiguous()[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
     return out[:, 0], lse[:, 0]
 
