@@ -160,6 +160,12 @@ def fit(
             if stopping:
                 break
     log.close()
+    _end_early(done, skipped, max_bad_images, options, accelerator)
+    return method
+
+
+def _end_early(done: int, skipped: set[str], max_bad_images: int, options: TrainOptions, accelerator: Accelerator) -> None:
+    """Say why a run ends before its time, if it does; its checkpoint is saved."""
     if len(skipped) > max_bad_images:
         raise ValueError(
             f"{len(skipped)} bad image(s), more than --max-bad-images {max_bad_images}; the last: {sorted(skipped)[-1]}; a checkpoint of "
@@ -169,7 +175,6 @@ def fit(
         accelerator.print(f"stopped after step {done}, checkpoint saved; the same command with --resume continues")
         accelerator.end_training()
         sys.exit(STOPPED_BY_SIGNAL)
-    return method
 
 
 def _prepare(method: Method, data: TrainingData, options: TrainOptions, accelerator: Accelerator) -> tuple:

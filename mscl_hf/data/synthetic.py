@@ -41,14 +41,17 @@ class DrawnScenes:
             raise IndexError(f"scene {index} of {len(self)}")
         image, mask = draw_scene(self.seed, self.split, self._number(index), self.height, self.width)
         drawn_mask = Image.fromarray(mask) if self.masks else None
-        return {"image": Image.fromarray(image), "mask": drawn_mask, "name": self.names[index]}
+        return {"image": Image.fromarray(image), "mask": drawn_mask, "name": self._name(index)}
 
     def _number(self, index: int) -> int:
         return index if self.chosen is None else self.chosen[index]
 
+    def _name(self, index: int) -> str:
+        return f"{self.split}_{self._number(index):05d}"
+
     @property
     def names(self) -> list[str]:
-        return [f"{self.split}_{self._number(index):05d}" for index in range(len(self))]
+        return [self._name(index) for index in range(len(self))]
 
     def select(self, indices: Sequence[int]) -> "DrawnScenes":
         """Only these scenes, in this order."""

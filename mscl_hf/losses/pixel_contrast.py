@@ -50,7 +50,6 @@ def pixel_contrast(
     anchor_weight: str = "pixel",
     exclude_classes: tuple[int, ...] = (),
     partner: Tensor | None = None,
-    cells_at_once: int | None = None,
 ) -> PixelContrast:
     """L_p = mean over images of mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ],  s = <z_p, z_k>/t.
 
@@ -76,7 +75,7 @@ def pixel_contrast(
     for excluded in exclude_classes:
         is_anchor = is_anchor & (labels != excluded)
     rule = Rule(temperature, denominator, reduce, cross)
-    per_anchor, positives = _rows(anchors, keys, labels, key_labels, own, rule, cells_at_once)
+    per_anchor, positives = _rows(anchors, keys, labels, key_labels, own, rule)
     # An anchor without positive can only occur when the two views have label maps of their own.
     weight = (is_anchor & (positives > 0)).to(per_anchor.dtype)  # (G, N)
     shared = scope == "batch"
@@ -98,12 +97,12 @@ def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> Non
             raise ValueError(f"unknown {what} {value!r} of the pixel loss; choose one of {', '.join(known)}")
 
 
-def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule, cells_at_once: int | None) -> tuple[Tensor, Tensor]:
-    """Loss of each anchor and its number of positives, both (G, N); similarities are held `cells_at_once` at most."""
+def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Loss of each anchor and its number of positives, both (G, N), without a matrix of all similarities."""
     if (rule.denominator, rule.reduce, rule.cross) == ("all", "out", False):
         return _streamed_rows(anchors, keys, labels, key_labels, rule.temperature)
     columns = len(anchors) * keys.shape[1]
-    return in_blocks(lambda q, y: _block(q, keys, y, key_labels, own, rule), (anchors, labels), columns, 1, cells_at_once)
+    return in_blocks(lambda q, y: _block(q, keys, y, key_labels, own, rule), (anchors, labels), columns, 1)
 
 
 def _streamed_rows(anchors, keys, labels, key_labels, temperature: float) -> tuple[Tensor, Tensor]:

@@ -100,13 +100,15 @@ def _attend_in_blocks(queries, keys, values, scale, key_bias):
     return torch.cat(out, dim=1), torch.cat(lse, dim=1)
 
 
-def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], columns: int, dim: int = 0, cells: int | None = None):
-    """block(*rows) -> tensors of one entry a row, without more than `cells` similarities at once: some rows at a time.
+def in_blocks(
+    block: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], columns: int, dim: int = 0
+) -> tuple[Tensor, ...]:
+    """block(*rows) -> tensors of one entry a row, without more than CELLS_AT_ONCE similarities at once: some rows at a time.
 
     rows: tensors that are cut along `dim`; columns: how many similarities a row costs. A block's matrices are dropped after use and
     recomputed in the backward.
     """
-    step = max(1, (CELLS_AT_ONCE if cells is None else cells) // max(1, columns))
+    step = max(1, CELLS_AT_ONCE // max(1, columns))
     if step >= rows[0].shape[dim] or not rows[0].shape[dim]:
         return block(*rows)
     parts = zip(*(x.split(step, dim) for x in rows))
