@@ -1,6 +1,7 @@
 """The three losses: values from an independent implementation, plain loops, closed forms, invariances, gradients."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -245,35 +246,49 @@ def test_row_blocks_change_nothing(monkeypatch, options):
     found = []
     for cells in (1, 300, 1 << 24):
         a, b = (unit(2, 50, 6, seed=s, dtype=torch.float32).requires_grad_() for s in (0, 1))
-        monkeypatch.setattr(streamed, "CELLS_AT_ONCE", cells)
+        monkeypatch.setitem(streamed.CELLS_AT_ONCE, "cpu", cells)
         loss = pixel_contrast(a, b, labels_of(2, 50), **options).loss
         loss.backward()
         found.append((loss.detach(), a.grad, b.grad))
     for some in found[:2]:
         for x, whole in zip(some, found[2]):
-            torch.testing.assert_close(x, whole, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(x, whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cells", [300, 1 << 24])
-def test_half_precision_does_not_reach_the_losses(monkeypatch, cells):
-    """Under bfloat16 autocast, value and gradient are float32's; bfloat16 embeddings are raised before they are multiplied."""
+def test_autocast_does_not_reach_the_losses(monkeypatch, cells):
+    """Under bfloat16 autocast, value and gradient are float32's."""
     a, b, y = unit(4, 30, 6, dtype=torch.float32).requires_grad_(), unit(4, 30, 6, seed=1, dtype=torch.float32), labels_of(4, 30)
-    losses = {
-        "g": lambda a, b: global_contrast(a[:, 0], b[:, 0]),
-        "l": local_contrast,
-        "p": lambda a, b: pixel_contrast(a, b, y).loss,
-        "p in blocks": lambda a, b: pixel_contrast(a, b, y, reduce="in").loss,
-    }
-    monkeypatch.setattr(streamed, "CELLS_AT_ONCE", cells)
-    for loss in losses.values():
+    monkeypatch.setitem(streamed.CELLS_AT_ONCE, "cpu", cells)
+    for loss in every_loss(y):
         plain = loss(a, b)
         wanted = torch.autograd.grad(plain, a)[0]
         with torch.autocast("cpu", torch.bfloat16):
             cast = loss(a, b)
-            low, raised = loss(a.bfloat16(), b.bfloat16()), loss(a.bfloat16().float(), b.bfloat16().float())
-        assert cast.dtype == low.dtype == torch.float32 and torch.equal(low, raised)
-        torch.testing.assert_close(cast, plain, atol=1e-3, rtol=0)
-        torch.testing.assert_close(torch.autograd.grad(cast, a)[0], wanted, atol=1e-5, rtol=1e-3)
+        assert cast.dtype == torch.float32 and torch.equal(cast, plain) and torch.equal(torch.autograd.grad(cast, a)[0], wanted)
+
+
+def every_loss(y):
+    """The losses as functions of embeddings (B, N, E), in all their forms."""
+    for options in ({}, {"negatives": "ntxent"}, {"denominator": "literal"}):
+        yield lambda a, b, options=options: global_contrast(a[:, 0], b[:, 0], **options)
+    for scope, denominator in product(("batch", "image", "others"), ("all", "literal")):
+        yield lambda a, b, scope=scope, denominator=denominator: local_contrast(a, b, scope=scope, denominator=denominator)
+    for scope, (denominator, reduce) in product(("within", "cross", "batch"), (("all", "out"), ("all", "in"), ("neg", "out"))):
+        options = {"scope": scope, "denominator": denominator, "reduce": reduce}
+        yield lambda a, b, options=options: pixel_contrast(a, b, y, **options).loss
+
+
+def test_bfloat16_embeddings_cost_little_accuracy():
+    """Value within 0.2 %, gradient within 3 % of float64's for the same embeddings before rounding: noise, not bias."""
+    a, b, y = unit(4, 60, 64), unit(4, 60, 64, seed=1), labels_of(4, 60)
+    for number, loss in enumerate(every_loss(y)):
+        exact, low = a.clone().requires_grad_(), a.float().requires_grad_()
+        wanted, found = loss(exact, b), loss(low.bfloat16(), b.bfloat16())
+        assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted.item(), rel=2e-3), number
+        wanted.backward()
+        found.backward()
+        assert (low.grad - exact.grad).norm() < 0.03 * exact.grad.norm(), number
 
 
 @pytest.mark.parametrize("options", [{}, {"denominator": "neg"}, {"reduce": "in"}, {"scope": "cross"}, {"anchor_weight": "class"}])

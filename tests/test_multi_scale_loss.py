@@ -173,3 +173,18 @@ def test_pixel_samples(how):
             assert torch.equal(kept, there.clamp(max=10)) if how == "class" else kept.sum() == there.sum().clamp(max=10)
         seen.append(places[0][counted[0]])
     assert len(torch.cat(seen).unique()) > 45  # chance reaches every pixel
+
+
+def test_loss_precision_lowers_the_products_only():
+    """bf16: float32 losses a little off float64's, gradients for float32 embeddings; an unknown name is refused."""
+    image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
+    exact = MultiScaleLoss()(image, enhanced, labels)
+    image = {head: x.float().requires_grad_() for head, x in image.items()}
+    found = MultiScaleLoss(loss_precision="bf16")(image, enhanced, labels)
+    found["loss"].backward()
+    for name, value in exact.items():
+        assert found[name].dtype == torch.float32 and found[name].item() == pytest.approx(value.item(), rel=1e-2, abs=1e-2)
+        assert name.startswith("floor") or found[name].item() != value.float().item()
+    assert all(x.grad.dtype == torch.float32 and x.grad.any() for x in image.values())
+    with pytest.raises(ValueError, match="loss_precision='fp8'"):
+        MultiScaleLoss(loss_precision="fp8")

@@ -1,16 +1,18 @@
 """Global and local contrast: pick the enhanced copy of the same image, or of the same block, among the others.
 
 L_g and L_l of the 2025 paper are DenseCL's global and dense losses (Wang et al., CVPR 2021) with (I, enhanced I) for (query, key); both
-are InfoNCE (van den Oord et al., 2018, arXiv:1807.03748). All embeddings are unit length; everything is computed in float32.
+are InfoNCE (van den Oord et al., 2018, arXiv:1807.03748). All embeddings are unit length; bfloat16 ones are multiplied as such.
 Letters: B images in this process, N in all processes, S*S blocks, E embedding.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .gather import gather_rows
-from .precision import full_precision
-from .streamed import in_blocks, similarity_logsumexp
+from .precision import full_precision, raised
+from .streamed import NOTHING, Mask, Term, differentiated, logsumexp, streamed_sum
 
 LOCAL_SCOPES = ("batch", "image", "others")
 GLOBAL_NEGATIVES = ("others", "ntxent")
@@ -44,10 +46,10 @@ def global_contrast(
         raise ValueError("global contrast needs at least 2 images per batch, got 1: raise --batch-size or drop g from --losses")
     if negatives == "ntxent":
         return _ntxent(a, b, temperature)
-    loss = _pick(a, all_b, first, temperature, denominator)
+    loss = _pick(a[None], all_b[None], first, temperature, denominator)
     if symmetric:
         all_a, _ = gather_rows(a)
-        loss = (loss + _pick(b, all_a, first, temperature, denominator)) / 2
+        loss = (loss + _pick(b[None], all_a[None], first, temperature, denominator)) / 2
     return loss
 
 
@@ -56,31 +58,39 @@ def _check(option: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(known)}")
 
 
-def _pick(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str) -> Tensor:
-    """Row i of a (n, E) must find row first + i of keys (M, E) among all of them."""
-    positive = (a * keys[first : first + len(a)]).sum(1) / temperature
-    if denominator == "all":
-        return (similarity_logsumexp(a[None], keys[None], temperature)[0] - positive).mean()
+def _pick(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str, keep: Mask | None = None) -> Tensor:
+    """Row i of a (G, n, E) must find row first + i of its bag of keys (G, M, E) among all of them, or among those that keep says."""
+    own = torch.arange(a.shape[1], device=a.device) + first
+    term: Term = logsumexp(keep)
+    if denominator == "literal":
+        term, a, keys = differentiated(_literal(own, temperature, keep)), raised(a), raised(keys)
+    positive = (raised(a) * raised(keys[:, first : first + a.shape[1]])).sum(2) / temperature
+    weights = torch.full_like(positive, 1 / max(1, positive.numel()), requires_grad=False)
+    return streamed_sum(term, a, keys, temperature, weights) - (weights * positive).sum()
 
-    def block(rows: Tensor, own: Tensor) -> tuple[Tensor]:
-        s = rows @ keys.T / temperature
-        # The positive's own term loses its 1/t.
-        return (s.scatter(1, own[:, None], s.gather(1, own[:, None]) * temperature).logsumexp(1),)
 
-    own = torch.arange(len(a), device=a.device) + first
-    return (in_blocks(block, (a, own), len(keys))[0] - positive).mean()
+def _literal(own: Tensor, temperature: float, keep: Mask | None) -> Callable[[Tensor, slice], Tensor]:
+    """logsumexp in which the positive's own term has lost its 1/t."""
+
+    def function(scores: Tensor, rows: slice) -> Tensor:
+        place = own[rows].expand(len(scores), -1)[..., None]
+        scores = scores.scatter(2, place, scores.gather(2, place) * temperature)
+        return (scores if keep is None else scores.masked_fill(~keep(rows), NOTHING)).logsumexp(2)
+
+    return function
 
 
 def _ntxent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     both = torch.stack([a, b], dim=1).flatten(0, 1)  # (2B, E): a_0, b_0, a_1, b_1, ...
     keys, first = gather_rows(both)
-
-    def block(rows: Tensor, own: Tensor) -> tuple[Tensor]:  # all keys but the vector itself
-        return ((rows @ keys.T / temperature).scatter(1, own[:, None], float("-inf")).logsumexp(1),)
-
     own = torch.arange(len(both), device=a.device) + first
-    positive = (a * b).sum(1).repeat_interleave(2) / temperature
-    return (in_blocks(block, (both, own), len(keys))[0] - positive).mean()
+
+    def but_itself(rows: slice) -> Tensor:
+        return torch.arange(len(keys), device=a.device) != own[rows, None]
+
+    weights = torch.full((1, len(both)), 1 / len(both), device=a.device)
+    positive = (raised(a) * raised(b)).sum(1).mean() / temperature
+    return streamed_sum(logsumexp(but_itself), both[None], keys[None], temperature, weights) - positive
 
 
 @full_precision
@@ -99,48 +109,26 @@ def local_contrast(
     """
     _check("scope", scope, LOCAL_SCOPES)
     _check("denominator", denominator, DENOMINATORS)
-    if scope == "image":
-        loss = _pick_block_of_image(a, b, temperature, denominator)
-        return (loss + _pick_block_of_image(b, a, temperature, denominator)) / 2 if symmetric else loss
-    all_b, first = gather_rows(b)
+    all_b, first = (b, 0) if scope == "image" else gather_rows(b)
     if scope == "others" and len(all_b) < 2:
         raise ValueError("local contrast with scope others needs at least 2 images per batch, got 1: raise --batch-size")
     loss = _pick_block(a, all_b, first, temperature, scope, denominator)
     if symmetric:
-        all_a, _ = gather_rows(a)
+        all_a = a if scope == "image" else gather_rows(a)[0]
         loss = (loss + _pick_block(b, all_a, first, temperature, scope, denominator)) / 2
     return loss
 
 
-def _pick_block_of_image(a: Tensor, b: Tensor, temperature: float, denominator: str) -> Tensor:
-    positive = (a * b).sum(2) / temperature  # (B, S*S)
-    if denominator == "all":
-        return (similarity_logsumexp(a, b, temperature) - positive).mean()
-
-    def block(rows: Tensor, keys: Tensor) -> tuple[Tensor]:
-        s = rows @ keys.transpose(1, 2) / temperature
-        diagonal = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
-        return (torch.where(diagonal, s * temperature, s).logsumexp(2),)
-
-    return (in_blocks(block, (a, b), a.shape[1] ** 2)[0] - positive).mean()
-
-
 def _pick_block(a: Tensor, keys: Tensor, first: int, temperature: float, scope: str, denominator: str) -> Tensor:
+    """Block s of image i, a (B, S*S, E), must find block s of image first + i of keys (N, S*S, E)."""
     images, blocks = a.shape[:2]
-    rows, columns = a.flatten(0, 1), keys.flatten(0, 1)  # (B*S*S, E), (N*S*S, E)
-    if scope == "batch":
-        return _pick(rows, columns, first * blocks, temperature, denominator)
-    image_of_key = torch.arange(len(columns), device=a.device) // blocks
-
-    def block(rows: Tensor, own: Tensor) -> tuple[Tensor]:
-        s = rows @ columns.T / temperature
-        same_image = image_of_key[None, :] == (own // blocks)[:, None]
-        same_image = same_image.scatter(1, own[:, None], False)  # the positive stays
-        s = s.masked_fill(same_image, float("-inf"))
-        if denominator == "literal":
-            s = s.scatter(1, own[:, None], s.gather(1, own[:, None]) * temperature)
-        return (s.logsumexp(1),)
-
+    if scope == "image":
+        return _pick(a, keys, 0, temperature, denominator)
+    image_of_key = torch.arange(keys.shape[0] * blocks, device=a.device) // blocks
     own = torch.arange(images * blocks, device=a.device) + first * blocks
-    positive = (rows * columns[own]).sum(1) / temperature
-    return (in_blocks(block, (rows, own), len(columns))[0] - positive).mean()
+
+    def others(rows: slice) -> Tensor:  # and the positive
+        return (image_of_key != image_of_key[own[rows], None]) | (torch.arange(len(image_of_key), device=a.device) == own[rows, None])
+
+    keep = others if scope == "others" else None
+    return _pick(a.flatten(0, 1)[None], keys.flatten(0, 1)[None], first * blocks, temperature, denominator, keep)

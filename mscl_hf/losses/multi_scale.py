@@ -51,6 +51,7 @@ class MultiScaleLoss:
     exclude_classes: list[int] = field(default_factory=list, metadata={"help": "class ids that are no anchors of the pixel loss"})
     denominator: str = _option("all", "of global and local loss: all, or literal = as misprinted, without the temperature on the positive")
     symmetric: bool = _option(False, "mean of both directions")
+    loss_precision: str = _option("fp32", "of the products of embeddings: fp32, or bf16 where there are very many pixels")
 
     def __post_init__(self):
         parse_losses(self.losses)
@@ -64,6 +65,7 @@ class MultiScaleLoss:
             ("denominator", PICK_DENOMINATORS),
             ("pixel_sample", PIXEL_SAMPLES),
             ("label_down", LABEL_DOWN),
+            ("loss_precision", ("fp32", "bf16")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
@@ -105,6 +107,8 @@ class MultiScaleLoss:
         enhanced_labels of the copy's (the same if None). past (n, E_g): the queue.
         Returns loss, loss_g, loss_l, loss_p, floor_p, excess_p as far as asked for.
         """
+        if self.loss_precision == "bf16":
+            image, enhanced = ({head: x.bfloat16() for head, x in view.items()} for view in (image, enhanced))
         terms: dict[str, Tensor] = {}
         if "g" in self.heads:
             terms["loss_g"] = global_contrast(

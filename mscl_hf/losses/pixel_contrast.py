@@ -4,6 +4,7 @@ L_p of the 2025 paper is the within-image loss of Zhao et al., ICCV 2021.
 Letters: G bags of pixels, N anchors and M keys in a bag, E embedding.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from .gather import gather_rows, mean_count
 from .labels import IGNORE
-from .precision import full_precision
-from .streamed import NOTHING, in_blocks, similarity_logsumexp
+from .precision import full_precision, raised
+from .streamed import NOTHING, Mask, Term, differentiated, logsumexp, streamed_sum
 
 SCOPES = ("within", "cross", "batch")
 DENOMINATORS = ("all", "neg")
@@ -27,13 +28,6 @@ class PixelContrast(NamedTuple):
 
     loss: Tensor
     floor: Tensor
-
-
-class Rule(NamedTuple):
-    temperature: float
-    denominator: str
-    reduce: str
-    cross: bool
 
 
 @full_precision
@@ -70,20 +64,40 @@ def pixel_contrast(
         keys, key_labels = torch.cat([keys, keys[partner]], 1), torch.cat([key_labels, key_labels[partner]], 1)
     elif scope == "batch":
         keys, key_labels = (gather_rows(x)[0].flatten(0, 1)[None] for x in (keys, key_labels))
-        anchors, labels = anchors.flatten(0, 1)[None], labels.flatten(0, 1)[None]
+        anchors, labels, own = anchors.flatten(0, 1)[None], labels.flatten(0, 1)[None], keys.shape[1]
     is_anchor = labels != IGNORE
     for excluded in exclude_classes:
         is_anchor = is_anchor & (labels != excluded)
-    rule = Rule(temperature, denominator, reduce, cross)
-    per_anchor, positives = _rows(anchors, keys, labels, key_labels, own, rule)
+    means, counts = _class_means(raised(keys), key_labels)
+    positives = counts.gather(1, labels)
     # An anchor without positive can only occur when the two views have label maps of their own.
-    weight = (is_anchor & (positives > 0)).to(per_anchor.dtype)  # (G, N)
+    weight = (is_anchor & (positives > 0)).to(counts.dtype)  # (G, N)
     shared = scope == "batch"
     if anchor_weight == "class":
         weight = weight * _one_over_class_size(labels, weight, shared)
-    # Only there does every positive stand in the denominator beside the one that it is compared with.
-    floor = positives.clamp(min=1).log() if denominator == "all" and reduce == "out" else torch.zeros_like(positives)
-    return PixelContrast(_mean_over_bags(per_anchor, weight, shared), _mean_over_bags(floor, weight, shared))
+    weight = _share_of_mean(weight, shared)
+
+    def total(term: Term) -> Tensor:
+        return streamed_sum(term, anchors, keys, temperature, weight, torch.where(key_labels == IGNORE, NOTHING, 0.0))
+
+    def same(rows: slice) -> Tensor:
+        return labels[:, rows, None] == key_labels[:, None, :]
+
+    def other(rows: slice) -> Tensor:  # negatives from the second image hurt (Zhao et al.): of it only the positives stay
+        return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < own)
+
+    if denominator == "neg":
+        anchors, keys = raised(anchors), raised(keys)
+        loss = total(differentiated(_against_negatives(same, other, positives)))
+        return PixelContrast(loss, torch.zeros_like(loss.detach()))
+    everything = total(logsumexp((lambda rows: same(rows) | other(rows)) if cross else None))
+    if reduce == "in":
+        loss = everything - total(logsumexp(same))
+        return PixelContrast(loss, torch.zeros_like(loss.detach()))
+    # The mean similarity to the positives is that to the mean of the class: no matrix is needed.
+    to_mean = (raised(anchors) * means.gather(1, labels[..., None].expand_as(anchors))).sum(2) / temperature
+    # Every positive stands in the denominator beside the one that it is compared with: the loss cannot go below the log of their number.
+    return PixelContrast(everything - (weight * to_mean).sum(), (weight * positives.clamp(min=1).log()).sum())
 
 
 def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> None:
@@ -97,22 +111,6 @@ def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> Non
             raise ValueError(f"unknown {what} {value!r} of the pixel loss; choose one of {', '.join(known)}")
 
 
-def _rows(anchors, keys, labels, key_labels, own: int, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Loss of each anchor and its number of positives, both (G, N), without a matrix of all similarities."""
-    if (rule.denominator, rule.reduce, rule.cross) == ("all", "out", False):
-        return _streamed_rows(anchors, keys, labels, key_labels, rule.temperature)
-    columns = len(anchors) * keys.shape[1]
-    return in_blocks(lambda q, y: _block(q, keys, y, key_labels, own, rule), (anchors, labels), columns, 1)
-
-
-def _streamed_rows(anchors, keys, labels, key_labels, temperature: float) -> tuple[Tensor, Tensor]:
-    """The printed loss without its matrix: the mean similarity to the positives is that to the mean of the class."""
-    means, counts = _class_means(keys, key_labels)
-    everything = similarity_logsumexp(anchors, keys, temperature, torch.where(key_labels == IGNORE, NOTHING, 0.0))
-    own = means.gather(1, labels[..., None].expand(-1, -1, means.shape[2]))
-    return everything - (anchors * own).sum(2) / temperature, counts.gather(1, labels)
-
-
 def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean key (G, 256, D) and number of keys (G, 256) of each class of a bag; both zero for the ignored label."""
     places = key_labels[..., None].expand_as(keys)
@@ -122,22 +120,15 @@ def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
     return sums / counts.clamp(min=1)[..., None] * (counts > 0)[..., None], counts
 
 
-def _block(anchors, keys, labels, key_labels, own: int, rule: Rule) -> tuple[Tensor, Tensor]:
-    s = anchors @ keys.transpose(1, 2) / rule.temperature  # (G, n, M)
-    valid = (key_labels != IGNORE)[:, None, :]
-    same = (labels[:, :, None] == key_labels[:, None, :]) & valid
-    allowed = valid.expand_as(same)
-    if rule.cross:  # negatives from the second image hurt (Zhao et al.): of it only the positives stay
-        allowed = allowed & (same | (torch.arange(s.shape[2], device=s.device) < own))
-    count = same.sum(2).to(s.dtype)
-    share = same.to(s.dtype) / count.clamp(min=1)[:, :, None]  # 1/n_p on the positives
-    if rule.denominator == "neg":
-        negatives = torch.where(allowed & ~same, s, NOTHING).logsumexp(2, keepdim=True)
-        return (share * F.softplus(negatives - s)).sum(2), count
-    everything = torch.where(allowed, s, NOTHING).logsumexp(2)
-    if rule.reduce == "in":
-        return everything - torch.where(same, s, NOTHING).logsumexp(2), count
-    return everything - (share * s).sum(2), count
+def _against_negatives(same: Mask, other: Mask, positives: Tensor) -> Callable[[Tensor, slice], Tensor]:
+    """mean over positives q of log(1 + sum over negatives k of exp(s_pk - s_pq)), for the rows of a block."""
+
+    def function(scores: Tensor, rows: slice) -> Tensor:
+        negatives = torch.where(other(rows), scores, NOTHING).logsumexp(2, keepdim=True)
+        each = F.softplus(negatives - scores).masked_fill(~same(rows), 0)
+        return each.sum(2) / positives[:, rows].clamp(min=1)
+
+    return function
 
 
 def _one_over_class_size(labels: Tensor, weight: Tensor, shared: bool) -> Tensor:
@@ -147,12 +138,12 @@ def _one_over_class_size(labels: Tensor, weight: Tensor, shared: bool) -> Tensor
     return 1 / torch.where(sizes > 0, sizes, 1).gather(1, labels.long())
 
 
-def _mean_over_bags(per_anchor: Tensor, weight: Tensor, shared: bool) -> Tensor:
-    """Weighted mean in each bag, then the mean over the bags that have an anchor, over all processes.
+def _share_of_mean(weight: Tensor, shared: bool) -> Tensor:
+    """Weights (G, N) whose sum with the anchors' terms is the weighted mean in each bag, then the mean over the bags that have an anchor,
+    over all processes.
 
     shared: the bag is one over all processes, each of which holds the rows of its own anchors.
     """
     total = mean_count(weight.sum(1)) if shared else weight.sum(1)
     used = (total > 0).to(total.dtype)
-    means = torch.where(weight > 0, per_anchor * weight, 0).sum(1) / total.clamp(min=1e-12)
-    return (means * used).sum() / mean_count(used.sum()).clamp(min=1e-12)
+    return weight * (used / total.clamp(min=1e-12) / mean_count(used.sum()).clamp(min=1e-12))[:, None]

@@ -1,119 +1,139 @@
-"""log sum exp of scaled similarities over any number of keys: exact, with exact gradients, in memory linear in anchors + keys.
+"""Sums of contrastive terms over any number of anchors and keys: exact, with exact gradients, in memory linear in both.
 
-The sum in the denominator of every contrastive loss is the normaliser of an attention with the anchors as queries and the keys as both keys
-and values. So a fused attention kernel computes it tile by tile: its log-sum-exp is the value, its output over the temperature is the
-anchors' gradient. The keys' gradient is one more forward with the roles swapped. No N x M matrix exists at any time. On the CPU the kernel
-is PyTorch's own; elsewhere the same is computed by blocks of rows.
-Letters: G bags, N anchors and M keys in a bag, D embedding.
+The N x M matrix of similarities exists some rows at a time. While a block of rows is in the cache its gradient is taken as well: the
+weights of the anchors are known beforehand, so that nothing is kept for the backward but the gradients of anchors and keys, and three
+products of N x M x D do it all (autograd needs as many, and several matrices beside them).
+Letters: G bags, N anchors and M keys in a bag, n anchors of a block, D embedding.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-# The bias of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
+# The score of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
 NOTHING = -1e30
-# Similarities that may be held at once where no fused kernel serves; above, rows are computed block by block, again in the backward.
-CELLS_AT_ONCE = 1 << 24
+# Similarities held at once: a CPU's caches are small, a GPU wants long kernels.
+CELLS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
-def similarity_logsumexp(anchors: Tensor, keys: Tensor, temperature: Tensor | float, key_bias: Tensor | None = None) -> Tensor:
-    """lse_p = log sum_k exp(<q_p, k_k> / t + bias_k), float32 (float64 for float64).
+class Block(NamedTuple):
+    """Some anchors beside all keys. scores (G, n, M): similarities over the temperature plus bias, free to be overwritten;
+    rows: which anchors; weights (G, n): of their terms; differentiate: is a gradient wanted?"""
 
-    anchors (G, N, D), keys (G, M, D), of one dtype; products of bfloat16 are accumulated in float32. temperature: a number, or a tensor
-    of one element that gets its gradient. key_bias (G, M), no gradient: 0 for keys that count, NOTHING for the others.
-    An anchor whose keys are all NOTHING gives a value near NOTHING and no gradient.
-    Raises ValueError where shapes or dtypes do not fit.
+    scores: Tensor
+    rows: slice
+    weights: Tensor
+    differentiate: bool
+
+
+# A block -> the terms of its anchors (G, n), and a factor (G, n, 1): factor * scores, as they were left, is the gradient of the sum of
+# weights * terms with regard to the scores.
+Term = Callable[[Block], tuple[Tensor, Tensor]]
+Mask = Callable[[slice], Tensor]
+
+
+def logsumexp(keep: Mask | None = None) -> Term:
+    """The term log sum_k exp(score_pk), over all keys or over those that keep(rows) (G, n, M) says.
+
+    An anchor without any key has a value near NOTHING and no gradient.
+    """
+
+    def term(block: Block) -> tuple[Tensor, Tensor]:
+        scores = block.scores if keep is None else block.scores.masked_fill_(~keep(block.rows), NOTHING)
+        largest = scores.amax(2, keepdim=True)
+        scores.sub_(largest).exp_()
+        total = scores.sum(2, keepdim=True, dtype=block.weights.dtype)
+        largest = largest.to(total.dtype)
+        value = (largest + total.log())[..., 0]
+        return value, torch.where(largest > NOTHING / 2, block.weights[..., None] / total, 0)
+
+    return term
+
+
+def differentiated(function: Callable[[Tensor, slice], Tensor]) -> Term:
+    """The term function(scores (G, n, M), rows) -> (G, n), whose gradient is left to autograd, block by block."""
+
+    def term(block: Block) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(block.differentiate):
+            scores = block.scores.detach().requires_grad_(block.differentiate)
+            value = function(scores, block.rows)
+        if block.differentiate:
+            (gradient,) = torch.autograd.grad(value, scores, block.weights)
+            block.scores.copy_(gradient)
+        return value.detach(), torch.ones_like(block.weights)[..., None]
+
+    return term
+
+
+def streamed_sum(
+    term: Term, anchors: Tensor, keys: Tensor, temperature: Tensor | float, weights: Tensor, key_bias: Tensor | None = None
+) -> Tensor:
+    """sum_p w_p term_p of the scores <q_p, k_k> / t + bias_k: a scalar, float32 (float64 for float64).
+
+    anchors (G, N, D), keys (G, M, D), of one dtype; products of bfloat16 are accumulated in float32, the scores stored in bfloat16 as
+    distances to the largest that is possible: those that matter keep their precision. They serve the plain `logsumexp` only.
+    temperature: a number, or a tensor of one element that gets its gradient. weights (G, N), no gradient. key_bias (G, M), no gradient:
+    0 for keys that count, NOTHING for the others. Raises ValueError where shapes or dtypes do not fit.
     """
     if anchors.dim() != 3 or keys.dim() != 3 or anchors.shape[::2] != keys.shape[::2] or anchors.dtype != keys.dtype:
         raise ValueError(
             f"anchors {tuple(anchors.shape)} {anchors.dtype} and keys {tuple(keys.shape)} {keys.dtype}; wanted (G, N, D) and (G, M, D) of "
             "one dtype"
         )
-    return _SimilarityLogSumExp.apply(anchors, keys, temperature, key_bias)
+    return _StreamedSum.apply(anchors, keys, temperature, weights, key_bias, term, torch.is_grad_enabled())
 
 
-class _SimilarityLogSumExp(torch.autograd.Function):
+class _StreamedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchors: Tensor, keys: Tensor, temperature: Tensor | float, key_bias: Tensor | None) -> Tensor:
-        ctx.scale = 1 / float(temperature)
-        mean_key, lse = attend(anchors, keys, keys, ctx.scale, key_bias)
-        ctx.like = temperature
-        ctx.save_for_backward(anchors, keys, key_bias, mean_key, lse)
-        return lse
+    def forward(ctx, anchors, keys, temperature, weights, key_bias, term: Term, differentiate: bool) -> Tensor:
+        differentiate = differentiate and any(ctx.needs_input_grad[:3])
+        accumulate = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+        scale, weights, columns = 1 / float(temperature), weights.to(accumulate), keys.transpose(1, 2)
+        bias, shift = _bias(anchors, keys, scale, key_bias)
+        total = weights.sum() * shift
+        of_anchors, of_columns = torch.empty_like(anchors, dtype=accumulate), torch.zeros_like(columns, dtype=accumulate)
+        step = max(1, CELLS_AT_ONCE.get(keys.device.type, 1 << 24) // max(1, len(keys) * keys.shape[1]))
+        for start in range(0, anchors.shape[1], step):
+            rows = slice(start, start + step)
+            scores = _product(anchors[:, rows], columns, scale, bias)
+            value, factor = term(Block(scores, rows, weights[:, rows], differentiate))
+            total += (value * weights[:, rows]).sum()
+            if differentiate:
+                factor = factor * scale
+                of_anchors[:, rows] = _product(scores, keys) * factor
+                of_columns += _product((anchors[:, rows] * factor).to(keys.dtype).transpose(1, 2), scores)
+        ctx.temperature, ctx.dtype = temperature, keys.dtype
+        ctx.save_for_backward(anchors, of_anchors, of_columns)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        anchors, keys, key_bias, mean_key, lse = ctx.saved_tensors
-        scale = ctx.scale
-        alone = lse <= NOTHING / 2  # an anchor without keys
-        gradient = torch.where(alone, 0, gradient)[..., None]
-        of_anchors = of_keys = of_temperature = None
-        if ctx.needs_input_grad[0]:
-            of_anchors = (gradient * mean_key.to(gradient.dtype) * scale).to(anchors.dtype)
-        if ctx.needs_input_grad[1]:
-            # sum_p g_p exp(s_pk + bias_k - lse_p) q_p / t: an attention of keys over anchors with bias -lse, unnormalised again.
-            values = (gradient * anchors.to(gradient.dtype) * scale).to(anchors.dtype)
-            mean, total = attend(keys, anchors, values, scale, torch.where(alone, NOTHING, -lse))
-            share = (total if key_bias is None else total + key_bias).exp()
-            of_keys = (mean.to(share.dtype) * share[..., None]).to(keys.dtype)
+        anchors, of_anchors, of_columns = ctx.saved_tensors
+        of_temperature = None
         if ctx.needs_input_grad[2]:
-            similarity = (anchors.to(gradient.dtype) * mean_key.to(gradient.dtype)).sum(-1, keepdim=True)
-            of_temperature = -(gradient * similarity).sum().mul(scale**2).to(ctx.like.dtype).reshape(ctx.like.shape)
-        return of_anchors, of_keys, of_temperature, None
+            of_temperature = -(of_anchors * anchors).sum() / ctx.temperature * gradient
+            of_temperature = of_temperature.to(ctx.temperature.dtype).reshape(ctx.temperature.shape)
+        of_keys = (of_columns.transpose(1, 2) * gradient).to(ctx.dtype)
+        return (of_anchors * gradient).to(ctx.dtype), of_keys, of_temperature, None, None, None, None
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, key_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """softmax(scale * q k^T + bias) v (G, N, D) and the log of its normaliser (G, N), by the fastest kernel that serves."""
-    if queries.device.type == "cpu" and queries.numel() and keys.numel() and queries.shape[-1] == values.shape[-1]:
-        return _attend_fused(queries, keys, values, scale, key_bias)
-    return _attend_in_blocks(queries, keys, values, scale, key_bias)
+def _bias(anchors: Tensor, keys: Tensor, scale: float, key_bias: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    """What is added to the scores of a key, (G, 1, M) or fit for it, and what must be added to a logsumexp for it."""
+    bias = keys.new_zeros(1, 1, 1) if key_bias is None else key_bias.to(keys.dtype)[:, None, :]
+    if keys.dtype in (torch.float32, torch.float64) or not anchors.numel() or not keys.numel():
+        return bias, 0.0
+    largest = (anchors.float().norm(dim=2).amax() * keys.float().norm(dim=2).amax() * scale).to(keys.dtype)
+    return bias - largest, largest.float()
 
 
-def _attend_fused(queries, keys, values, scale, key_bias):
-    # The kernel takes the last stride for 1 and reads elsewhere when it is not.
-    heads = [x.contiguous()[:, None] for x in (queries, keys, values)]
-    mask = None
-    if key_bias is not None:
-        dtype = queries.dtype if queries.dtype == torch.float64 else torch.float32
-        mask = key_bias.to(dtype).contiguous()[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
-    return out[:, 0], lse[:, 0]
-
-
-def _attend_in_blocks(queries, keys, values, scale, key_bias):
-    """The same with plain products, some rows at a time."""
-    accumulate = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    step = max(1, CELLS_AT_ONCE // max(1, len(queries) * keys.shape[1]))
-    keys, values = keys.to(accumulate), values.to(accumulate)
-    out, lse = [], []
-    for rows in queries.split(step, dim=1):
-        scores = rows.to(accumulate) @ keys.transpose(1, 2) * scale
-        if key_bias is not None:
-            scores = scores + key_bias[:, None, :]
-        lse.append(scores.logsumexp(2))
-        out.append((scores.softmax(2) @ values).to(queries.dtype))
-    return torch.cat(out, dim=1), torch.cat(lse, dim=1)
-
-
-def in_blocks(
-    block: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], columns: int, dim: int = 0
-) -> tuple[Tensor, ...]:
-    """block(*rows) -> tensors of one entry a row, without more than CELLS_AT_ONCE similarities at once: some rows at a time.
-
-    rows: tensors that are cut along `dim`; columns: how many similarities a row costs. A block's matrices are dropped after use and
-    recomputed in the backward.
-    """
-    step = max(1, CELLS_AT_ONCE // max(1, columns))
-    if step >= rows[0].shape[dim] or not rows[0].shape[dim]:
-        return block(*rows)
-    parts = zip(*(x.split(step, dim) for x in rows))
-    if torch.is_grad_enabled():
-        done = [checkpoint(block, *part, use_reentrant=False) for part in parts]
-    else:
-        done = [block(*part) for part in parts]
-    return tuple(torch.cat(pieces, dim) for pieces in zip(*done))
+def _product(a: Tensor, b: Tensor, scale: float = 1, bias: Tensor | None = None) -> Tensor:
+    """scale * a (G, n, m) @ b (G, m, k) + bias (G, 1, k)."""
+    if len(a) == 1 and a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # oneDNN, since MKL leaves half of an AMD processor unused.
+        row = None if bias is None else bias.expand(1, 1, b.shape[2])[0, 0].contiguous()
+        return torch.ops.mkldnn._linear_pointwise(a[0] * scale if scale != 1 else a[0], b[0].T, row, "none", [], "")[None]
+    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b, alpha=scale)
