@@ -28,7 +28,8 @@ class NetworkOptions:
     decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
     decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
     output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
-    image_size: int = field(default=96, metadata={"help": "side of the training crop in px"})
+    image_size: int = field(default=96, metadata={"help": "height of the training crop in px"})
+    image_width: int | None = field(default=None, metadata={"help": "its width in px; default: square"})
     base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px; 0 = native; default: image size"})
     attach: str = field(default="ancestor", metadata={"help": "where the heads sit: ancestor, backbone or decoder"})
     bn_views: str = field(default="joint", metadata={"help": "joint or separate batch statistics of the two views"})
@@ -39,13 +40,16 @@ class NetworkOptions:
     pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
     pixel_layers: int = field(default=3, metadata={"help": "layers of the pixel head"})
     pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
-    pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: side features are resized to; default: as is, up to 65"})
+    pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: height features are resized to; default: as is, up to 65"})
 
     def __post_init__(self):
         if self.bn_views not in ("joint", "separate"):
             raise ValueError(f"--bn-views is {self.bn_views!r}; choose joint or separate")
-        if self.image_size < 16 or (self.base_size or 0) < 0:
-            raise ValueError(f"--image-size {self.image_size} and --base-size {self.base_size}: give at least 16, and at least 0 (native)")
+        if self.image_size < 16 or (self.image_width or 16) < 16 or (self.base_size or 0) < 0:
+            raise ValueError(
+                f"--image-size {self.image_size}, --image-width {self.image_width} and --base-size {self.base_size}: give at least 16, 16 "
+                "and 0 (native)"
+            )
         least_one = ("decoder_channels", "local_grid", "local_layers", "global_dim", "local_dim", "pixel_dim", "pixel_layers", "pixel_grid")
         for name in least_one:
             value = getattr(self, name)

@@ -113,8 +113,12 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> t
     state = json.loads((folder / "state.json").read_text())
     method.load_state_dict(load_file(folder / "method.safetensors"))
     per_parameter: dict[int, dict] = {int(index): dict(values) for index, values in state["optimizer"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # in its memory format: fused optimizers go through both as they lie in memory
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
         per_parameter.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
     return state["step"], state["pending"]

@@ -17,11 +17,12 @@ class MsclConfig(PreTrainedConfig):
     norm_features: whether the last tap lies behind the backbone's final normalisation, where it has one.
     decoder: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
     global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
-    pixel_grid: side to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
+    pixel_grid: height to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
     attach: where the heads sit, "ancestor", "backbone" or "decoder".
     bn_views: "joint" runs both views in one forward, "separate" one after the other (batch statistics of its own each).
     contrast: options of `mscl_hf.losses.MultiScaleLoss` (which losses, weights, temperatures, ...), or empty for the defaults.
-    image_size: side of the training crop in px; base_size: short side of the image before cropping in px, 0 = native.
+    image_size: height of the training crop in px; image_width: its width, None = square;
+        base_size: short side of the image before cropping in px, 0 = native.
     image_mean, image_std: of the images in 0..1 that the backbone expects (timm's own; ImageNet's where unknown).
     """
 
@@ -55,6 +56,7 @@ class MsclConfig(PreTrainedConfig):
         auxiliary_loss_weight: float = 0.4,
         semantic_loss_ignore_index: int = 255,
         image_size: int = 224,
+        image_width: int | None = None,
         base_size: int | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
@@ -86,6 +88,7 @@ class MsclConfig(PreTrainedConfig):
         self.auxiliary_loss_weight = auxiliary_loss_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         self.image_size = image_size
+        self.image_width = image_width
         self.base_size = image_size if base_size is None else base_size
         self.image_mean = list(image_mean or (0.485, 0.456, 0.406))
         self.image_std = list(image_std or (0.229, 0.224, 0.225))

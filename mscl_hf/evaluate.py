@@ -57,7 +57,7 @@ def evaluate_model(
         options = replace(options, base_size=getattr(network.config, "base_size", 0))
     _check_classes(network, data)
     scored = _scored_indices(data.classes, score_classes)
-    second = None if by_evaluate is None else _load_metric(by_evaluate, accelerator)
+    second = None if by_evaluate is None else load_metric(by_evaluate, accelerator.num_processes)
     predict = _Predictor(network, accelerator, options, mean, std)
     was_training, started = network.training, time.perf_counter()
     network.eval()
@@ -101,10 +101,10 @@ class _Predictor:
         return logits[0].argmax(0).cpu().numpy()
 
 
-def _load_metric(name: str, accelerator: Accelerator):
-    """An `evaluate` module; it cannot add up what several processes count."""
-    if accelerator.num_processes > 1:
-        raise ValueError(f"the evaluate module {name!r} runs in one process, not in {accelerator.num_processes}; leave it out")
+def load_metric(name: str, processes: int = 1):
+    """A module of the library `evaluate`; it cannot add up what several processes count."""
+    if processes > 1:
+        raise ValueError(f"the evaluate module {name!r} runs in one process, not in {processes}; leave it out")
     entries = sys.path[:]
     # The folder of a script that runs leads sys.path, and recipes/evaluate.py there would be taken for the library.
     sys.path[:] = [entry for entry in entries if not (Path(entry) / "evaluate.py").is_file()]

@@ -8,7 +8,7 @@ from .data.loading import TrainingData
 from .losses import labels_at
 from .methods import SegmentationTraining
 from .metrics import MeanIoU
-from .train import Buffers, to_device
+from .train import Buffers
 
 IGNORE = 255
 MOST_CELLS = 200_000  # of all batches together: 0.2 GB at 256 channels
@@ -72,8 +72,7 @@ def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tu
     network.train()
     chosen = torch.Generator().manual_seed(data.seed)
     xs, ys = [], []
-    for batch in data.loader(0, batches):  # all of it on every process: each then starts from the same classifier
-        batch = to_device(batch, device)
+    for batch in data.batches(0, batches, device=device):  # all of it on every process: each then starts from the same classifier
         features = network.decoder(list(network.backbone(method.normalise(batch["image"])).feature_maps)).float()
         labels = labels_at(batch["mask"], features.shape[-2:]).flatten()
         places = (labels != IGNORE).nonzero()[:, 0]

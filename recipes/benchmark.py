@@ -43,9 +43,17 @@ class CompareOptions:
 
 @command
 def main() -> None:
+    if sys.argv[1:2] == ["speed"]:
+        import speed
+
+        return speed.main(sys.argv[2:])
     if sys.argv[1:2] != ["compare"]:
-        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare")
-    (options,) = parse((CompareOptions,), __doc__.splitlines()[0], sys.argv[2:])
+        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare or speed")
+    return compare(sys.argv[2:])
+
+
+def compare(argv: list[str]) -> None:
+    (options,) = parse((CompareOptions,), __doc__.splitlines()[0], argv)
     spec = yaml.safe_load(Path(options.spec).read_text())
     names = options.only or list(spec["cells"])
     unknown = set(names) - set(spec["cells"])

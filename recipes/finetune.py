@@ -28,7 +28,8 @@ class FinetuneOptions:
 
     model: str = field(default="runs/pretrain", metadata={"help": "model folder or Hub name to start from"})
     output_dir: str = field(default="runs/finetune", metadata={"help": "new or empty folder for the model and its records"})
-    image_size: int | None = field(default=None, metadata={"help": "side of the training crop in px; default: as pre-trained"})
+    image_size: int | None = field(default=None, metadata={"help": "height of the training crop in px; default: as pre-trained"})
+    image_width: int | None = field(default=None, metadata={"help": "its width in px; default: as pre-trained, or square"})
     base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px, 0 = native; default: as pre-trained"})
     min_scale: float = field(default=0.5, metadata={"help": "smallest random scale, as a factor of the base size"})
     max_scale: float = field(default=2.0, metadata={"help": "largest random scale, as a factor of the base size"})
@@ -44,8 +45,11 @@ class FinetuneOptions:
             raise ValueError(f"--probe-batches is {self.probe_batches}; it must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.image_size is not None and self.image_size < 16 or self.base_size is not None and self.base_size < 0:
-            raise ValueError(f"--image-size {self.image_size} and --base-size {self.base_size}: give at least 16, and at least 0 (native)")
+        if min(self.image_size or 16, self.image_width or 16) < 16 or (self.base_size or 0) < 0:
+            raise ValueError(
+                f"--image-size {self.image_size}, --image-width {self.image_width} and --base-size {self.base_size}: give at least 16, 16 "
+                "and 0 (native)"
+            )
         for name in ("colour", "auxiliary_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
@@ -70,7 +74,8 @@ def main() -> None:
     trained_as = open_model(MsclConfig, run.model)
     image_size = trained_as.image_size if run.image_size is None else run.image_size
     base_size = trained_as.base_size if run.base_size is None else run.base_size
-    view = TrainView(image_size, base_size, (run.min_scale, run.max_scale), run.colour)
+    image_width = run.image_width or (trained_as.image_width if run.image_size is None else None)
+    view = TrainView(image_size, base_size, (run.min_scale, run.max_scale), run.colour, image_width)
     data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
     classes = (data.stream or data.labelled).classes
     if not classes:
@@ -89,6 +94,7 @@ def main() -> None:
         auxiliary_loss_weight=run.auxiliary_loss_weight,
         decoder_dropout=run.dropout,
         image_size=image_size,
+        image_width=image_width,
         base_size=base_size,
     )
     config = network.config

@@ -54,7 +54,7 @@ def main() -> None:
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
 
-    view = VIEWS[method_type.views](config.image_size, config.base_size, views)
+    view = VIEWS[method_type.views](config.image_size, config.base_size, views, config.image_width)
     data = pretraining_data(
         data_options, view, train.batch_size, train.seed, run.unlabelled if method_type.trains else "none", run.labelled_share,
         method_type.uses_labels(flat(*options)), accelerator.print,

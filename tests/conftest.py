@@ -1,8 +1,11 @@
 """Fixtures that several test files share, and the marker for long tests."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["MSCL_HF_CACHE"] = tempfile.mkdtemp(prefix="mscl_hf_tests_")
+atexit.register(shutil.rmtree, os.environ["MSCL_HF_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):

@@ -311,7 +311,7 @@ def test_file_that_goes_bad_during_the_run(tmp_path, workers):
     for out in ("allowed", "refused"):
         (tmp_path / out).mkdir()
     harness.fit(harness.finetuning(), ready, given, tmp_path / "allowed", accelerator, max_bad_images=1)
-    names = [name for batch in ready.loader(0, 3) for name in batch["name"]]
+    names = [name for batch in ready.batches(0, 3) for name in batch["name"]]
     assert "2" not in names and len(names) == 12 and names.count("3") == 4
     with pytest.raises(ValueError, match=r"1 bad image\(s\), more than --max-bad-images 0.*train/2\.png"):
         harness.fit(harness.finetuning(), ready, given, tmp_path / "refused", accelerator, max_bad_images=0)

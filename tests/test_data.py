@@ -319,12 +319,12 @@ def test_a_stream_leaves_bad_rows_out_and_counts_them(tmp_path):
     """With a limit the run goes on without the row, pass after pass, and resumes among the same samples; beyond the limit it ends."""
     stream = load_data("hf", "train", as_saved(tmp_path), streaming=True, num_classes=2)  # rows 2 and 5 hold label 2
     data = TrainingData(None, None, TrainView(32, 32), 0, stream=stream, batch_size=2)
-    batches = list(islice(data.loader(0, 4), 4))
+    batches = list(islice(data.batches(0, 4), 4))
     names = [name for batch in batches for name in batch["name"]]
     assert len(names) == 8
     messages = {message for batch in batches for message in batch["bad"]}
     assert len(messages) == 1 and "MD5" in messages.pop()  # both rows hold the same mask
-    resumed = list(islice(data.loader(2, 4), 2))
+    resumed = list(islice(data.batches(2, 4), 2))
     assert [batch["name"] for batch in resumed] == [batch["name"] for batch in batches[2:]]
     accelerator = harness.fresh_accelerator()
     for out, allowed in (("allowed", 1), ("refused", 0)):

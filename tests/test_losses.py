@@ -27,6 +27,12 @@ def unit(*shape, seed=0, dtype=torch.float64):
     return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype))
 
 
+def few_rows_at_once(monkeypatch, cells):
+    monkeypatch.setitem(streamed.CELLS_AT_ONCE, "cpu", cells)
+    monkeypatch.setattr(streamed, "FEW_ROWS", 1)
+    monkeypatch.setattr(streamed, "MANY_ROWS", 1)
+
+
 def labels_of(*shape, classes=3, ignored=0.2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, shape, generator=generator)
@@ -246,7 +252,7 @@ def test_row_blocks_change_nothing(monkeypatch, options):
     found = []
     for cells in (1, 300, 1 << 24):
         a, b = (unit(2, 50, 6, seed=s, dtype=torch.float32).requires_grad_() for s in (0, 1))
-        monkeypatch.setitem(streamed.CELLS_AT_ONCE, "cpu", cells)
+        few_rows_at_once(monkeypatch, cells)
         loss = pixel_contrast(a, b, labels_of(2, 50), **options).loss
         loss.backward()
         found.append((loss.detach(), a.grad, b.grad))
@@ -259,7 +265,7 @@ def test_row_blocks_change_nothing(monkeypatch, options):
 def test_autocast_does_not_reach_the_losses(monkeypatch, cells):
     """Under bfloat16 autocast, value and gradient are float32's."""
     a, b, y = unit(4, 30, 6, dtype=torch.float32).requires_grad_(), unit(4, 30, 6, seed=1, dtype=torch.float32), labels_of(4, 30)
-    monkeypatch.setitem(streamed.CELLS_AT_ONCE, "cpu", cells)
+    few_rows_at_once(monkeypatch, cells)
     for loss in every_loss(y):
         plain = loss(a, b)
         wanted = torch.autograd.grad(plain, a)[0]

@@ -253,10 +253,10 @@ def test_where_the_heads_sit(attach):
 
 
 def test_pixel_head_sees_only_the_images_it_is_given():
-    """Chosen images in the order given, as if alone; maps larger than pixel_grid are resized to it."""
+    """Chosen images in the order given, as if alone; maps are resized to a height of pixel_grid, their shape kept."""
     model, image = MsclForPreTraining(config_of(pixel_grid=3)).eval(), torch.randn(3, 3, 64, 48)
     whole = model(image).pixel_embeds
-    assert whole.shape == (3, 256, 3, 3)
+    assert whole.shape == (3, 256, 3, 2)
     torch.testing.assert_close(model(image, pixel_images=torch.tensor([2, 0])).pixel_embeds, whole[[2, 0]])
 
 

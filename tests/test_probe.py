@@ -61,7 +61,9 @@ def training(scenes=6, labels=None):
     data = harness.scenes(scenes)
     ready = TrainingData(data, None, TrainView(32, 32), 0, Order(tuple(range(scenes)), (), 3, 3, 0))
     if labels is not None:
-        ready = TrainingData(data, None, lambda *given: {**TrainView(32, 32)(*given), "mask": labels}, 0, ready.order)
+        view = TrainView(32, 32)
+        view.on_device = lambda batch: batch | {"mask": labels.expand_as(batch["mask"])}
+        ready = TrainingData(data, None, view, 0, ready.order)
     return ready
 
 
@@ -75,7 +77,7 @@ def test_the_classifier_starts_where_its_cells_say():
     assert changed == {"network.classifier.weight", "network.classifier.bias"} and method.training
     method.network.dropout.eval()
     hits, cells = 0, 0
-    for batch in training().loader(0, 4):
+    for batch in training().batches(0, 4):
         logits = method.network(method.normalise(batch["image"])).logits  # by batch statistics, as the classifier was fitted
         labels = labels_at(batch["mask"], logits.shape[-2:])
         hits += int(((logits.flatten(2).argmax(1) == labels) & (labels != 255)).sum())

@@ -373,10 +373,10 @@ def on_two(tmp_path: Path, *arguments) -> tuple[list[dict], str]:
 
 def in_one(tmp_path, monkeypatch, *arguments) -> list[list[str]]:
     """The global batches of the same run in this process."""
-    from mscl_hf import train
+    from mscl_hf.data import loading
 
-    seen, to_device = [], train.to_device
-    monkeypatch.setattr(train, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    seen, to_device = [], loading.to_device
+    monkeypatch.setattr(loading, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
     harness.run(*arguments, pictures=False)
     return seen[1:]
 

@@ -98,7 +98,7 @@ def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
 def test_dropout_is_active_while_fine_tuning():
     """Otherwise the cases above would say nothing about random numbers."""
     method = harness.finetuning().train()
-    batch = next(iter(harness.training_data("finetune").loader(0, 1)))
+    batch = next(iter(harness.training_data("finetune").batches(0, 1)))
     torch.manual_seed(0)
     assert method(**batch)["loss"] != method(**batch)["loss"]
 

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mscl_hf import checkpoint, train
+from mscl_hf.data import loading
 from mscl_hf.log import read_log
 from mscl_hf.train import NonFinite, TrainOptions, build_optimizer, freeze_unreached, lr_at
 
 
 def batches(stage: str = "pretrain", count: int = 1, **data) -> list[dict]:
-    return list(harness.training_data(stage, **data).loader(0, count))
+    return list(harness.training_data(stage, **data).batches(0, count))
 
 
 def snapshot(method) -> dict:
@@ -103,8 +104,8 @@ def test_accumulated_gradient_is_the_mean_of_the_halves():
 def test_accumulation_reads_as_many_batches(tmp_path, monkeypatch):
     """n optimizer steps with accumulation 2 see the forward passes 0 .. 2n - 1, in order, once each."""
     seen = []
-    to_device = train.to_device
-    monkeypatch.setattr(train, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    to_device = loading.to_device
+    monkeypatch.setattr(loading, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, gradient_accumulation_steps=2)
     assert seen[1:] == [batch["name"] for batch in batches(count=6)]  # the first is the look at what the loss reaches
 
@@ -371,3 +372,20 @@ def test_memory_options_change_no_number(tmp_path):
     for other in rows[1:]:
         for a, b in zip(rows[0], other):
             assert a == pytest.approx(b, rel=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
+    """The losses of the plain one to rounding, health checks included, and the very keys in the checkpoint; no compiler is one sentence."""
+    logs, keys = [], []
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        method = harness.pretraining(contrast={"losses": "g+p"})
+        watched = lambda method, step, row: {"checked": float(method.network(torch.ones(2, 3, 32, 32)).global_embeds.sum())}  # noqa: E731
+        harness.train(method, harness.training_data(), out, max_steps=3, log_every_steps=1, watch=watched, watch_every=2, compile=compiled)
+        logs.append([row.get("loss", row.get("checked")) for row in read_log(out / "log.jsonl")])
+        keys.append(list(method.state_dict()))
+    assert logs[0] == pytest.approx(logs[1], rel=1e-2) and keys[0] == keys[1]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="--compile needs a C.. compiler"):
+        harness.train(harness.pretraining(), harness.training_data(), tmp_path / "none", compile=True)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as tv
 
+from mscl_hf.data.colour import SIZE, distort_colour, draw_colour
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Batches, Order, Ticket, sample_rng
 from mscl_hf.data.segmentation_data import Sample, SegmentationData
-from mscl_hf.data.views import Crop, PairView, TrainView, ViewOptions, central_crop, cut, distort_colour, random_crop
+from mscl_hf.data.views import Crop, PairView, TrainView, ViewOptions, central_crop, cut, random_crop
 from mscl_hf.losses import labels_at
 
 GREY = torch.tensor([124, 116, 104])
@@ -79,7 +81,13 @@ def test_random_crops_keep_the_mask_on_the_image():
 
 def pair(geometry, seed=0, sample=None, **options):
     view = PairView(48, 48, ViewOptions(geometry=geometry, **{"colour": 0.0, "blur": 0.0, **options}))
-    return view(sample or coordinates(), np.random.default_rng(seed))
+    return complete(view, sample or coordinates(), np.random.default_rng(seed))
+
+
+def complete(view, sample, rng):
+    """A view of one sample with its colours."""
+    batch = view.on_device({name: value[None] for name, value in view(sample, rng).items()})
+    return {name: value[0] for name, value in batch.items()}
 
 
 @pytest.mark.parametrize("geometry", ["shared", "none"])
@@ -117,15 +125,36 @@ def test_crops_share_what_their_boxes_say(scales):
     assert mirrored > 8
 
 
+@pytest.mark.parametrize("geometry", ["shared", "crops", "none"])
+def test_views_that_are_wider_than_high(geometry):
+    """Height and width as asked for, nothing stretched: red is x, green is y, both a pixel a step; boxes show the same place."""
+    view = PairView(40, 60, ViewOptions(geometry, min_scale=0.8, max_scale=1.5, colour=0.0, blur=0.0), image_width=64)
+    for seed in range(10):
+        found = complete(view, coordinates(), np.random.default_rng(seed))
+        assert found["image"].shape == found["enhanced"].shape == (3, 40, 64) and found["mask"].shape == (40, 64)
+        for name in ("image", "enhanced"):
+            there = inside(found[name])
+            x, y = (found[name][channel].float() for channel in (0, 1))
+            across = (x[:, 1:] - x[:, :-1]).abs()[there[:, 1:] & there[:, :-1]].mean()
+            down = (y[1:] - y[:-1]).abs()[there[1:] & there[:-1]].mean()
+            assert across == pytest.approx(down.item(), abs=0.05) and down > 1
+        (x0, y0, x1, y1), (u0, v0, u1, v1) = found["boxes"]
+        centre, other = (((x0 + x1) / 2, (y0 + y1) / 2), ((u0 + u1) / 2, (v0 + v1) / 2))
+        points = [found[n][:, int(v * 40), int(u * 64)].float() for n, (u, v) in (("image", centre), ("enhanced", other))]
+        assert (points[0] - points[1]).abs().max() <= 6
+    wide = TrainView(40, 60, image_width=64)(coordinates(), np.random.default_rng(0))
+    assert wide["image"].shape == (3, 40, 64) and wide["mask"].shape == (40, 64)
+
+
 def test_views_depend_on_the_generator_alone():
     """Equal seeds, equal views, to the bit; other seeds, other views; global random states are neither read nor moved."""
     sample = coordinates()
     for view in (PairView(32, 32, ViewOptions("crops")), TrainView(32, 32)):
         state = torch.get_rng_state(), np.random.get_state()[1].copy()
-        first = view(sample, np.random.default_rng(3))
+        first = complete(view, sample, np.random.default_rng(3))
         assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
         torch.manual_seed(99)
-        again, other = view(sample, np.random.default_rng(3)), view(sample, np.random.default_rng(4))
+        again, other = (complete(view, sample, np.random.default_rng(n)) for n in (3, 4))
         assert all(torch.equal(first[key], again[key]) for key in first) and not torch.equal(first["image"], other["image"])
 
 
@@ -134,12 +163,43 @@ def test_colour_moves_no_pixel():
     ramp = torch.arange(256).repeat(3, 16, 1).to(torch.uint8)
     changed = 0
     for seed in range(30):
-        out = distort_colour(ramp, 1.0, 0.0, np.random.default_rng(seed))
+        out = distort_colour(ramp[None], draw_colour(1.0, 0.0, np.random.default_rng(seed))[None])[0]
         assert out.shape == ramp.shape and out.dtype == torch.uint8 and (out[:, :1] == out).all()
         assert (out[:, 0].int().diff(dim=1) >= 0).all()
         changed += not torch.equal(out, ramp)
     assert 15 < changed < 30  # eight in ten are jittered
-    assert torch.equal(distort_colour(ramp, 0.0, 0.0, np.random.default_rng(0)), ramp)
+    assert torch.equal(distort_colour(ramp[None], draw_colour(0.0, 0.0, np.random.default_rng(0))[None])[0], ramp)
+
+
+def one_by_one(image, strength, blur, rng):
+    """The distortion of one image with torchvision's operations, as they are drawn."""
+    x = image.float() / 255
+    if strength and rng.random() < 0.8:
+        factors = rng.uniform(max(0, 1 - 0.8 * strength), 1 + 0.8 * strength, 3)
+        shift = float(np.clip(rng.uniform(-0.2 * strength, 0.2 * strength), -0.5, 0.5))
+        for which in rng.permutation(4):
+            name = ("brightness", "contrast", "saturation", "hue")[which]
+            x = getattr(tv, f"adjust_{name}")(x, shift if which == 3 else float(factors[which]))
+    if strength and rng.random() < 0.2:
+        x = tv.rgb_to_grayscale(x, num_output_channels=3)
+    if rng.random() < blur:
+        kernel = max(3, round(0.1 * min(x.shape[-2:])) // 2 * 2 + 1)
+        x = tv.gaussian_blur(x, [kernel, kernel], [float(rng.uniform(0.1, 2.0))] * 2)
+    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("strength", "size"), [(1.0, (32, 32)), (0.3, (40, 24)), (2.5, (9, 9))])
+def test_a_batch_of_colours_is_torchvisions_one_by_one(strength, size):
+    """All orders of jitter, grey and blur: the same levels to rounding; whatever batch an image stands in, the very same."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (200, 3, *size), dtype=np.uint8))
+    images[:4] = torch.tensor([0, 255, 7, 128])[:, None, None, None]
+    drawn = torch.stack([draw_colour(strength, 0.5, np.random.default_rng(seed)) for seed in range(200)])
+    assert drawn.shape == (200, SIZE)
+    found = distort_colour(images, drawn)
+    wanted = torch.stack([one_by_one(image, strength, 0.5, np.random.default_rng(seed)) for seed, image in enumerate(images)])
+    off = (found.int() - wanted.int()).abs()
+    assert off.max() <= 1 and (off > 0).float().mean() < 1e-3
+    assert torch.equal(torch.cat([distort_colour(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 200, 7)]), found)
 
 
 def test_no_mask_means_ignored_everywhere():
@@ -261,21 +321,22 @@ def same(a, b):
 
 
 def test_batches_do_not_depend_on_workers_ranks_or_where_a_run_starts():
-    """Two workers give what none gives; two processes hold the parts of one; a run resumed at 3 goes on as it would have."""
-    whole = list(training_data().loader(0, 5))
-    assert all(same(a, b) for a, b in zip(whole, training_data().loader(0, 5, workers=2), strict=True))
-    assert all(same(a, b) for a, b in zip(whole[3:], training_data().loader(3, 5), strict=True))
+    """Two and eight workers give what none gives; two processes hold the parts of one; a run resumed at 3 goes on as it would have."""
+    whole = list(training_data().batches(0, 5))
+    for workers in (2, 8):
+        assert all(same(a, b) for a, b in zip(whole, training_data().batches(0, 5, workers=workers), strict=True))
+    assert all(same(a, b) for a, b in zip(whole[3:], training_data().batches(3, 5), strict=True))
     for rank in range(2):
-        for batch, part in zip(whole, training_data().loader(0, 5, rank, 2), strict=True):
+        for batch, part in zip(whole, training_data().batches(0, 5, rank, 2), strict=True):
             places = [rank, 2 + rank]
             assert torch.equal(part["image"], batch["image"][places]) and part["name"] == [batch["name"][i] for i in places]
             assert part["labelled"].tolist() == [0]
-    assert not same(whole[0], next(iter(training_data(seed=1).loader(0, 1))))
+    assert not same(whole[0], next(iter(training_data(seed=1).batches(0, 1))))
 
 
 def test_unlabelled_samples_never_open_a_mask():
     """Their rows raise on access; their part of the batch is ignored, the labelled part is not."""
-    for batch in training_data().loader(0, 6):
+    for batch in training_data().batches(0, 6):
         assert batch["labelled"].tolist() == [0, 1] and batch["bad"] == []
         assert (batch["mask"][2:] == 255).all() and (batch["mask"][:2] != 255).flatten(1).any(1).all()
     with pytest.raises(AssertionError, match="opened its mask"):

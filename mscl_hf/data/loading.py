@@ -1,12 +1,14 @@
-"""From tickets to batches: decode, draw views, stack; in this process or in workers, with the same result."""
+"""From tickets to batches on a device: decode, draw views, stack; in this process or in workers, with the same result."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -15,7 +17,17 @@ from .order import Batches, Order, Ticket, sample_rng
 from .segmentation_data import BadSample, Sample, SegmentationData
 from .stream import SegmentationStream
 
-View = Callable[..., dict[str, Tensor]]
+
+class View(Protocol):
+    """What is made of a sample, see `views`. short_side: px of the image's short side beyond which detail is lost; 0 = none."""
+
+    short_side: int
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]: ...
+
+    def on_device(self, batch: dict) -> dict: ...
+
+
 SHUFFLE_BUFFER = 1000
 
 
@@ -79,6 +91,11 @@ def stack(samples: list[dict]) -> dict:
     return batch
 
 
+def to_device(batch: dict, device: torch.device) -> dict:
+    """Tensors of a batch on the device, the rest as it is."""
+    return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What a run trains on, ready to be cut into batches.
@@ -94,6 +111,27 @@ class TrainingData:
     order: Order | None = None
     stream: SegmentationStream | None = None
     batch_size: int = 0
+
+    def batches(
+        self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0, device: torch.device | str = "cpu"
+    ) -> Iterator[dict]:
+        """The same on the device, with their views complete. On a GPU the next batch is made ready while the present one is used."""
+        loader, device = self.loader(first, last, rank, world, workers), torch.device(device)
+        if device.type != "cuda":
+            for batch in loader:
+                yield self.view.on_device(to_device(batch, device))
+            return
+        stream, ready = torch.cuda.Stream(device), None
+        for batch in chain(loader, [None]):
+            with torch.cuda.stream(stream):
+                coming = None if batch is None else self.view.on_device(to_device(batch, device))
+            if ready is not None:
+                yield ready
+            torch.cuda.current_stream(device).wait_stream(stream)
+            for value in (coming or {}).values():
+                if isinstance(value, Tensor) and value.is_cuda:
+                    value.record_stream(torch.cuda.current_stream(device))
+            ready = coming
 
     def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
         """Batches of this process for forward passes first .. last - 1."""

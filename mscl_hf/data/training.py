@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import datasets
 
+from .decoded import decoded
 from .hub_source import row_names
 from .loading import TrainingData, View
 from .order import Order
@@ -45,7 +46,13 @@ class DataOptions:
     classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them"})
     num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
 
+    decoded_cache_gb: float = field(
+        default=10.0, metadata={"help": "keep decoded training images on disk, up to so much in all (MSCL_HF_CACHE says where); 0 = do not"}
+    )
+
     def __post_init__(self):
+        if not self.decoded_cache_gb >= 0:
+            raise ValueError(f"--decoded-cache-gb is {self.decoded_cache_gb}; it must be at least 0")
         if self.max_bad_images < 0:
             raise ValueError(f"--max-bad-images is {self.max_bad_images}; it must be at least 0")
 
@@ -105,35 +112,42 @@ def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], No
     return data if not bad else data.select(good)
 
 
-def labelled_part(options: DataOptions, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
+def usable_for(view: View, data: SegmentationData, options: DataOptions, say: Callable[[str], None]) -> SegmentationData:
+    """The same for training: decoded once, at the largest size that the views ask for."""
+    return usable(decoded(data, view.short_side, options.decoded_cache_gb, say), options, say)
+
+
+def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
     """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen."""
     data = open_split(options, training_split(options))
     if data.labelled and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
         say(f"{data.num_classes} classes found in the masks; to be sure of them, give --classes or --num-classes")
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = data.select(chosen)
-    return usable(data, options, say), set(data.names)
+    return usable_for(view, data, options, say), set(data.names)
 
 
-def unlabelled_part(options: DataOptions, unlabelled: str, taken: set[str], say: Callable[[str], None]) -> SegmentationData | None:
+def unlabelled_part(
+    options: DataOptions, view: View, unlabelled: str, taken: set[str], say: Callable[[str], None]
+) -> SegmentationData | None:
     """The usable images without labels: none, the rest of the training split (all but the names taken), or those of a folder."""
     if unlabelled == "none":
         return None
     if unlabelled != "rest":
-        return usable(load_data("folder", "train", unlabelled, unlabelled=True), options, say)
+        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True), options, say)
     images = open_split(options, training_split(options), unlabelled=True)
     rest = [index for index, name in enumerate(images.names) if name not in taken]
     if not rest:
         say("--unlabelled rest: every image of the training split is used with its mask, so none is left; --train-count would leave some")
         return None
-    return usable(images.select(rest), options, say)
+    return usable_for(view, images.select(rest), options, say)
 
 
 def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
     """The labelled subset alone."""
     if options.streaming:
         return _streamed(options, view, batch_size, seed)
-    data, _ = labelled_part(options, say)
+    data, _ = labelled_part(options, view, say)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
     return TrainingData(data, None, view, seed, order)
 
@@ -153,10 +167,10 @@ def pretraining_data(
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if not uses_labels:
         return _without_labels(options, view, batch_size, seed, unlabelled, say)
-    data, taken = labelled_part(options, say)
+    data, taken = labelled_part(options, view, say)
     if not data.labelled:
         raise ValueError(f"{data.name}/{data.split} has no masks and the losses need them; add masks, or choose --losses g, l or g+l")
-    extra = unlabelled_part(options, unlabelled, taken, say)
+    extra = unlabelled_part(options, view, unlabelled, taken, say)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)
@@ -181,7 +195,7 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
         )
     data = open_split(options, training_split(options), unlabelled=True)
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
-    data = usable(data if unlabelled == "rest" else data.select(chosen), options, say)
+    data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, say)
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
     _tell_repeats(order, say)
     return TrainingData(None, data, view, seed, order)

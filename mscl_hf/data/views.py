@@ -1,16 +1,19 @@
 """Views of a sample: crops that take the mask along, and colour distortion that moves no pixel.
 
-A view is a function (Sample, rng) -> dict of uint8 tensors; `VIEWS` names those of pre-training. Everything random comes from `rng`.
+A view is a function (Sample, rng) -> dict of tensors, which decoding workers call, and `on_device`, which completes a batch of them where
+it is used: workers cut crops as uint8, colours are computed for the whole batch. `VIEWS` names those of pre-training. Everything random
+comes from `rng`.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
+from .colour import distort_colour, draw_colour
 from .segmentation_data import Sample
 
 IGNORE = 255
@@ -48,54 +51,70 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of the source image in px (it may stick out of the image), and whether it is mirrored."""
+    """A rectangle of the source image in px (it may stick out of the image), side high and aspect times as wide; is it mirrored?"""
 
     x: float
     y: float
     side: float
     flip: bool
+    aspect: float = 1.0
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1"""
+        return self.x, self.y, self.x + self.side * self.aspect, self.y + self.side
 
     def in_view(self, x0: float, y0: float, x1: float, y1: float) -> list[float]:
         """A box in source px -> in 0..1 of this crop; mirrored crops give x0 > x1."""
-        box = [(x0 - self.x) / self.side, (y0 - self.y) / self.side, (x1 - self.x) / self.side, (y1 - self.y) / self.side]
+        width = self.side * self.aspect
+        box = [(x0 - self.x) / width, (y0 - self.y) / self.side, (x1 - self.x) / width, (y1 - self.y) / self.side]
         return [1 - box[0], box[1], 1 - box[2], box[3]] if self.flip else box
 
 
-def random_crop(size: tuple[int, int], crop_px: int, base_px: int, scales: tuple[float, float], rng) -> Crop:
-    """A crop of crop_px out of an image (width, height) brought to a short side of base_px (0 = native) times a random scale."""
+def random_crop(
+    size: tuple[int, int], crop_px: int, base_px: int, scales: tuple[float, float], rng: np.random.Generator, aspect: float = 1.0
+) -> Crop:
+    """A crop crop_px high out of an image (width, height) brought to a short side of base_px (0 = native) times a random scale."""
     width, height = size
     zoom = (base_px / min(size) if base_px else 1) * rng.uniform(*scales)
     side = crop_px / zoom
     # Where the window is larger than the image it slides the other way, so that the whole image stays inside.
-    x, y = rng.uniform(min(0, width - side), max(0, width - side)), rng.uniform(min(0, height - side), max(0, height - side))
-    return Crop(x, y, side, bool(rng.random() < 0.5))
+    x, y = (rng.uniform(min(0, room), max(0, room)) for room in (width - side * aspect, height - side))
+    return Crop(x, y, side, bool(rng.random() < 0.5), aspect)
 
 
-def central_crop(size: tuple[int, int], crop_px: int, base_px: int) -> Crop:
+def largest_side(base_px: int, max_scale: float) -> int:
+    """The short side in px that crops at the largest scale show of an image; 0 where images are taken at their own size."""
+    return math.ceil(base_px * max(1, max_scale))
+
+
+def central_crop(size: tuple[int, int], crop_px: int, base_px: int, aspect: float = 1.0) -> Crop:
     """The same without chance: the middle of the image at the base size."""
     side = crop_px / (base_px / min(size) if base_px else 1)
-    return Crop((size[0] - side) / 2, (size[1] - side) / 2, side, False)
+    return Crop((size[0] - side * aspect) / 2, (size[1] - side) / 2, side, False, aspect)
 
 
 def cut(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Tensor | None]:
-    """The crop at size x size: image (3, size, size) and mask (size, size) uint8; outside the image: grey, and ignored."""
-    image = _cut(Image.fromarray(sample.image), crop, size, Image.Resampling.BILINEAR, (124, 116, 104))
-    image = torch.from_numpy(image).permute(2, 0, 1)
-    if sample.mask is None:
-        return image.contiguous(), None
-    mask = _cut(Image.fromarray(sample.mask), crop, size, Image.Resampling.NEAREST, IGNORE)
-    return image.contiguous(), torch.from_numpy(mask)
+    """The crop at a height of size: image (3, size, width) and mask (size, width) uint8; outside the image: grey, and ignored."""
+    image = torch.from_numpy(_cut(sample.image, crop, size, Image.Resampling.BILINEAR, (124, 116, 104))).permute(2, 0, 1).contiguous()
+    mask = None if sample.mask is None else torch.from_numpy(_cut(sample.mask, crop, size, Image.Resampling.NEAREST, IGNORE))
+    return image, mask
 
 
-def _cut(picture: Image.Image, crop: Crop, size: int, resample: Image.Resampling, fill) -> np.ndarray:
+def _cut(pixels: np.ndarray, crop: Crop, size: int, resample: Image.Resampling, fill) -> np.ndarray:
     zoom = size / crop.side
-    x0, x1 = (np.clip([crop.x, crop.x + crop.side], 0, picture.width)).tolist()
-    y0, y1 = (np.clip([crop.y, crop.y + crop.side], 0, picture.height)).tolist()
+    x0, x1 = np.clip(crop.box[::2], 0, pixels.shape[1]).tolist()
+    y0, y1 = np.clip(crop.box[1::2], 0, pixels.shape[0]).tolist()
     left, top = round((x0 - crop.x) * zoom), round((y0 - crop.y) * zoom)
     right, bottom = max(left + 1, round((x1 - crop.x) * zoom)), max(top + 1, round((y1 - crop.y) * zoom))
-    part = picture.resize((right - left, bottom - top), resample, box=(x0, y0, x1, y1))
-    if part.size != (size, size):
-        canvas = Image.new(picture.mode, (size, size), fill)
+    # Of a large image, or one that lies on disk, only what the filter reaches is touched.
+    reach = math.ceil(max(1, (x1 - x0) / (right - left), (y1 - y0) / (bottom - top))) + 1
+    column, row = max(0, math.floor(x0) - reach), max(0, math.floor(y0) - reach)
+    part = Image.fromarray(np.ascontiguousarray(pixels[row : math.ceil(y1) + reach, column : math.ceil(x1) + reach]))
+    part = part.resize((right - left, bottom - top), resample, box=(x0 - column, y0 - row, x1 - column, y1 - row))
+    wanted = (round(size * crop.aspect), size)
+    if part.size != wanted:
+        canvas = Image.new(part.mode, wanted, fill)
         canvas.paste(part, (left, top))
         part = canvas
     if crop.flip:
@@ -103,81 +122,76 @@ def _cut(picture: Image.Image, crop: Crop, size: int, resample: Image.Resampling
     return np.array(part)
 
 
-def distort_colour(image: Tensor, strength: float, blur: float, rng) -> Tensor:
-    """SimCLR's colour distortion (Chen et al., 2020) of a uint8 image (3, H, W); no pixel moves."""
-    x = image.float() / 255
-    s = strength
-    if s > 0 and rng.random() < 0.8:
-        factors = rng.uniform(max(0, 1 - 0.8 * s), 1 + 0.8 * s, 3)
-        shift = float(np.clip(rng.uniform(-0.2 * s, 0.2 * s), -0.5, 0.5))
-        jitters = (
-            lambda y: F.adjust_brightness(y, float(factors[0])),
-            lambda y: F.adjust_contrast(y, float(factors[1])),
-            lambda y: F.adjust_saturation(y, float(factors[2])),
-            lambda y: F.adjust_hue(y, shift),
-        )
-        for i in rng.permutation(4):
-            x = jitters[i](x)
-    if s > 0 and rng.random() < 0.2:
-        x = F.rgb_to_grayscale(x, num_output_channels=3)
-    if rng.random() < blur:
-        kernel = max(3, round(0.1 * min(x.shape[-2:])) // 2 * 2 + 1)
-        x = F.gaussian_blur(x, [kernel, kernel], [float(rng.uniform(0.1, 2.0))] * 2)
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+def coloured(batch: dict) -> dict:
+    """A batch on its device with the colours that were drawn for its images: NAME_colour is applied to NAME, and gone."""
+    drawn = [name for name in batch if name.endswith("_colour")]
+    done = {name.removesuffix("_colour"): distort_colour(batch[name.removesuffix("_colour")], batch[name]) for name in drawn}
+    return {name: value for name, value in (batch | done).items() if name not in drawn}
 
 
 class PairView:
     """The paper's pair: a crop and its colour-enhanced copy.
 
-    Gives image, enhanced (3, S, S), mask, enhanced_mask (S, S) with 255 everywhere when there is no label, and boxes (2, 4): the part
-    that the two crops share, in 0..1 of each of them.
+    A batch of it holds image, enhanced (B, 3, H, W), mask, enhanced_mask (B, H, W) with 255 everywhere when there is no label, and boxes
+    (B, 2, 4): the part that the two crops share, in 0..1 of each of them.
     """
 
     name = "pair"
 
-    def __init__(self, image_size: int, base_size: int, options: ViewOptions):
+    def __init__(self, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None):
         self.size, self.base, self.options = image_size, base_size, options
+        self.aspect = (image_width or image_size) / image_size
+        self.short_side = largest_side(base_size, options.max_scale if options.geometry != "none" else 1)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         first, second = self._crops(sample.image.shape[1::-1], rng)
         image, mask = cut(sample, first, self.size)
         enhanced, enhanced_mask = (image, mask) if second == first else cut(sample, second, self.size)
         options = self.options
-        enhanced = distort_colour(enhanced, options.colour, options.blur, rng)
+        colours = {"enhanced_colour": draw_colour(options.colour, options.blur, rng)}
         if options.augment_both:
-            image = distort_colour(image, options.colour, options.blur, rng)
-        nothing = torch.full((self.size, self.size), IGNORE, dtype=torch.uint8)
+            colours["image_colour"] = draw_colour(options.colour, options.blur, rng)
+        nothing = torch.full(image.shape[1:], IGNORE, dtype=torch.uint8)
+        second_crop = {} if self.options.geometry != "crops" else {
+            "enhanced": enhanced,
+            "enhanced_mask": nothing if enhanced_mask is None else enhanced_mask,
+        }  # fmt: skip
         return {
             "image": image,
-            "enhanced": enhanced,
             "mask": nothing if mask is None else mask,
-            "enhanced_mask": nothing if enhanced_mask is None else enhanced_mask,
+            **second_crop,
+            **colours,
             "boxes": torch.tensor(_shared_part(first, second, sample.image.shape[1::-1])),
         }
+
+    @staticmethod
+    def on_device(batch: dict) -> dict:
+        """image, enhanced, mask, enhanced_mask and boxes; where both views show one crop, it came once."""
+        return coloured({"enhanced": batch["image"], "enhanced_mask": batch["mask"]} | batch)
 
     def _crops(self, size: tuple[int, int], rng) -> tuple[Crop, Crop]:
         options = self.options
         if options.geometry == "none":
-            crop = central_crop(size, self.size, self.base)
+            crop = central_crop(size, self.size, self.base, self.aspect)
             return crop, crop
         scales = (options.min_scale, options.max_scale)
-        first = random_crop(size, self.size, self.base, scales, rng)
+        first = random_crop(size, self.size, self.base, scales, rng, self.aspect)
         if options.geometry == "crops":
             for _ in range(20):  # enough for any overlap below 0.6; then the pair falls back to one crop, flips included
-                second = random_crop(size, self.size, self.base, scales, rng)
+                second = random_crop(size, self.size, self.base, scales, rng, self.aspect)
                 if _overlap(first, second) >= options.min_overlap:
                     return first, second
         return first, first
 
 
 def _intersection(a: Crop, b: Crop) -> tuple[float, float, float, float]:
-    return max(a.x, b.x), max(a.y, b.y), min(a.x + a.side, b.x + b.side), min(a.y + a.side, b.y + b.side)
+    return tuple(pick(pair) for pick, pair in zip((max, max, min, min), zip(a.box, b.box)))
 
 
 def _overlap(a: Crop, b: Crop) -> float:
     """The smaller of the shares of a and of b that the other covers."""
     x0, y0, x1, y1 = _intersection(a, b)
-    return max(0.0, x1 - x0) * max(0.0, y1 - y0) / max(a.side, b.side) ** 2
+    return max(0.0, x1 - x0) * max(0.0, y1 - y0) / (max(a.side, b.side) ** 2 * a.aspect)
 
 
 def _shared_part(a: Crop, b: Crop, size: tuple[int, int]) -> list[list[float]]:
@@ -189,18 +203,30 @@ def _shared_part(a: Crop, b: Crop, size: tuple[int, int]) -> list[list[float]]:
     return [a.in_view(*box), b.in_view(*box)]
 
 
-VIEWS = {"pair": PairView}  # of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewOptions)
+# Of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewOptions, image_width).
+VIEWS = {"pair": PairView}
 
 
 class TrainView:
-    """Fine-tuning: scale, crop, flip, light colour. Gives image (3, S, S) and mask (S, S)."""
+    """Fine-tuning: scale, crop, flip, light colour. A batch of it holds image (B, 3, H, W) and mask (B, H, W)."""
 
     name = "finetune"
 
-    def __init__(self, image_size: int, base_size: int, scales: tuple[float, float] = (0.5, 2.0), colour: float = 0.3):
+    def __init__(
+        self,
+        image_size: int,
+        base_size: int,
+        scales: tuple[float, float] = (0.5, 2.0),
+        colour: float = 0.3,
+        image_width: int | None = None,
+    ):
         self.size, self.base, self.scales, self.colour = image_size, base_size, scales, colour
+        self.aspect = (image_width or image_size) / image_size
+        self.short_side = largest_side(base_size, scales[1])
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
-        crop = random_crop(sample.image.shape[1::-1], self.size, self.base, self.scales, rng)
+        crop = random_crop(sample.image.shape[1::-1], self.size, self.base, self.scales, rng, self.aspect)
         image, mask = cut(sample, crop, self.size)
-        return {"image": distort_colour(image, self.colour, 0.0, rng), "mask": mask}
+        return {"image": image, "image_colour": draw_colour(self.colour, 0.0, rng), "mask": mask}
+
+    on_device = staticmethod(coloured)

@@ -15,8 +15,10 @@ from torch.autograd.function import once_differentiable
 
 # The score of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
 NOTHING = -1e30
-# Similarities held at once: a CPU's caches are small, a GPU wants long kernels.
+# Similarities held at once: a CPU's caches are small, a GPU wants long kernels. Where so many keys leave few rows to a block, it is better
+# large: the keys' gradient is read and written once a block.
 CELLS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
+FEW_ROWS, MANY_ROWS = 128, 512
 
 
 class Block(NamedTuple):
@@ -95,7 +97,8 @@ class _StreamedSum(torch.autograd.Function):
         bias, shift = _bias(anchors, keys, scale, key_bias)
         total = weights.sum() * shift
         of_anchors, of_columns = torch.empty_like(anchors, dtype=accumulate), torch.zeros_like(columns, dtype=accumulate)
-        step = max(1, CELLS_AT_ONCE.get(keys.device.type, 1 << 24) // max(1, len(keys) * keys.shape[1]))
+        step = CELLS_AT_ONCE.get(keys.device.type, 1 << 24) // max(1, len(keys) * keys.shape[1])
+        step = step if step >= FEW_ROWS else MANY_ROWS
         for start in range(0, anchors.shape[1], step):
             rows = slice(start, start + step)
             scores = _product(anchors[:, rows], columns, scale, bias)

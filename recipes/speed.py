@@ -1,0 +1,396 @@
+"""Speed: the losses beside plain autograd, a step beside the bare network, this project beside its peers; `benchmark.py speed` runs it.
+
+python recipes/benchmark.py speed --data-dir CamVid --peers runs/peers
+"""
+
+import contextlib
+import copy
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mscl_hf import train as training
+from mscl_hf.backbones import NetworkOptions
+from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.training import DataOptions, pretraining_data
+from mscl_hf.data.views import VIEWS, ViewOptions
+from mscl_hf.evaluate import load_metric
+from mscl_hf.losses import MultiScaleLoss, pixel_contrast
+from mscl_hf.losses.streamed import logsumexp, streamed_sum
+from mscl_hf.methods import MSCL
+from mscl_hf.metrics import MeanIoU
+from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.options import make_accelerator, parse
+from mscl_hf.publish import commit
+
+HERE = Path(__file__).resolve()
+PARTS = ("loss", "step", "peers", "metric", "growth")
+DIM, TEMPERATURE = 128, 0.1
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What to measure, on what."""
+
+    data_dir: str | None = field(default=None, metadata={"help": "CamVid's folder; none: drawn scenes, and no peers"})
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"of {', '.join(PARTS)}; the rest is kept"})
+    peers: str | None = field(default=None, metadata={"help": "folder of the environments that recipes/peers.py setup made"})
+    results: str = field(default="results/speed.json", metadata={"help": "file of the figures; a picture comes beside it"})
+    largest: int = field(default=262144, metadata={"help": "most anchors and keys of the loss"})
+    rounds: int = field(default=3, metadata={"help": "how often each is run, in turns"})
+    steps: int = field(default=30, metadata={"help": "steps of a run that count; ten more come before them"})
+    image_size: int = field(default=128, metadata={"help": "side of the crops in px"})
+    batch_size: int = field(default=16, metadata={"help": "images a step, two views each"})
+    backbone: str = field(default="resnet18", metadata={"help": "timm name"})
+
+    def __post_init__(self):
+        unknown = set(self.parts) - set(PARTS)
+        if unknown or min(self.rounds, self.steps) < 1:
+            raise ValueError(
+                f"--parts {' '.join(self.parts)} --rounds {self.rounds} --steps {self.steps}: choose parts of {', '.join(PARTS)}, and at "
+                "least one round and step"
+            )
+        if "peers" in self.parts and not (self.peers and self.data_dir):
+            raise ValueError("--parts peers needs --peers DIR (python recipes/peers.py setup --envs DIR) and --data-dir; or leave it out")
+
+
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["worker"]:
+        print(json.dumps(WORKERS[argv[1]](**json.loads(argv[2]))))
+        return
+    (options,) = parse((SpeedOptions,), __doc__.splitlines()[0], argv)
+    target = Path(options.results)
+    found = json.loads(target.read_text()) if target.is_file() else {}
+    for part in options.parts:
+        started = time.perf_counter()
+        found[part] = {"machine": machine(), "rows": MEASURED[part](options)}
+        found[part]["minutes"] = round((time.perf_counter() - started) / 60, 1)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(found, indent=1) + "\n")
+    from speed_report import draw, report
+
+    draw(found, target.with_suffix(".png"))
+    target.with_suffix(".md").write_text(report(found))
+    print(report(found))
+
+
+def machine() -> dict:
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+    return {"machine": where, "torch": torch.__version__, "commit": commit() or "-"}
+
+
+def measure(worker: str, **settings) -> dict:
+    """One figure in a process of its own, so that its memory is its own."""
+    done = subprocess.run(
+        [sys.executable, str(HERE.parent / "benchmark.py"), "speed", "worker", worker, json.dumps(settings)],
+        stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+    )  # fmt: skip
+    if done.returncode:
+        raise ValueError(f"the measurement {worker} {settings} ended with status {done.returncode}; what went wrong is shown above")
+    row = settings | json.loads(done.stdout.splitlines()[-1])
+    print({key: value for key, value in row.items() if key != "flags"}, flush=True)
+    return row
+
+
+def peak_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def clock(function, repeats: int) -> float:
+    """Median seconds."""
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        started = time.perf_counter()
+        function()
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# (a) the loss
+
+
+def measure_loss(options: SpeedOptions) -> list[dict]:
+    sizes = [n for n in (1024, 4096, 16384, 65536, 262144, 1048576) if n <= options.largest]
+    rows = []
+    for n in sizes:
+        routes = ("plain", "fp32", "bf16") if n <= 16384 else ("fp32", "bf16")
+        rounds = options.rounds if n <= 65536 else 1
+        rows += [measure("loss", n=n, route=route, repeats=3 if n <= 16384 else 1) for _ in range(rounds) for route in routes]
+    return rows
+
+
+def loss(n: int, route: str, repeats: int) -> dict:
+    """InfoNCE of n anchors and n keys, forward and backward: seconds, and what it adds to the peak memory."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    anchors, keys = (F.normalize(torch.randn(1, n, DIM, generator=generator), dim=2).to(device).requires_grad_() for _ in range(2))
+
+    def plain() -> None:
+        scores = anchors[0] @ keys[0].T / TEMPERATURE
+        (scores.logsumexp(1) - scores.diagonal()).mean().backward()
+
+    def streamed() -> None:
+        a, b = (anchors.bfloat16(), keys.bfloat16()) if route == "bf16" else (anchors, keys)
+        everything = streamed_sum(logsumexp(), a, b, TEMPERATURE, torch.full((1, n), 1 / n, device=device))
+        (everything - (a.float() * b.float()).sum(2).mean() / TEMPERATURE).backward()
+
+    function = plain if route == "plain" else streamed
+    before = peak_mb()
+    function()  # the first call: memory, and warm
+    added = peak_mb() - before
+    return {"seconds": clock(function, repeats), "added_mb": added}
+
+
+# (b) the step
+
+
+STEP = ("--losses", "g+l+p", "--precision", "bf16", "--num-workers", "0", "--val-split", "none")
+SIMCLR = ("--losses", "g", "--negatives", "ntxent", "--tau-g", "0.5", "--output-stride", "32", "--geometry", "crops",
+          "--augment-both", "true", "--num-workers", "0", "--val-split", "none")  # fmt: skip
+
+
+def flags(options: SpeedOptions, *more, **changes) -> list[str]:
+    data = ("--dataset", "camvid", "--data-dir", options.data_dir) if options.data_dir else ()
+    size = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone} | changes
+    return [*more, *data, *(word for name, value in size.items() for word in (f"--{name}", str(value)))]
+
+
+def measure_step(options: SpeedOptions) -> list[dict]:
+    more = {"fp32": ("--precision", "fp32"), "bf16": ()}
+    return [
+        measure("step", name=name, flags=flags(options, *STEP, *more[name]), steps=options.steps)
+        for _ in range(options.rounds) for name in more
+    ]  # fmt: skip
+
+
+def step(name: str, flags: list[str], steps: int, bare: bool = True) -> dict:
+    """Steps of the real training loop, and after each of them one of the bare network (backbone and decoder) on ready tensors.
+
+    Gives medians in ms of the whole step, its phases, the bare network; and images per second.
+    """
+    kinds = (MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, training.TrainOptions)
+    loss_options, views, data_options, net, train = parse(kinds, "", [*flags, "--max-steps", str(steps + 10), "--save-every-steps", "0"])
+    torch.manual_seed(0)
+    accelerator = make_accelerator(train.precision)
+    config = net.config(contrast=asdict(loss_options))
+    view = VIEWS["pair"](config.image_size, config.base_size, views, config.image_width)
+    data = pretraining_data(data_options, view, train.batch_size, 0, "none", 0.5, "p" in loss_options.heads, lambda *_: None)
+    method = MSCL(MsclForPreTraining(config))
+    clocks = Phases()
+    alone = BareNetwork(method, train, accelerator).run if bare else None
+    method.after_step = lambda done: clocks.end_of_step(alone)
+    with tempfile.TemporaryDirectory() as out, clocks.around(method, data.view):
+        training.fit(method, data, train, Path(out), accelerator)
+    medians = clocks.median_ms(steps)
+    done = {"milliseconds": medians, "images_per_second": round(train.batch_size / medians["step"] * 1e3, 2), "peak_mb": round(peak_mb())}
+    if bare:
+        done["overhead"] = round(statistics.median(row["step"] / row["bare"] for row in clocks.steps[-steps:]) - 1, 4)
+    return done
+
+
+class BareNetwork:
+    """Forward and backward of a copy of the backbone and the decoder on both views of a batch."""
+
+    def __init__(self, method: MSCL, options: training.TrainOptions, accelerator):
+        network = copy.deepcopy(method.network).to(accelerator.device, memory_format=torch.channels_last).train()
+        self.backbone, self.decoder, self.accelerator = network.backbone, network.decoder, accelerator
+        side = network.config.image_size
+        images = torch.randn(2 * options.batch_size, 3, side, side, device=accelerator.device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+
+    def run(self) -> None:
+        with self.accelerator.autocast():
+            decoded = self.decoder(list(self.backbone(self.images).feature_maps))
+        decoded.backward(torch.ones_like(decoded))
+        for part in (self.backbone, self.decoder):
+            part.zero_grad()
+        wait()
+
+
+class Phases:
+    """Seconds of each part of every training step, by clocks around the real ones."""
+
+    def __init__(self):
+        self.steps: list[dict[str, float]] = []
+        self.now: dict[str, float] = defaultdict(float)
+        self.started: float | None = None
+
+    def timed(self, name: str, function):
+        """The function, its seconds added to the present step's."""
+
+        def inner(*args, **kwargs):
+            wait()
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                wait()
+                self.now[name] += time.perf_counter() - begun
+
+        return inner
+
+    def end_of_step(self, aside=None) -> None:
+        """Called after each optimizer step; aside: what is to be timed before the next begins, and is no part of it."""
+        wait()
+        if self.started is not None:
+            row = dict(self.now) | {"step": time.perf_counter() - self.started}
+            row["losses"] = row.pop("method") - row["forward"]
+            row["rest"] = row["step"] - sum(value for name, value in row.items() if name != "step")
+            self.steps.append(row)
+        if aside is not None:
+            begun = time.perf_counter()
+            aside()
+            if self.steps:
+                self.steps[-1]["bare"] = time.perf_counter() - begun
+        self.now.clear()
+        self.started = time.perf_counter()
+
+    def around(self, method: MSCL, view) -> contextlib.ExitStack:
+        """Puts the clocks into the training loop until the stack is closed."""
+        stack, loader, build = contextlib.ExitStack(), TrainingData.loader, training.build_optimizer
+
+        def timed_loader(*args):
+            following = self.timed("decode", iter(loader(*args)).__next__)
+            with contextlib.suppress(StopIteration):
+                while True:
+                    yield following()
+
+        def timed_optimizer(*args):
+            optimizer = build(*args)
+            optimizer.step = self.timed("optimizer", optimizer.step)
+            return optimizer
+
+        for place, name, stand_in in (
+            (TrainingData, "loader", timed_loader),
+            (training, "build_optimizer", timed_optimizer),
+            (training, "_clip", self.timed("optimizer", training._clip)),
+            (training, "_save", lambda *_: None),
+            (torch.Tensor, "backward", self.timed("backward", torch.Tensor.backward)),
+            (method.network, "forward", self.timed("forward", method.network.forward)),
+            (method, "forward", self.timed("method", method.forward)),
+            (view, "on_device", self.timed("views", view.on_device)),
+        ):
+            stack.enter_context(mock.patch.object(place, name, stand_in))
+        return stack
+
+    def median_ms(self, steps: int) -> dict[str, float]:
+        names = dict.fromkeys(name for row in self.steps for name in row)
+        return {name: round(1e3 * statistics.median(row.get(name, 0) for row in self.steps[-steps:]), 2) for name in names}
+
+
+# (c) the peers
+
+
+def measure_peers(options: SpeedOptions) -> list[dict]:
+    rows = []
+    settings = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone, "workers": 0,
+                "steps": options.steps, "warmup": 10, "threads": torch.get_num_threads()}  # fmt: skip
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    for _, precision in itertools.product(range(options.rounds), ("bf16", "fp32")):
+        ours = measure("step", name=precision, flags=flags(options, *SIMCLR, "--precision", precision), steps=options.steps, bare=False)
+        rows.append({"peer": "mscl_hf", "precision": precision, "images_per_second": ours["images_per_second"],
+                     "milliseconds": ours["milliseconds"]})  # fmt: skip
+        for peer in ("lightly_train", "lightly", "stable_pretraining"):
+            command = [Path(options.peers) / peer / "bin" / "python", HERE.parent / "peers.py", "run", peer, *words]
+            command += ["--images", Path(options.data_dir) / "train", "--precision", precision]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            row = json.loads(done.stdout.splitlines()[-1])
+            rows.append({"peer": peer, "precision": precision, **{key: row[key] for key in ("version", "images_per_second")}})
+            print(rows[-1], flush=True)
+        rows.append(measure("bare", precision=precision, backbone=options.backbone, side=options.image_size, views=2 * options.batch_size))
+    return rows
+
+
+def bare(precision: str, backbone: str, side: int, views: int) -> dict:
+    """Forward and backward of the timm model alone on ready tensors: what no step of two views an image can beat."""
+    import timm
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = timm.create_model(backbone, num_classes=0).to(device, memory_format=torch.channels_last).train()
+    images = torch.randn(views, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+
+    def function() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            out = model(images)
+        out.backward(torch.ones_like(out))
+        model.zero_grad()
+
+    clock(function, 3)
+    return {"peer": "bare network", "images_per_second": round(views / 2 / clock(function, 20), 2)}
+
+
+# (d) the metric
+
+
+def measure_metric(options: SpeedOptions) -> list[dict]:
+    return [measure("metric", route=route) for _ in range(options.rounds) for route in ("streamed", "evaluate")]
+
+
+def metric(route: str, pairs: int = 40, classes: int = 19, size: tuple[int, int] = (512, 1024)) -> dict:
+    """Mean IoU of some pairs of maps: milliseconds a pair, and megabytes added; `evaluate` keeps all maps in an Arrow table."""
+    generator = np.random.default_rng(0)
+    label = np.kron(generator.integers(0, classes, (size[0] // 16, size[1] // 16)), np.ones((16, 16), dtype=np.int64)).astype(np.uint8)
+    prediction = np.where(generator.random(size) < 0.8, label, generator.integers(0, classes, size)).astype(np.uint8)
+    found = MeanIoU(classes) if route == "streamed" else load_metric(str(HERE.parent.parent / "hub" / "mean_iou"))
+    before, started = peak_mb(), time.perf_counter()
+    for _ in range(pairs):
+        if route == "streamed":
+            found.add(found.counts(prediction, label))
+        else:
+            found.add_batch(predictions=[prediction], references=[label])
+    value = found.compute() if route == "streamed" else found.compute(num_labels=classes, ignore_index=255)
+    seconds = time.perf_counter() - started
+    return {"ms": round(1e3 * seconds / pairs, 2), "added_mb": round(peak_mb() - before), "mean_iou": float(value["mean_iou"])}
+
+
+# (e) growth
+
+
+def measure_growth(options: SpeedOptions) -> list[dict]:
+    """One thing grows, the others stay as in (b): image size, batch, the pixels in the bag of the pixel loss, classes."""
+    rows = []
+    grids = ("--pixel-scope", "batch", "--pixel-dim", "128", "--loss-precision", "bf16")
+    runs = [("image size", side, {"image-size": side}, ()) for side in (96, 128, 192, 256)]
+    runs += [("batch", size, {"batch-size": size}, ()) for size in (8, 16, 32, 64)]
+    runs += [("pixels", options.batch_size * side**2, {"pixel-grid": side}, grids) for side in (16, 23, 32, 45, 64)]
+    for what, size, changes, more in runs:
+        row = measure("step", name=what, flags=flags(options, *STEP, *more, **changes), steps=max(3, options.steps // 3))
+        rows.append({"grows": what, "size": size} | {key: value for key, value in row.items() if key not in ("flags", "name")})
+    return rows + [{"grows": "classes", "size": n} | measure("classes", count=n) for n in (2, 11, 150, 255)]
+
+
+def classes(count: int) -> dict:
+    """The pixel loss alone on 16 bags of 1,024 pixels of so many classes."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (F.normalize(torch.randn(16, 1024, DIM, generator=generator), dim=2).requires_grad_() for _ in range(2))
+    labels = torch.randint(0, count, (16, 1024), generator=generator)
+    function = lambda: pixel_contrast(a, b, labels).loss.backward()  # noqa: E731
+    return {"milliseconds": {"losses": round(1e3 * clock(function, 9), 2)}}
+
+
+MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, "metric": measure_metric, "growth": measure_growth}
+WORKERS = {"loss": loss, "step": step, "bare": bare, "metric": metric, "classes": classes}

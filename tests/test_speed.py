@@ -1,0 +1,63 @@
+"""The speed benchmark on a small scale: every part runs, its figures add up, its page and picture are made; bad requests are refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import harness
+import pytest
+
+sys.path.append(str(harness.ROOT / "recipes"))
+import speed_report  # noqa: E402
+
+SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size", 32, "--batch-size", 4, "--largest", 1024)
+
+
+def run_speed(*words):
+    command = [sys.executable, harness.ROOT / "recipes" / "benchmark.py", "speed", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
+
+
+def test_loss_step_and_metric_are_measured(tmp_path):
+    """One command leaves figures, a page and a picture; the phases of a step add up to it; a part measured later is added."""
+    out = tmp_path / "speed.json"
+    done = run_speed("--parts", "loss", "step", *SMALL, "--results", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert {(row["n"], row["route"]) for row in found["loss"]["rows"]} == {(1024, route) for route in ("plain", "fp32", "bf16")}
+    assert all(row["seconds"] > 0 for row in found["loss"]["rows"])
+    for row in found["step"]["rows"]:
+        phases = {name: row["milliseconds"][name] for name in speed_report.PHASES}
+        assert all(value >= 0 for value in phases.values()) and phases["backward"] > 0 < phases["decode"]
+        assert sum(phases.values()) == pytest.approx(row["milliseconds"]["step"], rel=0.3)  # medians of two steps
+        assert row["images_per_second"] == pytest.approx(4e3 / row["milliseconds"]["step"], rel=0.01)
+    done = run_speed("--parts", "metric", *SMALL, "--results", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    added = json.loads(out.read_text())
+    assert added["step"] == found["step"]
+    streamed, plain = (row["mean_iou"] for row in added["metric"]["rows"])
+    assert streamed == plain and 0 < streamed < 1
+    assert "| streamed |" in out.with_suffix(".md").read_text() and out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_bad_requests_are_refused(tmp_path):
+    """Unknown parts, peers without a folder: one sentence, nothing written."""
+    cases = {"--parts lose": "choose parts of loss, step", "--parts peers": "needs --peers DIR", "--parts loss --fly": "--fly"}
+    for words, named in cases.items():
+        done = run_speed(*words.split(), "--results", tmp_path / "x.json")
+        assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_page_says_what_the_figures_are():
+    """Medians with ranges, factors over plain autograd, the exponent of a power law, none of what was not measured."""
+    assert speed_report.exponent([1, 10, 100], [3, 3 * 10**1.7, 3 * 10**3.4]) == pytest.approx(1.7)
+    machine = {"machine": "m", "torch": "t", "commit": "c"}
+    routes = (("plain", 12.0, 4000), ("plain", 8.0, 4000), ("plain", 9.0, 4000), ("bf16", 0.5, 100))
+    rows = [{"n": 16384, "route": route, "seconds": seconds, "added_mb": mb} for route, seconds, mb in routes]
+    page = speed_report.report({"loss": {"rows": rows, "machine": machine}})
+    assert "| 9.000 (8.000 to 12.000) | 1.0x |" in page and "| 0.500 | 18.0x | 100 | 1/40 |" in page and "Mean IoU" not in page
+    grown = [{"grows": "image size", "size": s, "milliseconds": {"step": s**2 / 10}} for s in (96, 128, 256)]
+    assert "| image size | 96: 922, 128: 1,638, 256: 6,554 | 1.00 |" in speed_report.report({"growth": {"rows": grown, "machine": machine}})
