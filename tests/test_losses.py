@@ -274,15 +274,38 @@ def test_autocast_does_not_reach_the_losses(monkeypatch, cells):
         assert cast.dtype == torch.float32 and torch.equal(cast, plain) and torch.equal(torch.autograd.grad(cast, a)[0], wanted)
 
 
-def every_loss(y):
-    """The losses as functions of embeddings (B, N, E), in all their forms."""
+def every_loss(y, **more):
+    """The losses as functions of embeddings (B, N, E), in all their forms; more: options that all of them have."""
     for options in ({}, {"negatives": "ntxent"}, {"denominator": "literal"}):
-        yield lambda a, b, options=options: global_contrast(a[:, 0], b[:, 0], **options)
+        yield lambda a, b, options=options: global_contrast(a[:, 0], b[:, 0], **options, **more)
     for scope, denominator in product(("batch", "image", "others"), ("all", "literal")):
-        yield lambda a, b, scope=scope, denominator=denominator: local_contrast(a, b, scope=scope, denominator=denominator)
+        yield lambda a, b, scope=scope, denominator=denominator: local_contrast(a, b, scope=scope, denominator=denominator, **more)
     for scope, (denominator, reduce) in product(("within", "cross", "batch"), (("all", "out"), ("all", "in"), ("neg", "out"))):
         options = {"scope": scope, "denominator": denominator, "reduce": reduce}
-        yield lambda a, b, options=options: pixel_contrast(a, b, y, **options).loss
+        yield lambda a, b, options=options: pixel_contrast(a, b, y, **options, **more).loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vectors", ["random", "identical", "zero", "opposite"])
+@pytest.mark.parametrize("labels", ["mixed", "one class", "all ignored", "every pixel its own"])
+def test_degenerate_batches_stay_finite(dtype, vectors, labels):
+    """Whatever the vectors and labels, down to a temperature of 1e-3 and a single image where one suffices: finite values and gradients."""
+    y = {"mixed": labels_of(2, 9), "one class": torch.full((2, 9), 4), "all ignored": torch.full((2, 9), 255)}
+    y = y.get(labels, torch.arange(18).view(2, 9))
+    a, b = unit(2, 9, 5, dtype=torch.float32), unit(2, 9, 5, seed=1, dtype=torch.float32)
+    if vectors != "random":
+        a = torch.zeros_like(a) if vectors == "zero" else a[:1, :1].expand(2, 9, 5)
+        b = -a if vectors == "opposite" else a
+    for temperature, images in product((0.07, 1e-3), (2, 1)):
+        for number, loss in enumerate(every_loss(y[:images], temperature=temperature)):
+            x, z = (v[:images].clone().to(dtype).requires_grad_() for v in (a, b))
+            if images == 1 and (number < 3 or number in (7, 8)):
+                with pytest.raises(ValueError, match="needs at least 2 images per batch, got 1"):
+                    loss(x, z)
+                continue
+            value = loss(x, z)
+            value.backward()
+            assert value.isfinite() and x.grad.isfinite().all() and z.grad.isfinite().all(), (number, temperature, images)
 
 
 def test_bfloat16_embeddings_cost_little_accuracy():

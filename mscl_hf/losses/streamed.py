@@ -47,12 +47,20 @@ def logsumexp(keep: Mask | None = None) -> Term:
         scores = block.scores if keep is None else block.scores.masked_fill_(~keep(block.rows), NOTHING)
         largest = scores.amax(2, keepdim=True)
         scores.sub_(largest).exp_()
-        total = scores.sum(2, keepdim=True, dtype=block.weights.dtype)
+        total = _row_sums(scores, block.weights.dtype)
         largest = largest.to(total.dtype)
         value = (largest + total.log())[..., 0]
         return value, torch.where(largest > NOTHING / 2, block.weights[..., None] / total, 0)
 
     return term
+
+
+def _row_sums(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """(G, n, M) -> (G, n, 1), accumulated in dtype; piece by piece where torch would raise all of it to dtype first."""
+    if scores.dtype == dtype:
+        return scores.sum(2, keepdim=True)
+    width = max(1, (1 << 20) // max(1, scores.shape[0] * scores.shape[1]))
+    return torch.stack([part.sum(2, keepdim=True, dtype=dtype) for part in scores.split(width, dim=2)]).sum(0)
 
 
 def differentiated(function: Callable[[Tensor, slice], Tensor]) -> Term:
@@ -99,15 +107,17 @@ class _StreamedSum(torch.autograd.Function):
         of_anchors, of_columns = torch.empty_like(anchors, dtype=accumulate), torch.zeros_like(columns, dtype=accumulate)
         step = CELLS_AT_ONCE.get(keys.device.type, 1 << 24) // max(1, len(keys) * keys.shape[1])
         step = step if step >= FEW_ROWS else MANY_ROWS
+        scores = share = None  # of the block before: memory to write into
         for start in range(0, anchors.shape[1], step):
             rows = slice(start, start + step)
-            scores = _product(anchors[:, rows], columns, scale, bias)
+            scores = _product(anchors[:, rows], columns, scale, bias, out=scores)
             value, factor = term(Block(scores, rows, weights[:, rows], differentiate))
             total += (value * weights[:, rows]).sum()
             if differentiate:
                 factor = factor * scale
                 of_anchors[:, rows] = _product(scores, keys) * factor
-                of_columns += _product((anchors[:, rows] * factor).to(keys.dtype).transpose(1, 2), scores)
+                share = _product((anchors[:, rows] * factor).to(keys.dtype).transpose(1, 2), scores, out=share)
+                of_columns += share
         ctx.temperature, ctx.dtype = temperature, keys.dtype
         ctx.save_for_backward(anchors, of_anchors, of_columns)
         return total
@@ -133,10 +143,12 @@ def _bias(anchors: Tensor, keys: Tensor, scale: float, key_bias: Tensor | None) 
     return bias - largest, largest.float()
 
 
-def _product(a: Tensor, b: Tensor, scale: float = 1, bias: Tensor | None = None) -> Tensor:
-    """scale * a (G, n, m) @ b (G, m, k) + bias (G, 1, k)."""
+def _product(a: Tensor, b: Tensor, scale: float = 1, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """scale * a (G, n, m) @ b (G, m, k) + bias (G, 1, k); in the memory of out, where it fits."""
     if len(a) == 1 and a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # oneDNN, since MKL leaves half of an AMD processor unused.
         row = None if bias is None else bias.expand(1, 1, b.shape[2])[0, 0].contiguous()
         return torch.ops.mkldnn._linear_pointwise(a[0] * scale if scale != 1 else a[0], b[0].T, row, "none", [], "")[None]
-    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b, alpha=scale)
+    if out is not None and out.shape != (*a.shape[:2], b.shape[2]):
+        out = None
+    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, alpha=scale, out=out)
