@@ -45,7 +45,7 @@ class NetworkOptions:
     def __post_init__(self):
         if self.bn_views not in ("joint", "separate"):
             raise ValueError(f"--bn-views is {self.bn_views!r}; choose joint or separate")
-        if self.image_size < 16 or (self.image_width or 16) < 16 or (self.base_size or 0) < 0:
+        if any(side is not None and side < 16 for side in (self.image_size, self.image_width)) or (self.base_size or 0) < 0:
             raise ValueError(
                 f"--image-size {self.image_size}, --image-width {self.image_width} and --base-size {self.base_size}: give at least 16, 16 "
                 "and 0 (native)"

@@ -45,7 +45,7 @@ class FinetuneOptions:
             raise ValueError(f"--probe-batches is {self.probe_batches}; it must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
-        if min(self.image_size or 16, self.image_width or 16) < 16 or (self.base_size or 0) < 0:
+        if any(side is not None and side < 16 for side in (self.image_size, self.image_width)) or (self.base_size or 0) < 0:
             raise ValueError(
                 f"--image-size {self.image_size}, --image-width {self.image_width} and --base-size {self.base_size}: give at least 16, 16 "
                 "and 0 (native)"

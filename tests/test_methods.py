@@ -8,8 +8,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from mscl_hf.backbones import build_config
-from mscl_hf.data import load_data
-from mscl_hf.data.loading import stack
+from mscl_hf.data import load_data, loading
 from mscl_hf.data.views import VIEWS, PairView, ViewOptions
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE
@@ -28,6 +27,10 @@ def network(**options) -> MsclForPreTraining:
 def pairs(count: int = 4, geometry: str = "shared") -> list[dict]:
     data, view = load_data("synthetic", "train"), PairView(SIZE, SIZE, ViewOptions(geometry=geometry))
     return [{**view(data.read(i), np.random.default_rng(i)), "labelled": True, "name": str(i), "bad": []} for i in range(count)]
+
+
+def stack(samples: list[dict]) -> dict:
+    return PairView.on_device(loading.stack(samples))
 
 
 @pytest.mark.parametrize("name", METHODS)

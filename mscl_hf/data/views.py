@@ -132,8 +132,8 @@ def coloured(batch: dict) -> dict:
 class PairView:
     """The paper's pair: a crop and its colour-enhanced copy.
 
-    A batch of it holds image, enhanced (B, 3, H, W), mask, enhanced_mask (B, H, W) with 255 everywhere when there is no label, and boxes
-    (B, 2, 4): the part that the two crops share, in 0..1 of each of them.
+    A batch of it holds image, enhanced (B, 3, H, W), mask, enhanced_mask (B, H, W) with 255 everywhere when there is no label; and with
+    geometry "crops" also boxes (B, 2, 4), the part that the two crops share, in 0..1 of each of them.
     """
 
     name = "pair"
@@ -145,29 +145,22 @@ class PairView:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         first, second = self._crops(sample.image.shape[1::-1], rng)
-        image, mask = cut(sample, first, self.size)
-        enhanced, enhanced_mask = (image, mask) if second == first else cut(sample, second, self.size)
-        options = self.options
-        colours = {"enhanced_colour": draw_colour(options.colour, options.blur, rng)}
-        if options.augment_both:
-            colours["image_colour"] = draw_colour(options.colour, options.blur, rng)
-        nothing = torch.full(image.shape[1:], IGNORE, dtype=torch.uint8)
-        second_crop = {} if self.options.geometry != "crops" else {
-            "enhanced": enhanced,
-            "enhanced_mask": nothing if enhanced_mask is None else enhanced_mask,
-        }  # fmt: skip
-        return {
-            "image": image,
-            "mask": nothing if mask is None else mask,
-            **second_crop,
-            **colours,
-            "boxes": torch.tensor(_shared_part(first, second, sample.image.shape[1::-1])),
-        }
+        views = dict(zip(("image", "mask"), self._cut(sample, first)))
+        if self.options.geometry == "crops":
+            views |= dict(zip(("enhanced", "enhanced_mask"), self._cut(sample, second)))
+            views["boxes"] = torch.tensor(_shared_part(first, second, sample.image.shape[1::-1]))
+        for name in ("enhanced", "image") if self.options.augment_both else ("enhanced",):
+            views[f"{name}_colour"] = draw_colour(self.options.colour, self.options.blur, rng)
+        return views
 
     @staticmethod
     def on_device(batch: dict) -> dict:
-        """image, enhanced, mask, enhanced_mask and boxes; where both views show one crop, it came once."""
+        """The batch with its colours; where both views show one crop, it came once."""
         return coloured({"enhanced": batch["image"], "enhanced_mask": batch["mask"]} | batch)
+
+    def _cut(self, sample: Sample, crop: Crop) -> tuple[Tensor, Tensor]:
+        image, mask = cut(sample, crop, self.size)
+        return image, torch.full(image.shape[1:], IGNORE, dtype=torch.uint8) if mask is None else mask
 
     def _crops(self, size: tuple[int, int], rng) -> tuple[Crop, Crop]:
         options = self.options

@@ -35,10 +35,17 @@ class MSCL(Method):
         self.queue = Queue(self.loss.queue, network.config.global_dim) if self.loss.queue else None
 
     def forward(
-        self, image: Tensor, enhanced: Tensor, mask: Tensor, enhanced_mask: Tensor, boxes: Tensor, labelled: Tensor, **rest
+        self,
+        image: Tensor,
+        enhanced: Tensor,
+        mask: Tensor,
+        enhanced_mask: Tensor,
+        labelled: Tensor,
+        boxes: Tensor | None = None,
+        **rest,
     ) -> dict[str, Tensor]:
-        """image, enhanced (B, 3, S, S) uint8; mask, enhanced_mask (B, S, S), 255 = ignored; boxes (B, 2, 4), the part that both
-        views show, in 0..1 of each; labelled (B',): places of the images whose masks count."""
+        """image, enhanced (B, 3, H, W) uint8; mask, enhanced_mask (B, H, W), 255 = ignored; labelled (B',): places of the images whose
+        masks count; boxes (B, 2, 4), the part that both views show, in 0..1 of each; None: both show the same crop."""
         a, b = self._embed(image, enhanced, boxes, labelled)
         labels = enhanced_labels = None
         if "p" in self.loss.heads:
@@ -59,11 +66,11 @@ class MSCL(Method):
         places, labels = sample_pixels(labels, self.loss.pixel_sample, self.loss.pixel_count)
         return vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[2])), labels
 
-    def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor, labelled: Tensor) -> tuple[dict, dict]:
+    def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor | None, labelled: Tensor) -> tuple[dict, dict]:
         """Embeddings of both views by head, through one forward (joint batch statistics) or one forward each."""
         views = [self.normalise(image), self.normalise(enhanced)]
         heads, count = self.loss.heads, len(image)
-        pairs = [None, None] if _whole(boxes) else [boxes[:, 0], boxes[:, 1]]
+        pairs = [None, None] if boxes is None else [boxes[:, 0], boxes[:, 1]]
         if self.network.config.bn_views == "joint":
             both = None if pairs[0] is None else torch.cat(pairs)
             out = _by_head(self.network(torch.cat(views), heads, both, torch.cat([labelled, labelled + count])))
@@ -71,11 +78,6 @@ class MSCL(Method):
             return first, second
         first, second = (_by_head(self.network(view, heads, box, labelled)) for view, box in zip(views, pairs))
         return first, second
-
-
-def _whole(boxes: Tensor) -> bool:
-    """Both views show the same crop, so that the blocks are those of the whole map, as in the paper."""
-    return bool((boxes == boxes.new_tensor([0.0, 0.0, 1.0, 1.0])).all())
 
 
 def _by_head(out: MsclPreTrainingOutput) -> dict[str, Tensor]:
