@@ -57,25 +57,11 @@ def pixel_contrast(
     """
     _check(scope, denominator, reduce, anchor_weight)
     key_labels = labels if key_labels is None else key_labels
-    cross = scope == "cross"
-    own = keys.shape[1]  # keys of the own copy come first; in "cross" those of the partner follow
-    if cross:
-        partner = torch.arange(len(keys), device=keys.device).roll(1) if partner is None else partner
-        keys, key_labels = torch.cat([keys, keys[partner]], 1), torch.cat([key_labels, key_labels[partner]], 1)
-    elif scope == "batch":
-        keys, key_labels = (gather_rows(x)[0].flatten(0, 1)[None] for x in (keys, key_labels))
-        anchors, labels, own = anchors.flatten(0, 1)[None], labels.flatten(0, 1)[None], keys.shape[1]
-    is_anchor = labels != IGNORE
-    for excluded in exclude_classes:
-        is_anchor = is_anchor & (labels != excluded)
+    own = keys.shape[1] if scope == "cross" else None  # keys of the own copy come first; in "cross" those of the partner follow
+    anchors, keys, labels, key_labels = _bags(anchors, keys, labels, key_labels, scope, partner)
     means, counts = _class_means(raised(keys), key_labels)
     positives = counts.gather(1, labels)
-    # An anchor without positive can only occur when the two views have label maps of their own.
-    weight = (is_anchor & (positives > 0)).to(counts.dtype)  # (G, N)
-    shared = scope == "batch"
-    if anchor_weight == "class":
-        weight = weight * _one_over_class_size(labels, weight, shared)
-    weight = _share_of_mean(weight, shared)
+    weight = _anchor_weights(labels, positives, exclude_classes, anchor_weight, scope == "batch")
 
     def total(term: Term) -> Tensor:
         return streamed_sum(term, anchors, keys, temperature, weight, torch.where(key_labels == IGNORE, NOTHING, 0.0))
@@ -84,13 +70,13 @@ def pixel_contrast(
         return labels[:, rows, None] == key_labels[:, None, :]
 
     def other(rows: slice) -> Tensor:  # negatives from the second image hurt (Zhao et al.): of it only the positives stay
-        return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < own)
+        return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < (own or keys.shape[1]))
 
     if denominator == "neg":
         anchors, keys = raised(anchors), raised(keys)
         loss = total(differentiated(_against_negatives(same, other, positives)))
         return PixelContrast(loss, torch.zeros_like(loss.detach()))
-    everything = total(logsumexp((lambda rows: same(rows) | other(rows)) if cross else None))
+    everything = total(logsumexp((lambda rows: same(rows) | other(rows)) if own else None))
     if reduce == "in":
         loss = everything - total(logsumexp(same))
         return PixelContrast(loss, torch.zeros_like(loss.detach()))
@@ -98,6 +84,29 @@ def pixel_contrast(
     to_mean = (raised(anchors) * means.gather(1, labels[..., None].expand_as(anchors))).sum(2) / temperature
     # Every positive stands in the denominator beside the one that it is compared with: the loss cannot go below the log of their number.
     return PixelContrast(everything - (weight * to_mean).sum(), (weight * positives.clamp(min=1).log()).sum())
+
+
+def _bags(anchors, keys, labels, key_labels, scope: str, partner: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is contrasted with what: the images' bags, their keys longer by a partner's, or one bag of all keys of all processes."""
+    if scope == "cross":
+        partner = torch.arange(len(keys), device=keys.device).roll(1) if partner is None else partner
+        keys, key_labels = torch.cat([keys, keys[partner]], 1), torch.cat([key_labels, key_labels[partner]], 1)
+    elif scope == "batch":
+        keys, key_labels = (gather_rows(x)[0].flatten(0, 1)[None] for x in (keys, key_labels))
+        anchors, labels = anchors.flatten(0, 1)[None], labels.flatten(0, 1)[None]
+    return anchors, keys, labels, key_labels
+
+
+def _anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...], anchor_weight: str, shared: bool) -> Tensor:
+    """Each anchor's weight (G, N) in the loss; zero for ignored and excluded pixels."""
+    # An anchor without positive can only occur when the two views have label maps of their own.
+    counts = (labels != IGNORE) & (positives > 0)
+    for label in excluded:
+        counts = counts & (labels != label)
+    weight = counts.to(positives.dtype)
+    if anchor_weight == "class":
+        weight = weight * _one_over_class_size(labels, weight, shared)
+    return _share_of_mean(weight, shared)
 
 
 def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> None:
