@@ -277,7 +277,7 @@ class MsclForPreTraining(MsclPreTrainedModel):
         grid = self.config.pixel_grid
         height, width = features.shape[-2:]
         # 65: DeepLab's grid for crops of 513 px at stride 8
-        size = [grid, round(grid * width / height)] if grid else [min(side, 65) for side in (height, width)]
+        size = [grid, max(1, round(grid * width / height))] if grid else [min(side, 65) for side in (height, width)]
         if size != list(features.shape[-2:]):
             features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
         return self.pixel_head(features)

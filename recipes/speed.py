@@ -5,6 +5,7 @@ python recipes/benchmark.py speed --data-dir CamVid --peers runs/peers
 
 import contextlib
 import copy
+import gc
 import itertools
 import json
 import os
@@ -41,13 +42,17 @@ from mscl_hf.publish import commit
 HERE = Path(__file__).resolve()
 PARTS = ("loss", "step", "peers", "metric", "growth")
 DIM, TEMPERATURE = 128, 0.1
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class SpeedOptions:
     """What to measure, on what."""
 
-    data_dir: str | None = field(default=None, metadata={"help": "CamVid's folder; none: drawn scenes, and no peers"})
+    data_dir: str | None = field(default=None, metadata={"help": "the data set's folder; none: drawn scenes, and no peers"})
+    dataset: str = field(default="camvid", metadata={"help": "its kind, as of pretrain.py; folder for images without masks"})
+    losses: str = field(default="g+l+p", metadata={"help": "of the step; g+l where there are no masks"})
+    workers: int = field(default=0, metadata={"help": "loader processes, ours and the peers'"})
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"of {', '.join(PARTS)}; the rest is kept"})
     peers: str | None = field(default=None, metadata={"help": "folder of the environments that recipes/peers.py setup made"})
     results: str = field(default="results/speed.json", metadata={"help": "file of the figures; a picture comes beside it"})
@@ -74,6 +79,12 @@ def main(argv: list[str]) -> None:
         print(json.dumps(WORKERS[argv[1]](**json.loads(argv[2]))))
         return
     (options,) = parse((SpeedOptions,), __doc__.splitlines()[0], argv)
+    with tempfile.TemporaryDirectory() as cache:  # not the user's
+        os.environ["MSCL_HF_CACHE"] = cache
+        run_parts(options)
+
+
+def run_parts(options: SpeedOptions) -> None:
     target = Path(options.results)
     found = json.loads(target.read_text()) if target.is_file() else {}
     for part in options.parts:
@@ -85,32 +96,50 @@ def main(argv: list[str]) -> None:
     from speed_report import draw, report
 
     draw(found, target.with_suffix(".png"))
-    target.with_suffix(".md").write_text(report(found))
-    print(report(found))
+    page = report(found, target.with_suffix(".png").name)
+    target.with_suffix(".md").write_text(page)
+    print(page)
 
 
 def machine() -> dict:
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"machine": where, "torch": torch.__version__, "commit": commit() or "-"}
+    names = Path("/proc/cpuinfo").read_text().split("model name") if Path("/proc/cpuinfo").is_file() else ()
+    processor = names[1].splitlines()[0].strip("\t :") if len(names) > 1 else platform.machine()
+    where = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{processor}, {os.cpu_count()} cores"
+    return {"machine": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit() or "-"}
 
 
 def measure(worker: str, **settings) -> dict:
     """One figure in a process of its own, so that its memory is its own."""
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "benchmark.py"), "speed", "worker", worker, json.dumps(settings)],
-        stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
-    )  # fmt: skip
-    if done.returncode:
-        raise ValueError(f"the measurement {worker} {settings} ended with status {done.returncode}; what went wrong is shown above")
-    row = settings | json.loads(done.stdout.splitlines()[-1])
+    row = settings | run(sys.executable, HERE.parent / "benchmark.py", "speed", "worker", worker, json.dumps(settings))
     print({key: value for key, value in row.items() if key != "flags"}, flush=True)
     return row
 
 
-def peak_mb() -> float:
-    if torch.cuda.is_available():
+def run(*command, **environment) -> dict:
+    """The last line that a command prints, as JSON."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)} | environment
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if done.returncode:
+        raise ValueError(f"{' '.join(map(str, command))} ended with status {done.returncode}; what went wrong is shown above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_mb(device: str | None = None) -> float:
+    """The most memory that this process, or the GPU that it uses, has held since `forget_peak`."""
+    if (device or DEVICE) == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak() -> None:
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def clock(function, repeats: int) -> float:
@@ -126,7 +155,7 @@ def clock(function, repeats: int) -> float:
 
 
 def wait() -> None:
-    if torch.cuda.is_available():
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
 
 
@@ -145,9 +174,8 @@ def measure_loss(options: SpeedOptions) -> list[dict]:
 
 def loss(n: int, route: str, repeats: int) -> dict:
     """InfoNCE of n anchors and n keys, forward and backward: seconds, and what it adds to the peak memory."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
-    anchors, keys = (F.normalize(torch.randn(1, n, DIM, generator=generator), dim=2).to(device).requires_grad_() for _ in range(2))
+    anchors, keys = (F.normalize(torch.randn(1, n, DIM, generator=generator), dim=2).to(DEVICE).requires_grad_() for _ in range(2))
 
     def plain() -> None:
         scores = anchors[0] @ keys[0].T / TEMPERATURE
@@ -155,10 +183,11 @@ def loss(n: int, route: str, repeats: int) -> dict:
 
     def streamed() -> None:
         a, b = (anchors.bfloat16(), keys.bfloat16()) if route == "bf16" else (anchors, keys)
-        everything = streamed_sum(logsumexp(), a, b, TEMPERATURE, torch.full((1, n), 1 / n, device=device))
+        everything = streamed_sum(logsumexp(), a, b, TEMPERATURE, torch.full((1, n), 1 / n, device=DEVICE))
         (everything - (a.float() * b.float()).sum(2).mean() / TEMPERATURE).backward()
 
     function = plain if route == "plain" else streamed
+    forget_peak()
     before = peak_mb()
     seconds = clock(function, 1)  # which also warms up; long runs need no second
     added = peak_mb() - before
@@ -168,19 +197,22 @@ def loss(n: int, route: str, repeats: int) -> dict:
 # (b) the step
 
 
-STEP = ("--losses", "g+l+p", "--precision", "bf16", "--num-workers", "0", "--val-split", "none")
+STEP = ("--precision", "bf16", "--val-split", "none")
 SIMCLR = ("--losses", "g", "--negatives", "ntxent", "--tau-g", "0.5", "--output-stride", "32", "--geometry", "crops",
-          "--augment-both", "true", "--num-workers", "0", "--val-split", "none")  # fmt: skip
+          "--augment-both", "true", "--val-split", "none")  # fmt: skip
+NO_CACHE = ("--decoded-cache-gb", "0")
 
 
 def flags(options: SpeedOptions, *more, **changes) -> list[str]:
-    data = ("--dataset", "camvid", "--data-dir", options.data_dir) if options.data_dir else ()
-    size = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone} | changes
-    return [*more, *data, *(word for name, value in size.items() for word in (f"--{name}", str(value)))]
+    data = ("--dataset", options.dataset, "--data-dir", options.data_dir) if options.data_dir else ()
+    size = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone,
+            "num-workers": options.workers} | changes  # fmt: skip
+    losses = () if "--losses" in more else ("--losses", options.losses)
+    return [*more, *losses, *data, *(word for name, value in size.items() for word in (f"--{name}", str(value)))]
 
 
 def measure_step(options: SpeedOptions) -> list[dict]:
-    more = {"fp32": ("--precision", "fp32"), "bf16": ()}
+    more = {"fp32": ("--precision", "fp32"), "bf16": (), "bf16, no cache": NO_CACHE}
     return [
         measure("step", name=name, flags=flags(options, *STEP, *more[name]), steps=options.steps)
         for _ in range(options.rounds) for name in more
@@ -218,8 +250,9 @@ class BareNetwork:
     def __init__(self, method: MSCL, options: training.TrainOptions, accelerator):
         network = copy.deepcopy(method.network).to(accelerator.device, memory_format=torch.channels_last).train()
         self.backbone, self.decoder, self.accelerator = network.backbone, network.decoder, accelerator
-        side = network.config.image_size
-        images = torch.randn(2 * options.batch_size, 3, side, side, device=accelerator.device)
+        height = network.config.image_size
+        width = network.config.image_width or height
+        images = torch.randn(2 * options.batch_size, 3, height, width, device=accelerator.device)
         self.images = images.contiguous(memory_format=torch.channels_last)
 
     def run(self) -> None:
@@ -307,18 +340,18 @@ class Phases:
 
 def measure_peers(options: SpeedOptions) -> list[dict]:
     rows = []
-    settings = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone, "workers": 0,
-                "steps": options.steps, "warmup": 10, "threads": torch.get_num_threads()}  # fmt: skip
+    settings = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone,
+                "workers": options.workers, "steps": options.steps, "warmup": 10, "threads": torch.get_num_threads()}  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     for _, precision in itertools.product(range(options.rounds), ("bf16", "fp32")):
-        ours = measure("step", name=precision, flags=flags(options, *SIMCLR, "--precision", precision), steps=options.steps, bare=False)
-        rows.append({"peer": "mscl_hf", "precision": precision, "images_per_second": ours["images_per_second"],
-                     "milliseconds": ours["milliseconds"]})  # fmt: skip
+        for name, more in (("mscl_hf", ()), ("mscl_hf, no cache", NO_CACHE)):
+            words_of_ours = flags(options, *SIMCLR, "--precision", precision, *more)
+            ours = measure("step", name=name, flags=words_of_ours, steps=options.steps, bare=False)
+            rows.append({"peer": name, "precision": precision} | {key: ours[key] for key in ("images_per_second", "milliseconds")})
         for peer in ("lightly_train", "lightly", "stable_pretraining"):
-            command = [Path(options.peers) / peer / "bin" / "python", HERE.parent / "peers.py", "run", peer, *words]
-            command += ["--images", Path(options.data_dir) / "train", "--precision", precision]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout.splitlines()[-1])
+            python, images = Path(options.peers) / peer / "bin" / "python", Path(options.data_dir) / "train"
+            more = ("--images", images, "--precision", precision)
+            row = run(python, HERE.parent / "peers.py", "run", peer, *words, *more, PYTHONPATH="")
             rows.append({"peer": peer, "precision": precision, **{key: row[key] for key in ("version", "images_per_second")}})
             print(rows[-1], flush=True)
         rows.append(measure("bare", precision=precision, backbone=options.backbone, side=options.image_size, views=2 * options.batch_size))
@@ -329,12 +362,11 @@ def bare(precision: str, backbone: str, side: int, views: int) -> dict:
     """Forward and backward of the timm model alone on ready tensors: what no step of two views an image can beat."""
     import timm
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = timm.create_model(backbone, num_classes=0).to(device, memory_format=torch.channels_last).train()
-    images = torch.randn(views, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    model = timm.create_model(backbone, num_classes=0).to(DEVICE, memory_format=torch.channels_last).train()
+    images = torch.randn(views, 3, side, side, device=DEVICE).contiguous(memory_format=torch.channels_last)
 
     def function() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
             out = model(images)
         out.backward(torch.ones_like(out))
         model.zero_grad()
@@ -356,7 +388,8 @@ def metric(route: str, pairs: int = 40, classes: int = 19, size: tuple[int, int]
     label = np.kron(generator.integers(0, classes, (size[0] // 16, size[1] // 16)), np.ones((16, 16), dtype=np.int64)).astype(np.uint8)
     prediction = np.where(generator.random(size) < 0.8, label, generator.integers(0, classes, size)).astype(np.uint8)
     found = MeanIoU(classes) if route == "streamed" else load_metric(str(HERE.parent.parent / "hub" / "mean_iou"))
-    before, started = peak_mb(), time.perf_counter()
+    forget_peak()
+    before, started = peak_mb("cpu"), time.perf_counter()
     for _ in range(pairs):
         if route == "streamed":
             found.add(found.counts(prediction, label))
@@ -364,7 +397,7 @@ def metric(route: str, pairs: int = 40, classes: int = 19, size: tuple[int, int]
             found.add_batch(predictions=[prediction], references=[label])
     value = found.compute() if route == "streamed" else found.compute(num_labels=classes, ignore_index=255)
     seconds = time.perf_counter() - started
-    return {"ms": round(1e3 * seconds / pairs, 2), "added_mb": round(peak_mb() - before), "mean_iou": float(value["mean_iou"])}
+    return {"ms": round(1e3 * seconds / pairs, 2), "added_mb": round(peak_mb("cpu") - before), "mean_iou": float(value["mean_iou"])}
 
 
 # (e) growth

@@ -30,15 +30,16 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def report(found: dict) -> str:
+def report(found: dict, picture: str = "speed.png") -> str:
     """Markdown: a table for each part that was measured."""
-    made = "Made by `python recipes/benchmark.py speed --data-dir CamVid --peers runs/peers`; medians, with the range over the rounds.\n"
+    made = "Made by `python recipes/benchmark.py speed`; medians, with the range over the rounds.\n"
     parts = {"loss": _loss, "step": _step, "peers": _peers, "metric": _metric, "growth": _growth}
-    lines = [made, "![the same as a picture](speed.png)\n"]
+    lines = [made, f"![the same as a picture]({picture})\n"]
     for name, part in parts.items():
         if name in found:
             where = found[name]["machine"]
-            lines += [*part(found[name]["rows"]), f"\n{where['machine']}, torch {where['torch']}, commit {where['commit']}\n"]
+            machine = f"{where['machine']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}"
+            lines += [*part(found[name]["rows"]), f"\n{machine}\n"]
     return "\n".join(lines)
 
 

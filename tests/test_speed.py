@@ -54,7 +54,7 @@ def test_bad_requests_are_refused(tmp_path):
 def test_the_page_says_what_the_figures_are():
     """Medians with ranges, factors over plain autograd, the exponent of a power law, none of what was not measured."""
     assert speed_report.exponent([1, 10, 100], [3, 3 * 10**1.7, 3 * 10**3.4]) == pytest.approx(1.7)
-    machine = {"machine": "m", "torch": "t", "commit": "c"}
+    machine = {"machine": "m", "threads": 2, "torch": "t", "commit": "c"}
     routes = (("plain", 12.0, 4000), ("plain", 8.0, 4000), ("plain", 9.0, 4000), ("bf16", 0.5, 100))
     rows = [{"n": 16384, "route": route, "seconds": seconds, "added_mb": mb} for route, seconds, mb in routes]
     page = speed_report.report({"loss": {"rows": rows, "machine": machine}})

@@ -2,7 +2,7 @@
 
 Brightness, contrast, saturation and grey are one formula, x -> clamp(f x + a grey(x) + b mean(grey(x))), so that every order of them around
 the one turn of the hue is a row of coefficients: there is no branch on a sample, and nothing waits for the device.
-Each operation is torchvision's of the same name. Letters: B images, S pixels a side.
+Each operation is torchvision's of the same name. Letters: B images of H x W px.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def draw_colour(strength: float, blur: float, rng: np.random.Generator) -> Tenso
 
 
 def distort_colour(images: Tensor, parameters: Tensor) -> Tensor:
-    """images (B, 3, S, S) uint8, parameters (B, SIZE) of `draw_colour` -> uint8."""
+    """images (B, 3, H, W) uint8, parameters (B, SIZE) of `draw_colour` -> uint8."""
     slots, hue, sigma = parameters[:, :-2].view(-1, SLOTS, 3), parameters[:, -2], parameters[:, -1]
     x = images.float() / 255
     for slot in range(3):
@@ -48,7 +48,7 @@ def distort_colour(images: Tensor, parameters: Tensor) -> Tensor:
 
 def _blend(x: Tensor, coefficients: Tensor) -> Tensor:
     f, a, b = coefficients[:, :, None, None, None].unbind(1)
-    grey = (x * x.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True)
+    grey = sum(share * channel for share, channel in zip(GREY, x.unbind(1)))[:, None]
     return (x * f + (grey * a + grey.mean((2, 3), keepdim=True) * b)).clamp_(0, 1)
 
 

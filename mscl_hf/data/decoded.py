@@ -17,6 +17,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL
 from PIL import Image
 
 from .segmentation_data import BadSample, Sample, SegmentationData
@@ -71,7 +72,7 @@ class DecodedData(SegmentationData):
         return {}
 
     def _path(self, *decisive: str | bytes | int) -> Path:
-        name = hashlib.blake2b(repr((VERSION, self.short_side, *decisive)).encode(), digest_size=16).hexdigest()
+        name = hashlib.blake2b(repr((VERSION, PIL.__version__, self.short_side, *decisive)).encode(), digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.npy"
 
 
@@ -105,12 +106,13 @@ def _load(path: Path) -> np.ndarray | None:
 
 
 def _store(path: Path, array: np.ndarray) -> None:
+    array = np.ascontiguousarray(array)
     part = path.with_suffix(f".{os.getpid()}.{id(array)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-            file.write(np.ascontiguousarray(array))  # np.save passes over a disk that is full at the last few KB
+            file.write(array)  # np.save passes over a disk that is full at the last few KB
         os.replace(part, path)
     except OSError as error:  # a full disk costs speed, not the run
         with suppress(OSError):
@@ -120,7 +122,10 @@ def _store(path: Path, array: np.ndarray) -> None:
 
 
 def decoded(data: SegmentationData, short_side: int, limit_gb: float, say: Callable[[str], None] = print) -> SegmentationData:
-    """The same data, read through the cache if it fits into limit_gb; older arrays give way, the oldest first."""
+    """The same data, read through the cache if it fits into limit_gb; older arrays give way, the oldest first.
+
+    Each part of a run's data sees to the limit when it is opened, by an estimate from a few samples: several at once may exceed it.
+    """
     data = DecodedData(**{f.name: getattr(data, f.name) for f in fields(SegmentationData)}, short_side=short_side)
     if not limit_gb or not isinstance(data.rows, datasets.Dataset) or not len(data):
         return data

@@ -47,7 +47,7 @@ class DataOptions:
     num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
 
     decoded_cache_gb: float = field(
-        default=10.0, metadata={"help": "keep decoded training images on disk, up to so much in all (MSCL_HF_CACHE says where); 0 = do not"}
+        default=10.0, metadata={"help": "keep decoded training images on disk, about so much (MSCL_HF_CACHE says where); 0 = do not"}
     )
 
     def __post_init__(self):

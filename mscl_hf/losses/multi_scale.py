@@ -51,7 +51,7 @@ class MultiScaleLoss:
     exclude_classes: list[int] = field(default_factory=list, metadata={"help": "class ids that are no anchors of the pixel loss"})
     denominator: str = _option("all", "of global and local loss: all, or literal = as misprinted, without the temperature on the positive")
     symmetric: bool = _option(False, "mean of both directions")
-    loss_precision: str = _option("fp32", "of the products of embeddings: fp32, or bf16 where there are very many pixels")
+    loss_precision: str = _option("fp32", "of the products of embeddings: fp32, or bf16 (faster, noisy near convergence)")
 
     def __post_init__(self):
         parse_losses(self.losses)
@@ -137,7 +137,7 @@ class MultiScaleLoss:
         if self.pixel_scope == "cross":
             if len(a) == 1:
                 raise ValueError("the pixel loss with scope cross needs 2 labelled images per process, got 1: raise --batch-size")
-            options["partner"] = _partners(len(a)).to(a.device)
+            options["partner"] = _partners(len(a), a.device)
         enhanced_labels = labels if enhanced_labels is None else enhanced_labels
         result = pixel_contrast(a, b, labels, enhanced_labels, **options)
         loss, floor = result
@@ -147,7 +147,7 @@ class MultiScaleLoss:
         return {"loss_p": loss, "floor_p": floor, "excess_p": (loss - floor).detach()}
 
 
-def _partners(count: int) -> Tensor:
+def _partners(count: int, device: torch.device) -> Tensor:
     """A random permutation (count,) in one cycle, so that no image is its own partner."""
-    order = torch.randperm(count)
+    order = torch.randperm(count, device=device)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))

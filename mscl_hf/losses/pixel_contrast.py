@@ -56,7 +56,8 @@ def pixel_contrast(
     anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
     """
     _check(scope, denominator, reduce, anchor_weight)
-    key_labels = labels if key_labels is None else key_labels
+    labels = labels.long()
+    key_labels = labels if key_labels is None else key_labels.long()
     own = keys.shape[1] if scope == "cross" else None  # keys of the own copy come first; in "cross" those of the partner follow
     anchors, keys, labels, key_labels = _bags(anchors, keys, labels, key_labels, scope, partner)
     means, counts = _class_means(raised(keys), key_labels)
@@ -72,7 +73,7 @@ def pixel_contrast(
     def other(rows: slice) -> Tensor:  # negatives from the second image hurt (Zhao et al.): of it only the positives stay
         return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < (own or keys.shape[1]))
 
-    if denominator == "neg":
+    if denominator == "neg":  # no bare log-sum-exp, and so no product in bfloat16
         anchors, keys = raised(anchors), raised(keys)
         loss = total(differentiated(_against_negatives(same, other, positives)))
         return PixelContrast(loss, torch.zeros_like(loss.detach()))
