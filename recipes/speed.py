@@ -166,7 +166,7 @@ def measure_loss(options: SpeedOptions) -> list[dict]:
     sizes = [n for n in (1024, 4096, 16384, 65536, 262144, 1048576) if n <= options.largest]
     rows = []
     for n in sizes:
-        routes = ("plain", "fp32", "bf16") if n <= 16384 else ("fp32", "bf16")
+        routes = ("plain", "fp32", "bf16") if n <= 16384 else ("fp32", "bf16") if n <= 65536 else ("bf16",)
         rounds = options.rounds if n <= 65536 else 1
         rows += [measure("loss", n=n, route=route, repeats=3 if n <= 16384 else 0) for _ in range(rounds) for route in routes]
     return rows
@@ -219,13 +219,13 @@ def measure_step(options: SpeedOptions) -> list[dict]:
     ]  # fmt: skip
 
 
-def step(name: str, flags: list[str], steps: int, bare: bool = True) -> dict:
+def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool = True) -> dict:
     """Steps of the real training loop, and after each of them one of the bare network (backbone and decoder) on ready tensors.
 
     Gives medians in ms of the whole step, its phases, the bare network; and images per second.
     """
     kinds = (MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, training.TrainOptions)
-    loss_options, views, data_options, net, train = parse(kinds, "", [*flags, "--max-steps", str(steps + 10), "--save-every-steps", "0"])
+    loss_options, views, data_options, net, train = parse(kinds, "", [*flags, "--max-steps", str(steps + warmup), "--save-every-steps", "0"])
     torch.manual_seed(0)
     accelerator = make_accelerator(train.precision)
     config = net.config(contrast=asdict(loss_options))
@@ -411,7 +411,7 @@ def measure_growth(options: SpeedOptions) -> list[dict]:
     runs += [("batch", size, {"batch-size": size}, ()) for size in (8, 16, 32, 64)]
     runs += [("pixels", options.batch_size * side**2, {"pixel-grid": side}, grids) for side in (16, 23, 32, 45, 64)]
     for what, size, changes, more in runs:
-        row = measure("step", name=what, flags=flags(options, *STEP, *more, **changes), steps=max(2, options.steps // 5))
+        row = measure("step", name=what, flags=flags(options, *STEP, *more, **changes), steps=max(2, options.steps // 5), warmup=2, bare=False)
         rows.append({"grows": what, "size": size} | {key: value for key, value in row.items() if key not in ("flags", "name")})
     return rows + [{"grows": "classes", "size": n} | measure("classes", count=n) for n in (2, 11, 150, 255)]
 
