@@ -225,7 +225,8 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
     Gives medians in ms of the whole step, its phases, the bare network; and images per second.
     """
     kinds = (MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, training.TrainOptions)
-    loss_options, views, data_options, net, train = parse(kinds, "", [*flags, "--max-steps", str(steps + warmup), "--save-every-steps", "0"])
+    budget = ("--max-steps", str(steps + warmup), "--save-every-steps", "0")
+    loss_options, views, data_options, net, train = parse(kinds, "", [*flags, *budget])
     torch.manual_seed(0)
     accelerator = make_accelerator(train.precision)
     config = net.config(contrast=asdict(loss_options))
@@ -411,7 +412,8 @@ def measure_growth(options: SpeedOptions) -> list[dict]:
     runs += [("batch", size, {"batch-size": size}, ()) for size in (8, 16, 32, 64)]
     runs += [("pixels", options.batch_size * side**2, {"pixel-grid": side}, grids) for side in (16, 23, 32, 45, 64)]
     for what, size, changes, more in runs:
-        row = measure("step", name=what, flags=flags(options, *STEP, *more, **changes), steps=max(2, options.steps // 5), warmup=2, bare=False)
+        words = flags(options, *STEP, *more, **changes)
+        row = measure("step", name=what, flags=words, steps=max(2, options.steps // 5), warmup=2, bare=False)
         rows.append({"grows": what, "size": size} | {key: value for key, value in row.items() if key not in ("flags", "name")})
     return rows + [{"grows": "classes", "size": n} | measure("classes", count=n) for n in (2, 11, 150, 255)]
 
