@@ -14,7 +14,7 @@ from mscl_hf.losses.streamed import NOTHING, differentiated, logsumexp, streamed
 
 
 def few_rows_at_once(monkeypatch, cells):
-    monkeypatch.setitem(streamed.CELLS_AT_ONCE, "cpu", cells)
+    monkeypatch.setitem(streamed.BYTES_AT_ONCE, "cpu", cells)
     monkeypatch.setattr(streamed, "FEW_ROWS", 1)
     monkeypatch.setattr(streamed, "MANY_ROWS", 1)
 

@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 
 # The score of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
 NOTHING = -1e30
-# Similarities held at once: a CPU's caches are small, a GPU wants long kernels. Where so many keys leave few rows to a block, it is better
+# Of similarities held at once: a CPU's caches are small, a GPU wants long kernels. Where so many keys leave few rows to a block, it is better
 # large: the keys' gradient is read and written once a block.
-CELLS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
+BYTES_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 29}
 FEW_ROWS, MANY_ROWS = 128, 512
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -111,7 +111,7 @@ class _StreamedSum(torch.autograd.Function):
         total = weights.sum() * shift
         of_anchors = torch.empty_like(anchors, dtype=accumulate) if for_anchors or for_temperature else None
         of_columns = torch.zeros_like(columns, dtype=accumulate) if for_keys else None
-        step = CELLS_AT_ONCE.get(keys.device.type, 1 << 24) // max(1, len(keys) * keys.shape[1])
+        step = BYTES_AT_ONCE.get(keys.device.type, 1 << 26) // max(1, len(keys) * keys.shape[1] * keys.element_size())
         step = step if step >= FEW_ROWS else MANY_ROWS
         scores = share = None  # of the block before: memory to write into
         for start in range(0, anchors.shape[1], step):
