@@ -111,7 +111,8 @@ class _StreamedSum(torch.autograd.Function):
         total = weights.sum() * shift
         of_anchors = torch.empty_like(anchors, dtype=accumulate) if for_anchors or for_temperature else None
         of_columns = torch.zeros_like(columns, dtype=accumulate) if for_keys else None
-        step = BYTES_AT_ONCE.get(keys.device.type, 1 << 26) // max(1, len(keys) * keys.shape[1] * keys.element_size())
+        of_a_row = len(keys) * keys.shape[1] * keys.element_size()
+        step = BYTES_AT_ONCE.get(keys.device.type, 1 << 26) // max(1, of_a_row)
         step = step if step >= FEW_ROWS else MANY_ROWS
         scores = share = None  # of the block before: memory to write into
         for start in range(0, anchors.shape[1], step):
