@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 # The score of a key that does not count. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
 NOTHING = -1e30
-# Of similarities held at once: a CPU's caches are small, a GPU wants long kernels. Where so many keys leave few rows to a block, it is better
-# large: the keys' gradient is read and written once a block.
+# Of similarities held at once: a CPU's caches are small, a GPU wants long kernels. Where so many keys leave few rows to a block, it is
+# better large: the keys' gradient is read and written once a block.
 BYTES_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 29}
 FEW_ROWS, MANY_ROWS = 128, 512
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
