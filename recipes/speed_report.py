@@ -1,6 +1,7 @@
 """The figures of `benchmark.py speed` as a page and as a picture."""
 
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,6 @@ def _pairs(axis, rows: list[dict]) -> None:
         middle = [statistics.median(v) for v in values]
         error = [[m - min(v) for m, v in zip(middle, values)], [max(v) - m for m, v in zip(middle, values)]]
         axis.bar(np.arange(len(names)) + shift, middle, 0.4, yerr=error, label=precision)
-    axis.set_xticks(range(len(names)), [name.replace("_", "\n").replace(" ", "\n") for name in names])
+    axis.set_xticks(range(len(names)), [textwrap.fill(name.replace("_t", " t").replace("_p", " p"), 12) for name in names], fontsize=8)
     axis.set(ylabel="images per second, SimCLR")
     axis.legend(frameon=False)
