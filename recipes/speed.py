@@ -111,7 +111,8 @@ def machine() -> dict:
 def measure(worker: str, **settings) -> dict:
     """One figure in a process of its own, so that its memory is its own."""
     row = settings | run(sys.executable, HERE.parent / "benchmark.py", "speed", "worker", worker, json.dumps(settings))
-    print({key: value for key, value in row.items() if key != "flags"}, flush=True)
+    row.pop("flags", None)  # they hold the paths of this machine
+    print(row, flush=True)
     return row
 
 

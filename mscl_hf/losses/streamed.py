@@ -18,7 +18,7 @@ NOTHING = -1e30
 # Of similarities held at once: a CPU's caches are small, a GPU wants long kernels. Where so many keys leave few rows to a block, it is
 # better large: the keys' gradient is read and written once a block.
 BYTES_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 29}
-FEW_ROWS, MANY_ROWS = 128, 512
+FEW_ROWS, MANY_ROWS = 256, 512
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
