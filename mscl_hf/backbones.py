@@ -13,6 +13,7 @@ from torch import nn
 
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS
+from .half_width import half_width
 from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation, _stage
 
 ATTACHMENTS = ("ancestor", "backbone", "decoder")
@@ -25,6 +26,7 @@ class NetworkOptions:
     backbone: str = field(default="resnet18", metadata={"help": "any timm name"})
     pretrained: bool = field(default=False, metadata={"help": "start from timm's pre-trained weights (needs a network)"})
     backbone_weights: str | None = field(default=None, metadata={"help": "start from a local file of timm weights"})
+    two_towers: bool = field(default=False, metadata={"help": "two backbones of half the width, one for lightness and one for colour"})
     decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
     decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
     output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
@@ -32,7 +34,7 @@ class NetworkOptions:
     image_width: int | None = field(default=None, metadata={"help": "its width in px; default: square"})
     base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px; 0 = native; default: image size"})
     attach: str = field(default="ancestor", metadata={"help": "where the heads sit: ancestor, backbone or decoder"})
-    bn_views: str = field(default="joint", metadata={"help": "joint or separate batch statistics of the two views"})
+    bn_views: str | None = field(default=None, metadata={"help": "joint or separate batch statistics of two views; default: the method's"})
     local_grid: int = field(default=7, metadata={"help": "S of the S x S local blocks"})
     local_layers: int = field(default=1, metadata={"help": "layers of the local head"})
     global_dim: int = field(default=128, metadata={"help": "embedding size of the global head"})
@@ -43,7 +45,7 @@ class NetworkOptions:
     pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: height features are resized to; default: as is, up to 65"})
 
     def __post_init__(self):
-        if self.bn_views not in ("joint", "separate"):
+        if self.bn_views not in (None, "joint", "separate"):
             raise ValueError(f"--bn-views is {self.bn_views!r}; choose joint or separate")
         if any(side is not None and side < 16 for side in (self.image_size, self.image_width)) or (self.base_size or 0) < 0:
             raise ValueError(
@@ -59,7 +61,8 @@ class NetworkOptions:
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
         given = {key: value for key, value in asdict(self).items() if key not in ("pretrained", "backbone_weights")}
-        return build_config(**given, **more)
+        given["bn_views"] = self.bn_views or "joint"
+        return build_config(**given | more)
 
 
 def check_timm_name(name: str) -> None:
@@ -82,6 +85,7 @@ def build_config(
     *,
     image_size: int = 224,
     output_stride: int | None = None,
+    two_towers: bool = False,
     decoder: str = "auto",
     backbone_kwargs: dict | None = None,
     out_indices: list[int] | None = None,
@@ -91,15 +95,23 @@ def build_config(
 
     backbone: any timm name that has intermediate features. image_size: side of the training crop in px.
     output_stride: 8, 16 or 32 for families that support it; None = 16 where supported, else the family's own.
+    two_towers: two such models of half the width, see `towers_mscl`.
     decoder: "auto" = "mla" for constant-stride features, "deeplabv3" for pyramids. options: further MsclConfig fields.
-    Raises ValueError for an unknown name, an unsupported stride, a model without intermediate features.
+    Raises ValueError for an unknown name, an unsupported stride, a model without intermediate features, or without a half width.
     """
     check_timm_name(backbone)
     if decoder != "auto" and decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}: choose auto, {', '.join(DECODERS)}")
     if options.get("attach", "ancestor") not in ATTACHMENTS:
         raise ValueError(f"unknown attach {options['attach']!r}: choose one of {', '.join(ATTACHMENTS)}")
+    if unknown := set(options.get("heads") or ()) - set("glp"):
+        raise ValueError(f"unknown heads {', '.join(sorted(unknown))}: choose from g, l, p")
     kwargs = dict(backbone_kwargs or {})
+    if two_towers:
+        if options.get("num_channels", 3) != 3:
+            raise ValueError(f"two towers split RGB into lightness and colour, num_channels is {options['num_channels']}; leave out either")
+        kwargs |= half_width(backbone, kwargs)
+        options = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3} | options  # the towers convert RGB in 0..1 themselves
     kwargs |= _stride_kwargs(backbone, output_stride, kwargs)
     kwargs, size_rule = _size_rule(backbone, kwargs, image_size)
     model = _on_meta(backbone, kwargs)
@@ -116,6 +128,7 @@ def build_config(
     return MsclConfig(
         backbone=backbone,
         backbone_kwargs=kwargs,
+        two_towers=two_towers,
         out_indices=out_indices,
         decoder=decoder,
         image_size=image_size,
@@ -135,6 +148,8 @@ def load_timm_weights(
     name = model.config.backbone
     if file is None and not pretrained:
         return
+    if model.config.two_towers:
+        raise ValueError(f"timm has no weights for two towers of {name}; leave out --pretrained and --backbone-weights, or --two-towers")
     try:
         overlay = None if file is None else {"state_dict": _without_classifier(name, file), "num_classes": 0}
         source = timm.create_model(

@@ -11,11 +11,14 @@ class MsclConfig(PreTrainedConfig):
 
     backbone: a timm name, with or without a pre-training tag.
     backbone_kwargs: passed to `timm.create_model` (e.g. output_stride, dynamic_img_size).
+    two_towers: two such models side by side, one for L and one for ab of the image in Lab, their maps concatenated; images come
+        as RGB in 0..1 (`towers_mscl`). backbone_kwargs then hold what halves the width.
     out_indices: the tapped feature levels, shallow to deep; the decoder reads them, the last one feeds the heads.
     size_multiple, fixed_size: images are resized to a multiple of the first, or to the second (height = width), in px,
         just before the backbone, when its family cannot take every size.
     norm_features: whether the last tap lies behind the backbone's final normalisation, where it has one.
     decoder: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
+    heads: which contrastive heads a pre-training model has, of "g" (global), "l" (local), "p" (pixel); None = all three.
     global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
     pixel_grid: height to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
     attach: where the heads sit, "ancestor", "backbone" or "decoder".
@@ -32,6 +35,7 @@ class MsclConfig(PreTrainedConfig):
         self,
         backbone: str = "resnet18",
         backbone_kwargs: dict | None = None,
+        two_towers: bool = False,
         num_channels: int = 3,
         out_indices: list[int] | None = None,
         size_multiple: int = 1,
@@ -41,6 +45,7 @@ class MsclConfig(PreTrainedConfig):
         decoder_channels: int = 256,
         decoder_rates: list[int] | None = None,
         decoder_dropout: float = 0.1,
+        heads: list[str] | None = None,
         global_dim: int = 128,
         local_dim: int = 128,
         pixel_dim: int = 256,
@@ -64,6 +69,7 @@ class MsclConfig(PreTrainedConfig):
     ):
         self.backbone = backbone
         self.backbone_kwargs = dict(backbone_kwargs or {})
+        self.two_towers = two_towers
         self.num_channels = num_channels
         self.out_indices = list(out_indices) if out_indices is not None else [-2, -1]
         self.size_multiple = size_multiple
@@ -73,6 +79,7 @@ class MsclConfig(PreTrainedConfig):
         self.decoder_channels = decoder_channels
         self.decoder_rates = list(decoder_rates) if decoder_rates is not None else [6, 12, 18]
         self.decoder_dropout = decoder_dropout
+        self.heads = list(heads) if heads is not None else ["g", "l", "p"]
         self.global_dim = global_dim
         self.local_dim = local_dim
         self.pixel_dim = pixel_dim

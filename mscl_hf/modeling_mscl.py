@@ -1,6 +1,6 @@
 """The networks: a timm backbone, a decoder, and either contrastive heads or a classifier.
 
-Self-contained (torch, timm, transformers and its two sibling files), so that a checkpoint can carry these files as remote
+Self-contained (torch, timm, transformers and its three sibling files), so that a checkpoint can carry these files as remote
 code and load where mscl_hf is not installed. Letters: B batch, C channels, h w feature grid, H W image, K classes, S blocks.
 """
 
@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
+from .towers_mscl import TwoTowers
 
 
 class MsclPreTrainedModel(PreTrainedModel):
@@ -83,13 +84,16 @@ class MsclPreTrainedModel(PreTrainedModel):
 
 
 class MsclBackbone(MsclPreTrainedModel):
-    """A timm model, un-rewritten (its keys stay timm's), tapped at `config.out_indices`."""
+    """A timm model, or two towers of them, un-rewritten (the keys stay timm's), tapped at `config.out_indices`."""
 
     def __init__(self, config: MsclConfig):
         super().__init__(config)
-        self.timm_model = timm.create_model(
-            config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
-        )
+        if config.two_towers:
+            self.timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
+        else:
+            self.timm_model = timm.create_model(
+                config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
+            )
         for module in self.timm_model.modules():
             module._is_timm = True
         self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
@@ -112,7 +116,7 @@ class MsclBackbone(MsclPreTrainedModel):
         return [_stage(self.timm_model, index)["reduction"] for index in self.taps]
 
     def forward(self, pixel_values: Tensor, **kwargs) -> BackboneOutput:
-        """pixel_values (B, C, H, W), normalised -> feature_maps: a tuple of (B, C_i, h_i, w_i)."""
+        """pixel_values (B, C, H, W), normalised as the configuration says -> feature_maps: a tuple of (B, C_i, h_i, w_i)."""
         pixel_values = self._fit_size(pixel_values)
         maps = self.timm_model.forward_intermediates(
             pixel_values, indices=self.taps, norm=self.config.norm_features, output_fmt="NCHW", intermediates_only=True
@@ -206,8 +210,8 @@ class PixelHead(nn.Module):
 
 
 def unit(x: Tensor) -> Tensor:
-    """Unit length over the channel axis (1), or over the last one for vectors; always in float32."""
-    return F.normalize(x.float(), dim=1 if x.dim() == 4 else -1, eps=1e-12)
+    """Unit length over the channel axis (1), or over the last one for vectors; always in float32, or float64."""
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1 if x.dim() == 4 else -1, eps=1e-12)
 
 
 @dataclass
@@ -224,9 +228,11 @@ class MsclPreTrainingOutput(ModelOutput):
 
 
 class MsclForPreTraining(MsclPreTrainedModel):
-    """Backbone, decoder and the three contrastive heads; what is transferred are the backbone and the decoder."""
+    """Backbone, decoder and the contrastive heads of `config.heads`; what is transferred are the backbone and the decoder."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^auxiliary_head\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^classifier\.", r"^auxiliary_head\.", r"^global_head\.", r"^local_head\.", r"^pixel_head\."
+    ]  # fmt: skip
 
     def __init__(self, config: MsclConfig):
         super().__init__(config)
@@ -235,24 +241,31 @@ class MsclForPreTraining(MsclPreTrainedModel):
         self.decoder = DECODERS[config.decoder](channels, self.backbone.strides, config)
         coarse = config.decoder_channels if config.attach == "decoder" else channels[-1]
         fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
-        self.global_head = GlobalHead(coarse, config.global_dim)
-        self.local_head = LocalHead(coarse, config.local_dim, config.local_grid, config.local_layers)
-        self.pixel_head = PixelHead(fine, config.pixel_dim, config.pixel_layers, config.pixel_bn)
+        self.global_head = self.local_head = self.pixel_head = None
+        if "g" in config.heads:
+            self.global_head = GlobalHead(coarse, config.global_dim)
+        if "l" in config.heads:
+            self.local_head = LocalHead(coarse, config.local_dim, config.local_grid, config.local_layers)
+        if "p" in config.heads:
+            self.pixel_head = PixelHead(fine, config.pixel_dim, config.pixel_layers, config.pixel_bn)
         self.post_init()
 
     def forward(
         self,
         pixel_values: Tensor,
-        heads: tuple[str, ...] = ("g", "l", "p"),
+        heads: tuple[str, ...] | None = None,
         boxes: Tensor | None = None,
         pixel_images: Tensor | None = None,
         **kwargs,
     ) -> MsclPreTrainingOutput:
         """Embeddings of pixel_values (B, C, H, W).
 
-        heads: which of g, l, p to compute. boxes (B, 4): where the local blocks lie, see `LocalHead`.
+        heads: which of g, l, p to compute; None = those that the network has. boxes (B, 4): where the local blocks lie, see `LocalHead`.
         pixel_images: indices of the images that go through the pixel head (those with labels); None = all.
         """
+        heads = self.config.heads if heads is None else heads
+        if absent := sorted(set(heads) - set(self.config.heads)):
+            raise ValueError(f"this network has the heads {self.config.heads}, not {absent}; name them in MsclConfig.heads")
         maps = self.backbone(pixel_values).feature_maps
         attach = self.config.attach
         decoded = self.decoder(list(maps)) if attach == "decoder" else None
@@ -309,28 +322,33 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         The loss is cross-entropy on logits brought to the labels' size, plus `auxiliary_loss_weight` times the same of the
         auxiliary head; pixels labelled 255 do not count.
         """
-        maps = self.backbone(pixel_values).feature_maps
-        logits = self.classifier(self.dropout(self.decoder(list(maps)))).float()
-        loss = None
-        if labels is not None:
-            auxiliary = self.auxiliary_head(maps[-2]).float() if self.auxiliary_head is not None else None
-            loss = self.segmentation_loss(logits, labels, auxiliary)
+        logits, auxiliary = self.both_logits(pixel_values, with_auxiliary=labels is not None)
+        loss = None if labels is None else self.segmentation_loss(logits, labels, auxiliary)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return SemanticSegmenterOutput(loss=loss, logits=logits)
 
+    def both_logits(self, pixel_values: Tensor, with_auxiliary: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, K, h, w) of the classifier and of the auxiliary head, None where there is no such head or it is not asked for."""
+        maps = self.backbone(pixel_values).feature_maps
+        logits = self.classifier(self.dropout(self.decoder(list(maps)))).float()
+        if self.auxiliary_head is None or not with_auxiliary:
+            return logits, None
+        return logits, self.auxiliary_head(maps[-2]).float()
+
     def segmentation_loss(self, logits: Tensor, labels: Tensor, auxiliary: Tensor | None) -> Tensor:
         """Main loss (B, K, h, w) against labels (B, H, W), plus the weighted auxiliary one."""
-        if not (labels != self.config.semantic_loss_ignore_index).any():
-            # Nothing is labelled: zero with a graph, where the mean over no pixel would be NaN.
-            return logits.sum() * 0 + (auxiliary.sum() * 0 if auxiliary is not None else 0)
-        loss = self._cross_entropy(logits, labels)
+        loss = self.cross_entropy(logits, labels)
         if auxiliary is not None:
-            loss = loss + self.config.auxiliary_loss_weight * self._cross_entropy(auxiliary, labels)
+            loss = loss + self.config.auxiliary_loss_weight * self.cross_entropy(auxiliary, labels)
         return loss
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K, h, w), brought to the size of the labels (B, H, W)."""
+        if not (labels != self.config.semantic_loss_ignore_index).any():
+            return logits.sum() * 0  # nothing is labelled: zero with a graph, where the mean over no pixel would be NaN
+        if logits.shape[-2:] != labels.shape[-2:]:
+            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
 
 

@@ -1,10 +1,16 @@
 """Saving and loading over timm's families: every weight and buffer comes back, and the output is bit-identical."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
+import timm
 import torch
 
 from mscl_hf.backbones import build_config
-from mscl_hf.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 
 torch.set_num_threads(1)
 SWIN = {"embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
@@ -35,6 +41,19 @@ OTHERS = """
     xception41p coat_tiny
 """.split()
 
+# The classic families by their timm names, as docs/backbones.md lists them -> the output strides that they offer.
+ANY = (8, 16, 32)
+CLASSIC = {
+    "resnet18": ANY, "resnet34": ANY, "resnet50": ANY, "resnet101": ANY, "resnet152": ANY, "resnet50d": ANY, "wide_resnet50_2": ANY,
+    "resnext50_32x4d": ANY, "seresnet50": ANY, "vgg16": (32,), "vgg16_bn": (32,), "vgg19": (32,), "vgg19_bn": (32,), "inception_v3": (32,),
+    "inception_v4": (32,), "inception_resnet_v2": (32,), "legacy_xception": (32,), "xception41": ANY, "xception65": ANY, "xception71": ANY,
+    "xception41p": ANY, "xception65p": ANY, "inception_next_atto": ANY, "inception_next_tiny": ANY, "inception_next_small": ANY,
+    "inception_next_base": ANY,
+}  # fmt: skip
+# One of each, trained for a step in earnest.
+TRAINED = ("resnet50", "vgg16", "vgg19_bn", "inception_v3", "inception_v4", "inception_resnet_v2", "legacy_xception", "xception41",
+           "inception_next_atto")  # fmt: skip
+
 
 def poison():
     """Leave NaN in freed memory, so that a tensor which nobody filled cannot be right by luck."""
@@ -56,8 +75,8 @@ def answer(model, image):
     return [out.logits] if hasattr(out, "logits") else [out.global_embeds, out.local_embeds, out.pixel_embeds]
 
 
-def assert_round_trip(kind, name, kwargs, folder):
-    config = build_config(name, image_size=64, backbone_kwargs=kwargs, decoder_channels=16, num_labels=3)
+def assert_round_trip(kind, name, kwargs, folder, **options):
+    config = build_config(name, image_size=64, backbone_kwargs=kwargs, decoder_channels=16, num_labels=3, **options)
     model, image = shaken(kind(config)), torch.randn(1, 3, 90, 123)
     wanted = answer(model, image)
     model.save_pretrained(folder)
@@ -88,3 +107,65 @@ def test_round_trip_of_a_pre_training_model(name, tmp_path):
 def test_round_trip_of_every_other_module(name, tmp_path):
     """The same for what is larger or rarer."""
     assert_round_trip(MsclForSemanticSegmentation, name, {}, tmp_path)
+
+
+@pytest.mark.parametrize("name", CLASSIC)
+def test_classic_families(name):
+    """Any image of 96 px or more passes unresized, maps have the channels they announce, and the strides are those in the table."""
+    for stride in (8, 16, 32):
+        if stride not in CLASSIC[name]:
+            with pytest.raises(ValueError, match=f"does not support output_stride={stride}"):
+                build_config(name, image_size=96, output_stride=stride)
+    config = build_config(name, image_size=96, output_stride=min(CLASSIC[name]))
+    assert config.fixed_size is None and config.size_multiple == 1
+    with torch.device("meta"):
+        backbone = MsclBackbone(config).eval()
+        maps = backbone(torch.empty(1, 3, 256, 352)).feature_maps
+    assert backbone.strides[-1] == min(CLASSIC[name]) and [m.shape[1] for m in maps] == backbone.channels
+    unpadded = name in ("inception_v3", "inception_v4", "inception_resnet_v2")
+    assert maps[-1].shape[-2:] == ((6, 9) if unpadded else (256 // backbone.strides[-1], 352 // backbone.strides[-1]))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_classic_families_train(name):
+    """Pre-training and segmentation give finite losses, and a gradient to all weights that the maps depend on."""
+    smaller = {"mlp_ratio": 0.01} if name.startswith("vgg") else {}
+    config = build_config(name, image_size=96, backbone_kwargs=smaller, decoder_channels=16, num_labels=3)
+    image, labels = torch.randn(2, 3, 96, 96), torch.randint(3, (2, 96, 96))
+    out = MsclForPreTraining(config)(image)
+    assert all(out[key].isfinite().all() for key in ("global_embeds", "local_embeds", "pixel_embeds"))
+    model = MsclForSemanticSegmentation(config)
+    loss = model(image, labels=labels).loss
+    loss.backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None]
+    assert loss.isfinite() and all(re.search(r"timm_model\.(pre_logits|head)\.", key) for key in without)
+
+
+def test_what_timm_does_not_have():
+    """docs/backbones.md says which; the day timm has them, the page is to be changed."""
+    assert not [name for name in ("lenet5", "alexnet", "googlenet") if timm.is_model(name)]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet"])
+def test_a_network_of_ones_own(name, monkeypatch, tmp_path):
+    """The page's example, run: networks registered with timm are built by name, saved, and opened again."""
+    page = (Path(__file__).parent.parent / "docs" / "backbones.md").read_text()
+    module = ModuleType("own_networks")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    before = set(timm.list_models())
+    try:
+        exec(re.search(r"```python\n(.*?)```", page, re.S).group(1), module.__dict__)
+        for kind in (MsclForPreTraining, MsclForSemanticSegmentation):
+            assert_round_trip(kind, name, {}, tmp_path)
+    finally:
+        forget(set(timm.list_models()) - before)
+
+
+def forget(names):
+    """Take models out of timm's registry."""
+    registry = timm.models._registry
+    for name in names:
+        for table in (registry._model_entrypoints, registry._model_to_module, registry._model_default_cfgs):
+            table.pop(name, None)
+        for models in registry._module_to_models.values():
+            models.discard(name)

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.backbones import build_config, load_timm_weights
-from mscl_hf.data.views import Crop, _shared_part
+from mscl_hf.data.crops import Crop
+from mscl_hf.data.views import _shared_part
 from mscl_hf.modeling_mscl import LocalHead, unit
 
 torch.set_num_threads(1)
@@ -250,6 +251,29 @@ def test_where_the_heads_sit(attach):
         out[name][..., 0].sum().backward()
         assert all((p.grad is not None) == (head in trained) for p in model.decoder.parameters())
         assert model.backbone.timm_model.conv1[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("heads", [[], ["g"], ["l", "p"]])
+def test_heads_by_name(heads, pretrained):
+    """Heads that the configuration does not name are not built nor computed, and a checkpoint that has them opens all the same."""
+    _, folder = pretrained
+    model, info = MsclForPreTraining.from_pretrained(folder, heads=heads, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.heads == heads
+    built = [head for head, name in zip("glp", ("global_head", "local_head", "pixel_head")) if getattr(model, name) is not None]
+    out = model(torch.randn(2, 3, 64, 64))
+    computed = [key[0] for key in out if key.endswith("embeds")]
+    assert built == computed == heads and len(out.feature_maps) == 2
+    model.save_pretrained(folder)
+    assert MsclForPreTraining.from_pretrained(folder).config.heads == heads
+
+
+def test_heads_that_do_not_exist():
+    """Asking for one that was not built, or that nobody knows, is refused; by default there are all three."""
+    with pytest.raises(ValueError, match=r"has the heads \['g'\], not \['p'\]"):
+        MsclForPreTraining(config_of(heads=["g"]))(torch.randn(2, 3, 64, 64), heads=("g", "p"))
+    with pytest.raises(ValueError, match="unknown heads x: choose from g, l, p"):
+        config_of(heads=["g", "x"])
+    assert config_of().heads == MsclConfig().heads == ["g", "l", "p"]
 
 
 def test_pixel_head_sees_only_the_images_it_is_given():
