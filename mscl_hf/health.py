@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data.crops import central_crop, cut
 from .data.segmentation_data import SegmentationData
-from .data.views import central_crop, cut
 from .losses import labels_at
 from .methods.base import Method
 from .probe import ridge_probe
@@ -83,18 +83,12 @@ def features(method: Method, pixels: Tensor) -> Tensor:
 
 
 def embedding_spaces(method: Method, pixels: Tensor) -> dict[str, Tensor]:
-    """Unit vectors (n, D) by space: backbone cells, and the embeddings of every head that trains."""
+    """Unit vectors (n, D) by space, those that the method names."""
     device = method.image_mean.device
     spaces: dict[str, list[Tensor]] = {}
     for chunk in pixels.split(8):
-        out = method.network(method.normalise(chunk.to(device)))
-        found = {"backbone": out.feature_maps[-1].flatten(2).transpose(1, 2)}
-        for name, head in (("global", "global_embeds"), ("local", "local_embeds"), ("pixel", "pixel_embeds")):
-            if all(p.requires_grad for p in getattr(method.network, f"{name}_head").parameters()):
-                value = getattr(out, head)
-                found[name] = value.flatten(2).transpose(1, 2) if value.dim() == 4 else value
-        for name, value in found.items():
-            spaces.setdefault(name, []).append(F.normalize(value.float().flatten(0, -2), dim=-1).cpu())
+        for name, vectors in method.embeddings(chunk.to(device)).items():
+            spaces.setdefault(name, []).append(F.normalize(vectors.float().flatten(0, -2), dim=-1).cpu())
     return {name: torch.cat(parts) for name, parts in spaces.items()}
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, SegformerImageProcessor
 
+from .data.crops import central_crop, cut
 from .data.segmentation_data import SegmentationData
-from .data.views import central_crop, cut
 from .figures import feature_maps_sheet, training_figure
 from .health import features
 from .log import read_log

@@ -5,18 +5,22 @@ import json
 import pickle
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import datasets
 import harness
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from mscl_hf.data import BadSample, check_data, choose_subset, load_data
+from mscl_hf.data.decoded import decoded
 from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.views import TrainView
+from mscl_hf.data.order import Order
+from mscl_hf.data.views import PairView, TrainView, ViewOptions
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +173,75 @@ def test_black_and_white_masks_are_not_taken_for_ignored(tmp_path):
         load_data("folder", "train", tmp_path)
     data = load_data("folder", "train", tmp_path, label_map="255:1")
     assert data.num_classes == 2 and data.read(0).mask.max() == 1
+
+
+# Slices of volumes
+
+
+def volumes(root, names):
+    """images/ and masks/ of slices by name; the mask of b/2.png is missing."""
+    for i, name in enumerate(names):
+        save(picture(i), root / "images" / f"{name}.png")
+        if name != "b/2":
+            save(labels([i]), root / "masks" / f"{name}.png")
+    return root
+
+
+def test_sub_folders_are_volumes_in_the_order_of_their_names(tmp_path):
+    """The i-th of n slices lies at (i + 0.5) / n, slice 10 behind slice 9; a mask that is missing, a selection and the cache of decoded
+    images change neither volume nor position, and no group appears."""
+    volumes(tmp_path, ["a/10", "a/9", "b/1", "b/2", "b/deep/1", "b/3", "b/4"])
+    images = load_data("folder", "train", tmp_path, unlabelled=True)
+    wanted = {"a/9": ("a", 0.25), "a/10": ("a", 0.75), "b/deep/1": ("b/deep", 0.5)}
+    wanted |= {f"b/{i + 1}": ("b", (i + 0.5) / 4) for i in range(4)}
+    assert dict(zip(images.names, images.slices)) == wanted and images.groups is None
+    masked = load_data("folder", "train", tmp_path, masked_only=True)
+    assert dict(zip(masked.names, masked.slices)) == {name: place for name, place in wanted.items() if name != "b/2"}
+    for kept in (decoded(masked, 4, 1.0).select([5, 0]), decoded(masked.select([5, 0]), 0, 0)):
+        assert [wanted[name] for name in kept.names] == list(kept.slices) and len(kept.slices) == 2
+
+
+def test_an_image_outside_of_the_sub_folders_belongs_to_no_volume(tmp_path):
+    """Then there are no volumes at all."""
+    assert load_data("folder", "train", volumes(tmp_path, ["a/1", "b", "b/1"]), unlabelled=True).slices is None
+    assert load_data("synthetic", "val").slices is None
+
+
+def test_camvid_sequences_are_volumes(real_data):
+    """Frames in their order, from near 0 to near 1 in each sequence."""
+    data = load_data("camvid", "train", real_data / "CamVid")
+    assert tuple(place.volume for place in data.slices) == data.groups
+    for sequence in set(data.groups):
+        placed = sorted((place.position, name) for place, name in zip(data.slices, data.names) if place.volume == sequence)
+        assert [name for _, name in placed] == sorted(name for name in data.names if name.startswith(sequence))
+        assert 0 < placed[0][0] < 0.02 and 0.98 < placed[-1][0] < 1
+
+
+def test_stored_columns_place_the_slices(tmp_path):
+    """Columns volume and position, any rising numbers; without one of them, or with a gap in it, there are no volumes."""
+    stored_rows(volume=[1, 1, 2, 2, 2, 2], position=[7.5, -1.0, 40.0, 10.0, 20.0, 30.0]).save_to_disk(tmp_path / "both")
+    data = load_data("hf", "train", tmp_path / "both", num_classes=3)
+    assert data.slices == (("1", 0.75), ("1", 0.25), ("2", 0.875), ("2", 0.125), ("2", 0.375), ("2", 0.625))
+    assert data.read(3).mask.max() == 0 and set(data.rows.column_names) == {"image", "mask", "name"}
+    stored_rows(volume=list("aabbbb")).save_to_disk(tmp_path / "one")
+    stored_rows(volume=list("aabbbb"), position=[1, 2, 3, None, 5, 6]).save_to_disk(tmp_path / "gap")
+    for name in ("one", "gap"):
+        assert load_data("hf", "train", tmp_path / name, num_classes=3).slices is None
+
+
+def test_batches_say_where_their_slices_are_from(tmp_path):
+    """volume and position are those of each image, a volume has one number over labelled and unlabelled images; where a part of the images
+    belongs to none, neither is there."""
+    volumes(tmp_path, ["a/1", "a/2", "b/1", "b/3"])
+    images = load_data("folder", "train", tmp_path, unlabelled=True)
+    first, second = load_data("folder", "train", tmp_path, num_classes=4).select([2, 0]), images.select([3, 1])
+    data = TrainingData(first, second, PairView(32, 32, ViewOptions()), 0, Order((0, 1), (0, 1), 4, 2, 0))
+    (batch,) = data.batches(0, 1)
+    assert (batch["volume"].dtype, batch["position"].dtype) == (torch.int64, torch.float32)
+    found = {name: (int(v), float(p)) for name, v, p in zip(batch["name"], batch["volume"], batch["position"])}
+    assert found == {"a/1": (0, 0.25), "a/2": (0, 0.75), "b/1": (1, 0.25), "b/3": (1, 0.75)}
+    part = replace(data, labelled=replace(first, slices=None))
+    assert not {"volume", "position"} & set(next(part.batches(0, 1)))
 
 
 # Datasets of Hugging Face

@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from mscl_hf.data.colour import SIZE, distort_colour, draw_colour
+from mscl_hf.data.colour import SIZE, Colours, distort_colour, draw_colour
+from mscl_hf.data.crops import Crop, central_crop, cut, random_crop
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Batches, Order, Ticket, sample_rng
+from mscl_hf.data.presets import PRESETS
 from mscl_hf.data.segmentation_data import Sample, SegmentationData
-from mscl_hf.data.views import Crop, PairView, TrainView, ViewOptions, central_crop, cut, random_crop
+from mscl_hf.data.views import PairView, TrainView, ViewOptions
 from mscl_hf.losses import labels_at
 
 GREY = torch.tensor([124, 116, 104])
@@ -163,41 +165,55 @@ def test_colour_moves_no_pixel():
     ramp = torch.arange(256).repeat(3, 16, 1).to(torch.uint8)
     changed = 0
     for seed in range(30):
-        out = distort_colour(ramp[None], draw_colour(1.0, 0.0, np.random.default_rng(seed))[None])[0]
+        out = distort_colour(ramp[None], draw_colour(Colours.simclr(1.0, 0.0), np.random.default_rng(seed))[None])[0]
         assert out.shape == ramp.shape and out.dtype == torch.uint8 and (out[:, :1] == out).all()
         assert (out[:, 0].int().diff(dim=1) >= 0).all()
         changed += not torch.equal(out, ramp)
     assert 15 < changed < 30  # eight in ten are jittered
-    assert torch.equal(distort_colour(ramp[None], draw_colour(0.0, 0.0, np.random.default_rng(0))[None])[0], ramp)
+    assert torch.equal(distort_colour(ramp[None], draw_colour(Colours.simclr(0.0, 0.0), np.random.default_rng(0))[None])[0], ramp)
 
 
-def one_by_one(image, strength, blur, rng):
-    """The distortion of one image with torchvision's operations, as they are drawn."""
+def one_by_one(image, colours, rng):
+    """The distortion of one image with torchvision's operations, in the order of the preset, as they are drawn."""
     x = image.float() / 255
-    if strength and rng.random() < 0.8:
-        factors = rng.uniform(max(0, 1 - 0.8 * strength), 1 + 0.8 * strength, 3)
-        shift = float(np.clip(rng.uniform(-0.2 * strength, 0.2 * strength), -0.5, 0.5))
+
+    def grey(x):
+        return tv.rgb_to_grayscale(x, num_output_channels=3) if colours.grey and rng.random() < colours.grey else x
+
+    x = grey(x) if colours.grey_first else x
+    if colours.jitter and rng.random() < colours.jitter:
+        spans = (colours.brightness, colours.contrast, colours.saturation)
+        factors = rng.uniform([max(0, 1 - span) for span in spans], [1 + span for span in spans])
+        shift = float(np.clip(rng.uniform(-colours.hue, colours.hue), -0.5, 0.5))
         for which in rng.permutation(4):
             name = ("brightness", "contrast", "saturation", "hue")[which]
             x = getattr(tv, f"adjust_{name}")(x, shift if which == 3 else float(factors[which]))
-    if strength and rng.random() < 0.2:
-        x = tv.rgb_to_grayscale(x, num_output_channels=3)
-    if rng.random() < blur:
+    x = x if colours.grey_first else grey(x)
+    if rng.random() < colours.blur:
         kernel = max(3, round(0.1 * min(x.shape[-2:])) // 2 * 2 + 1)
         x = tv.gaussian_blur(x, [kernel, kernel], [float(rng.uniform(0.1, 2.0))] * 2)
+    if colours.solarise and rng.random() < colours.solarise:
+        x = tv.solarize(x, 0.5)
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize(("strength", "size"), [(1.0, (32, 32)), (0.3, (40, 24)), (2.5, (9, 9))])
-def test_a_batch_of_colours_is_torchvisions_one_by_one(strength, size):
-    """All orders of jitter, grey and blur: the same levels to rounding; whatever batch an image stands in, the very same."""
+DISTORTIONS = {f"simclr {s}": (Colours.simclr(s, 0.5), size) for s, size in ((1.0, (32, 32)), (0.3, (40, 24)), (2.5, (9, 9)))}
+DISTORTIONS |= {f"{name} {k}": (c, (24, 24)) for name, preset in PRESETS.items() for k, c in enumerate(preset.colours) if c is not None}
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_a_batch_of_colours_is_torchvisions_one_by_one(name):
+    """All orders of jitter, grey, blur, solarisation: the same levels to rounding; whatever batch an image stands in, the very same."""
+    colours, size = DISTORTIONS[name]
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (200, 3, *size), dtype=np.uint8))
-    images[:4] = torch.tensor([0, 255, 7, 128])[:, None, None, None]
-    drawn = torch.stack([draw_colour(strength, 0.5, np.random.default_rng(seed)) for seed in range(200)])
+    images[:4] = torch.tensor([0, 255, 7, 100])[:, None, None, None]
+    drawn = torch.stack([draw_colour(colours, np.random.default_rng(seed)) for seed in range(200)])
     assert drawn.shape == (200, SIZE)
     found = distort_colour(images, drawn)
-    wanted = torch.stack([one_by_one(image, strength, 0.5, np.random.default_rng(seed)) for seed, image in enumerate(images)])
+    wanted = torch.stack([one_by_one(image, colours, np.random.default_rng(seed)) for seed, image in enumerate(images)])
     off = (found.int() - wanted.int()).abs()
+    # Beside the threshold of the solarisation a rounding decides.
+    off = torch.where((found.int() - (255 - wanted.int())).abs() <= 1, 0, off) if colours.solarise else off
     assert off.max() <= 1 and (off > 0).float().mean() < 1e-3
     assert torch.equal(torch.cat([distort_colour(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 200, 7)]), found)
 

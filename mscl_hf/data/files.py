@@ -1,15 +1,17 @@
 """From paths on disk to rows: finding images, pairing them with masks, and saying what is missing."""
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, BadSample, index_array
+from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, BadSample, Slice, index_array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
@@ -42,6 +44,26 @@ def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
     stems = [path.relative_to(folder).with_suffix("").as_posix() for path in images]
     count = Counter(stems)
     return [s if count[s] == 1 else path.relative_to(folder).as_posix() for s, path in zip(stems, images)]
+
+
+def slices_of(volumes: Sequence[str], order: Sequence[Any]) -> tuple[Slice, ...]:
+    """Slices that lie in their volumes in the order of a key: the i-th of n at (i + 0.5) / n."""
+    rows_of: dict[str, list[int]] = {}
+    for row, volume in enumerate(volumes):
+        rows_of.setdefault(volume, []).append(row)
+    slices: dict[int, Slice] = {}
+    for volume, rows in rows_of.items():
+        for place, row in enumerate(sorted(rows, key=lambda row: order[row])):
+            slices[row] = Slice(volume, (place + 0.5) / len(rows))
+    return tuple(slices[row] for row in range(len(volumes)))
+
+
+def slices_by_name(volumes: Sequence[str], names: Sequence[str]) -> tuple[Slice, ...] | None:
+    """The same in the order of the names, slice_2 before slice_10; None where an image has no volume."""
+    if not all(volumes):
+        return None
+    parts = [re.split(r"([0-9]+)", name) for name in names]  # every second one is a number
+    return slices_of(volumes, [[int(part) if place % 2 else part for place, part in enumerate(name)] for name in parts])
 
 
 def require_files(paths: Sequence[Path], listed_in: str) -> None:

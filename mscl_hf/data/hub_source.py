@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from .files import SCAN_AT_MOST, class_names, found_classes, make_table
-from .segmentation_data import DECODE_ERRORS, SegmentationData
+from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
+from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
 from .stream import SegmentationStream
 
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "jpg", "photo")
@@ -38,7 +38,8 @@ def build_hf(
     with metadata (`file_name`, `mask_file_name`), or a name on the Hub (`subset`: its configuration; `revision`: its commit).
 
     classes: names, a text file, "a,b,c", or the name of a column of class labels that holds them. Without classes and
-    num_classes they are found in the masks, which a stream does not allow.
+    num_classes they are found in the masks, which a stream does not allow. The columns volume and position (any numbers that rise along a
+    volume), where there are both, say that the images are slices.
     """
     if data_dir is None:
         raise ValueError("the data set 'hf' needs --data-dir: a Hub name, a parquet file or a folder that `datasets` reads")
@@ -49,6 +50,7 @@ def build_hf(
         columns["mask"] = pick_column(features, mask_column, MASK_COLUMNS, "mask", taken=columns["image"])
     table = make_table(label_map, reduce_labels)
     named = () if unlabelled else class_names(column_classes(features, classes), num_classes)
+    slices = None if streaming else stored_slices(rows)
     rows = rows.select_columns(list(columns.values()))
     for wanted, column in columns.items():
         rows = rows if column == wanted else rows.rename_column(column, wanted)
@@ -61,7 +63,7 @@ def build_hf(
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)
-    return SegmentationData(rows, named, name, split, table)
+    return SegmentationData(rows, named, name, split, table, slices=slices)
 
 
 def load_rows(
@@ -151,6 +153,16 @@ def row_names(rows: datasets.Dataset) -> list[str]:
     if all(stems) and len(set(stems)) == len(stems):
         return stems
     return [f"row_{index:06d}" for index in range(len(rows))]
+
+
+def stored_slices(rows: datasets.Dataset) -> tuple[Slice, ...] | None:
+    """From the columns volume and position; None where they are not there, or do not place every row."""
+    if not all(isinstance(rows.features.get(column), datasets.Value) for column in ("volume", "position")):
+        return None
+    volumes, positions = rows["volume"][:], rows["position"][:]
+    if any(volume is None for volume in volumes) or not all(isinstance(position, int | float) for position in positions):
+        return None
+    return slices_of([str(volume) for volume in volumes], positions)
 
 
 def scanned_masks(rows: datasets.Dataset) -> Any:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from typing import Protocol
@@ -19,11 +19,16 @@ from .stream import SegmentationStream
 
 
 class View(Protocol):
-    """What is made of a sample, see `views`. short_side: px of the image's short side beyond which detail is lost; 0 = none."""
+    """What is made of a sample, see `views`. short_side: px of the image's short side beyond which detail is lost; 0 = none.
+
+    others: how many other samples, drawn at random, a view is also made of.
+    """
 
     short_side: int
+    others: int
+    name: str
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]: ...
+    def __call__(self, sample: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()) -> dict[str, Tensor]: ...
 
     def on_device(self, batch: dict) -> dict: ...
 
@@ -32,23 +37,40 @@ SHUFFLE_BUFFER = 1000
 
 
 class Samples(Dataset):
-    """Maps a ticket to one sample's views. A bad file is replaced by the next readable one and reported in "bad"."""
+    """Maps a ticket to one sample's views, and its index over all data; of slices also the number of their volume and their position in it.
+
+    A bad file is replaced by the next readable one and reported in "bad".
+    """
 
     def __init__(self, labelled: SegmentationData | None, unlabelled: SegmentationData | None, view: View, seed: int):
         self.labelled, self.unlabelled, self.view, self.seed = labelled, unlabelled, view, seed
+        parts = [part.slices for part in (labelled, unlabelled) if part is not None]
+        self.volumes: dict[str, int] | None = None  # their numbers; None = not all images are slices of volumes
+        if all(slices is not None for slices in parts):
+            self.volumes = {name: number for number, name in enumerate(sorted({s.volume for slices in parts for s in slices}))}
 
     def __getitem__(self, ticket: Ticket) -> dict:
         data = self.labelled if ticket.labelled else self.unlabelled
-        sample, bad = _read(data, ticket.index)
-        views = self.view(sample, sample_rng(self.seed, ticket))
-        return {**views, "labelled": ticket.labelled, "name": sample.name, "bad": bad}
+        rng, bad = sample_rng(self.seed, ticket), []
+        index, sample = _read(data, ticket.index, bad)
+        # Those further 1 .. n - 1 places on: any but the sample itself.
+        places = [index + int(step) for step in rng.integers(1, len(data), self.view.others)] if self.view.others else []
+        others = [_read(data, place % len(data), bad)[1] for place in places]
+        views = self.view(sample, rng, others)
+        # Unlabelled images are numbered behind the labelled ones.
+        number = index + (0 if ticket.labelled or self.labelled is None else len(self.labelled))
+        if self.volumes is not None:
+            volume, position = data.slices[index]
+            views |= {"volume": torch.tensor(self.volumes[volume]), "position": torch.tensor(position)}
+        return {**views, "index": torch.tensor(number), "labelled": ticket.labelled, "name": sample.name, "bad": bad}
 
 
-def _read(data: SegmentationData, index: int) -> tuple[Sample, list[str]]:
-    bad = []
+def _read(data: SegmentationData, index: int, bad: list[str]) -> tuple[int, Sample]:
+    """Sample `index`, or the next one that can be read, and its index; what cannot be read is added to bad."""
     for step in range(len(data)):
+        place = (index + step) % len(data)
         try:
-            return data.read((index + step) % len(data)), bad
+            return place, data.read(place)
         except BadSample as error:
             bad.append(str(error))
     raise BadSample(f"none of the {len(data)} samples of {data.name}/{data.split} can be read; the first: {bad[0]}")
@@ -111,6 +133,11 @@ class TrainingData:
     order: Order | None = None
     stream: SegmentationStream | None = None
     batch_size: int = 0
+
+    @property
+    def images(self) -> int | None:
+        """How many there are, None for a stream."""
+        return None if self.stream is not None else sum(len(part) for part in (self.labelled, self.unlabelled) if part is not None)
 
     def batches(
         self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0, device: torch.device | str = "cpu"

@@ -39,6 +39,13 @@ class Sample(NamedTuple):
     name: str
 
 
+class Slice(NamedTuple):
+    """Where an image is from that is a slice of a volume. position: its place among the volume's slices, from 0 to 1."""
+
+    volume: str
+    position: float
+
+
 class Rows(Protocol):
     """What data is read from: `datasets.Dataset` with Image columns, or scenes drawn on demand."""
 
@@ -59,6 +66,7 @@ class SegmentationData:
     classes: the names of train ids 0..K-1; () when there are no masks.
     label_table: (256,) uint8, stored id -> train id, 255 = ignored; None = stored ids are train ids.
     groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
+    slices: where each row is from, in data of volumes; None = the images belong to none.
     """
 
     rows: Rows
@@ -67,6 +75,7 @@ class SegmentationData:
     split: str
     label_table: np.ndarray | None = None
     groups: tuple[str, ...] | None = None
+    slices: tuple[Slice, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,8 +106,8 @@ class SegmentationData:
     def select(self, indices: Sequence[int]) -> "SegmentationData":
         """The same data with only these rows, in this order."""
         indices = [int(i) for i in indices]
-        groups = None if self.groups is None else tuple(self.groups[i] for i in indices)
-        return replace(self, rows=self.rows.select(indices), groups=groups)
+        groups, slices = (None if of is None else tuple(of[i] for i in indices) for of in (self.groups, self.slices))
+        return replace(self, rows=self.rows.select(indices), groups=groups, slices=slices)
 
     def _stored(self, index: int, column: str) -> Any:
         """The undecoded value of an Image column: {"path": ..., "bytes": ...}; None where rows are not stored files."""

@@ -18,10 +18,11 @@ from .files import (
     open_masks,
     require_files,
     require_masks,
+    slices_by_name,
     unique_names,
 )
 from .hub_source import build_hf
-from .segmentation_data import IGNORE_INDEX, SegmentationData
+from .segmentation_data import IGNORE_INDEX, SegmentationData, Slice
 from .stream import SegmentationStream
 from .synthetic import CLASSES as SYNTHETIC_CLASSES
 from .synthetic import SPLIT_SIZES, DrawnScenes
@@ -57,7 +58,8 @@ def build_synthetic(
 def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
     """CamVid as the SegNet tutorial packs it: `train.txt` holds "image mask" a line, with or without /SegNet/CamVid/.
 
-    11 classes; 11 and 255 are void. Groups are the video sequences, since frames of one sequence look alike.
+    11 classes; 11 and 255 are void. Groups are the video sequences, since frames of one sequence look alike. Its sequences are also the
+    volumes of the slices, though unlike scans of a body they show nothing in common at equal places.
     """
     root = data_dir / "CamVid" if (data_dir / "CamVid").is_dir() else data_dir
     lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
@@ -72,7 +74,8 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     table[11] = IGNORE_INDEX
     names = [path.stem for path in images]
     groups = tuple(name.split("_")[0] for name in names)
-    return from_files("camvid", split, names, images, None if unlabelled else masks, CAMVID_CLASSES, table, groups)
+    slices = slices_by_name(groups, names)
+    return from_files("camvid", split, names, images, None if unlabelled else masks, CAMVID_CLASSES, table, groups, slices)
 
 
 def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
@@ -137,24 +140,26 @@ def build_folder(
 
     Without masks/ (or `mask_dir`) the data is unlabelled: every image file below the folder. Without `classes` or
     `num_classes` the classes are the ids found in the masks. `mask_suffix` is what a mask's stem adds to its image's
-    ("_mask"); `masked_only` leaves out the images that have no mask.
+    ("_mask"); `masked_only` leaves out the images that have no mask. Where all images lie in sub-folders, these are volumes of slices.
     """
     images_root, masks_root = folder_roots(data_dir, image_dir, mask_dir)
     images_root, masks_root = split_roots(split, images_root, masks_root)
     images = find_images(images_root)
     names = unique_names(images, images_root)
+    slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
     table = make_table(label_map, reduce_labels)
     if unlabelled or masks_root is None:
-        return from_files("folder", split, names, images, None, (), table)
+        return from_files("folder", split, names, images, None, (), table, slices=slices)
     masks = match_masks(images, images_root, masks_root, mask_suffix)
     if masked_only:
         kept = [i for i, mask in enumerate(masks) if mask is not None]
         images, names, masks = ([column[i] for i in kept] for column in (images, names, masks))
+        slices = None if slices is None else tuple(slices[i] for i in kept)
     if not images:
         raise ValueError(f"no image of {images_root} has a mask of the same stem in {masks_root}; check the names")
     require_masks(images, masks)
     found = class_names(classes, num_classes) or found_classes(open_masks(masks), table)
-    return from_files("folder", split, names, images, masks, found, table)
+    return from_files("folder", split, names, images, masks, found, table, slices=slices)
 
 
 def folder_roots(data_dir: Path | None, image_dir: Any, mask_dir: Any) -> tuple[Path, Path | None]:
@@ -215,12 +220,13 @@ def from_files(
     classes: Sequence[str],
     table: np.ndarray | None = None,
     groups: tuple[str, ...] | None = None,
+    slices: tuple[Slice, ...] | None = None,
 ) -> SegmentationData:
     """Put a layout's parts together; masks=None makes unlabelled data, whose classes are ()."""
     if masks is None:
-        return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups)
+        return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups, slices)
     require_masks(images, masks)
-    return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups)
+    return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups, slices)
 
 
 def subfolders(folder: Path) -> list[str]:

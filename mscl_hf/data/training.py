@@ -169,7 +169,10 @@ def pretraining_data(
         return _without_labels(options, view, batch_size, seed, unlabelled, say)
     data, taken = labelled_part(options, view, say)
     if not data.labelled:
-        raise ValueError(f"{data.name}/{data.split} has no masks and the losses need them; add masks, or choose --losses g, l or g+l")
+        raise ValueError(
+            f"{data.name}/{data.split} has no masks and this --method needs them; add masks, or choose one that needs none "
+            "(--list-methods; for mscl: --losses g, l or g+l)"
+        )
     extra = unlabelled_part(options, view, unlabelled, taken, say)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
@@ -196,6 +199,8 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
     data = open_split(options, training_split(options), unlabelled=True)
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, say)
+    if view.others and len(data) < 2:
+        raise ValueError(f"{view.name} views paste an image onto other ones, and {data.name}/{data.split} has only {len(data)}; give more")
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
     _tell_repeats(order, say)
     return TrainingData(None, data, view, seed, order)
@@ -208,5 +213,7 @@ def _streamed(
         raise ValueError(
             "a streamed data set has no length to take a part of; leave out --train-fraction, --train-count, --unlabelled, or --streaming"
         )
+    if view.others:
+        raise ValueError(f"{view.name} views are made of several images, and a stream gives one after another; leave out --streaming")
     stream = open_split(options, training_split(options), unlabelled=not labelled)
     return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size)

@@ -5,24 +5,25 @@ it is used: workers cut crops as uint8, colours are computed for the whole batch
 comes from `rng`.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from .colour import distort_colour, draw_colour
+from .colour import Colours, coloured, draw_colour
+from .crop_views import CopyPasteView, SingleView, SliceView, TwoCropView
+from .crops import IGNORE, Crop, central_crop, cut, largest_side, random_crop
+from .presets import PRESETS, Preset
 from .segmentation_data import Sample
 
-IGNORE = 255
 GEOMETRIES = ("shared", "crops", "none")
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Geometry and colour of the pre-training views."""
+    """Geometry and colour of the pre-training views: of pairs, but for the last two, which belong to the random resized crops."""
 
     geometry: str = field(
         default="shared",
@@ -37,6 +38,8 @@ class ViewOptions:
     colour: float = field(default=1.0, metadata={"help": "strength s of the colour distortion (SimCLR's; 0 = none)"})
     blur: float = field(default=0.5, metadata={"help": "probability of a Gaussian blur"})
     augment_both: bool = field(default=False, metadata={"help": "distort both views, not only the enhanced one"})
+    preset: str | None = field(default=None, metadata={"help": f"colours and crops: {', '.join(PRESETS)}; default: the method's own"})
+    min_area: float | None = field(default=None, metadata={"help": "least share of the image in a crop; default: the preset's"})
 
     def __post_init__(self):
         if self.geometry not in GEOMETRIES:
@@ -47,86 +50,10 @@ class ViewOptions:
             raise ValueError(f"colour is {self.colour} and blur {self.blur}; give a strength of at least 0, and a probability")
         if not 0 < self.min_overlap <= 1:
             raise ValueError(f"min_overlap is {self.min_overlap}; give a share above 0 and at most 1: crops must share something")
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A rectangle of the source image in px (it may stick out of the image), side high and aspect times as wide; is it mirrored?"""
-
-    x: float
-    y: float
-    side: float
-    flip: bool
-    aspect: float = 1.0
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1"""
-        return self.x, self.y, self.x + self.side * self.aspect, self.y + self.side
-
-    def in_view(self, x0: float, y0: float, x1: float, y1: float) -> list[float]:
-        """A box in source px -> in 0..1 of this crop; mirrored crops give x0 > x1."""
-        width = self.side * self.aspect
-        box = [(x0 - self.x) / width, (y0 - self.y) / self.side, (x1 - self.x) / width, (y1 - self.y) / self.side]
-        return [1 - box[0], box[1], 1 - box[2], box[3]] if self.flip else box
-
-
-def random_crop(
-    size: tuple[int, int], crop_px: int, base_px: int, scales: tuple[float, float], rng: np.random.Generator, aspect: float = 1.0
-) -> Crop:
-    """A crop crop_px high out of an image (width, height) brought to a short side of base_px (0 = native) times a random scale."""
-    width, height = size
-    zoom = (base_px / min(size) if base_px else 1) * rng.uniform(*scales)
-    side = crop_px / zoom
-    # Where the window is larger than the image it slides the other way, so that the whole image stays inside.
-    x, y = (rng.uniform(min(0, room), max(0, room)) for room in (width - side * aspect, height - side))
-    return Crop(x, y, side, bool(rng.random() < 0.5), aspect)
-
-
-def largest_side(base_px: int, max_scale: float) -> int:
-    """The short side in px that crops at the largest scale show of an image; 0 where images are taken at their own size."""
-    return math.ceil(base_px * max(1, max_scale))
-
-
-def central_crop(size: tuple[int, int], crop_px: int, base_px: int, aspect: float = 1.0) -> Crop:
-    """The same without chance: the middle of the image at the base size."""
-    side = crop_px / (base_px / min(size) if base_px else 1)
-    return Crop((size[0] - side * aspect) / 2, (size[1] - side) / 2, side, False, aspect)
-
-
-def cut(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Tensor | None]:
-    """The crop at a height of size: image (3, size, width) and mask (size, width) uint8; outside the image: grey, and ignored."""
-    image = torch.from_numpy(_cut(sample.image, crop, size, Image.Resampling.BILINEAR, (124, 116, 104))).permute(2, 0, 1).contiguous()
-    mask = None if sample.mask is None else torch.from_numpy(_cut(sample.mask, crop, size, Image.Resampling.NEAREST, IGNORE))
-    return image, mask
-
-
-def _cut(pixels: np.ndarray, crop: Crop, size: int, resample: Image.Resampling, fill) -> np.ndarray:
-    zoom = size / crop.side
-    x0, x1 = np.clip(crop.box[::2], 0, pixels.shape[1]).tolist()
-    y0, y1 = np.clip(crop.box[1::2], 0, pixels.shape[0]).tolist()
-    left, top = round((x0 - crop.x) * zoom), round((y0 - crop.y) * zoom)
-    right, bottom = max(left + 1, round((x1 - crop.x) * zoom)), max(top + 1, round((y1 - crop.y) * zoom))
-    # Of a large image, or one that lies on disk, only what the filter reaches is touched.
-    reach = math.ceil(max(1, (x1 - x0) / (right - left), (y1 - y0) / (bottom - top))) + 1
-    column, row = max(0, math.floor(x0) - reach), max(0, math.floor(y0) - reach)
-    part = Image.fromarray(np.ascontiguousarray(pixels[row : math.ceil(y1) + reach, column : math.ceil(x1) + reach]))
-    part = part.resize((right - left, bottom - top), resample, box=(x0 - column, y0 - row, x1 - column, y1 - row))
-    wanted = (round(size * crop.aspect), size)
-    if part.size != wanted:
-        canvas = Image.new(part.mode, wanted, fill)
-        canvas.paste(part, (left, top))
-        part = canvas
-    if crop.flip:
-        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(part)
-
-
-def coloured(batch: dict) -> dict:
-    """A batch on its device with the colours that were drawn for its images: NAME_colour is applied to NAME, and gone."""
-    drawn = [name for name in batch if name.endswith("_colour")]
-    done = {name.removesuffix("_colour"): distort_colour(batch[name.removesuffix("_colour")], batch[name]) for name in drawn}
-    return {name: value for name, value in (batch | done).items() if name not in drawn}
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"--preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
+        if self.min_area is not None and not 0 < self.min_area <= 1:
+            raise ValueError(f"--min-area is {self.min_area}; give a share above 0 and at most 1")
 
 
 class PairView:
@@ -137,21 +64,28 @@ class PairView:
     """
 
     name = "pair"
+    others = 0
 
-    def __init__(self, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None):
+    def __init__(
+        self, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None, preset: Preset | None = None
+    ):
+        """preset: whose colours both views get, instead of SimCLR's for the enhanced one."""
         self.size, self.base, self.options = image_size, base_size, options
+        if preset is None:
+            enhanced = Colours.simclr(options.colour, options.blur)
+            self.colours = {"enhanced": enhanced} | ({"image": enhanced} if options.augment_both else {})
+        else:
+            self.colours = dict(zip(("enhanced", "image"), preset.colours))
         self.aspect = (image_width or image_size) / image_size
         self.short_side = largest_side(base_size, options.max_scale if options.geometry != "none" else 1)
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()) -> dict[str, Tensor]:
         first, second = self._crops(sample.image.shape[1::-1], rng)
         views = dict(zip(("image", "mask"), self._cut(sample, first)))
         if self.options.geometry == "crops":
             views |= dict(zip(("enhanced", "enhanced_mask"), self._cut(sample, second)))
             views["boxes"] = torch.tensor(_shared_part(first, second, sample.image.shape[1::-1]))
-        for name in ("enhanced", "image") if self.options.augment_both else ("enhanced",):
-            views[f"{name}_colour"] = draw_colour(self.options.colour, self.options.blur, rng)
-        return views
+        return views | {f"{name}_colour": draw_colour(colours, rng) for name, colours in self.colours.items()}
 
     @staticmethod
     def on_device(batch: dict) -> dict:
@@ -196,14 +130,38 @@ def _shared_part(a: Crop, b: Crop, size: tuple[int, int]) -> list[list[float]]:
     return [a.in_view(*box), b.in_view(*box)]
 
 
-# Of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewOptions, image_width).
-VIEWS = {"pair": PairView}
+# Of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewOptions, image_width, Preset).
+VIEWS = {"pair": PairView, "two_crop": TwoCropView, "slices": SliceView, "single": SingleView, "copy_paste": CopyPasteView}
+
+
+def make_view(
+    kind: str,
+    preset: str | None,
+    image_size: int,
+    base_size: int,
+    options: ViewOptions,
+    image_width: int | None = None,
+    check: bool = True,
+):
+    """The views that a method asks for by name, with the preset that it or the options name; ValueError for options they do not read."""
+    crops = VIEWS[kind] is not PairView
+    defaults = ViewOptions()
+    for name, default in vars(defaults).items():
+        for_crops = name in ("preset", "min_area")
+        if check and getattr(options, name) != default and for_crops is not crops and (name != "preset" or preset is None):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is no option of {kind} views, which this --method asks for; leave it out, or "
+                f"give {'--preset or --min-area' if crops else '--geometry, --colour, --blur and the like'}"
+            )
+    name = options.preset or preset
+    return VIEWS[kind](image_size, base_size, options, image_width, None if name is None else PRESETS[name])
 
 
 class TrainView:
     """Fine-tuning: scale, crop, flip, light colour. A batch of it holds image (B, 3, H, W) and mask (B, H, W)."""
 
     name = "finetune"
+    others = 0
 
     def __init__(
         self,
@@ -213,13 +171,14 @@ class TrainView:
         colour: float = 0.3,
         image_width: int | None = None,
     ):
-        self.size, self.base, self.scales, self.colour = image_size, base_size, scales, colour
+        self.size, self.base, self.scales = image_size, base_size, scales
+        self.colours = Colours.simclr(colour, blur=0.0)
         self.aspect = (image_width or image_size) / image_size
         self.short_side = largest_side(base_size, scales[1])
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()) -> dict[str, Tensor]:
         crop = random_crop(sample.image.shape[1::-1], self.size, self.base, self.scales, rng, self.aspect)
         image, mask = cut(sample, crop, self.size)
-        return {"image": image, "image_colour": draw_colour(self.colour, 0.0, rng), "mask": mask}
+        return {"image": image, "image_colour": draw_colour(self.colours, rng), "mask": mask}
 
     on_device = staticmethod(coloured)

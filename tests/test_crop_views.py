@@ -1,0 +1,194 @@
+"""Random resized crops: boxes say where a view lies, presets what is done to it, and pasted views are what their masks say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_views import coordinates
+
+from mscl_hf.data import loading
+from mscl_hf.data.crop_views import random_rectangle
+from mscl_hf.data.crops import random_resized_crop
+from mscl_hf.data.loading import Samples, TrainingData
+from mscl_hf.data.order import Order, Ticket
+from mscl_hf.data.presets import PRESETS, Preset
+from mscl_hf.data.segmentation_data import Sample, SegmentationData
+from mscl_hf.data.views import VIEWS, ViewOptions, make_view
+
+BARE = Preset(0.2, (None, None))  # no colours: pixels keep what they say of their place
+
+
+def view(kind, preset=BARE, size=40, width=None, **options):
+    return VIEWS[kind](size, size, ViewOptions(**options), width, preset)
+
+
+def batch_of(kind, count=6, preset=BARE, **given):
+    made = view(kind, preset, **given)
+    others = [solid(9)] * made.others
+    samples = [made(coordinates(), np.random.default_rng(seed), others) for seed in range(count)]
+    return made.on_device(loading.stack([{**s, "labelled": False, "name": str(i), "bad": []} for i, s in enumerate(samples)]))
+
+
+def solid(level, width=50, height=70):
+    return Sample(np.full((height, width, 3), level, np.uint8), None, f"solid {level}")
+
+
+def test_random_resized_crops_have_the_area_and_the_aspect_asked_for():
+    """Inside the image, at least the least area, ratios within 3/4 .. 4/3 of the view's, both mirrored and not; all of it is reached."""
+    rng, crops = np.random.default_rng(0), []
+    for _ in range(2000):
+        crop = random_resized_crop((160, 120), 0.2, 2.0, rng)
+        x0, y0, x1, y1 = crop.box
+        assert x0 >= -1e-9 and y0 >= -1e-9 and x1 <= 160 + 1e-9 and y1 <= 120 + 1e-9
+        assert 0.2 - 1e-9 <= (x1 - x0) * (y1 - y0) / (160 * 120) <= 1 and 1.5 - 1e-9 <= crop.aspect <= 8 / 3 + 1e-9
+        crops.append(crop)
+    areas = [crop.side**2 * crop.aspect / (160 * 120) for crop in crops]
+    assert min(areas) < 0.21 and 0.45 < np.mean([crop.flip for crop in crops]) < 0.55
+    assert min(crop.x for crop in crops) < 2 and max(crop.box[2] for crop in crops) > 158
+
+
+def test_a_crop_that_cannot_have_its_aspect_takes_what_there_is():
+    """A strip of 400 x 10 px has no crop of half its area near a square: the largest square is taken, and no endless search."""
+    for seed in range(50):
+        crop = random_resized_crop((400, 10), 0.5, 1.0, np.random.default_rng(seed))
+        assert crop.side == 10 and crop.aspect == 1.0 and 0 <= crop.x <= 390
+
+
+@pytest.mark.parametrize("width", [None, 64])
+def test_two_crops_lie_where_their_boxes_say(width):
+    """Each view's red and green are its source coordinates: those of its box, walked backwards where it is mirrored."""
+    batch, seen = batch_of("two_crop", 12, width=width), set()
+    assert batch["boxes"].shape == (12, 2, 4)
+    for which in (0, 1):
+        for image, (x0, y0, x1, y1) in zip(batch[f"view{which + 1}"], batch["boxes"][:, which].tolist()):
+            assert image.shape == (3, 40, width or 40)
+            seen.add(x0 > x1)
+            columns = x0 + (torch.arange(image.shape[2]) + 0.5) / image.shape[2] * (x1 - x0) - 0.5
+            rows = y0 + (torch.arange(40) + 0.5) / 40 * (y1 - y0) - 0.5
+            for channel, wanted in ((0, columns), (1, rows[:, None])):
+                assert (image[channel].float() - wanted)[2:-2, 2:-2].abs().max() < 4
+            assert (image[0].float().mean(0) - columns)[2:-2].abs().mean() < 1.2  # steps of the filter, no drift
+    assert seen == {True, False}
+    assert not torch.equal(batch["boxes"][:, 0], batch["boxes"][:, 1])
+
+
+def test_pasted_views_are_the_image_inside_and_the_other_outside():
+    """Exactly: a level of the one image inside the mask, of the other outside; the mask covers 0.5 to 0.8 of the view, in one rectangle."""
+    made = view("copy_paste", size=48)
+    samples = [made(solid(200), np.random.default_rng(seed), [solid(9), solid(77)]) for seed in range(30)]
+    batch = made.on_device(loading.stack([{**s, "labelled": False, "name": "", "bad": []} for s in samples]))
+    assert set(batch) == {"view1", "view2", "pasted1", "pasted2", "labelled", "name", "bad"}
+    for which, level in ((1, 9), (2, 77)):
+        images, masks = batch[f"view{which}"], batch[f"pasted{which}"]
+        assert torch.equal(images, torch.where(masks[:, None], 200, level).to(torch.uint8).expand_as(images))
+        share = masks.float().mean((1, 2))
+        assert share.min() >= 0.5 and share.max() <= 0.8 and share.std() > 0.03
+        for mask in masks:
+            rows, columns = mask.any(1), mask.any(0)
+            assert torch.equal(mask, rows[:, None] & columns)
+            assert all(side.int().diff().abs().sum() <= 2 for side in (rows, columns))
+    assert not torch.equal(batch["pasted1"], batch["pasted2"])
+
+
+def test_pasted_views_keep_the_image_in_place():
+    """Inside the rectangle a view equals the crop without anything pasted: no rescaling to the rectangle."""
+    made, plain = view("copy_paste"), view("single")
+    for seed in range(5):
+        sample = made(coordinates(), np.random.default_rng(seed), [solid(9), solid(9)])
+        crop = plain(coordinates(), np.random.default_rng(seed))["image"]  # the first crop drawn is the image's
+        batch = made.on_device(loading.stack([{**sample, "labelled": False, "name": "", "bad": []}]))
+        inside = batch["pasted1"][0]
+        assert torch.equal(batch["view1"][0][:, inside], crop[:, inside]) and (batch["view1"][0][:, ~inside] == 9).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (16, 16), (48, 96)])
+def test_rectangles_keep_their_shape(height, width):
+    """Areas from 0.5 to 0.8 and aspects within 0.8 .. 1.25 of the view's, to a pixel, at any place."""
+    for seed in range(300):
+        top, left, bottom, right = random_rectangle(height, width, np.random.default_rng(seed)).tolist()
+        assert 0 <= top < bottom <= height and 0 <= left < right <= width
+        assert 0.5 <= (bottom - top) * (right - left) / (height * width) <= 0.8
+        ratio = (right - left) / width / ((bottom - top) / height)
+        assert 0.8 * (1 - 2.5 / min(height, width)) <= ratio <= 1.25 * (1 + 2.5 / min(height, width))
+
+
+class Numbered(SegmentationData):
+    """Sample i is an image of level 10 i; reading is recorded."""
+
+    def __init__(self, count):
+        super().__init__(range(count), (), "numbered", "train")
+        object.__setattr__(self, "seen", [])
+
+    def read(self, index):
+        self.seen.append(index)
+        return solid(10 * index)
+
+
+def test_pasted_views_take_other_images():
+    """Never the image itself, and in time all of the others; the index of a sample is that of its image."""
+    data, seen = Numbered(5), set()
+    samples = Samples(None, data, view("copy_paste"), seed=0)
+    for step in range(40):
+        data.seen.clear()
+        found = samples[Ticket(step, 0, 2, False)]
+        assert int(found["index"]) == 2 == data.seen[0] and 2 not in data.seen[1:] and len(data.seen) == 3
+        seen |= set(data.seen[1:])
+    assert seen == {0, 1, 3, 4}
+
+
+def test_indices_tell_labelled_and_unlabelled_images_apart():
+    """Unlabelled images are numbered behind the labelled ones; a run knows how many there are."""
+    data = TrainingData(Numbered(3), Numbered(4), view("single"), 0, Order((0, 1, 2), (0, 1, 2, 3), 4, 2, 0))
+    seen = {int(i) for batch in data.batches(0, 12) for i in batch["index"]}
+    assert seen == set(range(7)) and data.images == 7
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_views_are_functions_of_their_generator(kind):
+    """The same seed gives the same views with all their colours, another seed gives others."""
+    made = make_view(kind, "moco_v2" if kind != "pair" else None, 32, 32, ViewOptions())
+    one, same, other = (made(coordinates(), np.random.default_rng(seed), [solid(3)] * made.others) for seed in (1, 1, 2))
+    assert all(torch.equal(one[key], same[key]) for key in one) and any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("kind", ["two_crop", "single", "copy_paste"])
+def test_least_area_reaches_the_crops_and_the_cache(kind):
+    """--min-area 1 shows the whole image; smaller areas ask the cache for more pixels."""
+    whole = view(kind, min_area=1.0)
+    assert whole.short_side == math.ceil(40 / math.sqrt(0.75)) < view(kind).short_side < view(kind, min_area=0.05).short_side
+    if kind == "two_crop":
+        boxes = whole(coordinates(), np.random.default_rng(0))["boxes"]
+        assert ((boxes[:, 2:] - boxes[:, :2]).abs().prod(1) > 0.7 * 160 * 120).all()
+
+
+def test_presets_say_what_their_papers_say():
+    """Crops and colours as published, operation by operation; only BYOL's second view is solarised, CMC's have no colours."""
+    assert {name: preset.area for name, preset in PRESETS.items() if name != "chaitanya"} == {
+        "simclr": 0.08, "moco_v1": 0.2, "moco_v2": 0.2, "byol": 0.08, "cmc": 0.08}  # fmt: skip
+    first, second = PRESETS["byol"].colours
+    assert (first.blur, first.solarise, second.blur, second.solarise) == (1.0, 0.0, 0.1, 0.2)
+    jitter = {n: (c.brightness, c.contrast, c.saturation, c.hue, c.jitter, c.grey) for n, p in PRESETS.items() if (c := p.colours[0])}
+    assert jitter["simclr"] == (0.8, 0.8, 0.8, 0.2, 0.8, 0.2) and jitter["byol"] == (0.4, 0.4, 0.2, 0.1, 0.8, 0.2)
+    assert jitter["moco_v1"] == (0.4, 0.4, 0.4, 0.4, 1.0, 0.2) and jitter["moco_v2"] == (0.4, 0.4, 0.4, 0.1, 0.8, 0.2)
+    assert PRESETS["cmc"].colours == (None, None) and PRESETS["moco_v1"].colours[0].grey_first
+
+
+@pytest.mark.parametrize(("kind", "preset", "options", "says"), [
+    ("two_crop", "simclr", {"geometry": "crops"}, "--geometry is no option of two_crop views"),
+    ("single", "cmc", {"colour": 0.5}, "--colour is no option of single views"),
+    ("pair", None, {"min_area": 0.5}, "--min-area is no option of pair views"),
+    ("pair", None, {"preset": "byol"}, "--preset is no option of pair views"),
+])  # fmt: skip
+def test_options_that_a_view_does_not_read_are_refused(kind, preset, options, says):
+    """Not accepted and then forgotten."""
+    with pytest.raises(ValueError, match=says):
+        make_view(kind, preset, 32, 32, ViewOptions(**options))
+
+
+def test_unknown_presets_are_refused():
+    """With the names that there are."""
+    with pytest.raises(ValueError, match="choose one of simclr, moco_v1"):
+        ViewOptions(preset="mocov1")
+    with pytest.raises(ValueError, match="--min-area is 0"):
+        ViewOptions(min_area=0.0)
