@@ -40,7 +40,8 @@ def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: i
 
 
 def start_classifier(method: SegmentationTraining, data: TrainingData, batches: int) -> float | None:
-    """Fit the 1x1 classifier on the frozen decoder's cells of the first `batches` training batches, by logistic regression.
+    """Fit the 1x1 classifier on the frozen decoder's cells of the first `batches` training batches, by logistic regression: a softmax, or
+    one class against the rest where the fine-tuning loss reads the logits so.
 
     A random classifier sends noise into the features while it learns; a fitted one leaves them what pre-training made of them (linear
     probing before fine-tuning: Kumar et al., ICLR 2022, arXiv:2202.10054). Returns the share of training cells it gets right, None
@@ -52,7 +53,7 @@ def start_classifier(method: SegmentationTraining, data: TrainingData, batches: 
         return None
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=1e-3)
     x = (x - mean) / deviation
-    weight, bias = logistic_regression(x, y, network.config.num_labels)
+    weight, bias = logistic_regression(x, y, network.config.num_labels, sigmoid=method.row.sigmoid)
     right = (F.linear(x, weight, bias).argmax(1) == y).float().mean()
     weight = weight / deviation
     with torch.no_grad():
@@ -86,18 +87,25 @@ def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tu
     return torch.cat(xs), torch.cat(ys)
 
 
-def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
+def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1e-3, sigmoid: bool = False) -> tuple[Tensor, Tensor]:
     """Weights (K, D) and biases (K,) that minimise cross-entropy + penalty * (|W|^2 + |b|^2), by L-BFGS.
 
-    The penalty on the bias keeps classes without a cell within reach of later training.
+    sigmoid: the sum of the classes' binary cross-entropies instead. The penalty on the bias keeps classes without a cell within reach of
+    later training.
     """
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+    one_hot = F.one_hot(y, classes).to(x.dtype) if sigmoid else None
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        if one_hot is None:
+            return F.cross_entropy(logits, y)
+        return F.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum") / len(y)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(x, weight, bias), y) + penalty * (weight.square().sum() + bias.square().sum())
+        value = cross_entropy(F.linear(x, weight, bias)) + penalty * (weight.square().sum() + bias.square().sum())
         value.backward()
         return value
 

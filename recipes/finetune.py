@@ -1,10 +1,10 @@
-"""Fine-tune a pre-trained model folder on masks: cross-entropy, then mean IoU on the held-out split.
+"""Fine-tune a pre-trained model folder on masks: cross-entropy or another loss, then mean IoU on the held-out split.
 
 accelerate launch recipes/finetune.py --model runs/pretrain
 accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -15,8 +15,9 @@ from mscl_hf.data.views import TrainView
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import command, flat, make_accelerator, parse, printable
+from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.probe import start_classifier
 from mscl_hf.publish import commit, draw_training, model_card, open_model, publish
 from mscl_hf.train import TrainOptions, fit
@@ -28,6 +29,7 @@ class FinetuneOptions:
 
     model: str = field(default="runs/pretrain", metadata={"help": "model folder or Hub name to start from"})
     output_dir: str = field(default="runs/finetune", metadata={"help": "new or empty folder for the model and its records"})
+    list_losses: bool = field(default=False, metadata={"help": "print the losses and stop"})
     image_size: int | None = field(default=None, metadata={"help": "height of the training crop in px; default: as pre-trained"})
     image_width: int | None = field(default=None, metadata={"help": "its width in px; default: as pre-trained, or square"})
     base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px, 0 = native; default: as pre-trained"})
@@ -63,9 +65,15 @@ class FinetuneTrainOptions(TrainOptions):
     schedule: str = field(default="poly", metadata={"help": "cosine or poly (power 0.9), to zero"})
 
 
+KINDS = (FinetuneOptions, LossOptions, FinetuneTrainOptions, DataOptions)
+
+
 @command
 def main() -> None:
-    run, train, data_options = options = parse((FinetuneOptions, FinetuneTrainOptions, DataOptions), __doc__.splitlines()[0])
+    run, loss, train, data_options = options = parse(KINDS, __doc__.splitlines()[0])
+    if run.list_losses:
+        print_losses()
+        return
     set_seed(train.seed)
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
@@ -100,7 +108,7 @@ def main() -> None:
     config = network.config
 
     accelerator.init_trackers("mscl_hf", printable(*options))
-    method = SegmentationTraining(network)
+    method = SegmentationTraining(network, **asdict(loss))
     if run.probe_batches and has_new_classifier(loaded) and not checkpoint.complete(out):
         right = start_classifier(method.to(accelerator.device), data, run.probe_batches)
         accelerator.print("no labelled pixel to fit the classifier on" if right is None else f"classifier fitted: {right:.1%} of the cells")
@@ -130,6 +138,14 @@ def has_new_classifier(loaded: dict) -> bool:
     """Whether the checkpoint had no classifier for these classes. loaded: what from_pretrained says of the weights."""
     absent = [*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]
     return any(key.startswith("classifier.") for key in absent)
+
+
+def print_losses() -> None:
+    rows = [("name", "loss", "paper", "year", "adds", "options")]
+    for name, row in FINETUNING_LOSSES.items():
+        flags = " ".join(f"--{option.replace('_', '-')}" for option in row.options)
+        rows.append((name, row.title, row.paper, str(row.year or "-"), row.adds, flags or "-"))
+    print_table(rows)
 
 
 if __name__ == "__main__":

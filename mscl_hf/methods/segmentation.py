@@ -1,14 +1,22 @@
 """Fine-tuning: the supervised stage, in the same shape as a pre-training method."""
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ..losses.affinity import SIZES
+from ..modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
+from .finetuning_losses import LossOptions, Predicted, finetuning_loss
 
 
 class SegmentationTraining(Method):
-    """Cross-entropy on labelled pixels, plus the auxiliary head's: what `MsclForSemanticSegmentation` computes as its loss."""
+    """A loss on the labelled pixels, by its name in FINETUNING_LOSSES, plus the auxiliary head's cross-entropy.
 
-    title = "cross-entropy"
+    "ce" is what `MsclForSemanticSegmentation` computes as its loss. options: those of `LossOptions`.
+    """
+
+    title = "fine-tuning"
     paper = "-"
     year = None
     views = "finetune"
@@ -16,6 +24,26 @@ class SegmentationTraining(Method):
     transfers = "everything"
     state = "-"
 
+    def __init__(self, network: MsclForSemanticSegmentation, loss: str = "ce", **options):
+        super().__init__(network)
+        self.loss = LossOptions(loss, **options)
+        self.row = finetuning_loss(loss)
+        # One row, since weight decay is for what has more dimensions; equal weights at first.
+        count = 2 * network.config.num_labels * len(SIZES)
+        self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
+
     def forward(self, image: Tensor, mask: Tensor, **rest) -> dict[str, Tensor]:
         """image (B, 3, S, S) uint8, mask (B, S, S) with 255 = ignored."""
-        return {"loss": self.network(self.normalise(image), labels=mask.long()).loss}
+        network, pixels, labels = self.network, self.normalise(image), mask.long()
+        if self.loss.loss == "ce":
+            return {"loss": network(pixels, labels=labels).loss}
+        logits, auxiliary = network.both_logits(pixels)
+        full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
+        terms, logged = self.loss.terms(Predicted(logits, full, labels, self.progress, sizes))
+        if self.row.cross_entropy:
+            terms["loss_ce"] = 1.0, network.cross_entropy(full, labels)
+        if auxiliary is not None:
+            terms["loss_auxiliary"] = network.config.auxiliary_loss_weight, network.cross_entropy(auxiliary, labels)
+        total = sum(weight * value for weight, value in terms.values())
+        return {"loss": total} | {name: value.detach() for name, (_, value) in terms.items()} | logged
