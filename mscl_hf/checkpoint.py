@@ -19,7 +19,7 @@ FREE_TO_CHANGE = (
     "health_every_steps", "report_to",
 )  # fmt: skip
 # Settings that may change in the middle of a run, since they are the way out of a run that stopped: the record keeps both values.
-MAY_CHANGE = ("lr", "clip_norm", "tau_g", "tau_l", "tau_p", "max_bad_images")
+MAY_CHANGE = ("lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
 
 
 def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelerator) -> None:

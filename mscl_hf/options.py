@@ -100,6 +100,13 @@ def printable(*instances) -> dict:
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(*instances).items()}
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns side by side; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
 def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """precision: fp32 or bf16; trackers write below folder."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
+from timm.optim import Lars
 from torch import Tensor, nn
 
 from . import checkpoint
@@ -33,7 +34,7 @@ class TrainOptions:
     max_steps: int = field(default=300, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=16, metadata={"help": "images per forward pass, over all processes"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
-    optimizer: str = field(default="sgd", metadata={"help": "sgd (momentum 0.9) or adamw"})
+    optimizer: str = field(default="sgd", metadata={"help": "sgd (momentum 0.9), adamw, or lars, for batches of a thousand images"})
     lr: float = field(default=0.05, metadata={"help": "peak learning rate"})
     weight_decay: float = field(default=1e-4, metadata={"help": "on all weights with more than one dimension"})
     schedule: str = field(default="cosine", metadata={"help": "cosine or poly (power 0.9), to zero"})
@@ -55,7 +56,7 @@ class TrainOptions:
     def __post_init__(self):
         for name, known in (
             ("precision", ("fp32", "bf16")),
-            ("optimizer", ("sgd", "adamw")),
+            ("optimizer", ("sgd", "adamw", "lars")),
             ("schedule", ("cosine", "poly")),
         ):
             if getattr(self, name) not in known:
@@ -92,22 +93,25 @@ def lr_at(step: int, options: TrainOptions) -> float:
 
 
 def build_optimizer(method: Method, options: TrainOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that train; biases and norms do not decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """SGD, AdamW or LARS over the parameters that train; biases and norms do not decay, and LARS does not adapt their rates."""
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             body = name.startswith(("network.backbone.", "network.decoder."))
-            groups.setdefault((body, parameter.dim() > 1), []).append(parameter)
+            groups.setdefault((body, parameter.dim() > 1, name.startswith(method.constant_lr)), []).append(parameter)
     parameters = [
         {
             "params": members,
             "weight_decay": options.weight_decay if decays else 0.0,
             "lr_scale": 1.0 if body else options.head_lr_scale,
+            "constant": constant,
         }
-        for (body, decays), members in groups.items()
+        for (body, decays, constant), members in groups.items()
     ]
     if options.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=options.lr, fused=True)
+    if options.optimizer == "lars":
+        return Lars(parameters, lr=options.lr, momentum=0.9, trust_coeff=0.001)
     on_gpu = any(p.device.type == "cuda" for p in method.parameters())
     return torch.optim.SGD(parameters, lr=options.lr, momentum=0.9, fused=on_gpu)  # on a CPU, torch's fused SGD is the slower one
 
@@ -232,7 +236,8 @@ def _step(step: int, method: Method, model: nn.Module, optimizer, batches: list[
     # Dropout and sampling are functions of the step: nothing to save, nothing to restore.
     torch.manual_seed(options.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
     for group in optimizer.param_groups:
-        group["lr"] = lr_at(step, options) * group["lr_scale"]
+        group["lr"] = (options.lr if group["constant"] else lr_at(step, options)) * group["lr_scale"]
+    method.progress = step / options.max_steps
     terms = _accumulated_step(model, batches, accelerator)
     norm = _clip(accelerator, model, options.clip_norm)
     _stop_unless_finite(accelerator, step, terms, norm, batches)

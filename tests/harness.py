@@ -18,8 +18,9 @@ from mscl_hf.backbones import build_config
 from mscl_hf.data import load_data
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Order
-from mscl_hf.data.views import PairView, TrainView, ViewOptions
-from mscl_hf.methods import MSCL, SegmentationTraining
+from mscl_hf.data.views import PairView, TrainView, ViewOptions, make_view
+from mscl_hf.losses import MultiScaleLoss
+from mscl_hf.methods import METHODS, MSCL, Scale, SegmentationTraining, create_method
 from mscl_hf.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.train import TrainOptions, fit
 
@@ -76,13 +77,13 @@ def fresh_accelerator(**options) -> Accelerator:
 
 
 @functools.cache
-def _config(backbone: str):
-    return build_config(backbone, image_size=SIZE, decoder_channels=16)
+def _config(backbone: str, two_towers: bool):
+    return build_config(backbone, image_size=SIZE, decoder_channels=16, two_towers=two_towers)
 
 
-def config(backbone: str = "test_resnet", **fields):
+def config(backbone: str = "test_resnet", two_towers: bool = False, **fields):
     """A new MsclConfig; what timm is asked for is asked once."""
-    made = copy.deepcopy(_config(backbone))
+    made = copy.deepcopy(_config(backbone, two_towers))
     for name, value in fields.items():
         assert hasattr(made, name), name
         setattr(made, name, value)
@@ -92,6 +93,34 @@ def config(backbone: str = "test_resnet", **fields):
 def pretraining(seed: int = 0, backbone: str = "test_resnet", contrast: dict | None = None, **fields) -> MSCL:
     torch.manual_seed(seed)
     return MSCL(MsclForPreTraining(config(backbone, contrast=contrast or {}, **fields)))
+
+
+def method_size(name: str, backbone: str = "test_resnet") -> dict:
+    """Image size and stride at which a method's map has the cells it needs, and not many more."""
+    if METHODS[name].min_cells <= 2:
+        return {"image_size": SIZE if backbone.startswith("test") else 64}
+    return {"image_size": 112} if "vit" in backbone else {"image_size": 56, "output_stride": 8}
+
+
+def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, batch: int = BATCH, **given):
+    """Any method of the registry on a new network, its options fitted to the drawn scenes."""
+    kind = METHODS[name]
+    if kind.two_towers and backbone == "test_vit":
+        backbone = "vit_tiny_patch16_224"
+    torch.manual_seed(seed)
+    made = build_config(backbone, decoder_channels=16, heads=list(kind.heads), bn_views=kind.bn_views, two_towers=kind.two_towers,
+                        **method_size(name, backbone))  # fmt: skip
+    scale = Scale(SCENES, batch, 6)
+    return create_method(name, kind, MsclForPreTraining(made), given, MultiScaleLoss(), scale, lambda text: None)
+
+
+def method_data(name: str, backbone: str = "test_resnet", seed: int = 0, batch: int = BATCH) -> TrainingData:
+    """Batches of drawn scenes as the method wants them."""
+    kind, size = METHODS[name], method_size(name, backbone)["image_size"]
+    view = make_view(kind.views, kind.preset, size, size, ViewOptions())
+    if kind.labels == "no":
+        return TrainingData(None, scenes(unlabelled=True), view, seed, Order((), tuple(range(SCENES)), batch, 0, seed))
+    return TrainingData(scenes(), None, view, seed, Order(tuple(range(SCENES)), (), batch, batch, seed))
 
 
 def finetuning(seed: int = 0, backbone: str = "test_resnet", dropout: float = 0.3) -> SegmentationTraining:

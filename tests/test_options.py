@@ -126,7 +126,7 @@ VIEW_VALUES = {
 NETWORK_VALUES = {
     "attach": ("backbone", "decoder"), "bn_views": ("separate",), "local_grid": (1,), "local_layers": (2,), "global_dim": (8,),
     "local_dim": (8,), "pixel_dim": (8,), "pixel_layers": (1,), "pixel_bn": ("false",), "pixel_grid": (1,), "decoder": ("fcn", "mla"),
-    "output_stride": (8, 32), "base_size": (0, 64), "image_width": (48,),
+    "output_stride": (8, 32), "base_size": (0, 64), "image_width": (48,), "two_towers": ("true",),
 }  # fmt: skip
 CASES = [(option, value) for values in (LOSS_VALUES, VIEW_VALUES, NETWORK_VALUES) for option, given in values.items() for value in given]
 EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "min_overlap": ("--geometry", "crops")}

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, checkpoint
 from mscl_hf.data import load_data
 from mscl_hf.data.sources import CAMVID_CLASSES
 from mscl_hf.log import read_log
@@ -452,3 +453,44 @@ def test_evaluation_beside_the_library_as_a_script(tmp_path):
     results = json.loads((tmp_path / "c" / "results.json").read_text())
     assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
     assert "MsclForSemanticSegmentation.from_pretrained" in (tmp_path / "b" / "README.md").read_text()
+
+
+# -- two stages ----------------------------------------------------------------------------------------------------------------
+
+STAGED = ("--method", "chaitanya_global_local", "--image-size", 64, "--output-stride", 8, "--max-steps", 6, "--save-every-steps", 2,
+          "--health-every-steps", 0)  # fmt: skip
+
+
+def test_a_method_of_two_stages_trains_the_encoder_then_the_decoder(tmp_path):
+    """Half of the steps each: the first moves the backbone and leaves the decoder, the second the other way round; one model comes out."""
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", *STAGED[2:6], "--output-dir", tmp_path / "start")
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, *STAGED, "--output-dir", tmp_path / "out")
+    start, end = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
+    middle = load_file(checkpoint.complete(tmp_path / "out" / "stage1")[-1] / "method.safetensors")
+    middle = {key.removeprefix("network."): value for key, value in middle.items() if key.startswith("network.")}
+    weight = next(key for key in end if key.startswith("backbone.") and key.endswith("weight"))
+    decoder = next(key for key in end if key.startswith("decoder.") and key.endswith("weight"))
+    assert not torch.equal(start[weight], middle[weight]) and torch.equal(middle[weight], end[weight])
+    assert torch.equal(start[decoder], middle[decoder]) and not torch.equal(middle[decoder], end[decoder])
+    statistics = next(key for key in end if key.startswith("backbone.") and key.endswith("running_mean"))
+    assert torch.equal(middle[statistics], end[statistics])
+    assert [row["step"] for row in read_log(tmp_path / "out" / "log.jsonl") if "loss" in row] == [1, 2, 3]
+
+
+def test_two_stages_resume(tmp_path):
+    """Stopped in the second stage, the first is not run again, and the end is the same."""
+    flags = (*harness.TINY, *harness.SHORT, *STAGED)
+    harness.run("pretrain", *flags, "--output-dir", tmp_path / "whole", pictures=False)
+    harness.run("pretrain", *flags, "--output-dir", tmp_path / "cut", pictures=False)
+    shutil.rmtree(checkpoint.complete(tmp_path / "cut")[-1])
+    written = checkpoint.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns
+    harness.run("pretrain", *flags, "--output-dir", tmp_path / "cut", "--resume", pictures=False)
+    assert checkpoint.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns == written
+    one, other = (load_file(checkpoint.complete(tmp_path / name)[-1] / "method.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_two_stages_on_two_processes(tmp_path, recipe):
+    """The second stage's DDP does not meet the first one's."""
+    recipe("pretrain", *harness.TINY, *harness.SHORT, *STAGED, "--val-split", "none", "--output-dir", tmp_path / "out", processes=2)
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -9,22 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-WORKER = Path(__file__).parent / "distributed" / "losses_worker.py"
-spec = importlib.util.spec_from_file_location("losses_worker", WORKER)
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
+FOLDER = Path(__file__).parent / "distributed"
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """What both processes found: [rank][case][term]."""
-    folder = tmp_path_factory.mktemp("two")
-    paths = [str(WORKER.parents[2]), os.environ.get("PYTHONPATH", "")]
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+losses, methods = load("losses_worker"), load("methods_worker")
+
+
+def run_two(name, folder):
+    """What both processes of a worker found: [rank][case]."""
+    paths = [str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    started = [
-        subprocess.Popen([sys.executable, str(WORKER), str(rank), "2", str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    words = [sys.executable, str(FOLDER / f"{name}.py")]
+    started = [subprocess.Popen([*words, str(r), "2", str(folder)], env=environment, stderr=subprocess.PIPE, text=True) for r in range(2)]
     try:
         for process in started:
             _, errors = process.communicate(timeout=400)
@@ -35,14 +38,36 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", worker.CASES)
-def test_two_processes_are_one(two_processes, name):
+@pytest.fixture(scope="module")
+def two_losses(tmp_path_factory):
+    return run_two("losses_worker", tmp_path_factory.mktemp("losses"))
+
+
+@pytest.fixture(scope="module")
+def two_methods(tmp_path_factory):
+    return run_two("methods_worker", tmp_path_factory.mktemp("methods"))
+
+
+@pytest.mark.parametrize("name", losses.CASES)
+def test_two_processes_are_one(two_losses, name):
     """Means over processes of loss, terms and gradient equal those of the whole batch; both processes agree."""
-    labelled = sum(worker.CASES[name][1], ())
-    wanted = worker.step(name, range(worker.IMAGES), labelled)
+    labelled = sum(losses.CASES[name][1], ())
+    wanted = losses.step(name, range(losses.IMAGES), labelled)
     assert wanted["gradient"].abs().max() > 1e-3
     for rank in range(2):
-        found = two_processes[rank][name]
+        found = two_losses[rank][name]
         assert found.keys() == wanted.keys()
         for key in wanted:
             torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("case", methods.CASES)
+def test_two_processes_are_one_for_every_method(two_methods, case):
+    """Under DDP, BatchNorm synchronised: losses, the gradient of every parameter, queues and banks are those of the whole batch."""
+    wanted = methods.step(case)
+    assert max(gradient.abs().max() for gradient in wanted[1].values()) > 1e-3
+    for rank in range(2):
+        for found, part in zip(two_methods[rank][case], wanted):
+            assert found.keys() == part.keys()
+            for key in part:
+                torch.testing.assert_close(found[key], part[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")

@@ -1,18 +1,54 @@
 """Losses as functions of tensors; they import torch and nothing else."""
 
-from .info_nce import global_contrast, local_contrast
+from .affinity import adaptive_affinity, affinity, affinity_decay
+from .copy_paste import foreground_contrast, foreground_mean
+from .cosine import cosine_to_target
+from .dense import dense_contrast, most_alike
+from .dice import dice_loss
+from .hard_pixels import hard_pixel_cross_entropy
+from .info_nce import global_contrast, info_nce, local_contrast, nt_xent
+from .instance import instance_nce, instance_softmax, nce_normaliser
 from .labels import labels_at, sample_pixels
 from .multi_scale import LOSS_SUBSETS, MultiScaleLoss, parse_losses
 from .pixel_contrast import PixelContrast, pixel_contrast
+from .pixel_propagation import match_cells, matched_contrast, pixel_consistency, propagate
+from .region_mutual_information import one_versus_rest, region_mutual_information
+from .released import ReleasedPixelLoss, listed_pixel_contrast
+from .slices import region_contrast, slice_contrast
 
 __all__ = [
     "LOSS_SUBSETS",
     "MultiScaleLoss",
     "PixelContrast",
+    "ReleasedPixelLoss",
+    "adaptive_affinity",
+    "affinity",
+    "affinity_decay",
+    "cosine_to_target",
+    "dense_contrast",
+    "dice_loss",
+    "foreground_contrast",
+    "foreground_mean",
     "global_contrast",
+    "hard_pixel_cross_entropy",
+    "info_nce",
+    "instance_nce",
+    "instance_softmax",
     "labels_at",
+    "listed_pixel_contrast",
     "local_contrast",
+    "match_cells",
+    "matched_contrast",
+    "most_alike",
+    "nce_normaliser",
+    "nt_xent",
+    "one_versus_rest",
     "parse_losses",
+    "pixel_consistency",
     "pixel_contrast",
+    "propagate",
+    "region_contrast",
+    "region_mutual_information",
     "sample_pixels",
+    "slice_contrast",
 ]

@@ -45,3 +45,14 @@ def mean_count(count: Tensor) -> Tensor:
         dist.all_reduce(count)
         count = count / world_size()
     return count
+
+
+def share_of_mean(weight: Tensor, shared: bool = False) -> Tensor:
+    """Weights (G, N) whose sum with the anchors' terms is the weighted mean in each bag, then the mean over the bags that have an anchor,
+    over all processes.
+
+    shared: the bag is one over all processes, each of which holds the rows of its own anchors.
+    """
+    total = mean_count(weight.sum(1)) if shared else weight.sum(1)
+    used = (total > 0).to(total.dtype)
+    return weight * (used / total.clamp(min=1e-12) / mean_count(used.sum()).clamp(min=1e-12))[:, None]

@@ -45,7 +45,7 @@ def global_contrast(
     if len(all_b) < 2:
         raise ValueError("global contrast needs at least 2 images per batch, got 1: raise --batch-size or drop g from --losses")
     if negatives == "ntxent":
-        return _ntxent(a, b, temperature)
+        return nt_xent(a, b, temperature)
     loss = _pick(a[None], all_b[None], first, temperature, denominator)
     if symmetric:
         all_a, _ = gather_rows(a)
@@ -80,7 +80,10 @@ def _literal(own: Tensor, temperature: float, keep: Mask | None) -> Callable[[Te
     return function
 
 
-def _ntxent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+@full_precision
+def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
+    """SimCLR's loss (Chen et al., ICML 2020, arXiv:2002.05709): each of the 2N vectors of both views a, b (B, E) must find the other view
+    of its image among the 2N - 1 that are not itself. The mean over all (the release adds the two views' means)."""
     both = torch.stack([a, b], dim=1).flatten(0, 1)  # (2B, E): a_0, b_0, a_1, b_1, ...
     keys, first = gather_rows(both)
     own = torch.arange(len(both), device=a.device) + first
@@ -88,9 +91,25 @@ def _ntxent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     def but_itself(rows: slice) -> Tensor:
         return torch.arange(len(keys), device=a.device) != own[rows, None]
 
-    weights = torch.full((1, len(both)), 1 / len(both), device=a.device)
     positive = (raised(a) * raised(b)).sum(1).mean() / temperature
+    weights = torch.full((1, len(both)), 1 / len(both), dtype=positive.dtype, device=a.device)
     return streamed_sum(logsumexp(but_itself), both[None], keys[None], temperature, weights) - positive
+
+
+@full_precision
+def info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log( exp s_i+ + sum_m exp s_im ) - s_i+ ] (van den Oord et al., 2018; MoCo, He et al., CVPR 2020), s = <., .>/t.
+
+    anchors, positives: (n, E), row by row; negatives: (m, E), the same for all. Without negatives it is zero.
+    """
+    count = torch.arange(len(positives) + len(negatives), device=anchors.device)
+    own = torch.arange(len(anchors), device=anchors.device)
+
+    def own_or_negative(rows: slice) -> Tensor:
+        return (count == own[rows, None]) | (count >= len(positives))
+
+    keys = torch.cat([positives, negatives.to(positives.dtype)])
+    return _pick(anchors[None], keys[None], 0, temperature, "all", own_or_negative)
 
 
 @full_precision

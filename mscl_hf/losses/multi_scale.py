@@ -39,7 +39,7 @@ class MultiScaleLoss:
     tau_l: float = _option(0.2, "temperature of the local loss")
     tau_p: float = _option(0.07, "temperature of the pixel loss")
     negatives: str = _option("others", "of the global loss: others (enhanced copies of other images) or ntxent (both views)")
-    queue: int = _option(0, "global loss: keep this many old embeddings as further negatives")
+    queue: int = _option(0, "embeddings of earlier batches as further negatives; 0 = none, and in moco, densecl, cp2 what fits the data")
     local_scope: str = _option("batch", "negatives of the local loss: batch, image or others")
     pixel_scope: str = _option("within", "bag of the pixel loss: within, cross or batch")
     pixel_denominator: str = _option("all", "of the pixel loss: all labelled pixels, or neg = other classes only")

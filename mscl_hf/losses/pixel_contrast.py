@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gather import gather_rows, mean_count
+from .gather import gather_rows, mean_count, share_of_mean
 from .labels import IGNORE
 from .precision import full_precision, raised
 from .streamed import NOTHING, Mask, Term, differentiated, logsumexp, streamed_sum
@@ -62,7 +62,7 @@ def pixel_contrast(
     anchors, keys, labels, key_labels = _bags(anchors, keys, labels, key_labels, scope, partner)
     means, counts = _class_means(raised(keys), key_labels)
     positives = counts.gather(1, labels)
-    weight = _anchor_weights(labels, positives, exclude_classes, anchor_weight, scope == "batch")
+    weight = anchor_weights(labels, positives, exclude_classes, anchor_weight, scope == "batch")
 
     def total(term: Term) -> Tensor:
         return streamed_sum(term, anchors, keys, temperature, weight, torch.where(key_labels == IGNORE, NOTHING, 0.0))
@@ -75,7 +75,7 @@ def pixel_contrast(
 
     if denominator == "neg":  # no bare log-sum-exp, and so no product in bfloat16
         anchors, keys = raised(anchors), raised(keys)
-        loss = total(differentiated(_against_negatives(same, other, positives)))
+        loss = total(differentiated(against_negatives(same, other, positives)))
         return PixelContrast(loss, torch.zeros_like(loss.detach()))
     everything = total(logsumexp((lambda rows: same(rows) | other(rows)) if own else None))
     if reduce == "in":
@@ -98,7 +98,7 @@ def _bags(anchors, keys, labels, key_labels, scope: str, partner: Tensor | None)
     return anchors, keys, labels, key_labels
 
 
-def _anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...], anchor_weight: str, shared: bool) -> Tensor:
+def anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...], anchor_weight: str, shared: bool) -> Tensor:
     """Each anchor's weight (G, N) in the loss; zero for ignored and excluded pixels."""
     # An anchor without positive can only occur when the two views have label maps of their own.
     counts = (labels != IGNORE) & (positives > 0)
@@ -107,7 +107,7 @@ def _anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...]
     weight = counts.to(positives.dtype)
     if anchor_weight == "class":
         weight = weight * _one_over_class_size(labels, weight, shared)
-    return _share_of_mean(weight, shared)
+    return share_of_mean(weight, shared)
 
 
 def _check(scope: str, denominator: str, reduce: str, anchor_weight: str) -> None:
@@ -130,7 +130,7 @@ def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
     return sums / counts.clamp(min=1)[..., None] * (counts > 0)[..., None], counts
 
 
-def _against_negatives(same: Mask, other: Mask, positives: Tensor) -> Callable[[Tensor, slice], Tensor]:
+def against_negatives(same: Mask, other: Mask, positives: Tensor) -> Callable[[Tensor, slice], Tensor]:
     """mean over positives q of log(1 + sum over negatives k of exp(s_pk - s_pq)), for the rows of a block."""
 
     def function(scores: Tensor, rows: slice) -> Tensor:
@@ -146,14 +146,3 @@ def _one_over_class_size(labels: Tensor, weight: Tensor, shared: bool) -> Tensor
     sizes = weight.new_zeros(len(labels), 256).scatter_add_(1, labels.long(), weight)
     sizes = mean_count(sizes) if shared else sizes
     return 1 / torch.where(sizes > 0, sizes, 1).gather(1, labels.long())
-
-
-def _share_of_mean(weight: Tensor, shared: bool) -> Tensor:
-    """Weights (G, N) whose sum with the anchors' terms is the weighted mean in each bag, then the mean over the bags that have an anchor,
-    over all processes.
-
-    shared: the bag is one over all processes, each of which holds the rows of its own anchors.
-    """
-    total = mean_count(weight.sum(1)) if shared else weight.sum(1)
-    used = (total > 0).to(total.dtype)
-    return weight * (used / total.clamp(min=1e-12) / mean_count(used.sum()).clamp(min=1e-12))[:, None]

@@ -3,13 +3,43 @@
 import difflib
 
 from .base import Method
+from .byol import BYOL
+from .chaitanya import ChaitanyaGlobal, ChaitanyaGlobalLocal
+from .cmc import CMC
+from .cp2 import CP2
+from .create import Scale, create_method, read_options
+from .densecl import DenseCL
+from .instdisc import InstDisc
+from .moco import MoCoV1, MoCoV2
 from .mscl import MSCL
-from .none import NoPreTraining
+from .none import ImageNet, NoPreTraining
+from .options import MethodOptions
+from .pixpro import PixContrast, PixPro
 from .segmentation import SegmentationTraining
+from .simclr import SimCLR
+from .simsiam import SimSiam
+from .zhao import ZhaoBatch, ZhaoCross, ZhaoWithin
 
 METHODS: dict[str, type[Method]] = {
     "none": NoPreTraining,
+    "imagenet": ImageNet,
     "mscl": MSCL,
+    "simclr": SimCLR,
+    "instdisc": InstDisc,
+    "moco_v1": MoCoV1,
+    "moco_v2": MoCoV2,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "cmc": CMC,
+    "pixpro": PixPro,
+    "pixcontrast": PixContrast,
+    "densecl": DenseCL,
+    "cp2": CP2,
+    "zhao_within": ZhaoWithin,
+    "zhao_cross": ZhaoCross,
+    "zhao_batch": ZhaoBatch,
+    "chaitanya_global": ChaitanyaGlobal,
+    "chaitanya_global_local": ChaitanyaGlobalLocal,
 }
 
 
@@ -21,4 +51,21 @@ def method_class(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "MSCL", "Method", "NoPreTraining", "SegmentationTraining", "method_class"]
+def table() -> list[tuple[str, ...]]:
+    """The registry in rows, the first one its header."""
+    rows = [("name", "method", "paper", "year", "views", "labels", "transfers", "state")]
+    for name, m in METHODS.items():
+        rows.append((name, m.title, m.paper, str(m.year or "-"), m.views if m.trains else "-", m.labels, m.transfers, m.state))
+    return rows
+
+
+def markdown_table() -> str:
+    """The same as the README has it: `python -c "from mscl_hf.methods import markdown_table as t; print(t())"`."""
+    lines = ["| " + " | ".join(f"`{cell}`" if not i and n else cell for i, cell in enumerate(row)) + " |" for n, row in enumerate(table())]
+    return "\n".join([lines[0], "|" + "---|" * len(table()[0]), *lines[1:]])
+
+
+__all__ = [
+    "METHODS", "MSCL", "Method", "MethodOptions", "NoPreTraining", "Scale", "SegmentationTraining", "create_method", "markdown_table",
+    "method_class", "read_options", "table",
+]  # fmt: skip

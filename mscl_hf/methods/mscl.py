@@ -17,12 +17,13 @@ class MSCL(Method):
     """
 
     title = "multi-scale contrast"
-    paper = "Pre-Training Study on Image Segmentation based on Multi-Scale Contrast Learning"
+    paper = "Zhang et al., 2025, Pre-Training Study on Image Segmentation based on Multi-Scale Contrast Learning"
     year = 2025
     views = "pair"
     labels = "with p"
     transfers = "backbone, decoder"
-    state = "-"
+    state = "queue, if asked for"
+    heads = ("g", "l", "p")
 
     @classmethod
     def uses_labels(cls, options: dict) -> bool:
@@ -56,6 +57,16 @@ class MSCL(Method):
         if self.queue is not None and self.training:
             self.queue.write(gather_rows(b["g"].detach())[0])
         return terms
+
+    def embeddings(self, image: Tensor) -> dict[str, Tensor]:
+        """Those of every head that trains."""
+        out = self.network(self.normalise(image))
+        spaces = {"backbone": out.feature_maps[-1].flatten(2).transpose(1, 2)}
+        for name in ("global", "local", "pixel"):
+            head, vectors = getattr(self.network, f"{name}_head"), out[f"{name}_embeds"]
+            if head is not None and all(p.requires_grad for p in head.parameters()):
+                spaces[name] = vectors.flatten(2).transpose(1, 2) if vectors.dim() == 4 else vectors
+        return spaces
 
     def _pixels(self, embeds: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B', E, h, w) and masks (B', S, S) -> those of the pixels to contrast: (B', N, E), (B', N)."""

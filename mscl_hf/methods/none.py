@@ -1,4 +1,4 @@
-"""No pre-training: the control of every comparison."""
+"""No pre-training here: the controls of every comparison."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from .base import Method
 class NoPreTraining(Method):
     """The network as it was initialised, saved by the same code as a pre-trained one."""
 
-    title = "no pre-training"
+    title = "random initialisation"
     paper = "-"
     year = None
     views = "pair"
@@ -18,4 +18,13 @@ class NoPreTraining(Method):
     trains = False
 
     def forward(self, **batch) -> dict[str, Tensor]:
-        raise RuntimeError("method none has no loss: it is saved after zero steps")
+        raise RuntimeError("this method has no loss: it is saved after zero steps")
+
+
+class ImageNet(NoPreTraining):
+    """The backbone as timm has it pre-trained: from the Hub, or from the file that --backbone-weights names."""
+
+    title = "timm's pre-trained weights"
+    paper = "Wightman, 2019, github.com/huggingface/pytorch-image-models"
+    year = 2019
+    transfers = "backbone"

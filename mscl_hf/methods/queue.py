@@ -22,7 +22,7 @@ class Queue(nn.Module):
     def write(self, keys: Tensor) -> None:
         """Put keys (n, dim) over the oldest rows, around the end if need be; the same on every process if they are gathered."""
         length = len(self.rows)
-        keys = F.normalize(keys.detach().float(), dim=1)[-length:]
+        keys = F.normalize(keys.detach().to(self.rows.dtype), dim=1)[-length:]
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % length
         self.rows[places] = keys
         self.pointer.copy_((self.pointer + len(keys)) % length)

@@ -1,0 +1,16 @@
+"""Losses without negatives: an embedding must point where another one, held still, points."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import full_precision
+
+
+@full_precision
+def cosine_to_target(predictions: Tensor, targets: Tensor) -> Tensor:
+    """mean_i <u(p_i), u(z_i)> in -1 .. 1, no gradient to the targets; predictions, targets (B, E) of any length.
+
+    BYOL (Grill et al., NeurIPS 2020, arXiv:2006.07733) lowers 2 - 2 cos, SimSiam (Chen & He, CVPR 2021, arXiv:2011.10566) -cos.
+    """
+    return torch.linalg.vecdot(F.normalize(predictions, dim=1), F.normalize(targets.detach(), dim=1)).mean()

@@ -1,0 +1,28 @@
+"""A remembered embedding of each training image (InstDisc, Wu et al., CVPR 2018; CMC has one for each tower)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..losses.gather import gather_rows
+
+
+class MemoryBank(nn.Module):
+    """One row for each of `images` images, saved with the method. Random at first; a row moves half way to each new embedding of its
+    image."""
+
+    def __init__(self, images: int, dim: int, momentum: float = 0.5):
+        super().__init__()
+        self.momentum = momentum
+        reach = (3 / dim) ** 0.5
+        self.register_buffer("rows", torch.empty(images, dim).uniform_(-reach, reach))
+
+    def read(self) -> Tensor:
+        """All rows (images, dim), a copy: later writes do not reach a graph that holds it."""
+        return self.rows.clone()
+
+    @torch.no_grad()
+    def write(self, index: Tensor, vectors: Tensor) -> None:
+        """row <- unit(momentum * row + (1 - momentum) * vector), for the images of all processes: the bank is the same on each."""
+        index, vectors = gather_rows(index)[0], gather_rows(vectors.detach().to(self.rows.dtype))[0]
+        self.rows[index] = F.normalize(self.momentum * self.rows[index] + (1 - self.momentum) * vectors, dim=1)

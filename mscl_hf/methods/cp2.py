@@ -1,0 +1,76 @@
+"""CP2: an image pasted onto two backgrounds must be found again, as a whole among others and pixel by pixel among the background's."""
+
+from torch import Tensor, nn
+
+from ..losses import foreground_contrast, foreground_mean, info_nce, labels_at
+from ..losses.gather import gather_rows
+from ..modeling_mscl import MsclForPreTraining, unit
+from .base import Method, feature_map
+from .heads import cells, mlp
+from .queue import Queue
+from .teacher import Teacher
+
+
+class CP2(Method):
+    """Trains the decoder along with the backbone: what is handed on is a whole segmentation network but for its classifier."""
+
+    title = "CP2"
+    paper = "Wang et al., ECCV 2022, arXiv:2203.11709"
+    year = 2022
+    views = "copy_paste"
+    preset = "moco_v2"
+    labels = "no"
+    transfers = "backbone, decoder"
+    state = "EMA network, queue"
+    min_cells = 2
+
+    def __init__(
+        self,
+        network: MsclForPreTraining,
+        temperature: float = 0.2,
+        embed_dim: int = 128,
+        hidden_dim: int | None = None,
+        queue: int = 65536,
+        ema_momentum: float = 0.999,
+        dense_weight: float = 0.2,
+        dense_temperature: float = 1.0,
+        dense_axis: str = "key",
+    ):
+        """hidden_dim: None = the decoder's width (published: 512). dense_axis: softmax over the positions of the "key", as printed, or of
+        the "query", as released."""
+        super().__init__(network)
+        self.temperature, self.ema_momentum = temperature, ema_momentum
+        self.dense_weight, self.dense_temperature, self.dense_axis = dense_weight, dense_temperature, dense_axis
+        self.head = mlp(self.channels(), hidden_dim or self.channels(), embed_dim, dense=True)
+        self.teacher = Teacher(self.student())
+        self.queue = Queue(queue, embed_dim)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"backbone": self.network.backbone, "decoder": self.network.decoder}
+
+    def student(self) -> dict[str, nn.Module]:
+        """What the teacher follows."""
+        return {**self.parts(), "head": self.head}
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Unit vectors (B, E, h, w)."""
+        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+
+    def forward(self, view1: Tensor, view2: Tensor, pasted1: Tensor, pasted2: Tensor, **rest) -> dict[str, Tensor]:
+        """view1, view2 (B, 3, H, W) uint8: queries and keys; pasted1, pasted2 (B, H, W) bool: where they show the image that they share."""
+        queries, keys = self.embed(view1), unit(self.teacher(self.normalise(view2)))
+        masks = [labels_at(pasted, keys.shape[-2:]).bool() for pasted in (pasted1, pasted2)]
+        queries, keys = cells(queries), cells(keys)
+        key = foreground_mean(keys, masks[1])
+        instance = info_nce(foreground_mean(queries, masks[0]), key, self.queue.read(), self.temperature)
+        dense = foreground_contrast(queries, keys, *masks, self.dense_temperature, self.dense_axis)
+        if self.training:
+            self.queue.write(gather_rows(key)[0])
+        loss = instance + self.dense_weight * dense
+        return {"loss": loss, "loss_instance": instance.detach(), "loss_dense": dense.detach()}
+
+    def after_step(self, done: float) -> None:
+        self.teacher.follow(self.student(), self.ema_momentum)
+
+    def embeddings(self, image: Tensor) -> dict[str, Tensor]:
+        return super().embeddings(image) | {"dense": cells(self.embed(image))}

@@ -1,0 +1,96 @@
+"""MoCo: an instance must be found among keys of earlier batches, which a slowly moving encoder made."""
+
+from torch import Tensor, nn
+
+from ..losses import info_nce
+from ..losses.gather import gather_rows
+from ..modeling_mscl import MsclForPreTraining, unit
+from .base import Method, feature_map
+from .heads import mlp, pooled
+from .queue import Queue
+from .teacher import Teacher
+
+
+class _MoCo(Method):
+    views = "two_crop"
+    labels = "no"
+    transfers = "backbone"
+    state = "EMA encoder, queue"
+
+    def __init__(
+        self,
+        network: MsclForPreTraining,
+        hidden: tuple[int | None, ...],
+        temperature: float,
+        embed_dim: int,
+        queue: int,
+        ema_momentum: float,
+    ):
+        """hidden: widths of the head's hidden layers, None = the backbone's."""
+        super().__init__(network)
+        self.temperature, self.ema_momentum = temperature, ema_momentum
+        channels = self.channels()
+        self.head = pooled(mlp(channels, *(width or channels for width in hidden), embed_dim))
+        self.teacher = Teacher(self.student())
+        self.queue = Queue(queue, embed_dim)
+
+    def student(self) -> dict[str, nn.Module]:
+        """What the teacher follows."""
+        return {**self.parts(), "head": self.head}
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Unit vectors (B, E)."""
+        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+
+    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
+        """view1, view2 (B, 3, H, W) uint8: queries and keys."""
+        queries, keys = self.embed(view1), unit(self.teacher(self.normalise(view2)))
+        loss = info_nce(queries, keys, self.queue.read(), self.temperature)
+        if self.training:
+            self.queue.write(gather_rows(keys)[0])
+        return {"loss": loss}
+
+    def after_step(self, done: float) -> None:
+        self.teacher.follow(self.student(), self.ema_momentum)
+
+    def embeddings(self, image: Tensor) -> dict[str, Tensor]:
+        return super().embeddings(image) | {"projection": self.embed(image)}
+
+
+class MoCoV1(_MoCo):
+    """A linear head, temperature 0.07, MoCo's first colours."""
+
+    title = "MoCo v1"
+    paper = "He et al., CVPR 2020, arXiv:1911.05722"
+    year = 2020
+    preset = "moco_v1"
+
+    def __init__(
+        self,
+        network: MsclForPreTraining,
+        temperature: float = 0.07,
+        embed_dim: int = 128,
+        queue: int = 65536,
+        ema_momentum: float = 0.999,
+    ):
+        super().__init__(network, (), temperature, embed_dim, queue, ema_momentum)
+
+
+class MoCoV2(_MoCo):
+    """A head of two layers, temperature 0.2, blur and milder colours, as SimCLR had shown."""
+
+    title = "MoCo v2"
+    paper = "Chen et al., 2020, arXiv:2003.04297"
+    year = 2020
+    preset = "moco_v2"
+
+    def __init__(
+        self,
+        network: MsclForPreTraining,
+        temperature: float = 0.2,
+        embed_dim: int = 128,
+        hidden_dim: int | None = None,
+        queue: int = 65536,
+        ema_momentum: float = 0.999,
+    ):
+        super().__init__(network, (hidden_dim,), temperature, embed_dim, queue, ema_momentum)

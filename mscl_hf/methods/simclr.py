@@ -1,0 +1,47 @@
+"""SimCLR: two crops of an image must find each other among those of the other images of the batch."""
+
+from torch import Tensor
+
+from ..losses import nt_xent
+from ..modeling_mscl import MsclForPreTraining, unit
+from .base import Method, feature_map
+from .heads import mlp, pooled
+
+
+class SimCLR(Method):
+    """A head of BatchNormed layers, the last one without shift, and NT-Xent over the 2B vectors."""
+
+    title = "SimCLR"
+    paper = "Chen et al., ICML 2020, arXiv:2002.05709"
+    year = 2020
+    views = "two_crop"
+    preset = "simclr"
+    labels = "no"
+    transfers = "backbone"
+    state = "-"
+    min_batch = 2
+
+    def __init__(
+        self,
+        network: MsclForPreTraining,
+        temperature: float = 0.1,
+        embed_dim: int = 128,
+        hidden_dim: int | None = None,
+        head_layers: int = 2,
+    ):
+        """hidden_dim: None = as wide as the backbone. head_layers: 2 as in the paper, 3 as in its second version."""
+        super().__init__(network)
+        self.temperature, channels = temperature, self.channels()
+        hidden = [hidden_dim or channels] * (head_layers - 1)
+        self.head = pooled(mlp(channels, *hidden, embed_dim, norm=True, last_norm="scale"))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Unit vectors (B, E)."""
+        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+
+    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
+        """view1, view2 (B, 3, H, W) uint8."""
+        return {"loss": nt_xent(*self.both(self.embed, view1, view2), self.temperature)}
+
+    def embeddings(self, image: Tensor) -> dict[str, Tensor]:
+        return super().embeddings(image) | {"projection": self.embed(image)}

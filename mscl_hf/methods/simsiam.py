@@ -1,0 +1,44 @@
+"""SimSiam: a predictor on one view, a stopped gradient on the other; no negatives, no second network."""
+
+from torch import Tensor
+
+from ..losses import cosine_to_target
+from ..modeling_mscl import MsclForPreTraining, unit
+from .base import Method, feature_map
+from .heads import mlp, pooled
+
+
+class SimSiam(Method):
+    """Three projector layers of the backbone's width, and a predictor with a narrow middle whose learning rate stays constant."""
+
+    title = "SimSiam"
+    paper = "Chen & He, CVPR 2021, arXiv:2011.10566"
+    year = 2021
+    views = "two_crop"
+    preset = "moco_v2"
+    labels = "no"
+    transfers = "backbone"
+    state = "-"
+    bn_views = "separate"
+    min_batch = 2  # for BatchNorm's statistics
+    constant_lr = ("predictor.",)
+
+    def __init__(self, network: MsclForPreTraining, embed_dim: int | None = None, hidden_dim: int | None = None):
+        """embed_dim: None = the backbone's width, 2048 on a ResNet-50; hidden_dim, of the predictor: None = a quarter of it."""
+        super().__init__(network)
+        width = embed_dim or self.channels()
+        self.projector = pooled(mlp(self.channels(), width, width, width, norm=True, last_norm="plain"))
+        self.predictor = mlp(width, hidden_dim or max(1, width // 4), width, norm=True)
+
+    def project(self, image: Tensor) -> Tensor:
+        """(B, E), of any length."""
+        return self.projector(feature_map(self.parts(), self.normalise(image)))
+
+    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
+        """view1, view2 (B, 3, H, W) uint8: -1 .. 1."""
+        z1, z2 = self.both(self.project, view1, view2)
+        p1, p2 = self.both(self.predictor, z1, z2)
+        return {"loss": -(cosine_to_target(p1, z2) + cosine_to_target(p2, z1)) / 2}
+
+    def embeddings(self, image: Tensor) -> dict[str, Tensor]:
+        return super().embeddings(image) | {"projection": unit(self.project(image))}

@@ -1,0 +1,166 @@
+"""One contract for every method of the registry: it learns, is finite in bfloat16, resumes exactly, and what it hands on fits."""
+
+from pathlib import Path
+
+import harness
+import numpy as np
+import pytest
+import torch
+from test_resume import assert_same_run
+
+from mscl_hf.data.views import VIEWS
+from mscl_hf.methods import METHODS, markdown_table, method_class, table
+from mscl_hf.methods.bank import MemoryBank
+from mscl_hf.methods.create import defaults_of
+from mscl_hf.methods.queue import Queue
+from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.train import freeze_unreached
+
+TRAINED = [name for name, kind in METHODS.items() if kind.trains]
+BACKBONES = ("resnet18", "vit_tiny_patch16_224")
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def fixed_batch(name, backbone):
+    return next(harness.method_data(name, backbone).batches(0, 1))
+
+
+def memories(method):
+    """What remembers embeddings of other batches."""
+    return [buffer for part in method.modules() if isinstance(part, (Queue, MemoryBank)) for buffer in part.buffers()]
+
+
+def fill_queues(method, name, backbone):
+    for batch in harness.method_data(name, backbone, seed=5).batches(0, 2):
+        method(**batch)
+
+
+def descend(method, batch, steps, precision=torch.float32, lr=0.02, until=lambda losses: False):
+    """The losses of steps on one batch against one memory: what queues and banks learn in a step is taken back."""
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    kept = [buffer.clone() for buffer in memories(method)]
+    losses = []
+    for number in range(steps):
+        torch.manual_seed(0)  # the same dropout, partners, draws
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = method(**batch)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(method.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step((number + 1) / steps)
+        for buffer, value in zip(memories(method), kept):
+            buffer.copy_(value)
+        losses.append(float(loss.detach()))
+        if until(losses):
+            break
+    return losses
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_fifty_steps_bring_the_loss_down(name, backbone):
+    """On a convolutional network and a transformer: on a fixed batch five losses in a row lie clearly below the first one."""
+    method = harness.pretraining_method(name, backbone).train()
+    fill_queues(method, name, backbone)
+
+    def learnt(losses):
+        return len(losses) > 5 and max(losses[-5:]) < losses[0] - 0.05 * max(1, abs(losses[0]))
+
+    losses = descend(method, fixed_batch(name, backbone), 50, until=learnt)
+    assert np.isfinite(losses).all() and learnt(losses), losses
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_bfloat16_stays_finite(name, backbone):
+    """Losses and gradients under autocast, near those in float32 at the start."""
+    first = {}
+    for precision in (torch.float32, torch.bfloat16):
+        method = harness.pretraining_method(name, backbone).train()
+        fill_queues(method, name, backbone)
+        losses = descend(method, fixed_batch(name, backbone), 6, precision)
+        assert np.isfinite(losses).all() and all(p.isfinite().all() for p in method.parameters())
+        first[precision] = losses[0]
+    assert first[torch.bfloat16] == pytest.approx(first[torch.float32], abs=0.15, rel=0.05)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_method_resumes_bit_for_bit(tmp_path, name):
+    """Stopped by a signal after step 3 of 6 and continued: weights, optimizer, teachers, queues, banks and the log are the same."""
+    data = harness.method_data(name)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    harness.train(harness.pretraining_method(name), data, whole)
+    interrupted = harness.pretraining_method(name)
+    after_step = interrupted.after_step
+    harness.stop_after(interrupted, 3, 6)
+    send = interrupted.after_step
+    interrupted.after_step = lambda done: (after_step(done), send(done))
+    with pytest.raises(SystemExit):
+        harness.train(interrupted, data, stopped)
+    harness.train(harness.pretraining_method(name, seed=9), data, stopped)
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_handed_on_fits(tmp_path, name):
+    """A segmentation model opens the folder: no backbone or decoder key is missing or unexpected, and its weights are those trained."""
+    method = harness.pretraining_method(name)
+    for parameter in method.parameters():
+        parameter.data.add_(0.01)
+    method.network.save_pretrained(tmp_path)
+    model, found = MsclForSemanticSegmentation.from_pretrained(tmp_path, num_labels=5, output_loading_info=True)
+    assert not found["unexpected_keys"] and not found["mismatched_keys"]
+    assert all(key.startswith(("classifier.", "auxiliary_head.")) for key in found["missing_keys"])
+    for part in ("backbone", "decoder"):
+        trained, opened = (getattr(network, part).state_dict() for network in (method.network, model))
+        assert trained.keys() == opened.keys() and all(torch.equal(trained[key], opened[key]) for key in trained)
+    size = model.config.image_size
+    assert model(torch.randn(2, 3, size, size)).logits.shape[:2] == (2, 5)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_no_parameter_waits_for_a_gradient(name, backbone):
+    """What the loss does not reach is taken out of training before the first step, and it is what the table does not name: DDP waits for
+    every other parameter, in every step."""
+    method, batch = harness.pretraining_method(name, backbone), fixed_batch(name, backbone)
+    freeze_unreached(method, batch, harness.fresh_accelerator())
+    method(**batch)["loss"].backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    trained = {n.split(".")[1] for n, p in method.named_parameters() if n.startswith("network.") and p.requires_grad}
+    for part in ("backbone", "decoder"):
+        first = part in trained or (part == "backbone" and METHODS[name].first_stage is not None)
+        assert first == (part in METHODS[name].transfers), part
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_row(name):
+    """The table's cells are there, the views exist, options have flags, and an unknown name finds its neighbours."""
+    kind = method_class(name)
+    assert all(isinstance(getattr(kind, key), str) for key in ("title", "paper", "views", "labels", "transfers", "state"))
+    assert kind.views in VIEWS and (kind.preset is None) == (kind.labels != "no" or not kind.trains)
+    assert kind.__doc__ and (kind.year is None or str(kind.year) in kind.paper)
+    with pytest.raises(ValueError, match=f"near: .*{name}"):
+        method_class(name + "x")
+
+
+def test_every_option_of_a_method_is_a_flag():
+    """What a constructor takes can be given on the command line, and every flag is read by a method."""
+    flags = set(harness.load_recipe("pretrain").MethodOptions.__dataclass_fields__)
+    read = {option for kind in METHODS.values() for option in defaults_of(kind)} - {"images", "queue", "loss"}
+    assert read == flags
+
+
+def test_readme_carries_the_table():
+    """The README's rows are the registry's, word for word, and no method is missing in either."""
+    assert f"\n\n{markdown_table()}\n\n" in README.read_text()
+    assert [row[0] for row in table()[1:]] == list(METHODS) and all(all(row) for row in table())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_what_needs_masks_reads_them(name):
+    """By name, and for mscl by its losses."""
+    kind = METHODS[name]
+    assert kind.uses_labels({"losses": "g+l"}) is (kind.labels == "yes")
+    assert kind.uses_labels({"losses": "g+p"}) is (kind.labels != "no")
