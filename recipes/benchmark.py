@@ -47,14 +47,27 @@ def main() -> None:
         import speed
 
         return speed.main(sys.argv[2:])
+    if sys.argv[1:2] == ["methods"]:
+        import methods
+
+        return methods.main(sys.argv[2:])
     if sys.argv[1:2] != ["compare"]:
-        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare or speed")
+        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare, methods or speed")
     return compare(sys.argv[2:])
 
 
 def compare(argv: list[str]) -> None:
     (options,) = parse((CompareOptions,), __doc__.splitlines()[0], argv)
     spec = yaml.safe_load(Path(options.spec).read_text())
+    rows = compare_cells(spec, options)
+    target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
+    write_csv(target, rows)
+    target.with_suffix(".md").write_text(summary(spec, rows, options.spec))
+    print(target.with_suffix(".md").read_text())
+
+
+def compare_cells(spec: dict, options: CompareOptions) -> list[dict]:
+    """The rows of the cells that could be run, or had been."""
     names = options.only or list(spec["cells"])
     unknown = set(names) - set(spec["cells"])
     if unknown:
@@ -65,10 +78,7 @@ def compare(argv: list[str]) -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         for wave in waves:
             rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in seeds for name in wave])
-    target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
-    write_csv(target, [row for row in rows if row])
-    target.with_suffix(".md").write_text(summary(spec, [row for row in rows if row], options.spec))
-    print(target.with_suffix(".md").read_text())
+    return [row for row in rows if row]
 
 
 def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict | None:
@@ -105,7 +115,7 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
         "dataset": spec["dataset"],
         "method": method,
         "losses": run["pretrain"]["losses"] if method == "mscl" else "-",
-        "loss": "ce",
+        "loss": run["finetune"].get("loss", "ce"),  # runs from before there was a choice do not name it
         "train_count": spec["common"].get("train-count", "all"),
         "seed": seed,
         "mean_iou": round(results["mean_iou"], 5),
@@ -118,8 +128,12 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
         "num_images": results["num_images"],
         "overall_accuracy": round(results["overall_accuracy"], 5),
         "hours": round(seconds / 3600, 3),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def run_stage(stage: str, flags: dict, folder: Path) -> bool:
@@ -129,16 +143,20 @@ def run_stage(stage: str, flags: dict, folder: Path) -> bool:
     log = folder / f"{stage}.log"
     started = os.times().elapsed
     with log.open("w") as file:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, str(RECIPES / f"{stage}.py"), *words],
-            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+        _, status, used = os.wait4(process.pid, 0)
     (folder / f"{stage}.seconds").write_text(f"{os.times().elapsed - started:.1f}\n")
-    return done.returncode == 0
+    (folder / f"{stage}.peak_mb").write_text(f"{used.ru_maxrss / 1024:.0f}\n")
+    return status == 0
 
 
 def as_flag(key: str, value) -> list[str]:
     flag = f"--{key}"
+    if isinstance(value, bool):
+        return [flag, str(value).lower()]
     if isinstance(value, list):
         return [flag, *map(str, value)]
     return [flag, str(value)]

@@ -4,20 +4,21 @@ accelerate launch recipes/pretrain.py
 accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-count 37 --unlabelled rest --output-dir OUT
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import checkpoint
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
-from mscl_hf.data.views import VIEWS, ViewOptions
+from mscl_hf.data.views import ViewOptions, make_view
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
-from mscl_hf.methods import METHODS, method_class
+from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
-from mscl_hf.options import command, flat, make_accelerator, parse, printable
+from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.publish import draw_features, draw_training, model_card, publish
 from mscl_hf.train import TrainOptions, fit
 
@@ -38,52 +39,79 @@ class PretrainOptions:
             raise ValueError(f"--health-every-steps is {self.health_every_steps}; it must be at least 0")
 
 
-KINDS = (PretrainOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, TrainOptions)
+KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, TrainOptions)
 
 
 @command
 def main() -> None:
-    run, loss, views, data_options, net, train = options = parse(KINDS, __doc__.splitlines()[0])
+    run, method_options, loss, _, data, net, train = options = parse(KINDS, __doc__.splitlines()[0])
     if run.list_methods:
-        print_methods()
+        print_table(table())
         return
-    method_type = method_class(run.method)
+    kind = method_class(run.method)
+    given = read_options(run.method, kind, method_options, loss)
     set_seed(train.seed)
-    config = net.config(contrast=asdict(loss))
+    config = net.config(
+        heads=list(kind.heads), bn_views=net.bn_views or kind.bn_views, two_towers=net.two_towers or kind.two_towers, contrast=asdict(loss)
+    )
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
+    network = MsclForPreTraining(config)
+    load_timm_weights(network, net.pretrained or run.method == "imagenet", net.backbone_weights)
+    stages = [stage for stage in (kind.first_stage, kind) if stage]
+    prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
+    if kind.trains:
+        accelerator.init_trackers("mscl_hf", printable(*options))
+        train_stages(prepared, network, options, out, accelerator)
+    method, _, _, images = prepared[-1]
 
-    view = VIEWS[method_type.views](config.image_size, config.base_size, views, config.image_width)
+    if accelerator.is_main_process:
+        title = f"{config.backbone}, {method.title} on {data.dataset}"
+        about = f"A segmentation network pre-trained by {method.title} ({method.paper}), to be fine-tuned on masks."
+        publish(method.network, out, model_card(title, about, method.network))
+        draw_training(out, title)
+        if images:
+            draw_features(method, images, out)
+        print(f"pre-trained model: {out}")
+    accelerator.end_training()
+
+
+def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, given: dict, say) -> tuple:
+    """(the method, its data, its health check, images to look at), all checked."""
+    run, _, loss, views, data_options, _, train = options
+    config = network.config
+    view = make_view(kind.views, kind.preset, config.image_size, config.base_size, views, config.image_width, check=kind.trains)
     data = pretraining_data(
-        data_options, view, train.batch_size, train.seed, run.unlabelled if method_type.trains else "none", run.labelled_share,
-        method_type.uses_labels(flat(*options)), accelerator.print,
+        data_options, view, train.batch_size, train.seed, run.unlabelled if kind.trains else "none", run.labelled_share,
+        kind.uses_labels(flat(*options)), say,
     )  # fmt: skip
     source = data.labelled or data.stream
     outside = [c for c in loss.exclude_classes if source and not 0 <= c < source.num_classes]
     if outside:
         raise ValueError(f"--exclude-classes {outside[0]} is no class of {source.name}; give ids of 0..{source.num_classes - 1}")
-    held_out = open_held_out(data_options, accelerator.print, source.classes if source else ())
-
-    network = MsclForPreTraining(config)
-    load_timm_weights(network, net.pretrained, net.backbone_weights)
-    method = method_type(network)
+    held_out = open_held_out(data_options, say, source.classes if source else ())
+    method = create_method(run.method, kind, network, given, loss, Scale(data.images, train.batch_size, train.max_steps), say)
+    method.check_data(data)
     images = data.labelled or data.unlabelled or held_out  # a stream without held-out masks has none to look at
-    if method.trains:
-        accelerator.init_trackers("mscl_hf", printable(*options))
-        fitted, scored = probe_parts(data.labelled, held_out)
-        watch = HealthCheck(fitted, scored, images, config.image_size, config.base_size, accelerator.print) if images else None
-        method = fit(method, data, train, out, accelerator, watch, run.health_every_steps, data_options.max_bad_images)
+    fitted, scored = probe_parts(data.labelled, held_out)
+    watch = HealthCheck(fitted, scored, images, config.image_size, config.base_size, say) if images else None
+    return method, data, watch, held_out or images
 
-    if accelerator.is_main_process:
-        title = f"{config.backbone}, {method.title} on {data_options.dataset}"
-        about = f"A segmentation network pre-trained by {method.title} ({method.paper}), to be fine-tuned on masks."
-        publish(method.network, out, model_card(title, about, method.network))
-        draw_training(out, title)
-        if images:
-            draw_features(method, held_out or images, out)
-        print(f"pre-trained model: {out}")
-    accelerator.end_training()
+
+def train_stages(prepared: list[tuple], network: MsclForPreTraining, options: tuple, out: Path, accelerator: Accelerator) -> None:
+    """Train the network by one method after another, each for its share of the steps; all but the last in a folder of its own."""
+    run, *_, data_options, _, train = options
+    weights = [p for p in network.parameters() if p.requires_grad]
+    for number, (method, data, watch, _) in enumerate(prepared, 1):
+        for p in weights:  # of which the stage before has taken out those that it did not reach
+            p.requires_grad_(True)
+        folder = out if number == len(prepared) else out / f"stage{number}"
+        folder.mkdir(exist_ok=True)
+        steps = train.max_steps * number // len(prepared) - train.max_steps * (number - 1) // len(prepared)
+        fit(method, data, replace(train, max_steps=max(1, steps)), folder, accelerator, watch, run.health_every_steps,
+            data_options.max_bad_images)  # fmt: skip
+        accelerator.free_memory()
 
 
 def probe_parts(labelled, held_out):
@@ -91,14 +119,6 @@ def probe_parts(labelled, held_out):
     if labelled is not None or held_out is None:
         return labelled, held_out
     return held_out.select(range(0, len(held_out), 2)), held_out.select(range(1, len(held_out), 2)) if len(held_out) > 1 else None
-
-
-def print_methods() -> None:
-    rows = [("name", "method", "year", "views", "labels", "transfers", "state")]
-    rows += [(name, m.title, str(m.year or "-"), m.views, m.labels, m.transfers, m.state) for name, m in METHODS.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 if __name__ == "__main__":
