@@ -9,7 +9,7 @@ import torch
 from test_resume import assert_same_run
 
 from mscl_hf.data.views import VIEWS
-from mscl_hf.methods import METHODS, markdown_table, method_class, table
+from mscl_hf.methods import METHODS, markdown, method_class, option_table, table
 from mscl_hf.methods.bank import MemoryBank
 from mscl_hf.methods.create import defaults_of
 from mscl_hf.methods.queue import Queue
@@ -153,8 +153,9 @@ def test_every_option_of_a_method_is_a_flag():
 
 
 def test_readme_carries_the_table():
-    """The README's rows are the registry's, word for word, and no method is missing in either."""
-    assert f"\n\n{markdown_table()}\n\n" in README.read_text()
+    """The README's and the docs' rows are the registry's, word for word, and no method is missing."""
+    assert f"\n\n{markdown(table())}\n\n" in README.read_text()
+    assert f"\n\n{markdown(option_table())}\n\n" in (README.parent / "docs" / "methods.md").read_text()
     assert [row[0] for row in table()[1:]] == list(METHODS) and all(all(row) for row in table())
 
 

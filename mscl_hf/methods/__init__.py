@@ -7,7 +7,7 @@ from .byol import BYOL
 from .chaitanya import ChaitanyaGlobal, ChaitanyaGlobalLocal
 from .cmc import CMC
 from .cp2 import CP2
-from .create import Scale, create_method, read_options
+from .create import Scale, create_method, defaults_of, flag_of, read_options
 from .densecl import DenseCL
 from .instdisc import InstDisc
 from .moco import MoCoV1, MoCoV2
@@ -59,13 +59,23 @@ def table() -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown_table() -> str:
-    """The same as the README has it: `python -c "from mscl_hf.methods import markdown_table as t; print(t())"`."""
-    lines = ["| " + " | ".join(f"`{cell}`" if not i and n else cell for i, cell in enumerate(row)) + " |" for n, row in enumerate(table())]
-    return "\n".join([lines[0], "|" + "---|" * len(table()[0]), *lines[1:]])
+def option_table() -> list[tuple[str, ...]]:
+    """The flags that each method reads and their defaults in rows; None: derived from the backbone's width."""
+    rows = [("name", "preset", "batch statistics", "flags (default)")]
+    for name, m in METHODS.items():
+        flags = [f"{flag_of(key)} ({value})" for key, value in defaults_of(m).items() if key not in ("images", "loss")]
+        if m.trains:
+            rows.append((name, m.preset or "-", m.bn_views, ", ".join(flags) or "those of mscl"))
+    return rows
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """As README and docs have them: `python -c "from mscl_hf.methods import markdown, table; print(markdown(table()))"`."""
+    lines = ["| " + " | ".join(f"`{cell}`" if not i and n else cell for i, cell in enumerate(row)) + " |" for n, row in enumerate(rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 __all__ = [
-    "METHODS", "MSCL", "Method", "MethodOptions", "NoPreTraining", "Scale", "SegmentationTraining", "create_method", "markdown_table",
-    "method_class", "read_options", "table",
+    "METHODS", "MSCL", "Method", "MethodOptions", "NoPreTraining", "Scale", "SegmentationTraining", "create_method", "markdown",
+    "method_class", "option_table", "read_options", "table",
 ]  # fmt: skip

@@ -69,12 +69,12 @@ def read_options(name: str, kind: type[Method], options: MethodOptions, loss: Mu
         default = MultiScaleLoss()
         unread += [f.name for f in fields(loss) if getattr(loss, f.name) != getattr(default, f.name) and f.name not in given]
     if unread and kind.trains:
-        flags = ", ".join(_flag(option) for option in known if option not in ("images", "loss"))
-        raise ValueError(f"{_flag(unread[0])} is no option of --method {name}, which reads {flags or 'none'}; leave it out")
+        flags = ", ".join(flag_of(option) for option in known if option not in ("images", "loss"))
+        raise ValueError(f"{flag_of(unread[0])} is no option of --method {name}, which reads {flags or 'none'}; leave it out")
     return given
 
 
-def _flag(option: str) -> str:
+def flag_of(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
