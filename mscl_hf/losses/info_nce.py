@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .gather import gather_rows
 from .precision import full_precision, raised
-from .streamed import NOTHING, Mask, Term, differentiated, logsumexp, streamed_sum
+from .streamed import NOTHING, Block, Mask, Term, differentiated, logsumexp, streamed_sum
 
 LOCAL_SCOPES = ("batch", "image", "others")
 GLOBAL_NEGATIVES = ("others", "ntxent")
@@ -102,14 +102,29 @@ def info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature:
 
     anchors, positives: (n, E), row by row; negatives: (m, E), the same for all. Without negatives it is zero.
     """
-    count = torch.arange(len(positives) + len(negatives), device=anchors.device)
-    own = torch.arange(len(anchors), device=anchors.device)
+    anchors, positives, negatives = (raised(x) for x in (anchors, positives, negatives))
+    own = torch.linalg.vecdot(anchors, positives) / temperature
+    share = torch.ones_like(own, requires_grad=False)  # of the positive in its anchor's softmax: the gradient of the log-sum by its score
+    weights = torch.full_like(share, 1 / max(1, len(own)))
+    total = own.detach().mean()
+    if len(negatives):
+        total = streamed_sum(_beside(own.detach(), share), anchors[None], negatives[None].to(anchors.dtype), temperature, weights[None])
+    return total + (weights * share * (own - own.detach())).sum() - own.mean()
 
-    def own_or_negative(rows: slice) -> Tensor:
-        return (count == own[rows, None]) | (count >= len(positives))
 
-    keys = torch.cat([positives, negatives.to(positives.dtype)])
-    return _pick(anchors[None], keys[None], 0, temperature, "all", own_or_negative)
+def _beside(own: Tensor, share: Tensor) -> Term:
+    """logsumexp of all scores and of one more of each anchor, own (n,); share (n,) gets that one's part of the softmax."""
+
+    def term(block: Block) -> tuple[Tensor, Tensor]:
+        scores, mine = block.scores, own[None, block.rows, None]
+        largest = torch.maximum(scores.amax(2, keepdim=True), mine)
+        scores.sub_(largest).exp_()
+        first = (mine - largest).exp()
+        total = scores.sum(2, keepdim=True) + first
+        share[block.rows] = (first / total)[0, :, 0]
+        return (largest + total.log())[..., 0], block.weights[..., None] / total
+
+    return term
 
 
 @full_precision
