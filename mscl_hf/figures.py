@@ -33,13 +33,14 @@ FAMILIES = {
     "gradient norm": lambda key: key.startswith("grad_norm"),
     "images per second": lambda key: key == "images_per_second",
     "share of time waiting for data": lambda key: key == "data_wait",
+    "share with a match": lambda key: key.startswith("matched_"),
     "effective rank": lambda key: key.startswith("effective_rank"),
     "spread per dimension": lambda key: key.startswith("spread"),
 }
-SHORTER = ("effective_rank_", "spread_")  # the panel's title says it already
+SHORTER = ("effective_rank_", "spread_", "matched_")  # the panel's title says it already
 LOGARITHMIC = ("gradient norm",)
 # Collapse is a fall to zero, and a small share looks large on an axis of its own: these start at 0.
-FROM_ZERO = ("images per second", "share of time waiting for data", "effective rank", "spread per dimension")
+FROM_ZERO = ("images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension")
 
 
 def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | Path) -> None:

@@ -10,9 +10,10 @@ from tqdm import tqdm
 class Log:
     """log.jsonl, trackers and the progress bar; written by the main process, means over the steps since the last line."""
 
-    def __init__(self, out: Path, first: int, options, accelerator: Accelerator, pending: list[dict] = ()):
-        """first: the step that a resumed run starts from; pending: the rows of steps before it that no line covers yet."""
-        self.path, self.options, self.accelerator = out / "log.jsonl", options, accelerator
+    def __init__(self, out: Path, first: int, options, accelerator: Accelerator, pending: list[dict] = (), before: int = 0):
+        """first: the step that a resumed run starts from; pending: the rows of steps before it that no line covers yet;
+        before: steps of an earlier stage, which trackers have seen."""
+        self.path, self.options, self.accelerator, self.before = out / "log.jsonl", options, accelerator, before
         self.rows: list[dict] = list(pending)
         self.seconds = self.waited = 0.0
         self.steps = 0  # of this process; a resumed one has no times for the pending rows
@@ -44,7 +45,7 @@ class Log:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self.accelerator.log(numbers, step=step)
+        self.accelerator.log(numbers, step=self.before + step)
 
     def close(self) -> None:
         self.bar.close()

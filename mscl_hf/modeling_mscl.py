@@ -242,12 +242,13 @@ class MsclForPreTraining(MsclPreTrainedModel):
         coarse = config.decoder_channels if config.attach == "decoder" else channels[-1]
         fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
         self.global_head = self.local_head = self.pixel_head = None
-        if "g" in config.heads:
-            self.global_head = GlobalHead(coarse, config.global_dim)
-        if "l" in config.heads:
-            self.local_head = LocalHead(coarse, config.local_dim, config.local_grid, config.local_layers)
-        if "p" in config.heads:
-            self.pixel_head = PixelHead(fine, config.pixel_dim, config.pixel_layers, config.pixel_bn)
+        with torch.random.fork_rng():  # whichever heads there are, backbone and decoder start from the same weights
+            if "g" in config.heads:
+                self.global_head = GlobalHead(coarse, config.global_dim)
+            if "l" in config.heads:
+                self.local_head = LocalHead(coarse, config.local_dim, config.local_grid, config.local_layers)
+            if "p" in config.heads:
+                self.pixel_head = PixelHead(fine, config.pixel_dim, config.pixel_layers, config.pixel_bn)
         self.post_init()
 
     def forward(

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from timm.optim import Lars
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
 from .data.loading import TrainingData
@@ -125,11 +126,12 @@ def fit(
     watch: Callable[[Method, int, dict], dict] | None = None,
     watch_every_steps: int = 0,
     max_bad_images: int = 0,
+    steps_before: int = 0,
 ) -> Method:
     """Train `method` for options.max_steps, resuming from `out` if it holds a checkpoint; returns it unwrapped.
 
     watch(method, step, the step's row of the log) -> more numbers for the log, called on every process every `watch_every_steps`
-    (0 = never) and at the end.
+    (0 = never) and at the end. steps_before: those of an earlier stage, which trackers count on from.
     Raises NonFinite before the weights move; SystemExit(75) after a SIGTERM, with a checkpoint saved.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -143,7 +145,7 @@ def fit(
         accelerator.print(f"resuming from step {first} ({found[-1]})")
     accumulate = options.gradient_accumulation_steps
     coming = data.batches(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers, accelerator.device)
-    log = Log(out, first, options, accelerator, pending)
+    log = Log(out, first, options, accelerator, pending, steps_before)
     buffers = Buffers(method)
     skipped: set[str] = set()
     done = first
@@ -217,6 +219,9 @@ def _prepare(method: Method, data: TrainingData, options: TrainOptions, accelera
         _check_compiler(accelerator.device)
         for part in compiled_parts(method):
             part.compile()
+    # Queues and banks are the same on all processes without DDP's sending them around in each step.
+    shared = [f"{name}.{key}" for name, part in method.named_modules() if getattr(part, "same_everywhere", False) for key in part._buffers]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, shared)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, options))
     return method, model, optimizer
 
@@ -258,6 +263,12 @@ def _check_batch(method: Method, data: TrainingData, options: TrainOptions, worl
         data.order.check_world(world)
     if options.batch_size < method.min_batch:
         raise ValueError(f"--batch-size is {options.batch_size} and images of a batch are contrasted; give at least {method.min_batch}")
+    apart = world if not torch.cuda.is_available() else 1  # on GPUs batch statistics are those of all processes
+    if method.head_statistics and options.batch_size < 2 * apart:
+        raise ValueError(
+            f"--batch-size {options.batch_size} leaves one image to a process, and BatchNorm in this method's heads takes statistics over "
+            f"images; give at least {2 * apart}"
+        )
 
 
 def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> list[str]:

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from mscl_hf import checkpoint
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
-from mscl_hf.data.views import ViewOptions, make_view
+from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_class, read_options, table
@@ -44,22 +44,27 @@ KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOption
 
 @command
 def main() -> None:
-    run, method_options, loss, _, data, net, train = options = parse(KINDS, __doc__.splitlines()[0])
+    run, method_options, loss, views, data, net, train = options = parse(KINDS, __doc__.splitlines()[0])
     if run.list_methods:
         print_table(table())
         return
     kind = method_class(run.method)
+    stages = [stage for stage in (kind.first_stage, kind) if stage]
     given = read_options(run.method, kind, method_options, loss)
+    if kind.trains:
+        check_options(run, stages, views, net, flat(*options))
     set_seed(train.seed)
     config = net.config(
-        heads=list(kind.heads), bn_views=net.bn_views or kind.bn_views, two_towers=net.two_towers or kind.two_towers, contrast=asdict(loss)
+        heads=list(kind.heads),
+        bn_views=net.bn_views or kind.bn_views or "joint",
+        two_towers=net.two_towers or kind.two_towers,
+        contrast=asdict(loss),
     )
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
     network = MsclForPreTraining(config)
     load_timm_weights(network, net.pretrained or run.method == "imagenet", net.backbone_weights)
-    stages = [stage for stage in (kind.first_stage, kind) if stage]
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
     if kind.trains:
         accelerator.init_trackers("mscl_hf", printable(*options))
@@ -77,11 +82,22 @@ def main() -> None:
     accelerator.end_training()
 
 
+def check_options(run: PretrainOptions, stages: list[type[Method]], views: ViewOptions, net: NetworkOptions, options: dict) -> None:
+    """Refuse options that would change nothing."""
+    check_view_options([(stage.views, stage.preset) for stage in stages], views)
+    if net.bn_views and not any(stage.bn_views for stage in stages):
+        raise ValueError(f"--bn-views is {net.bn_views}, and in --method {run.method} no two views go through one network; leave it out")
+    if run.unlabelled != "none" and not any(stage.uses_unlabelled(options) for stage in stages):
+        raise ValueError(
+            f"--unlabelled is {run.unlabelled}, and what --method {run.method} minimises reads labelled images only; leave it out"
+        )
+
+
 def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, given: dict, say) -> tuple:
     """(the method, its data, its health check, images to look at), all checked."""
     run, _, loss, views, data_options, _, train = options
     config = network.config
-    view = make_view(kind.views, kind.preset, config.image_size, config.base_size, views, config.image_width, check=kind.trains)
+    view = make_view(kind.views, kind.preset, config.image_size, config.base_size, views, config.image_width)
     data = pretraining_data(
         data_options, view, train.batch_size, train.seed, run.unlabelled if kind.trains else "none", run.labelled_share,
         kind.uses_labels(flat(*options)), say,
@@ -102,15 +118,16 @@ def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, giv
 def train_stages(prepared: list[tuple], network: MsclForPreTraining, options: tuple, out: Path, accelerator: Accelerator) -> None:
     """Train the network by one method after another, each for its share of the steps; all but the last in a folder of its own."""
     run, *_, data_options, _, train = options
-    weights = [p for p in network.parameters() if p.requires_grad]
+    before, weights = 0, [p for p in network.parameters() if p.requires_grad]
     for number, (method, data, watch, _) in enumerate(prepared, 1):
         for p in weights:  # of which the stage before has taken out those that it did not reach
             p.requires_grad_(True)
         folder = out if number == len(prepared) else out / f"stage{number}"
         folder.mkdir(exist_ok=True)
-        steps = train.max_steps * number // len(prepared) - train.max_steps * (number - 1) // len(prepared)
-        fit(method, data, replace(train, max_steps=max(1, steps)), folder, accelerator, watch, run.health_every_steps,
-            data_options.max_bad_images)  # fmt: skip
+        steps = max(1, train.max_steps * number // len(prepared) - before)
+        fit(method, data, replace(train, max_steps=steps), folder, accelerator, watch, run.health_every_steps,
+            data_options.max_bad_images, steps_before=before)  # fmt: skip
+        before += steps
         accelerator.free_memory()
 
 

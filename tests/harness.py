@@ -108,8 +108,8 @@ def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, 
     if kind.two_towers and backbone == "test_vit":
         backbone = "vit_tiny_patch16_224"
     torch.manual_seed(seed)
-    made = build_config(backbone, decoder_channels=16, heads=list(kind.heads), bn_views=kind.bn_views, two_towers=kind.two_towers,
-                        **method_size(name, backbone))  # fmt: skip
+    options = {"heads": list(kind.heads), "bn_views": kind.bn_views or "joint", "two_towers": kind.two_towers}
+    made = build_config(backbone, decoder_channels=16, **options, **method_size(name, backbone))
     scale = Scale(SCENES, batch, 6)
     return create_method(name, kind, MsclForPreTraining(made), given, MultiScaleLoss(), scale, lambda text: None)
 

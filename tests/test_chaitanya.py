@@ -289,7 +289,7 @@ def test_the_second_stage_stands_on_the_decoder(attach):
 def test_both_views_must_show_one_crop():
     """Geometry crops is refused at the start; shared and none pass."""
     for geometry in ("shared", "none", "crops"):
-        view = make_view("pair", "chaitanya", 32, 32, ViewOptions(geometry=geometry), check=False)
+        view = make_view("pair", "chaitanya", 32, 32, ViewOptions(geometry=geometry))
         if geometry == "crops":
             with pytest.raises(ValueError, match="--geometry is crops.*one crop"):
                 second_stage().check_data(data_of(view=view))

@@ -14,7 +14,7 @@ from mscl_hf.data.loading import Samples, TrainingData
 from mscl_hf.data.order import Order, Ticket
 from mscl_hf.data.presets import PRESETS, Preset
 from mscl_hf.data.segmentation_data import Sample, SegmentationData
-from mscl_hf.data.views import VIEWS, ViewOptions, make_view
+from mscl_hf.data.views import VIEWS, ViewOptions, check_view_options, make_view
 
 BARE = Preset(0.2, (None, None))  # no colours: pixels keep what they say of their place
 
@@ -174,16 +174,26 @@ def test_presets_say_what_their_papers_say():
     assert PRESETS["cmc"].colours == (None, None) and PRESETS["moco_v1"].colours[0].grey_first
 
 
-@pytest.mark.parametrize(("kind", "preset", "options", "says"), [
-    ("two_crop", "simclr", {"geometry": "crops"}, "--geometry is no option of two_crop views"),
-    ("single", "cmc", {"colour": 0.5}, "--colour is no option of single views"),
-    ("pair", None, {"min_area": 0.5}, "--min-area is no option of pair views"),
-    ("pair", None, {"preset": "byol"}, "--preset is no option of pair views"),
+CROPS, PAIR, LOCAL = ("two_crop", "simclr"), ("pair", None), ("pair", "chaitanya")
+
+
+@pytest.mark.parametrize(("kinds", "options", "says"), [
+    ([CROPS], {"geometry": "crops"}, "--geometry is no option .* which has --preset, --min-area; leave it out"),
+    ([("single", "cmc")], {"colour": 0.5}, "--colour is no option"),
+    ([PAIR], {"min_area": 0.5}, "--min-area is no option .* which has --geometry, --min-scale"),
+    ([PAIR], {"preset": "byol"}, "--preset is no option"),
+    ([LOCAL], {"colour": 0.5}, "--colour is no option"),
 ])  # fmt: skip
-def test_options_that_a_view_does_not_read_are_refused(kind, preset, options, says):
-    """Not accepted and then forgotten."""
+def test_options_that_no_view_reads_are_refused(kinds, options, says):
+    """Not accepted and then forgotten; the message says what there is."""
     with pytest.raises(ValueError, match=says):
-        make_view(kind, preset, 32, 32, ViewOptions(**options))
+        check_view_options(kinds, ViewOptions(**options))
+
+
+@pytest.mark.parametrize("options", [{"min_area": 0.5}, {"geometry": "none"}, {"min_scale": 0.8}, {"preset": "byol"}])
+def test_an_option_that_one_of_two_stages_reads_is_taken(options):
+    """A method whose stages have views of two kinds has the options of both."""
+    check_view_options([("slices", "chaitanya"), LOCAL], ViewOptions(**options))
 
 
 def test_unknown_presets_are_refused():

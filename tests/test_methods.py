@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import harness
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mscl_hf.data import load_data, loading
 from mscl_hf.data.views import PairView, ViewOptions
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE
-from mscl_hf.methods import MSCL
+from mscl_hf.methods import MSCL, MethodCallback
 from mscl_hf.methods.queue import Queue
 from mscl_hf.modeling_mscl import MsclForPreTraining
 
@@ -61,6 +62,21 @@ def test_transformers_trainer_trains_a_method(tmp_path):
     trainer = Trainer(method, options, train_dataset=pairs(8), data_collator=stack)
     assert np.isfinite(trainer.train().training_loss)
     assert not torch.equal(before, weight)
+
+
+@pytest.mark.parametrize("name", ["byol", "moco_v2", "densecl"])
+def test_trainer_moves_a_methods_teacher_with_its_callback(tmp_path, name):
+    """Without it the teacher would stand still; with it, it follows, and progress is kept."""
+    method = harness.pretraining_method(name)
+    before = [p.clone() for p in method.teacher.parameters()]
+    options = TrainingArguments(
+        tmp_path, max_steps=4, per_device_train_batch_size=4, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    batch = next(harness.method_data(name).batches(0, 1))
+    samples = [{key: value[i] for key, value in batch.items() if key.startswith(("view", "boxes"))} for i in range(4)] * 4
+    Trainer(method, options, train_dataset=samples, callbacks=[MethodCallback()]).train()
+    assert method.progress == 0.75
+    assert sum(not torch.equal(old, new) for old, new in zip(before, method.teacher.parameters())) > len(before) / 2
 
 
 def test_queue_equals_a_deque():

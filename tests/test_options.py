@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import harness
 import pytest
+from test_recipes import write_folder
 
 from mscl_hf.data.views import ViewOptions
 from mscl_hf.log import read_log
 from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss
+from mscl_hf.methods import MethodOptions
 from mscl_hf.options import parse, printable
 
 
@@ -129,13 +131,25 @@ NETWORK_VALUES = {
     "output_stride": (8, 32), "base_size": (0, 64), "image_width": (48,), "two_towers": ("true",),
 }  # fmt: skip
 CASES = [(option, value) for values in (LOSS_VALUES, VIEW_VALUES, NETWORK_VALUES) for option, given in values.items() for value in given]
+# Of the other methods: one that reads the option, a value beside the default, and what makes it matter.
+METHOD_VALUES = {
+    "temperature": ("simclr", 0.5, ()), "embed_dim": ("byol", 8, ()), "hidden_dim": ("moco_v2", 8, ()), "head_layers": ("simclr", 3, ()),
+    "ema_momentum": ("byol", 0.5, ()), "bank_loss": ("instdisc", "nce", ()), "nce_draws": ("instdisc", 3, ("--bank-loss", "nce")),
+    "proximal": ("instdisc", 30, ()), "dense_weight": ("densecl", 0.9, ()), "dense_warmup": ("densecl", 1.0, ()),
+    "dense_temperature": ("cp2", 0.2, ()), "dense_axis": ("cp2", "query", ()), "grid": ("densecl", 1, ()),
+    "ppm_gamma": ("pixpro", 1.0, ()), "ppm_layers": ("pixpro", 2, ()), "match_radius": ("pixpro", 1.5, ()),
+    "match_empty": ("pixcontrast", "zero", ("--match-radius", 0.4)), "instance_weight": ("pixpro", 1.0, ()),
+    "variant": ("zhao_within", "released", ()), "partitions": ("chaitanya_global", 2, ("--dataset", "folder", "--variant", "GD")),
+    "preset": ("byol", "simclr", ()), "min_area": ("simclr", 0.9, ()),
+}  # fmt: skip
 EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "min_overlap": ("--geometry", "crops")}
 
 
 def test_every_option_is_tried():
     """A new option of the loss or the views must be added above."""
     assert {f.name for f in dataclasses.fields(MultiScaleLoss)} == set(LOSS_VALUES)
-    assert {f.name for f in dataclasses.fields(ViewOptions)} == set(VIEW_VALUES)
+    assert {f.name for f in dataclasses.fields(ViewOptions)} == {*VIEW_VALUES, "preset", "min_area"}
+    assert {f.name for f in dataclasses.fields(MethodOptions)} | {"preset", "min_area"} == set(METHOD_VALUES)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +175,24 @@ def test_option_trains_and_has_an_effect(tmp_path, default_log, option, value):
     assert ("floor_p" in rows[0]) == ("excess_p" in rows[0]) == ("p" in heads)
     if (option, value) != ("losses", "g+l+p"):
         assert [row["loss"] for row in rows] != [row["loss"] for row in default_log]
+
+
+@pytest.mark.parametrize("option", METHOD_VALUES)
+def test_method_option_has_an_effect(tmp_path, option):
+    """By flag, on a method that reads it: three steps are finite, and not those without the flag."""
+    method, value, extra = METHOD_VALUES[option]
+    if "folder" in extra:
+        write_folder(tmp_path / "data", splits=("train",))
+        for number, path in enumerate(sorted((tmp_path / "data" / "images" / "train").iterdir())):
+            for kind in ("images", "masks"):
+                place = tmp_path / "data" / kind / "train" / f"volume{number % 2}"
+                place.mkdir(exist_ok=True)
+                path = tmp_path / "data" / kind / "train" / path.with_suffix(".png").name
+                path.rename(place / path.name)
+        extra = (*extra, "--data-dir", tmp_path / "data", "--batch-size", 4, "--train-count", 4)
+    logs = []
+    for name, flags in (("without", ()), ("with", (f"--{option.replace('_', '-')}", value))):
+        rows = one_step(tmp_path / name, "--max-steps", 3, "--method", method, *extra, *flags)
+        assert all(math.isfinite(number) for row in rows for number in row.values())
+        logs.append([(row["loss"], row["grad_norm"]) for row in rows])
+    assert logs[0] != logs[1]

@@ -134,27 +134,26 @@ def _shared_part(a: Crop, b: Crop, size: tuple[int, int]) -> list[list[float]]:
 VIEWS = {"pair": PairView, "two_crop": TwoCropView, "slices": SliceView, "single": SingleView, "copy_paste": CopyPasteView}
 
 
-def make_view(
-    kind: str,
-    preset: str | None,
-    image_size: int,
-    base_size: int,
-    options: ViewOptions,
-    image_width: int | None = None,
-    check: bool = True,
-):
-    """The views that a method asks for by name, with the preset that it or the options name; ValueError for options they do not read."""
-    crops = VIEWS[kind] is not PairView
-    defaults = ViewOptions()
-    for name, default in vars(defaults).items():
-        for_crops = name in ("preset", "min_area")
-        if check and getattr(options, name) != default and for_crops is not crops and (name != "preset" or preset is None):
-            raise ValueError(
-                f"--{name.replace('_', '-')} is no option of {kind} views, which this --method asks for; leave it out, or "
-                f"give {'--preset or --min-area' if crops else '--geometry, --colour, --blur and the like'}"
-            )
+def make_view(kind: str, preset: str | None, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None):
+    """The views of a kind, with the preset that the options or the method name."""
     name = options.preset or preset
     return VIEWS[kind](image_size, base_size, options, image_width, None if name is None else PRESETS[name])
+
+
+def check_view_options(kinds: Sequence[tuple[str, str | None]], options: ViewOptions) -> None:
+    """ValueError for an option that none of the views, (kind, preset) each, reads."""
+    read: set[str] = set()
+    for kind, preset in kinds:
+        of_crops = {"preset", "min_area"}
+        if VIEWS[kind] is not PairView:
+            read |= of_crops
+        else:  # a preset brings its colours
+            read |= vars(options).keys() - of_crops - ({"colour", "blur", "augment_both"} if preset else set())
+            read |= {"preset"} if preset else set()
+    for name, default in vars(ViewOptions()).items():
+        if getattr(options, name) != default and name not in read:
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in vars(options) if option in read)
+            raise ValueError(f"--{name.replace('_', '-')} is no option of the views of this --method, which has {flags}; leave it out")
 
 
 class TrainView:

@@ -40,15 +40,17 @@ def region_mutual_information(
 
     probabilities (B, K, H, W), each class for itself (a sigmoid's), labels (B, H, W), 255 = ignored: both count as 0 there.
     radius: side of the windows. pool: maps are averaged over pool x pool pixels first, every `stride` (None: as pool), with `padding`
-    zeros around (None: pool // 2). Computed in float64 whatever comes in. Raises ValueError where shapes do not fit, and for a map smaller
-    than a window.
+    zeros around (None: pool // 2). From then on in float64. Raises ValueError where shapes do not fit, and for a map smaller than a
+    window.
     """
     _check(probabilities, labels)
     valid = (labels != IGNORE)[:, None]
     classes = torch.arange(probabilities.shape[1], device=labels.device)[:, None, None]
-    maps = ((labels[:, None] == classes) & valid).double(), probabilities.double().where(valid, 0)
+    probabilities = raised(probabilities)
+    maps = ((labels[:, None] == classes) & valid).to(probabilities.dtype), probabilities.where(valid, 0)
     padding = pool // 2 if padding is None else padding
-    y, p = (_windows(F.avg_pool2d(x, pool, stride or pool, padding) if pool > 1 else x, radius) for x in maps)
+    pooled = (F.avg_pool2d(x, pool, stride or pool, padding) if pool > 1 else x for x in maps)
+    y, p = (_windows(x.double(), radius) for x in pooled)
     y_p = y @ p.mT
     factor, first = _cholesky(p @ p.mT, alpha)
     unexplained = y @ y.mT - y_p @ torch.cholesky_solve(y_p.mT, factor)

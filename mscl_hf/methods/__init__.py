@@ -4,6 +4,7 @@ import difflib
 
 from .base import Method
 from .byol import BYOL
+from .callback import MethodCallback
 from .chaitanya import ChaitanyaGlobal, ChaitanyaGlobalLocal
 from .cmc import CMC
 from .cp2 import CP2
@@ -65,17 +66,17 @@ def option_table() -> list[tuple[str, ...]]:
     for name, m in METHODS.items():
         flags = [f"{flag_of(key)} ({value})" for key, value in defaults_of(m).items() if key not in ("images", "loss")]
         if m.trains:
-            rows.append((name, m.preset or "-", m.bn_views, ", ".join(flags) or "those of mscl"))
+            rows.append((name, m.preset or "-", m.bn_views or "-", ", ".join(flags) or "those of mscl"))
     return rows
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
     """As README and docs have them: `python -c "from mscl_hf.methods import markdown, table; print(markdown(table()))"`."""
-    lines = ["| " + " | ".join(f"`{cell}`" if not i and n else cell for i, cell in enumerate(row)) + " |" for n, row in enumerate(rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], *((f"`{name}`", *cells) for name, *cells in rows[1:])]]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 __all__ = [
-    "METHODS", "MSCL", "Method", "MethodOptions", "NoPreTraining", "Scale", "SegmentationTraining", "create_method", "markdown",
-    "method_class", "option_table", "read_options", "table",
+    "METHODS", "MSCL", "Method", "MethodCallback", "MethodOptions", "NoPreTraining", "Scale", "SegmentationTraining", "create_method",
+    "markdown", "method_class", "option_table", "read_options", "table",
 ]  # fmt: skip

@@ -27,7 +27,8 @@ class Method(nn.Module, ABC):
     state: ClassVar[str]
     preset: ClassVar[str | None] = None  # crops and colours of the views, a row of PRESETS
     heads: ClassVar[tuple[str, ...]] = ()  # those of the network's own contrastive heads that it trains
-    bn_views: ClassVar[str] = "joint"  # do the two views share batch statistics?
+    bn_views: ClassVar[str | None] = None  # do the two views share batch statistics, "joint", or not, "separate"? None: they never meet
+    head_statistics: ClassVar[bool] = False  # has it heads with BatchNorm over images, which needs two of them?
     two_towers: ClassVar[bool] = False
     trains: ClassVar[bool] = True  # False: the network is saved as it starts
     min_cells: ClassVar[int] = 1  # on a side of the map that it contrasts
@@ -44,6 +45,11 @@ class Method(nn.Module, ABC):
         self.register_buffer("image_std", torch.tensor(config.image_std).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
+    def uses_unlabelled(cls, options: dict) -> bool:
+        """Whether images without masks take part."""
+        return True
+
+    @classmethod
     def uses_labels(cls, options: dict) -> bool:
         """Whether pre-training with these options reads masks; where it does not, none is opened."""
         return cls.labels == "yes"
@@ -55,7 +61,7 @@ class Method(nn.Module, ABC):
     def forward(self, **batch) -> dict[str, Tensor]:
         """The views of a batch by name -> {"loss": scalar with graph, and whatever else is worth logging, detached}.
 
-        Named so that transformers' Trainer can train a method as it trains any model.
+        Named so that transformers' Trainer can train a method as it trains any model, with `MethodCallback` beside it.
         """
 
     def after_step(self, done: float) -> None:

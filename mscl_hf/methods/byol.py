@@ -13,7 +13,7 @@ class BYOL(Method):
     """Online network: encoder, projector, predictor. Target: an exponential moving average of the first two, slower and slower."""
 
     title = "BYOL"
-    paper = "Grill et al., NeurIPS 2020, arXiv:2006.07733"
+    paper = "Grill et al., NeurIPS, arXiv:2006.07733"
     year = 2020
     views = "two_crop"
     preset = "byol"
@@ -21,7 +21,7 @@ class BYOL(Method):
     transfers = "backbone"
     state = "EMA encoder"
     bn_views = "separate"
-    min_batch = 2  # for BatchNorm's statistics
+    head_statistics = True
 
     def __init__(
         self, network: MsclForPreTraining, embed_dim: int = 256, hidden_dim: int | None = None, ema_momentum: float = 0.996

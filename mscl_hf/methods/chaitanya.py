@@ -11,7 +11,7 @@ from ..modeling_mscl import MsclForPreTraining, unit
 from .base import Method, feature_map
 from .heads import mlp, pooled
 
-PAPER = "Chaitanya et al., NeurIPS 2020, arXiv:2006.10511"
+PAPER = "Chaitanya et al., NeurIPS, arXiv:2006.10511"
 # Which versions of a slice are contrasted: `image` is the slice itself.
 VERSIONS = {"GR": ("view1", "view2"), "GD-": ("image", "view1", "view2"), "GD": ("image", "view1")}
 
@@ -31,6 +31,7 @@ class ChaitanyaGlobal(Method):
     views = "slices"
     preset = "chaitanya"
     labels = "no"
+    bn_views = "joint"
     transfers = "backbone"
     state = "-"
     min_batch = 2
@@ -108,6 +109,7 @@ class ChaitanyaGlobalLocal(Method):
     views = "pair"
     preset = "chaitanya"
     labels = "no"
+    bn_views = "joint"
     transfers = "backbone, decoder"
     state = "-"
     min_cells = 7  # so that the regions differ

@@ -14,7 +14,7 @@ class CMC(Method):
     """Two towers of half width on L and ab of the image in Lab, which are handed on together; a memory bank of each."""
 
     title = "CMC"
-    paper = "Tian et al., ECCV 2020, arXiv:1906.05849"
+    paper = "Tian et al., ECCV, arXiv:1906.05849"
     year = 2020
     views = "single"
     preset = "cmc"
@@ -27,13 +27,13 @@ class CMC(Method):
     def __init__(
         self,
         network: MsclForPreTraining,
-        images: int,
+        images: int | None = None,
         temperature: float = 0.07,
         embed_dim: int = 128,
         bank_loss: str = "softmax",
         nce_draws: int = 16384,
     ):
-        """images: how many there are. bank_loss: softmax over the bank, nce as in the paper, or batch: the batch instead of a bank."""
+        """images: how many there are, for banks. bank_loss: softmax over the bank, nce as in the paper, or batch: without a bank."""
         super().__init__(network)
         if "decoder" in self.parts():
             raise ValueError("--method cmc has a head on each of its towers, which a decoder mixes; leave out --attach decoder")

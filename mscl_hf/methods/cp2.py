@@ -15,7 +15,7 @@ class CP2(Method):
     """Trains the decoder along with the backbone: what is handed on is a whole segmentation network but for its classifier."""
 
     title = "CP2"
-    paper = "Wang et al., ECCV 2022, arXiv:2203.11709"
+    paper = "Wang et al., ECCV, arXiv:2203.11709"
     year = 2022
     views = "copy_paste"
     preset = "moco_v2"

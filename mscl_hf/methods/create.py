@@ -69,8 +69,9 @@ def read_options(name: str, kind: type[Method], options: MethodOptions, loss: Mu
         default = MultiScaleLoss()
         unread += [f.name for f in fields(loss) if getattr(loss, f.name) != getattr(default, f.name) and f.name not in given]
     if unread and kind.trains:
-        flags = ", ".join(flag_of(option) for option in known if option not in ("images", "loss"))
-        raise ValueError(f"{flag_of(unread[0])} is no option of --method {name}, which reads {flags or 'none'}; leave it out")
+        flags = [flag_of(option) for option in known if option not in ("images", "loss")]
+        flags += ["--tau-p and the others of its losses"] if issubclass(kind, MSCL) else []
+        raise ValueError(f"{flag_of(unread[0])} is no option of --method {name}, which reads {', '.join(flags)}; leave it out")
     return given
 
 
@@ -102,11 +103,11 @@ def _check_map(name: str, method: Method) -> None:
 def sized(name: str, kind: type[Method], given: dict[str, Any], scale: Scale, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The options given, and those that depend on the scale."""
     known, options = defaults_of(kind), dict(given)
-    if "images" in known:
+    if "images" in known and given.get("bank_loss") != "batch":
         options["images"] = _images(name, scale)
         if "temperature" not in given and scale.images <= SMALL:
             options["temperature"] = 0.1
-            say(f"temperature 0.1 (the paper's for small sets; {known['temperature']} is that for ImageNet)")
+            say(f"temperature 0.1, which InstDisc's release has for CIFAR's {SMALL:,} images; {known['temperature']} is that for ImageNet")
     if "queue" in known:
         options["queue"] = _queue(given.get("queue"), known["queue"], scale, say)
     if "ema_momentum" in known and "ema_momentum" not in given:
@@ -158,5 +159,5 @@ def _momentum(published: float, steps: int, say: Callable[[str], None]) -> float
     """A teacher that averages over a twentieth of the run at most."""
     momentum = min(published, max(0.9, round(1 - 20 / steps, 4)))
     if momentum < published:
-        say(f"teacher's momentum {momentum:g}, an average over {1 / (1 - momentum):.0f} of {steps} steps (the paper has {published:g})")
+        say(f"teacher's momentum {momentum:g}, an average over {1 / (1 - momentum):.0f} steps of {steps} (the paper: {published:g})")
     return momentum

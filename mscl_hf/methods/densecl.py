@@ -18,7 +18,7 @@ class DenseCL(Method):
     """Two heads on the backbone's map, one for the image and one for its places, and a queue of keys for each."""
 
     title = "DenseCL"
-    paper = "Wang et al., CVPR 2021, arXiv:2011.09157"
+    paper = "Wang et al., CVPR, arXiv:2011.09157"
     year = 2021
     views = "two_crop"
     preset = "moco_v2"
@@ -43,7 +43,7 @@ class DenseCL(Method):
         the whole, none of it in the first `dense_warmup` of training. grid: pool maps to so many places on a side; None = as they are."""
         super().__init__(network)
         if not 0 <= dense_weight <= 1:
-            raise ValueError(f"dense_weight is {dense_weight}: DenseCL's dense loss has that share of the whole; give a number in 0..1")
+            raise ValueError(f"--dense-weight is {dense_weight}: DenseCL's dense loss has that share of the whole; give a number in 0..1")
         self.temperature, self.ema_momentum, self.grid = temperature, ema_momentum, grid
         self.dense_weight, self.dense_warmup = dense_weight, dense_warmup
         channels = self.channels()

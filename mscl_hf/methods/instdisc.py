@@ -22,6 +22,7 @@ class InstanceLoss(torch.nn.Module):
         self.kind, self.temperature, self.draws = kind, temperature, draws
         self.bank = MemoryBank(images, dim)
         self.register_buffer("normaliser", torch.zeros(()))
+        self.normalised = False  # is it known that there is one? Asks the device only until there is
 
     def forward(self, vectors: Tensor, index: Tensor) -> Tensor:
         """Unit vectors (B, E) of images index (B,) against the bank as it was before this batch."""
@@ -29,11 +30,11 @@ class InstanceLoss(torch.nn.Module):
         if self.kind == "softmax":
             return instance_softmax(vectors, index, rows, self.temperature)
         draws = torch.randint(len(rows), (len(vectors), self.draws), device=rows.device)
-        first = self.normaliser == 0
-        found = nce_normaliser(vectors, index, rows, draws, self.temperature)
-        normaliser = torch.where(first, found, self.normaliser)
-        if self.training:
-            self.normaliser.copy_(normaliser)
+        normaliser, self.normalised = self.normaliser, self.normalised or bool(self.normaliser > 0)
+        if not self.normalised:
+            normaliser = nce_normaliser(vectors, index, rows, draws, self.temperature)
+            if self.training:
+                self.normaliser.copy_(normaliser)
         return instance_nce(vectors, index, rows, draws, normaliser, self.temperature)
 
 
@@ -41,7 +42,7 @@ class InstDisc(Method):
     """One view of each image, a linear head, a memory bank."""
 
     title = "InstDisc"
-    paper = "Wu et al., CVPR 2018, arXiv:1805.01978"
+    paper = "Wu et al., CVPR, arXiv:1805.01978"
     year = 2018
     views = "single"
     preset = "moco_v1"

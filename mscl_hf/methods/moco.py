@@ -61,7 +61,7 @@ class MoCoV1(_MoCo):
     """A linear head, temperature 0.07, MoCo's first colours."""
 
     title = "MoCo v1"
-    paper = "He et al., CVPR 2020, arXiv:1911.05722"
+    paper = "He et al., CVPR, arXiv:1911.05722"
     year = 2020
     preset = "moco_v1"
 
@@ -80,7 +80,7 @@ class MoCoV2(_MoCo):
     """A head of two layers, temperature 0.2, blur and milder colours, as SimCLR had shown."""
 
     title = "MoCo v2"
-    paper = "Chen et al., 2020, arXiv:2003.04297"
+    paper = "Chen et al., arXiv:2003.04297"
     year = 2020
     preset = "moco_v2"
 

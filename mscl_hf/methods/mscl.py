@@ -17,13 +17,18 @@ class MSCL(Method):
     """
 
     title = "multi-scale contrast"
-    paper = "Zhang et al., 2025, Pre-Training Study on Image Segmentation based on Multi-Scale Contrast Learning"
+    paper = "Zhang et al., Pre-Training Study on Image Segmentation"
     year = 2025
     views = "pair"
     labels = "with p"
+    bn_views = "joint"
     transfers = "backbone, decoder"
     state = "queue, if asked for"
     heads = ("g", "l", "p")
+
+    @classmethod
+    def uses_unlabelled(cls, options: dict) -> bool:
+        return parse_losses(options["losses"]) != ("p",)
 
     @classmethod
     def uses_labels(cls, options: dict) -> bool:
@@ -63,7 +68,7 @@ class MSCL(Method):
         out = self.network(self.normalise(image))
         spaces = {"backbone": out.feature_maps[-1].flatten(2).transpose(1, 2)}
         for name in ("global", "local", "pixel"):
-            head, vectors = getattr(self.network, f"{name}_head"), out[f"{name}_embeds"]
+            head, vectors = getattr(self.network, f"{name}_head"), getattr(out, f"{name}_embeds")
             if head is not None and all(p.requires_grad for p in head.parameters()):
                 spaces[name] = vectors.flatten(2).transpose(1, 2) if vectors.dim() == 4 else vectors
         return spaces

@@ -25,6 +25,6 @@ class ImageNet(NoPreTraining):
     """The backbone as timm has it pre-trained: from the Hub, or from the file that --backbone-weights names."""
 
     title = "timm's pre-trained weights"
-    paper = "Wightman, 2019, github.com/huggingface/pytorch-image-models"
+    paper = "Wightman, pytorch-image-models"
     year = 2019
     transfers = "backbone"

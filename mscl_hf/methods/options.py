@@ -1,10 +1,21 @@
 """Options of the pre-training methods; each says in its constructor which of them it reads, and their defaults."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 def _option(text: str):
+    """One that is not given."""
     return field(default=None, metadata={"help": text})
+
+
+class Limits(NamedTuple):
+    """What may be given."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    choose: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -22,9 +33,9 @@ class MethodOptions:
     dense_weight: float | None = _option("densecl, cp2: weight of the dense loss")
     dense_warmup: float | None = _option("densecl: share of training without the dense loss")
     dense_temperature: float | None = _option("cp2: of the dense loss")
-    dense_axis: str | None = _option("cp2: softmax over the positions of the key (paper) or of the query (release)")
+    dense_axis: str | None = _option("cp2: softmax over positions of the key (paper) or of the query (release)")
     grid: int | None = _option("densecl: side of the grid that maps are pooled to")
-    ppm_gamma: float | None = _option("pixpro: sharpness of the pixel propagation")
+    ppm_gamma: float | None = _option("pixpro: sharpness of the pixel propagation; below 1 its gradient is infinite")
     ppm_layers: int | None = _option("pixpro: layers of its transformation, 0 = none")
     match_radius: float | None = _option("pixpro, pixcontrast: cells nearer than this, in cell diagonals, belong together")
     match_empty: str | None = _option("pixpro: pairs of crops without overlap: skip, or zero as in the release")
@@ -33,19 +44,41 @@ class MethodOptions:
     partitions: int | None = _option("chaitanya: parts of a volume that hold alike slices")
 
     def __post_init__(self):
-        for name in ("temperature", "dense_temperature", "match_radius", "ppm_gamma"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be positive")
-        for name in ("embed_dim", "hidden_dim", "head_layers", "nce_draws", "grid", "partitions"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        for name in ("proximal", "dense_weight", "instance_weight", "ppm_layers"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
-        for name in ("ema_momentum", "dense_warmup"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must lie in 0..1")
+        for name, (least, above, most, choose) in LIMITS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            flag = f"--{name.replace('_', '-')} is {value!r}"
+            if choose and value not in choose:
+                raise ValueError(f"{flag}; choose one of {', '.join(choose)}")
+            if above is not None and not value > above:
+                raise ValueError(f"{flag}; it must be above {above}")
+            if (least is not None and not value >= least) or (most is not None and not value <= most):
+                raise ValueError(f"{flag}; it must be at least {least}" + (f" and at most {most}" if most is not None else ""))
 
     def given(self) -> dict:
         """Those that were set."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+LIMITS = {
+    "temperature": Limits(above=0),
+    "embed_dim": Limits(least=1),
+    "hidden_dim": Limits(least=1),
+    "head_layers": Limits(least=1),
+    "ema_momentum": Limits(least=0, most=1),
+    "bank_loss": Limits(choose=("softmax", "nce", "batch")),
+    "nce_draws": Limits(least=1),
+    "proximal": Limits(least=0),
+    "dense_weight": Limits(least=0),
+    "dense_warmup": Limits(least=0, most=1),
+    "dense_temperature": Limits(above=0),
+    "dense_axis": Limits(choose=("key", "query")),
+    "grid": Limits(least=1),
+    "ppm_gamma": Limits(least=1),
+    "ppm_layers": Limits(least=0),
+    "match_radius": Limits(above=0),
+    "match_empty": Limits(choose=("skip", "zero")),
+    "instance_weight": Limits(least=0),
+    "partitions": Limits(least=2),
+}

@@ -67,7 +67,7 @@ class PixPro(_PixelMethod):
     """What a cell and those like it make together must look like what the teacher makes of its match; no negatives."""
 
     title = "PixPro"
-    paper = "Xie et al., CVPR 2021, arXiv:2011.10043"
+    paper = "Xie et al., CVPR, arXiv:2011.10043"
     year = 2021
 
     def __init__(
@@ -85,8 +85,6 @@ class PixPro(_PixelMethod):
         """ema_momentum: at the start, 1 at the end. ppm_layers: of the propagation's transformation, 0 = none. instance_weight: of a loss
         of whole images beside (the paper's combination has 1), with a projector and a predictor of its own; 0 = without."""
         super().__init__(network, embed_dim, hidden_dim, ema_momentum, match_radius, match_empty)
-        if ppm_gamma < 1:
-            raise ValueError(f"ppm_gamma is {ppm_gamma}: below 1 the gradient of unlike cells is infinite; give at least 1")
         self.ppm_gamma, self.instance_weight = ppm_gamma, instance_weight
         self.transform = mlp(*[embed_dim] * (ppm_layers + 1), norm=True, dense=True)
         self.instance_head = self.predictor = None
@@ -127,7 +125,7 @@ class PixContrast(_PixelMethod):
     """A cell must find its matches among the cells of the other crop."""
 
     title = "PixContrast"
-    paper = "Xie et al., CVPR 2021, arXiv:2011.10043"
+    paper = "Xie et al., CVPR, arXiv:2011.10043"
     year = 2021
 
     def __init__(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 class Queue(nn.Module):
     """The newest `length` rows of size `dim`, saved with the model. Starts empty: no random row ever stands in a denominator."""
 
+    same_everywhere = True  # on all processes, since each writes the keys of all
+
     def __init__(self, length: int, dim: int):
         super().__init__()
         self.register_buffer("rows", torch.zeros(length, dim))
@@ -15,8 +17,8 @@ class Queue(nn.Module):
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
     def read(self) -> Tensor:
-        """The rows written so far (n, dim), a copy: later writes do not reach a graph that holds it."""
-        return self.rows[: int(self.filled)].clone()
+        """The rows written so far (n, dim), not a copy: a loss takes what it needs of them while it is computed."""
+        return self.rows[: int(self.filled)]
 
     @torch.no_grad()
     def write(self, keys: Tensor) -> None:

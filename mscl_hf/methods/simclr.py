@@ -12,11 +12,12 @@ class SimCLR(Method):
     """A head of BatchNormed layers, the last one without shift, and NT-Xent over the 2B vectors."""
 
     title = "SimCLR"
-    paper = "Chen et al., ICML 2020, arXiv:2002.05709"
+    paper = "Chen et al., ICML, arXiv:2002.05709"
     year = 2020
     views = "two_crop"
     preset = "simclr"
     labels = "no"
+    bn_views = "joint"
     transfers = "backbone"
     state = "-"
     min_batch = 2

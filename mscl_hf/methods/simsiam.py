@@ -12,7 +12,7 @@ class SimSiam(Method):
     """Three projector layers of the backbone's width, and a predictor with a narrow middle whose learning rate stays constant."""
 
     title = "SimSiam"
-    paper = "Chen & He, CVPR 2021, arXiv:2011.10566"
+    paper = "Chen & He, CVPR, arXiv:2011.10566"
     year = 2021
     views = "two_crop"
     preset = "moco_v2"
@@ -20,7 +20,7 @@ class SimSiam(Method):
     transfers = "backbone"
     state = "-"
     bn_views = "separate"
-    min_batch = 2  # for BatchNorm's statistics
+    head_statistics = True
     constant_lr = ("predictor.",)
 
     def __init__(self, network: MsclForPreTraining, embed_dim: int | None = None, hidden_dim: int | None = None):

@@ -15,12 +15,16 @@ class _Zhao(MSCL):
     Within images, pixels of different images are never compared: the paper fine-tunes the whole network afterwards, and so must you.
     """
 
-    paper = "Zhao et al., ICCV 2021, arXiv:2012.06985"
+    paper = "Zhao et al., ICCV, arXiv:2012.06985"
     year = 2021
     labels = "yes"
     state = "-"
     heads = ("p",)
     scope: ClassVar[str]
+
+    @classmethod
+    def uses_unlabelled(cls, options: dict) -> bool:
+        return False
 
     @classmethod
     def uses_labels(cls, options: dict) -> bool:
@@ -43,19 +47,19 @@ class _Zhao(MSCL):
 class ZhaoWithin(_Zhao):
     """A pixel must find the pixels of its class in the enhanced copy of its own image."""
 
-    title = "pixel contrast within images"
+    title = "Zhao et al., within an image"
     scope = "within"
 
 
 class ZhaoCross(_Zhao):
     """And those of another image's copy, of which nothing else is read."""
 
-    title = "pixel contrast across images"
+    title = "Zhao et al., across two images"
     scope = "cross"
 
 
 class ZhaoBatch(_Zhao):
     """All copies of the batch are one bag; Zhao et al. report it as worse than the other two."""
 
-    title = "pixel contrast over the batch"
+    title = "Zhao et al., over the batch"
     scope = "batch"

@@ -3,6 +3,7 @@
     python tests/distributed/methods_worker.py RANK WORLD FOLDER
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from mscl_hf.train import freeze_unreached
 IMAGES = 8
 # Options under which a method runs another loss.
 CASES = {name: (name, {}) for name, kind in METHODS.items() if kind.trains} | {
+    "instdisc, nce": ("instdisc", {"bank_loss": "nce", "nce_draws": 5}),
+    "cmc, nce": ("cmc", {"bank_loss": "nce", "nce_draws": 5}),
     "cmc, batch": ("cmc", {"bank_loss": "batch"}),
     "pixpro, instance branch": ("pixpro", {"instance_weight": 1.0}),
     "pixpro, empty pairs as zero": ("pixpro", {"match_empty": "zero"}),
@@ -76,6 +79,22 @@ def neighbours(count, device=None):
     return torch.arange(count, device=device) ^ 1
 
 
+def draws(high, size, device=None):
+    """The same for each image of the batch, however it is cut."""
+    return (torch.arange(size[1], device=device) * 3 % high).expand(size)
+
+
+@contextlib.contextmanager
+def same_chance():
+    """What a process draws for itself, partners and noise, drawn alike: equality is claimed of what is computed with it."""
+    with (
+        mock.patch.object(multi_scale, "_partners", neighbours),
+        mock.patch.object(torch, "randperm", neighbours),
+        mock.patch.object(torch, "randint", draws),
+    ):
+        yield
+
+
 def batch_of(name):
     batch = next(harness.method_data(name, batch=IMAGES).batches(0, 1))
     position = torch.tensor([0.1, 0.9, 0.2, 0.1, 0.8, 0.9, 0.1, 0.3])
@@ -95,11 +114,12 @@ def step(case, rank=0, world=1):
     method = harness.pretraining_method(name, batch=IMAGES, **options).double().train()
     sync(method)
     batch = batch_of(name)
-    freeze_unreached(method, part_of(batch, rank, world), harness.fresh_accelerator())
+    with same_chance():
+        freeze_unreached(method, part_of(batch, rank, world), harness.fresh_accelerator())
     model = DistributedDataParallel(method) if world > 1 else method
     for number in range(2):
         method.zero_grad()
-        with mock.patch.object(multi_scale, "_partners", neighbours), mock.patch.object(torch, "randperm", neighbours):
+        with same_chance():
             terms = model(**part_of(batch, rank, world))
         terms["loss"].backward()
         if not number:
