@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from benchmark import RECIPES, CompareOptions, compare_cells, machine
+from benchmark import RECIPES, CompareOptions, compare_cells, machine, run_stage
 from safetensors import safe_open
 
 from mscl_hf.backbones import build_config
@@ -37,15 +37,19 @@ class MethodsOptions(CompareOptions):
 
     spec: str = field(default=str(RECIPES / "configs" / "compare_methods_camvid.yaml"), metadata={"help": "as for compare"})
     work_dir: str = field(default="runs/methods", metadata={"help": "folder of the cells"})
+    timed_steps: int = field(default=40, metadata={"help": "steps to take the time of, one method after another"})
 
 
 def main(argv: list[str]) -> None:
     (options,) = parse((MethodsOptions,), __doc__.splitlines()[0], argv)
     spec = yaml.safe_load(Path(options.spec).read_text())
     target = Path(options.results or "results/methods.csv")
-    rows = compare_cells(spec, options)
-    bare = bare_backbone(spec, Path(options.work_dir), options.finished_only)
-    table = [bare] + [row | cost(Path(options.work_dir) / f"{row['cell']}-seed{row['seed']}", bare["ms_per_step"]) for row in rows]
+    rows, work = compare_cells(spec, options), Path(options.work_dir)
+    if not options.finished_only:
+        for row in rows:
+            time_steps(spec, options, row["cell"], work / "timing" / row["cell"])
+    bare = bare_backbone(spec, work, options.finished_only)
+    table = [bare] + [row | cost(work, row, bare["ms_per_step"]) for row in rows]
     with target.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -54,20 +58,35 @@ def main(argv: list[str]) -> None:
     print(target.with_suffix(".md").read_text())
 
 
-def cost(folder: Path, bare_ms: float) -> dict:
+def time_steps(spec: dict, options: MethodsOptions, cell: str, folder: Path) -> None:
+    """The cell's pre-training once more for a few steps, alone on the machine."""
+    flags = spec["common"] | spec["pretrain"] | spec["cells"][cell].get("pretrain", {})
+    flags |= {"dataset": spec["dataset"], "data-dir": options.data_dir, "max-steps": options.timed_steps, "log-every-steps": 1}
+    if not (folder / "pretrain" / "model.safetensors").is_file():
+        run_stage("pretrain", flags | {"val-split": "none", "output-dir": folder / "pretrain"}, folder)
+
+
+def cost(work: Path, row: dict, bare_ms: float) -> dict:
     """Of one cell's pre-training; empty cells for what did not train."""
+    folder = work / f"{row['cell']}-seed{row['seed']}"
     run = json.loads((folder / "pretrain" / "run.json").read_text())
-    places = [place for place in (folder / "pretrain", folder / "pretrain" / "stage1") if (place / "checkpoints").is_dir()]
+    timed = work / "timing" / row["cell"] / "pretrain"
+    places = [place for place in (timed, timed / "stage1") if (place / "checkpoints").is_dir()]
     found = {"peak_mb": int((folder / "pretrain.peak_mb").read_text()), "labels": METHODS[run["method"]].labels}
-    speeds = [row["images_per_second"] for place in places for row in read_log(place / "log.jsonl") if "images_per_second" in row]
-    if speeds:
-        milliseconds = 1e3 * run["batch_size"] / statistics.median(speeds[1:] or speeds)
-        found |= {"ms_per_step": round(milliseconds), "over_bare": round(milliseconds / bare_ms, 2)}
-        found |= sizes(places[0])
+    if places:  # two stages have half of the steps each
+        found["ms_per_step"] = round(statistics.mean(1e3 * run["batch_size"] / images_per_second(place) for place in places))
+        if run["output_stride"] is None:  # else the bare backbone is another one
+            found["over_bare"] = round(found["ms_per_step"] / bare_ms, 2)
+        found |= sizes(folder / "pretrain")
     else:
         with safe_open(folder / "pretrain" / "model.safetensors", "pt") as file:
             found["handed_on_m"] = millions(file, lambda name: name.startswith(("backbone.", "decoder.")))
     return found
+
+
+def images_per_second(folder: Path) -> float:
+    speeds = [row["images_per_second"] for row in read_log(folder / "log.jsonl") if "images_per_second" in row]
+    return statistics.median(speeds[len(speeds) // 4 :])
 
 
 def sizes(folder: Path) -> dict:
@@ -126,7 +145,7 @@ def measure_bare(name: str, size: int, batch: int, precision: str, place: Path, 
 def markdown(rows: list[dict], source: str) -> str:
     """Times and memory of one run each, on one core."""
     lines = [
-        f"Made by `python recipes/benchmark.py methods --spec {source} --data-dir DIR`; one thread a run, two runs side by side.\n",
+        f"Made by `python recipes/benchmark.py methods --spec {source} --data-dir DIR`; one thread; times of one run after another.\n",
         "| | masks | ms a step | bare backbones | peak, MB | handed on, M | heads, M | teacher, M | queue or bank, MB | mean IoU, % |",
         "|" + "---|" * 10,
     ]
