@@ -219,11 +219,15 @@ def _prepare(method: Method, data: TrainingData, options: TrainOptions, accelera
         _check_compiler(accelerator.device)
         for part in compiled_parts(method):
             part.compile()
-    # Queues and banks are the same on all processes without DDP's sending them around in each step.
-    shared = [f"{name}.{key}" for name, part in method.named_modules() if getattr(part, "same_everywhere", False) for key in part._buffers]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, shared)
+    keep_memories_at_home(method)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, options))
     return method, model, optimizer
+
+
+def keep_memories_at_home(method: Method) -> None:
+    """Queues and banks are written alike on all processes: DDP need not send them around in each step."""
+    alike = [f"{name}.{key}" for name, part in method.named_modules() if getattr(part, "same_everywhere", False) for key in part._buffers]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, alike)
 
 
 def compiled_parts(method: Method) -> tuple[nn.Module, nn.Module]:

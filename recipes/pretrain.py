@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mscl_hf import checkpoint
+from mscl_hf import MsclConfig, checkpoint
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
@@ -19,7 +19,7 @@ from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
-from mscl_hf.publish import draw_features, draw_training, model_card, publish
+from mscl_hf.publish import draw_features, draw_training, model_card, open_model, publish
 from mscl_hf.train import TrainOptions, fit
 
 
@@ -30,6 +30,7 @@ class PretrainOptions:
     output_dir: str = field(default="runs/pretrain", metadata={"help": "new or empty folder for the model and its records"})
     method: str = field(default="mscl", metadata={"help": "how to pre-train; see --list-methods"})
     list_methods: bool = field(default=False, metadata={"help": "print the methods and stop"})
+    start_from: str | None = field(default=None, metadata={"help": "model folder or Hub name to take backbone and decoder from"})
     unlabelled: str = field(default="none", metadata={"help": "images without labels: none, rest (of the training split), or a folder"})
     labelled_share: float = field(default=0.5, metadata={"help": "share of labelled images in a batch that also has unlabelled ones"})
     health_every_steps: int = field(default=100, metadata={"help": "steps between health checks; 0 = only at the end"})
@@ -63,8 +64,7 @@ def main() -> None:
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
-    network = MsclForPreTraining(config)
-    load_timm_weights(network, net.pretrained or run.method == "imagenet", net.backbone_weights)
+    network = start_network(run, net, config)
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
     if kind.trains:
         accelerator.init_trackers("mscl_hf", printable(*options))
@@ -80,6 +80,24 @@ def main() -> None:
             draw_features(method, images, out)
         print(f"pre-trained model: {out}")
     accelerator.end_training()
+
+
+def start_network(run: PretrainOptions, net: NetworkOptions, config: MsclConfig) -> MsclForPreTraining:
+    """A new network, one with timm's weights, or one that goes on from a model folder."""
+    pretrained = net.pretrained or run.method == "imagenet"
+    if run.start_from is None:
+        network = MsclForPreTraining(config)
+        load_timm_weights(network, pretrained, net.backbone_weights)
+        return network
+    if pretrained or net.backbone_weights:
+        raise ValueError(f"--start-from {run.start_from} brings a backbone; leave out --pretrained, --backbone-weights, --method imagenet")
+    there = open_model(MsclConfig, run.start_from)
+    for name in ("backbone", "two_towers", "out_indices", "decoder", "decoder_channels"):
+        if getattr(there, name) != getattr(config, name):
+            raise ValueError(
+                f"{run.start_from} has {name} {getattr(there, name)} and this run asks for {getattr(config, name)}; give the same to both"
+            )
+    return open_model(MsclForPreTraining, run.start_from, config=config)
 
 
 def check_options(run: PretrainOptions, stages: list[type[Method]], views: ViewOptions, net: NetworkOptions, options: dict) -> None:

@@ -526,3 +526,24 @@ def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys
         assert all(torch.equal(value, found[f"backbone.timm_model.{key}"]) for key, value in wanted.items())
     harness.run("finetune", "--model", first, *harness.SHORT, "--max-steps", 1, "--val-split", "none", "--output-dir", then, pictures=False)
     assert math.isfinite(read_log(then / "log.jsonl")[-1]["loss"])
+
+
+def test_pretraining_goes_on_from_a_folder(tmp_path):
+    """--start-from: backbone and decoder are the folder's, whatever method made them; another network is refused."""
+    first, then, short = tmp_path / "first", tmp_path / "then", (*harness.SHORT, "--max-steps", 2)
+    harness.run("pretrain", *harness.TINY, *short, "--method", "moco_v2", "--output-dir", first, draw_features=lambda *_: None)
+    harness.run("pretrain", *harness.TINY, *short, "--method", "none", "--start-from", first, "--output-dir", tmp_path / "same")
+    one, same = (load_file(place / "model.safetensors") for place in (first, tmp_path / "same"))
+    assert all(torch.equal(value, same[key]) for key, value in one.items())
+    harness.run("pretrain", *harness.TINY, *short, "--method", "cp2", "--start-from", first, "--output-dir", then,
+                draw_features=lambda *_: None)  # fmt: skip
+    more = load_file(then / "model.safetensors")
+    assert one.keys() == more.keys()
+    moved = [(one[key] - more[key]).abs().max() for key in one if key.endswith("weight")]
+    assert 0 < max(moved) < 0.5
+    flags = (*harness.TINY, *short, "--start-from", first)
+    assert "has decoder_channels 16 and this run asks for 8" in harness.refused(
+        "pretrain", *flags, "--decoder-channels", 8, "--output-dir", tmp_path / "a")
+    assert "leave out --pretrained" in harness.refused("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
+    flags = (*harness.TINY, "--start-from", tmp_path / "gone")
+    assert "no model folder" in harness.refused("pretrain", *flags, "--output-dir", tmp_path / "c")

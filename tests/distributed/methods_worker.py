@@ -21,7 +21,7 @@ import harness
 from mscl_hf.losses import multi_scale
 from mscl_hf.losses.gather import world_size
 from mscl_hf.methods import METHODS
-from mscl_hf.train import freeze_unreached
+from mscl_hf.train import freeze_unreached, keep_memories_at_home
 
 IMAGES = 8
 # Options under which a method runs another loss.
@@ -116,6 +116,7 @@ def step(case, rank=0, world=1):
     batch = batch_of(name)
     with same_chance():
         freeze_unreached(method, part_of(batch, rank, world), harness.fresh_accelerator())
+    keep_memories_at_home(method)
     model = DistributedDataParallel(method) if world > 1 else method
     for number in range(2):
         method.zero_grad()
