@@ -23,7 +23,7 @@ class MsclConfig(PreTrainedConfig):
     pixel_grid: height to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
     attach: where the heads sit, "ancestor", "backbone" or "decoder".
     bn_views: "joint" runs both views in one forward, "separate" one after the other (batch statistics of its own each).
-    contrast: options of `mscl_hf.losses.MultiScaleLoss` (which losses, weights, temperatures, ...), or empty for the defaults.
+    contrast: the pre-training method and its options: for mscl those of `mscl_hf.losses.MultiScaleLoss`; empty for the defaults.
     image_size: height of the training crop in px; image_width: its width, None = square;
         base_size: short side of the image before cropping in px, 0 = native.
     image_mean, image_std: of the images in 0..1 that the backbone expects (timm's own; ImageNet's where unknown).

@@ -96,7 +96,7 @@ PRETRAIN = {
     "unknown label rule": (("--label-down", "near"), ("'near'", "majority")),
     "weights not there": (("--backbone-weights", "{}/gone.pth"), ("{}/gone.pth",)),
     "unknown precision": (("--precision", "fp16"), ("'fp16'", "fp32, bf16")),
-    "unknown optimizer": (("--optimizer", "lamb"), ("'lamb'", "sgd, adamw")),
+    "unknown optimizer": (("--optimizer", "lamb"), ("'lamb'", "sgd, adamw, lars")),
     "unknown schedule": (("--schedule", "step"), ("'step'", "cosine, poly")),
     "unknown tracker": (("--report-to", "mlflow"), ("mlflow", "tensorboard")),
     "rate zero": (("--lr", 0), ("--lr is 0.0",)),

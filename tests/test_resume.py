@@ -27,6 +27,7 @@ CASES = {
     "sgd, middle of an epoch": ("pretrain", {}, {}, 1),
     "sgd, workers, end of an epoch": ("pretrain", {}, {"num_workers": 2}, 4),
     "adamw, accumulation": ("pretrain", {}, {"optimizer": "adamw", "lr": 1e-3, "gradient_accumulation_steps": 2}, 5),
+    "lars": ("pretrain", {}, {"optimizer": "lars", "lr": 0.5}, 3),
     "random partners of pixels": ("pretrain", {"contrast": {"pixel_scope": "cross"}}, {}, 2),
     "a queue, random pixels": ("pretrain", {"contrast": {"queue": 6, "pixel_sample": "random", "pixel_count": 3}}, {}, 3),
     "fine-tuning, sgd": ("finetune", {}, {}, 3),

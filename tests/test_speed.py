@@ -1,5 +1,6 @@
 """The speed benchmark on a small scale: every part runs, its figures add up, its page and picture are made; bad requests are refused."""
 
+import csv
 import json
 import os
 import subprocess
@@ -7,6 +8,9 @@ import sys
 
 import harness
 import pytest
+import yaml
+
+from mscl_hf import MsclForPreTraining
 
 sys.path.append(str(harness.ROOT / "recipes"))
 import speed_report  # noqa: E402
@@ -15,9 +19,35 @@ SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size
 
 
 def run_speed(*words):
-    command = [sys.executable, harness.ROOT / "recipes" / "benchmark.py", "speed", *map(str, words)]
+    return run_benchmark("speed", *words)
+
+
+def run_benchmark(*words):
+    command = [sys.executable, harness.ROOT / "recipes" / "benchmark.py", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
+
+
+def test_costs_of_methods_are_measured(tmp_path):
+    """One command: a method is pre-trained, fine-tuned, evaluated and timed beside the bare backbone; weights are counted by their fate."""
+    spec = {
+        "dataset": "synthetic", "baseline": "simclr", "seeds": [0], "cells": {"moco_v2": {"pretrain": {"method": "moco_v2"}}},
+        "common": {"train-count": 8, "image-size": 32, "precision": "fp32", "num-workers": 0},
+        "pretrain": {"backbone": "test_resnet", "decoder-channels": 16, "batch-size": 4, "max-steps": 2, "health-every-steps": 0},
+        "finetune": {"batch-size": 4, "max-steps": 1, "val-split": "none"}, "evaluate": {"split": "val"},
+    }  # fmt: skip
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    words = ("--spec", tmp_path / "spec.yaml", "--work-dir", tmp_path / "work", "--results", tmp_path / "m.csv", "--timed-steps", 4)
+    done = run_benchmark("methods", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    bare, row = csv.DictReader((tmp_path / "m.csv").open())
+    assert float(bare["ms_per_step"]) > 0 and float(row["ms_per_step"]) > 0 and 200 < float(row["peak_mb"]) < 5000
+    network = MsclForPreTraining.from_pretrained(tmp_path / "work" / "moco_v2-seed0" / "pretrain")
+    backbone, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (network.backbone, network.decoder))
+    assert float(bare["handed_on_m"]) == pytest.approx(backbone, abs=0.006)
+    assert float(row["handed_on_m"]) == pytest.approx(backbone + decoder, abs=0.006)
+    assert float(row["teacher_m"]) == pytest.approx(backbone + float(row["heads_m"]), abs=0.02)
+    assert 0 < float(row["mean_iou"]) < 1 and row["labels"] == "no" and "| moco_v2 | no |" in (tmp_path / "m.md").read_text()
 
 
 def test_loss_step_and_metric_are_measured(tmp_path):

@@ -46,6 +46,7 @@ def create_method(
     if issubclass(kind, MSCL):
         if loss.queue:
             check_queue(loss.queue, scale, say)
+        network.config.contrast = {"method": name} | network.config.contrast
         method = kind(network, **_known(kind, given))
     else:
         options = sized(name, kind, _known(kind, given), scale, say)
