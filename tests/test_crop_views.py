@@ -8,12 +8,13 @@ import torch
 from test_views import coordinates
 
 from mscl_hf.data import loading
+from mscl_hf.data.colour import Colours
 from mscl_hf.data.crop_views import random_rectangle
 from mscl_hf.data.crops import random_resized_crop
 from mscl_hf.data.loading import Samples, TrainingData
 from mscl_hf.data.order import Order, Ticket
 from mscl_hf.data.presets import PRESETS, Preset
-from mscl_hf.data.segmentation_data import Sample, SegmentationData
+from mscl_hf.data.segmentation_data import BadSample, Sample, SegmentationData, Slice
 from mscl_hf.data.views import VIEWS, ViewOptions, check_view_options, make_view
 
 BARE = Preset(0.2, (None, None))  # no colours: pixels keep what they say of their place
@@ -202,3 +203,31 @@ def test_unknown_presets_are_refused():
         ViewOptions(preset="mocov1")
     with pytest.raises(ValueError, match="--min-area is 0"):
         ViewOptions(min_area=0.0)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [
+    ("two_crop", {"view1"}), ("slices", {"view1"}), ("single", {"image"}), ("copy_paste", {"view1", "other1"}),
+])  # fmt: skip
+
+
+def test_a_presets_first_colours_go_to_the_first_view(kind, wanted):
+    """A preset whose second view has no colours distorts the first one (and what is pasted into it), a single view likewise; no other."""
+    made = view(kind, Preset(0.2, (Colours(blur=1.0), None)))
+    found = made(coordinates(), np.random.default_rng(0), [coordinates()] * made.others)
+    assert {name.removesuffix("_colour") for name in found if name.endswith("_colour")} == wanted
+
+
+def test_what_stands_in_for_a_bad_file_goes_by_its_own_index():
+    """Banks remember, and slices match, by what was read: index, volume and position are the stand-in's, not the bad file's."""
+
+    class Damaged(Numbered):
+        def read(self, index):
+            if index == 1:
+                raise BadSample("number 1 is broken")
+            return super().read(index)
+
+    data = Damaged(4)
+    object.__setattr__(data, "slices", tuple(Slice(f"volume{i // 2}", i / 4) for i in range(4)))
+    found = Samples(None, data, view("single"), seed=0)[Ticket(0, 0, 1, False)]
+    assert found["name"] == "solid 20" and found["bad"] == ["number 1 is broken"]
+    assert (int(found["index"]), int(found["volume"]), float(found["position"])) == (2, 1, 0.5)

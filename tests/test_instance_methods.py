@@ -420,3 +420,89 @@ def test_queues_that_cannot_work_are_refused_or_named():
     with pytest.raises(ValueError, match="leave out --streaming"):
         created("instdisc", Scale(None, 16, 200))
     assert created("cmc", Scale(None, 16, 200), bank_loss="batch")[0].banks is None  # which remembers nothing
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "byol"])
+
+
+def test_a_teacher_has_the_batch_statistics_of_its_own_batches(name):
+    """In training its BatchNorms normalise by the batch, as the student's, and keep running statistics; in evaluation by those."""
+    method = make(name, **({"queue": 8} if name == "moco_v2" else {}))
+    norms = [m for m in method.teacher.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    before = [m.running_mean.clone() for m in norms]
+    method(**batch())
+    assert all(m.training and not torch.equal(old, m.running_mean) for old, m in zip(before, norms))
+    before = [m.running_mean.clone() for m in norms]
+    method.eval()(**batch(1))
+    assert all(torch.equal(old, m.running_mean) for old, m in zip(before, norms))
+
+
+def test_predictors_are_as_published():
+    """BYOL's is its projector's twin, SimSiam's a bottleneck; both normalise their hidden layer and not the output."""
+    k = make("simsiam").network.backbone.channels[-1]
+    for name, hidden, out in (("byol", 2 * k, 256), ("simsiam", k // 4, k)):
+        linear, norm, relu, last = make(name).predictor
+        assert isinstance(norm, torch.nn.BatchNorm1d) and isinstance(relu, torch.nn.ReLU) and norm.affine
+        assert (linear.out_features, norm.num_features, last.out_features) == (hidden, hidden, out) and last.bias is not None
+
+
+@pytest.mark.parametrize("count", [2, 5])
+
+
+def test_nt_xents_gradient_with_loops(count):
+    """As of the formula with loops: each vector learns as a query and as a key. (Or: two lines in the test of the values.)"""
+    torch.manual_seed(count)
+    a, b = (F.normalize(torch.randn(count, 6, dtype=torch.float64), dim=1).requires_grad_() for _ in range(2))
+    z, terms = [*a, *b], []
+    for i in range(2 * count):
+        others = torch.stack([z[i] @ z[j] for j in range(2 * count) if j != i]) / 0.1
+        terms.append(others.logsumexp(0) - z[i] @ z[(i + count) % (2 * count)] / 0.1)
+    wanted, found = (torch.autograd.grad(loss, (a, b)) for loss in (sum(terms) / len(terms), nt_xent(a, b, 0.1)))
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other)
+
+
+def test_byol_and_moco_are_their_formulas():
+    """Which view goes through which network, and in a forward of its own: BYOL's 2 - 2 cos both ways, MoCo's keys of the second view."""
+    data = batch()
+    for name in ("byol", "moco_v2"):
+        method = make(name, **({"queue": 8} if name == "moco_v2" else {}))
+        with torch.no_grad():
+            for p in method.teacher.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+            if name == "moco_v2":
+                method.queue.write(torch.randn(8, 128))
+        other = copy.deepcopy(method)
+
+        def taught(view):
+            return other.teacher(other.normalise(data[view]))
+
+        if name == "byol":
+            pairs = (("view1", "view2"), ("view2", "view1"))
+            wanted = sum(2 - 2 * torch.cosine_similarity(other.predictor(other.project(data[v])), taught(w)).mean() for v, w in pairs)
+        else:
+            wanted = info_nce(other.embed(data["view1"]), unit(taught("view2")), other.queue.read(), 0.2)
+        assert method(**data)["loss"].item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["instdisc", "cmc", "moco_v2"])
+
+
+def test_evaluation_writes_no_memory(name):
+    """A loss that is only looked at leaves queues and banks as they are."""
+    method = make(name, **({"queue": 8} if name == "moco_v2" else {})).eval()
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    method(**batch())
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+
+
+def test_cmc_matches_each_tower_with_the_other_ones_memory():
+    """Lightness is looked up among remembered colours and colour among lightnesses; each bank remembers its own tower."""
+    method, data = make("cmc"), batch()
+    (light, colour), index = method.embed(data["image"]), data["index"]
+    before = [loss.bank.rows.clone() for loss in method.banks]
+    wanted = instance_softmax(light, index, before[1], 0.07) + instance_softmax(colour, index, before[0], 0.07)
+    assert method(**data)["loss"].item() == pytest.approx(wanted.item(), abs=1e-4)
+    for loss, rows, vectors in zip(method.banks, before, (light, colour)):
+        moved = F.normalize(rows[index] + vectors.detach(), dim=1)
+        torch.testing.assert_close(loss.bank.rows[index], moved, atol=1e-4, rtol=1e-4)

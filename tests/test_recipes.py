@@ -547,3 +547,35 @@ def test_pretraining_goes_on_from_a_folder(tmp_path):
     assert "leave out --pretrained" in harness.refused("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
     flags = (*harness.TINY, "--start-from", tmp_path / "gone")
     assert "no model folder" in harness.refused("pretrain", *flags, "--output-dir", tmp_path / "c")
+
+
+@pytest.mark.parametrize(("method", "flags", "wanted"), [
+    ("byol", (), "separate"), ("simsiam", (), "separate"), ("simclr", (), "joint"), ("mscl", (), "joint"),
+    ("byol", ("--bn-views", "joint"), "joint"), ("simclr", ("--bn-views", "separate"), "separate"),
+])  # fmt: skip
+
+
+def test_batch_statistics_of_the_views_are_the_methods_own_or_as_asked(tmp_path, method, flags, wanted):
+    """The network that trains has the method's published way, unless --bn-views says otherwise."""
+    taken = []
+
+    def no_training(method, *rest, **more):
+        taken.append(method.network.config.bn_views)
+        return method
+
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--max-steps", 1, "--val-split", "none", "--method", method, *flags,
+                "--output-dir", tmp_path / "out", pictures=False, fit=no_training)  # fmt: skip
+    assert taken == [wanted]
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (("--backbone", "test_vit"), "has backbone test_resnet and this run asks for test_vit"),
+    (("--decoder", "fcn"), "and this run asks for fcn"),
+])  # fmt: skip
+
+
+def test_a_folder_of_another_network_is_refused(tmp_path, flags, says):
+    """--start-from: what lies in the folder must be what the run would train, by name and not by a shape that happens to fit."""
+    first = tmp_path / "first"
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", first, draw_features=lambda *_: None)
+    assert says in harness.refused("pretrain", *harness.TINY, *harness.SHORT, "--start-from", first, *flags, "--output-dir", tmp_path / "a")

@@ -307,7 +307,7 @@ def test_none_is_where_every_method_starts(tmp_path):
     start = pretrained(tmp_path / "none", "--method", "none", "--seed", 7)
     taken = {}
 
-    def no_training(method, *rest):
+    def no_training(method, *rest, **more):
         taken.update(snapshot(method.network))
         return method
 
@@ -391,3 +391,80 @@ def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="--compile needs a C.. compiler"):
         harness.train(harness.pretraining(), harness.training_data(), tmp_path / "none", compile=True)
+
+
+def test_the_loop_nudges_a_method_after_its_weights_have_moved(tmp_path):
+    """Step n of 6: forward sees progress n/6; after_step gets (n+1)/6 and the weights with which the next forward begins."""
+    method = harness.pretraining_method("byol")
+    weight, before, after = next(method.network.backbone.parameters()), [], []
+    method.register_forward_pre_hook(lambda *_: before.append((method.progress, weight.detach().clone())))
+    method.after_step = lambda done: after.append((done, weight.detach().clone()))
+    harness.train(method, harness.method_data("byol"), tmp_path)
+    before = before[-6:]  # the first was to see what trains
+    assert [progress for progress, _ in before] == pytest.approx([n / 6 for n in range(6)])
+    assert [done for done, _ in after] == pytest.approx([(n + 1) / 6 for n in range(6)])
+    for (_, old), (_, new) in zip(before, after):
+        assert not torch.equal(old, new)
+    for (_, new), (_, following) in zip(after, before[1:]):
+        assert torch.equal(new, following)
+
+
+def test_lars_adapts_the_rates_of_matrices_only():
+    """Its first step: a matrix moves by lr * 0.001 |w| / (|g| + decay |w|) * (g + decay w), a bias or a norm's weight by lr * g."""
+    method = harness.pretraining()
+    given = harness.options(optimizer="lars", lr=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(method, given)
+    before = {name: p.detach().clone() for name, p in method.named_parameters() if p.requires_grad}
+    for name in before:
+        method.get_parameter(name).grad = torch.full_like(before[name], 0.3)
+    optimizer.step()
+    for name, w in before.items():
+        g, rate = torch.full_like(w, 0.3), 1.0
+        if w.dim() > 1:
+            rate, g = 0.001 * w.norm() / (g.norm() + 0.1 * w.norm()), g + 0.1 * w
+        torch.testing.assert_close(method.get_parameter(name).detach(), w - 0.5 * rate * g, atol=1e-6, rtol=1e-4)
+
+
+def test_a_constant_rate_is_scaled_with_the_heads(tmp_path):
+    """--head-lr-scale reaches SimSiam's predictor too, whose rate does not follow the schedule."""
+    found = {}
+
+    def build(method, options):
+        optimizer = build_optimizer(method, options)
+        optimizer.register_step_pre_hook(lambda o, *_: found.update({g["constant"]: g["lr"] for g in o.param_groups if g["lr_scale"] != 1}))
+        return optimizer
+
+    method = harness.pretraining_method("simsiam")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_optimizer", build)
+        harness.train(method, harness.method_data("simsiam"), tmp_path, lr=0.02, head_lr_scale=0.5)
+    assert found == {True: pytest.approx(0.01), False: pytest.approx(0.5 * lr_at(5, harness.options(lr=0.02)))}
+
+
+@pytest.mark.parametrize("name", ["byol", "simsiam"])
+
+
+def test_one_image_to_a_process_cannot_be_normalised(name, monkeypatch):
+    """BatchNorm in a head needs two images of each process on CPUs; on GPUs the processes share their statistics."""
+    method = harness.pretraining_method(name, batch=2)
+    data = harness.method_data(name, batch=2)
+    given = harness.options(batch_size=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train._check_batch(method, data, given, 1)
+    with pytest.raises(ValueError, match="leaves one image to a process.*at least 4"):
+        train._check_batch(method, data, given, 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    train._check_batch(method, data, given, 2)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [
+    ("byol", set()), ("moco_v2", {"queue.rows", "queue.pointer", "queue.filled"}), ("instdisc", {"instance.bank.rows"}),
+    ("cmc", {"banks.0.bank.rows", "banks.1.bank.rows"}),
+])  # fmt: skip
+
+
+def test_memories_alone_stay_out_of_ddps_broadcasts(name, wanted):
+    """What all processes write alike; batch statistics, of the teacher too, are still the first process's."""
+    method = harness.pretraining_method(name, "resnet18" if name == "cmc" else "test_resnet")
+    train.keep_memories_at_home(method)
+    assert set(method._ddp_params_and_buffers_to_ignore) == wanted <= dict(method.named_buffers()).keys()
