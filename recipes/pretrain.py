@@ -144,7 +144,7 @@ def train_stages(prepared: list[tuple], network: MsclForPreTraining, options: tu
         folder.mkdir(exist_ok=True)
         steps = max(1, train.max_steps * number // len(prepared) - before)
         fit(method, data, replace(train, max_steps=steps), folder, accelerator, watch, run.health_every_steps,
-            data_options.max_bad_images, steps_before=before)  # fmt: skip
+            data_options.max_bad_images, before)  # fmt: skip
         before += steps
         accelerator.free_memory()
 
