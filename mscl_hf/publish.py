@@ -49,10 +49,11 @@ def model_card(title: str, description: str, network: PreTrainedModel, figures: 
     config, kind = network.config, type(network).__name__
     command = "accelerate launch " + shlex.join(sys.argv)
     rows = "".join(f"| {name} | {value} |\n" for name, value in (figures or {}).items())
+    backbone = f"`{config.backbone}` (timm)" + ", two of half the width, on lightness and on colour" * config.two_towers
     table = f"\n| measure | value |\n|---|---|\n{rows}" if rows else ""
     return (
         "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf, timm, semantic-segmentation]\n---\n\n"
-        f"# {title}\n\n{description}\n\nBackbone: `{config.backbone}` (timm); decoder: {config.decoder}.\n{table}\n"
+        f"# {title}\n\n{description}\n\nBackbone: {backbone}; decoder: {config.decoder}.\n{table}\n"
         f"```python\nfrom mscl_hf import {kind}\n\nmodel = {kind}.from_pretrained(\"PATH_OR_HUB_NAME\")\n```\n\n"
         f"Made by mscl_hf with\n\n```\n{command}\n```\n"
     )
