@@ -106,6 +106,7 @@ def build_optimizer(method: Method, options: TrainOptions) -> torch.optim.Optimi
             "weight_decay": options.weight_decay if decays else 0.0,
             "lr_scale": 1.0 if body else options.head_lr_scale,
             "constant": constant,
+            "always_adapt": decays,  # LARS: a decay of zero is no reason not to adapt
         }
         for (body, decays, constant), members in groups.items()
     ]

@@ -409,10 +409,11 @@ def test_the_loop_nudges_a_method_after_its_weights_have_moved(tmp_path):
         assert torch.equal(new, following)
 
 
-def test_lars_adapts_the_rates_of_matrices_only():
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+def test_lars_adapts_the_rates_of_matrices_only(decay):
     """Its first step: a matrix moves by lr * 0.001 |w| / (|g| + decay |w|) * (g + decay w), a bias or a norm's weight by lr * g."""
     method = harness.pretraining()
-    given = harness.options(optimizer="lars", lr=0.5, weight_decay=0.1)
+    given = harness.options(optimizer="lars", lr=0.5, weight_decay=decay)
     optimizer = build_optimizer(method, given)
     before = {name: p.detach().clone() for name, p in method.named_parameters() if p.requires_grad}
     for name in before:
@@ -421,7 +422,7 @@ def test_lars_adapts_the_rates_of_matrices_only():
     for name, w in before.items():
         g, rate = torch.full_like(w, 0.3), 1.0
         if w.dim() > 1:
-            rate, g = 0.001 * w.norm() / (g.norm() + 0.1 * w.norm()), g + 0.1 * w
+            rate, g = 0.001 * w.norm() / (g.norm() + decay * w.norm()), g + decay * w
         torch.testing.assert_close(method.get_parameter(name).detach(), w - 0.5 * rate * g, atol=1e-6, rtol=1e-4)
 
 
