@@ -24,6 +24,7 @@ from mscl_hf.log import read_log
 from mscl_hf.methods import METHODS
 from mscl_hf.modeling_mscl import MsclBackbone
 from mscl_hf.options import parse
+from mscl_hf.train import keep_freed_memory
 
 # What of a checkpoint is no weight: batch statistics, queues, banks.
 STATE = ("running_mean", "running_var", "num_batches_tracked", "rows", "pointer", "filled", "normaliser")
@@ -126,6 +127,7 @@ def bare_backbone(spec: dict, folder: Path, finished_only: bool) -> dict:
 
 def measure_bare(name: str, size: int, batch: int, precision: str, place: Path, steps: int = 60) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the training loop does
     network = MsclBackbone(build_config(name, image_size=size)).to(memory_format=torch.channels_last).train()
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     seconds = []
@@ -145,6 +147,8 @@ def measure_bare(name: str, size: int, batch: int, precision: str, place: Path, 
 
 def markdown(rows: list[dict], source: str) -> str:
     """Times and memory of one run each, on one core."""
+    source = Path(source).resolve()
+    source = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source.name
     lines = [
         f"Made by `python recipes/benchmark.py methods --spec {source} --data-dir DIR`; one thread; times of one run after another.\n",
         "| | masks | ms a step | bare backbones | peak, MB | handed on, M | heads, M | teacher, M | queue or bank, MB | mean IoU, % |",
