@@ -28,6 +28,7 @@ def run_benchmark(*words):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
 
 
+@pytest.mark.slow
 def test_costs_of_methods_are_measured(tmp_path):
     """One command: a method is pre-trained, fine-tuned, evaluated and timed beside the bare backbone; weights are counted by their fate."""
     spec = {
