@@ -18,6 +18,8 @@ from mscl_hf.train import freeze_unreached
 
 TRAINED = [name for name, kind in METHODS.items() if kind.trains]
 BACKBONES = ("resnet18", "vit_tiny_patch16_224")
+# What costs little more on tiny networks of the two families is shown on those in every run, and on the real ones with --runslow.
+TINY_FIRST = ("test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES))
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -71,7 +73,7 @@ def test_fifty_steps_bring_the_loss_down(name, backbone):
     assert np.isfinite(losses).all() and learnt(losses), losses
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("backbone", TINY_FIRST)
 @pytest.mark.parametrize("name", TRAINED)
 def test_bfloat16_stays_finite(name, backbone):
     """Losses and gradients under autocast, near those in float32 at the start."""
@@ -85,27 +87,29 @@ def test_bfloat16_stays_finite(name, backbone):
     assert first[torch.bfloat16] == pytest.approx(first[torch.float32], abs=0.15, rel=0.05)
 
 
+@pytest.mark.parametrize("backbone", TINY_FIRST[:1] + TINY_FIRST[2:])
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_method_resumes_bit_for_bit(tmp_path, name):
+def test_every_method_resumes_bit_for_bit(tmp_path, name, backbone):
     """Stopped by a signal after step 3 of 6 and continued: weights, optimizer, teachers, queues, banks and the log are the same."""
-    data = harness.method_data(name)
+    data = harness.method_data(name, backbone)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    harness.train(harness.pretraining_method(name), data, whole)
-    interrupted = harness.pretraining_method(name)
+    harness.train(harness.pretraining_method(name, backbone), data, whole)
+    interrupted = harness.pretraining_method(name, backbone)
     after_step = interrupted.after_step
     harness.stop_after(interrupted, 3, 6)
     send = interrupted.after_step
     interrupted.after_step = lambda done: (after_step(done), send(done))
     with pytest.raises(SystemExit):
         harness.train(interrupted, data, stopped)
-    harness.train(harness.pretraining_method(name, seed=9), data, stopped)
+    harness.train(harness.pretraining_method(name, backbone, seed=9), data, stopped)
     assert_same_run(whole, stopped)
 
 
+@pytest.mark.parametrize("backbone", TINY_FIRST)
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_handed_on_fits(tmp_path, name):
+def test_what_is_handed_on_fits(tmp_path, name, backbone):
     """A segmentation model opens the folder: no backbone or decoder key is missing or unexpected, and its weights are those trained."""
-    method = harness.pretraining_method(name)
+    method = harness.pretraining_method(name, backbone)
     for parameter in method.parameters():
         parameter.data.add_(0.01)
     method.network.save_pretrained(tmp_path)
@@ -119,7 +123,7 @@ def test_what_is_handed_on_fits(tmp_path, name):
     assert model(torch.randn(2, 3, size, size)).logits.shape[:2] == (2, 5)
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("backbone", TINY_FIRST)
 @pytest.mark.parametrize("name", TRAINED)
 def test_no_parameter_waits_for_a_gradient(name, backbone):
     """What the loss does not reach is taken out of training before the first step, and it is what the table does not name: DDP waits for
