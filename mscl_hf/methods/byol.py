@@ -4,12 +4,12 @@ from torch import Tensor, nn
 
 from ..losses import cosine_to_target
 from ..modeling_mscl import MsclForPreTraining, unit
-from .base import Method, feature_map
+from .base import feature_map
 from .heads import mlp, pooled
-from .teacher import Teacher, cosine_momentum
+from .teacher import TaughtMethod, Teacher
 
 
-class BYOL(Method):
+class BYOL(TaughtMethod):
     """Online network: encoder, projector, predictor. Target: an exponential moving average of the first two, slower and slower."""
 
     title = "BYOL"
@@ -20,6 +20,7 @@ class BYOL(Method):
     labels = "no"
     transfers = "backbone"
     state = "EMA encoder"
+    momentum_rises = True
     bn_views = "separate"
     head_statistics = True
 
@@ -48,9 +49,6 @@ class BYOL(Method):
         p1, p2 = self.both(lambda image: self.predictor(self.project(image)), view1, view2)
         z1, z2 = self.both(lambda image: self.teacher(self.normalise(image)), view1, view2)
         return {"loss": 4 - 2 * (cosine_to_target(p1, z2) + cosine_to_target(p2, z1))}
-
-    def after_step(self, done: float) -> None:
-        self.teacher.follow(self.student(), cosine_momentum(self.ema_momentum, done))
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         return super().embeddings(image) | {"projection": unit(self.project(image))}

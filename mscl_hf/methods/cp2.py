@@ -5,13 +5,13 @@ from torch import Tensor, nn
 from ..losses import foreground_contrast, foreground_mean, info_nce, labels_at
 from ..losses.gather import gather_rows
 from ..modeling_mscl import MsclForPreTraining, unit
-from .base import Method, feature_map
+from .base import feature_map
 from .heads import cells, mlp
 from .queue import Queue
-from .teacher import Teacher
+from .teacher import TaughtMethod, Teacher
 
 
-class CP2(Method):
+class CP2(TaughtMethod):
     """Trains the decoder along with the backbone: what is handed on is a whole segmentation network but for its classifier."""
 
     title = "CP2"
@@ -48,10 +48,6 @@ class CP2(Method):
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.network.backbone, "decoder": self.network.decoder}
 
-    def student(self) -> dict[str, nn.Module]:
-        """What the teacher follows."""
-        return {**self.parts(), "head": self.head}
-
     def embed(self, image: Tensor) -> Tensor:
         """Unit vectors (B, E, h, w)."""
         return unit(self.head(feature_map(self.parts(), self.normalise(image))))
@@ -68,9 +64,6 @@ class CP2(Method):
             self.queue.write(gather_rows(key)[0])
         loss = instance + self.dense_weight * dense
         return {"loss": loss, "loss_instance": instance.detach(), "loss_dense": dense.detach()}
-
-    def after_step(self, done: float) -> None:
-        self.teacher.follow(self.student(), self.ema_momentum)
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         return super().embeddings(image) | {"dense": cells(self.embed(image))}

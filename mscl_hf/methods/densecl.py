@@ -8,13 +8,13 @@ from ..losses import dense_contrast, info_nce, most_alike
 from ..losses.gather import gather_rows
 from ..losses.precision import raised
 from ..modeling_mscl import MsclForPreTraining, unit
-from .base import Method, feature_map
+from .base import feature_map
 from .heads import cells, mlp, pooled
 from .queue import Queue
-from .teacher import Teacher
+from .teacher import TaughtMethod, Teacher
 
 
-class DenseCL(Method):
+class DenseCL(TaughtMethod):
     """Two heads on the backbone's map, one for the image and one for its places, and a queue of keys for each."""
 
     title = "DenseCL"
@@ -86,9 +86,6 @@ class DenseCL(Method):
         share = 0.0 if self.progress < self.dense_warmup else self.dense_weight
         loss = (1 - share) * loss_global + share * loss_dense
         return {"loss": loss, "loss_global": loss_global.detach(), "loss_dense": loss_dense.detach()}
-
-    def after_step(self, done: float) -> None:
-        self.teacher.follow(self.student(), self.ema_momentum)
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         features = feature_map(self.parts(), self.normalise(image))

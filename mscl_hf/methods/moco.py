@@ -1,17 +1,17 @@
 """MoCo: an instance must be found among keys of earlier batches, which a slowly moving encoder made."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..losses import info_nce
 from ..losses.gather import gather_rows
 from ..modeling_mscl import MsclForPreTraining, unit
-from .base import Method, feature_map
+from .base import feature_map
 from .heads import mlp, pooled
 from .queue import Queue
-from .teacher import Teacher
+from .teacher import TaughtMethod, Teacher
 
 
-class _MoCo(Method):
+class _MoCo(TaughtMethod):
     views = "two_crop"
     labels = "no"
     transfers = "backbone"
@@ -34,10 +34,6 @@ class _MoCo(Method):
         self.teacher = Teacher(self.student())
         self.queue = Queue(queue, embed_dim)
 
-    def student(self) -> dict[str, nn.Module]:
-        """What the teacher follows."""
-        return {**self.parts(), "head": self.head}
-
     def embed(self, image: Tensor) -> Tensor:
         """Unit vectors (B, E)."""
         return unit(self.head(feature_map(self.parts(), self.normalise(image))))
@@ -49,9 +45,6 @@ class _MoCo(Method):
         if self.training:
             self.queue.write(gather_rows(keys)[0])
         return {"loss": loss}
-
-    def after_step(self, done: float) -> None:
-        self.teacher.follow(self.student(), self.ema_momentum)
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         return super().embeddings(image) | {"projection": self.embed(image)}

@@ -5,17 +5,18 @@ from torch import Tensor, nn
 from ..losses import cosine_to_target, match_cells, matched_contrast, pixel_consistency, propagate
 from ..losses.precision import raised
 from ..modeling_mscl import MsclForPreTraining, unit
-from .base import Method, feature_map
+from .base import feature_map
 from .heads import cells, mlp
-from .teacher import Teacher, cosine_momentum
+from .teacher import TaughtMethod, Teacher
 
 
-class _PixelMethod(Method):
+class _PixelMethod(TaughtMethod):
     views = "two_crop"
     preset = "byol"
     labels = "no"
     transfers = "backbone"
     state = "EMA encoder"
+    momentum_rises = True
     bn_views = "separate"
     min_cells = 2
 
@@ -37,10 +38,6 @@ class _PixelMethod(Method):
         channels = self.channels()
         return mlp(channels, hidden_dim or 2 * channels, embed_dim, norm=True, dense=True)
 
-    def student(self) -> dict[str, nn.Module]:
-        """What the teacher follows."""
-        return {**self.parts(), "head": self.head}
-
     def maps(self, view1: Tensor, view2: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(B, C, h, w) of both views, the student's and the teacher's."""
         views = self.normalise(view1), self.normalise(view2)
@@ -54,9 +51,6 @@ class _PixelMethod(Method):
         """Which cells belong together (B, N, N), and for the log: the share of image pairs and of cells that have a match."""
         match = match_cells(boxes, features.shape[-2:], self.match_radius)
         return match, {"matched_images": match.flatten(1).any(1).float().mean(), "matched_cells": match.any(2).float().mean()}
-
-    def after_step(self, done: float) -> None:
-        self.teacher.follow(self.student(), cosine_momentum(self.ema_momentum, done))
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         projected = self.head(feature_map(self.parts(), self.normalise(image)))

@@ -2,11 +2,12 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .base import feature_map
+from .base import Method, feature_map
 
 
 class Teacher(nn.Module):
@@ -41,3 +42,19 @@ class Teacher(nn.Module):
 def cosine_momentum(start: float, done: float) -> float:
     """From start to 1 along half a cosine (BYOL, Grill et al., NeurIPS 2020)."""
     return 1 - (1 - start) * (math.cos(math.pi * done) + 1) / 2
+
+
+class TaughtMethod(Method):
+    """A method with a `teacher` of its `student()`, which follows after every optimizer step by `ema_momentum`."""
+
+    momentum_rises: ClassVar[bool] = False  # to 1 at the end of training, from ema_momentum
+    head: nn.Module
+    teacher: Teacher
+    ema_momentum: float
+
+    def student(self) -> dict[str, nn.Module]:
+        """What the teacher follows."""
+        return {**self.parts(), "head": self.head}
+
+    def after_step(self, done: float) -> None:
+        self.teacher.follow(self.student(), cosine_momentum(self.ema_momentum, done) if self.momentum_rises else self.ema_momentum)
