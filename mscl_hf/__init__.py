@@ -2,7 +2,7 @@
 
 import importlib
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_mscl import MsclConfig
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 AutoConfig.register("mscl", MsclConfig)
 AutoModel.register(MsclConfig, MsclBackbone)
+AutoBackbone.register(MsclConfig, MsclBackbone)
 AutoModelForPreTraining.register(MsclConfig, MsclForPreTraining)
 AutoModelForSemanticSegmentation.register(MsclConfig, MsclForSemanticSegmentation)
 # The image-segmentation pipeline looks only here before it complains about an unsupported model.

@@ -14,7 +14,7 @@ from torch import nn
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS
 from .half_width import half_width
-from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation, _stage
+from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation, feature_levels, stage_names
 
 ATTACHMENTS = ("ancestor", "backbone", "decoder")
 
@@ -115,8 +115,8 @@ def build_config(
     kwargs |= _stride_kwargs(backbone, output_stride, kwargs)
     kwargs, size_rule = _size_rule(backbone, kwargs, image_size)
     model = _on_meta(backbone, kwargs)
-    depth = len(model.feature_info)
-    strides = [_stage(model, index)["reduction"] for index in range(depth)]
+    levels = feature_levels(model)
+    depth, strides = len(levels), [level["reduction"] for level in levels]
     constant = len(set(strides)) == 1
     if out_indices is None:
         out_indices = _spread(depth, 4) if constant else [depth - 2, depth - 1][-depth:]
@@ -130,6 +130,7 @@ def build_config(
         backbone_kwargs=kwargs,
         two_towers=two_towers,
         out_indices=out_indices,
+        stage_names=stage_names(levels),
         decoder=decoder,
         image_size=image_size,
         **size_rule,
@@ -191,11 +192,11 @@ def _stride_kwargs(name: str, output_stride: int | None, kwargs: dict) -> dict:
     wanted = output_stride or 16
     try:
         model = _on_meta(name, kwargs | {"output_stride": wanted})
-        if _stage(model, len(model.feature_info) - 1)["reduction"] == wanted:
+        if feature_levels(model)[-1]["reduction"] == wanted:
             return {"output_stride": wanted}
     except (TypeError, AssertionError, RuntimeError, NotImplementedError):
         pass  # the family builds with its own strides only
-    own = _stage(_on_meta(name, kwargs), -1)["reduction"]
+    own = feature_levels(_on_meta(name, kwargs))[-1]["reduction"]
     if output_stride not in (None, own):
         raise ValueError(f"backbone {name!r} does not support output_stride={output_stride}; leave it out to use its own, {own}")
     return {}
@@ -216,7 +217,7 @@ def _sizes(name: str, kwargs: dict, image_size: int, norm: bool) -> tuple[dict, 
     for extra in flexible:
         with contextlib.suppress(TypeError):
             model = _on_meta(name, kwargs | extra)
-            deepest = int(_stage(model, -1)["reduction"])
+            deepest = int(feature_levels(model)[-1]["reduction"])
             for multiple in (1, deepest, 2 * deepest):
                 up = math.ceil(image_size / multiple) * multiple
                 odd = multiple * 3 if multiple > 1 else 27
@@ -240,7 +241,7 @@ def _accepts(model: nn.Module, height: int, width: int, norm: bool) -> bool:
             image = torch.empty(2, channels, height, width, device="meta")
             maps = model.forward_intermediates(image, norm=norm, output_fmt="NCHW", intermediates_only=True)
         # A wrong grid may still divide the tokens evenly, and then shows in the channels.
-        return all(x.shape[1] == _stage(model, index)["num_chs"] for index, x in enumerate(maps))
+        return all(x.shape[1] == feature_levels(model)[index]["num_chs"] for index, x in enumerate(maps))
     except (AssertionError, RuntimeError, ValueError, IndexError, NotImplementedError):
         return False
 

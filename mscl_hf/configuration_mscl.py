@@ -1,9 +1,19 @@
 """The configuration of every mscl_hf model: self-contained, so that a checkpoint can carry it as remote code."""
 
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+# Which class of the files beside this one opens a checkpoint where mscl_hf is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_mscl.MsclConfig",
+    "AutoModel": "modeling_mscl.MsclBackbone",
+    "AutoBackbone": "modeling_mscl.MsclBackbone",
+    "AutoModelForPreTraining": "modeling_mscl.MsclForPreTraining",
+    "AutoModelForSemanticSegmentation": "modeling_mscl.MsclForSemanticSegmentation",
+}
 
 
-class MsclConfig(PreTrainedConfig):
+class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     """What a network is: a timm backbone, a decoder, contrastive heads, a label set.
 
     `MsclConfig` stores decisions, it does not take them: `mscl_hf.backbones.build_config` asks timm what a
@@ -13,7 +23,8 @@ class MsclConfig(PreTrainedConfig):
     backbone_kwargs: passed to `timm.create_model` (e.g. output_stride, dynamic_img_size).
     two_towers: two such models side by side, one for L and one for ab of the image in Lab, their maps concatenated; images come
         as RGB in 0..1 (`towers_mscl`). backbone_kwargs then hold what halves the width.
-    out_indices: the tapped feature levels, shallow to deep; the decoder reads them, the last one feeds the heads.
+    out_indices: the tapped feature levels, shallow to deep; the decoder reads them, the last one feeds the heads. out_features: the same
+        by their names, of stage_names, which are timm's; None = the network fills them in.
     size_multiple, fixed_size: images are resized to a multiple of the first, or to the second (height = width), in px,
         just before the backbone, when its family cannot take every size.
     norm_features: whether the last tap lies behind the backbone's final normalisation, where it has one.
@@ -30,6 +41,7 @@ class MsclConfig(PreTrainedConfig):
     """
 
     model_type = "mscl"
+    _auto_class = "AutoConfig"  # saved with the code
 
     def __init__(
         self,
@@ -38,6 +50,8 @@ class MsclConfig(PreTrainedConfig):
         two_towers: bool = False,
         num_channels: int = 3,
         out_indices: list[int] | None = None,
+        out_features: list[str] | None = None,
+        stage_names: list[str] | None = None,
         size_multiple: int = 1,
         fixed_size: int | None = None,
         norm_features: bool = True,
@@ -71,7 +85,10 @@ class MsclConfig(PreTrainedConfig):
         self.backbone_kwargs = dict(backbone_kwargs or {})
         self.two_towers = two_towers
         self.num_channels = num_channels
-        self.out_indices = list(out_indices) if out_indices is not None else [-2, -1]
+        self.stage_names = list(stage_names) if stage_names is not None else None
+        if out_indices is None and out_features is None:
+            out_indices = [-2, -1]
+        self.set_output_features_output_indices(out_features, out_indices)
         self.size_multiple = size_multiple
         self.fixed_size = fixed_size
         self.norm_features = norm_features
@@ -99,4 +116,24 @@ class MsclConfig(PreTrainedConfig):
         self.base_size = image_size if base_size is None else base_size
         self.image_mean = list(image_mean or (0.485, 0.456, 0.406))
         self.image_std = list(image_std or (0.229, 0.224, 0.225))
-        super().__init__(**kwargs)
+        super().__init__(**kwargs | {"auto_map": dict(AUTO_MAP)})
+
+    def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
+        """As in transformers; before the stages have names, the choice is kept and checked when they get them."""
+        if self.stage_names is None:
+            self._out_features, self._out_indices = out_features, None if out_indices is None else list(out_indices)
+        else:
+            super().set_output_features_output_indices(out_features, out_indices)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; label2id follows an id2label that is given alone."""
+        if kwargs.get("id2label") and "label2id" not in kwargs:
+            kwargs["label2id"] = {name: int(index) for index, name in kwargs["id2label"].items()}
+        return super().from_dict(config_dict, **kwargs)
+
+    def name_stages(self, names: list[str]) -> None:
+        """Give the stages the names that timm has for them."""
+        if self.stage_names is None:
+            self.stage_names = list(names)
+            self.set_output_features_output_indices(self._out_features, self._out_indices)

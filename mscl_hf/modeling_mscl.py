@@ -1,6 +1,6 @@
 """The networks: a timm backbone, a decoder, and either contrastive heads or a classifier.
 
-Self-contained (torch, timm, transformers and its three sibling files), so that a checkpoint can carry these files as remote
+Self-contained (torch, timm, transformers and its sibling files *_mscl), so that a checkpoint can carry these files as remote
 code and load where mscl_hf is not installed. Letters: B batch, C channels, h w feature grid, H W image, K classes, S blocks.
 """
 
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.utils import ModelOutput
 
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
+from .heads_mscl import GlobalHead, LocalHead, PixelHead
 from .towers_mscl import TwoTowers
 
 
@@ -31,8 +33,8 @@ class MsclPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True  # timm's attention calls torch's scaled_dot_product_attention by itself
     accepts_loss_kwargs = False
     model_tags = ["timm", "mscl"]
-    # What a caller may leave out of a checkpoint: heads of another stage. Everything else must be there.
-    _may_be_new = ("classifier.", "auxiliary_head.", "global_head.", "local_head.", "pixel_head.")
+    # Parts that a checkpoint of another stage, or with other options, lacks as a whole. Everything else must be there.
+    _heads = ("classifier", "auxiliary_head", "global_head", "local_head", "pixel_head")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -66,15 +68,18 @@ class MsclPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers; a checkpoint without all backbone and decoder weights raises instead of training on noise."""
+        """As in transformers; a checkpoint without all weights raises instead of training, or predicting, on noise.
+
+        New are only the heads of another stage: a classifier on a pre-training checkpoint, whose label set is given by
+        `id2label` or `num_labels`. A classifier for other classes replaces one that is there with `ignore_mismatched_sizes=True`.
+        """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_new))
-        if missing:
+        if wrong := _absent_weights(model, info):
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} weights of {cls.__name__} (first: {missing[0]}); "
-                f"it was made for another backbone or decoder, load it with the config.json it was saved with"
+                f"{pretrained_model_name_or_path} lacks {len(wrong)} weights of {cls.__name__} (first: {wrong[0]}); "
+                f"it was made for another backbone or decoder, or is damaged: load it with the config.json it was saved with"
             )
         # Tensors lie in memory as in the file, and CPU kernels round by alignment: outputs would differ in the last bit.
         for tensor in (*model.parameters(), *model.buffers()):
@@ -83,17 +88,40 @@ class MsclPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-class MsclBackbone(MsclPreTrainedModel):
-    """A timm model, or two towers of them, un-rewritten (the keys stay timm's), tapped at `config.out_indices`."""
+def _absent_weights(model: MsclPreTrainedModel, info: dict) -> list[str]:
+    """Names of weights that should have been in the checkpoint. info: what from_pretrained says of them."""
+    missing, own = set(info["missing_keys"]), model.config.architectures == [type(model).__name__]
+    new = set()
+    for part in model._heads:
+        keys = {key for key in model.state_dict() if key.startswith(f"{part}.")}
+        if keys <= missing and not (own and part == "classifier"):
+            new |= keys
+    mismatched = {key for key, *_ in info["mismatched_keys"] if not key.startswith(model._heads)}
+    return sorted(missing - new | mismatched)
+
+
+class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
+    """A timm model, or two towers of them, un-rewritten (the keys stay timm's), tapped at `config.out_indices`.
+
+    Also a backbone for other people's decoders (`AutoBackbone`): `stage_names`, `out_features`, `channels` are as in transformers.
+    """
+
+    _auto_class = "AutoModel"
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", *(rf"^{head}\." for head in MsclPreTrainedModel._heads)]
+    has_attentions = False
 
     def __init__(self, config: MsclConfig):
-        super().__init__(config)
         if config.two_towers:
-            self.timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
+            timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
         else:
-            self.timm_model = timm.create_model(
+            timm_model = timm.create_model(
                 config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
             )
+        levels = feature_levels(timm_model)
+        config.name_stages(stage_names(levels))
+        super().__init__(config)
+        self.timm_model = timm_model
+        self.num_features = [level["num_chs"] for level in levels]  # of every stage, tapped or not
         for module in self.timm_model.modules():
             module._is_timm = True
         self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
@@ -102,26 +130,34 @@ class MsclBackbone(MsclPreTrainedModel):
 
     @property
     def taps(self) -> list[int]:
-        depth = len(self.timm_model.feature_info)
-        return [index % depth for index in self.config.out_indices]
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of each tapped map."""
-        return [_stage(self.timm_model, index)["num_chs"] for index in self.taps]
+        """Indices of the tapped stages, shallow to deep."""
+        return [index % len(self.stage_names) for index in self.out_indices]
 
     @property
     def strides(self) -> list[int]:
         """Nominal stride in px of each tapped map."""
-        return [_stage(self.timm_model, index)["reduction"] for index in self.taps]
+        return [feature_levels(self.timm_model)[index]["reduction"] for index in self.taps]
 
-    def forward(self, pixel_values: Tensor, **kwargs) -> BackboneOutput:
-        """pixel_values (B, C, H, W), normalised as the configuration says -> feature_maps: a tuple of (B, C_i, h_i, w_i)."""
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BackboneOutput | tuple:
+        """pixel_values (B, C, H, W), normalised as the configuration says -> feature_maps: a tuple of (B, C_i, h_i, w_i).
+
+        hidden_states, if asked for: the maps of all stages, in the order of `stage_names`.
+        """
         pixel_values = self._fit_size(pixel_values)
+        everything = _chosen(output_hidden_states, self.config.output_hidden_states)
+        indices = list(range(len(self.stage_names))) if everything else self.taps
         maps = self.timm_model.forward_intermediates(
-            pixel_values, indices=self.taps, norm=self.config.norm_features, output_fmt="NCHW", intermediates_only=True
+            pixel_values, indices=indices, norm=self.config.norm_features, output_fmt="NCHW", intermediates_only=True
         )
-        return BackboneOutput(feature_maps=tuple(maps))
+        tapped = tuple(maps[index] for index in self.taps) if everything else tuple(maps)
+        out = BackboneOutput(feature_maps=tapped, hidden_states=tuple(maps) if everything else None)
+        return out if _chosen(return_dict, self.config.return_dict) else out.to_tuple()
 
     def _fit_size(self, pixel_values: Tensor) -> Tensor:
         """Resize to the nearest size that the family accepts; resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
@@ -143,96 +179,42 @@ def _shared_weights(module: nn.Module, prefix: str) -> dict[str, str]:
     return {name: first[key] for key, name in names if first.setdefault(key, name) != name}
 
 
-def _stage(timm_model: nn.Module, index: int) -> dict:
+def feature_levels(timm_model: nn.Module) -> list[dict]:
+    """timm's description of a model's stages: num_chs, reduction, module of each."""
     info = timm_model.feature_info
-    return (info.info if hasattr(info, "info") else info)[index]
+    return list(info.info if hasattr(info, "info") else info)
 
 
-class GlobalHead(nn.Module):
-    """Global average pooling and two fully connected layers; (B, C, h, w) -> unit (B, E)."""
-
-    def __init__(self, channels: int, dim: int):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, dim))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return unit(self.layers(features.mean(dim=(2, 3))))
+def stage_names(levels: list[dict]) -> list[str]:
+    """timm's module names, numbered where a family (CrossViT) uses one twice."""
+    names = [level["module"] for level in levels]
+    return [name if names.count(name) == 1 else f"{name}.{index}" for index, name in enumerate(names)]
 
 
-class LocalHead(nn.Module):
-    """S x S blocks and 1x1 convolutions; (B, C, h, w) -> unit (B, S*S, E).
-
-    Without boxes a block is the average over its part of the map (the paper). With boxes (B, 4) = x0, y0, x1, y1 in 0..1 of
-    the map's sides, the S x S positions lie at the cell centres of the box; x0 > x1 walks it from right to left (a flip).
-    S is at most the map's side.
-    """
-
-    def __init__(self, channels: int, dim: int, grid: int, layers: int):
-        super().__init__()
-        self.grid = grid
-        hidden = [nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True)] * (layers - 1)
-        self.layers = nn.Sequential(*hidden, nn.Conv2d(channels, dim, 1))
-
-    def forward(self, features: Tensor, boxes: Tensor | None = None) -> Tensor:
-        if boxes is None:
-            sides = [min(self.grid, side) for side in features.shape[-2:]]
-            blocks = F.adaptive_avg_pool2d(features, sides)
-        else:
-            blocks = self._sample(features, boxes, min(self.grid, *features.shape[-2:]))
-        return unit(self.layers(blocks).flatten(2).transpose(1, 2))
-
-    def _sample(self, features: Tensor, boxes: Tensor, grid: int) -> Tensor:
-        centres = (torch.arange(grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / grid  # (S,)
-        x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centres  # (B, S)
-        y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centres
-        x, y = x[:, None, :].expand(-1, grid, -1), y[:, :, None].expand(-1, -1, grid)
-        where = torch.stack([x, y], dim=-1) * 2 - 1
-        return F.grid_sample(features, where.to(features.dtype), align_corners=False, padding_mode="border")
-
-
-class PixelHead(nn.Module):
-    """1x1 convolutions, BatchNorm and ReLU between them (Zhao et al., ICCV 2021); (B, C, h, w) -> unit (B, E, h, w)."""
-
-    def __init__(self, channels: int, dim: int, layers: int, batch_norm: bool, hidden: int = 256):
-        super().__init__()
-        stack, width = [], channels
-        for _ in range(layers - 1):
-            stack.append(
-                conv_bn_relu(width, hidden)
-                if batch_norm
-                else nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(inplace=True))
-            )
-            width = hidden
-        self.layers = nn.Sequential(*stack, nn.Conv2d(width, dim, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return unit(self.layers(features))
-
-
-def unit(x: Tensor) -> Tensor:
-    """Unit length over the channel axis (1), or over the last one for vectors; always in float32, or float64."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1 if x.dim() == 4 else -1, eps=1e-12)
+def _chosen(given: bool | None, default: bool) -> bool:
+    return default if given is None else given
 
 
 @dataclass
 class MsclPreTrainingOutput(ModelOutput):
     """global_embeds (B, E_g), local_embeds (B, S*S, E_l), pixel_embeds (B', E_p, h, w): unit length, float32.
 
-    None where a head was not asked for. B' is the number of images given to the pixel head. feature_maps are the taps.
+    None where a head was not asked for. B' is the number of images given to the pixel head. feature_maps are the taps,
+    hidden_states, if asked for, the maps of all stages.
     """
 
     global_embeds: Tensor | None = None
     local_embeds: Tensor | None = None
     pixel_embeds: Tensor | None = None
     feature_maps: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class MsclForPreTraining(MsclPreTrainedModel):
     """Backbone, decoder and the contrastive heads of `config.heads`; what is transferred are the backbone and the decoder."""
 
-    _keys_to_ignore_on_load_unexpected = [
-        r"^classifier\.", r"^auxiliary_head\.", r"^global_head\.", r"^local_head\.", r"^pixel_head\."
-    ]  # fmt: skip
+    _auto_class = "AutoModelForPreTraining"
+    _keys_to_ignore_on_load_unexpected = [rf"^{head}\." for head in MsclPreTrainedModel._heads]
 
     def __init__(self, config: MsclConfig):
         super().__init__(config)
@@ -257,8 +239,10 @@ class MsclForPreTraining(MsclPreTrainedModel):
         heads: tuple[str, ...] | None = None,
         boxes: Tensor | None = None,
         pixel_images: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> MsclPreTrainingOutput:
+    ) -> MsclPreTrainingOutput | tuple:
         """Embeddings of pixel_values (B, C, H, W).
 
         heads: which of g, l, p to compute; None = those that the network has. boxes (B, 4): where the local blocks lie, see `LocalHead`.
@@ -267,16 +251,18 @@ class MsclForPreTraining(MsclPreTrainedModel):
         heads = self.config.heads if heads is None else heads
         if absent := sorted(set(heads) - set(self.config.heads)):
             raise ValueError(f"this network has the heads {self.config.heads}, not {absent}; name them in MsclConfig.heads")
-        maps = self.backbone(pixel_values).feature_maps
-        attach = self.config.attach
+        seen = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        maps, attach = seen.feature_maps, self.config.attach
         decoded = self.decoder(list(maps)) if attach == "decoder" else None
         coarse = decoded if attach == "decoder" else maps[-1]
-        return MsclPreTrainingOutput(
+        out = MsclPreTrainingOutput(
             global_embeds=self.global_head(coarse) if "g" in heads else None,
             local_embeds=self.local_head(coarse, boxes) if "l" in heads else None,
             pixel_embeds=self._pixel_embeds(maps, decoded, pixel_images) if "p" in heads else None,
             feature_maps=maps,
+            hidden_states=seen.hidden_states,
         )
+        return out if _chosen(return_dict, self.config.return_dict) else out.to_tuple()
 
     def _pixel_embeds(self, maps: tuple[Tensor, ...], decoded: Tensor | None, images: Tensor | None) -> Tensor:
         def chosen(x: Tensor) -> Tensor:
@@ -300,7 +286,9 @@ class MsclForPreTraining(MsclPreTrainedModel):
 class MsclForSemanticSegmentation(MsclPreTrainedModel):
     """Backbone, decoder and a 1x1 classifier, with an auxiliary FCN head on the tap before the last while training."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^global_head\.", r"^local_head\.", r"^pixel_head\."]
+    _auto_class = "AutoModelForSemanticSegmentation"
+    # An auxiliary head serves training only, and may be left out of what is loaded.
+    _keys_to_ignore_on_load_unexpected = [rf"^{head}\." for head in ("auxiliary_head", "global_head", "local_head", "pixel_head")]
 
     def __init__(self, config: MsclConfig):
         super().__init__(config)
@@ -317,21 +305,30 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
             )
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs):
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> SemanticSegmenterOutput | tuple:
         """pixel_values (B, C, H, W) -> logits (B, K, h, w); with labels (B, H, W) also the loss.
 
         The loss is cross-entropy on logits brought to the labels' size, plus `auxiliary_loss_weight` times the same of the
-        auxiliary head; pixels labelled 255 do not count.
+        auxiliary head; pixels labelled 255 do not count. hidden_states, if asked for: the maps of all stages of the backbone.
         """
-        logits, auxiliary = self.both_logits(pixel_values, with_auxiliary=labels is not None)
+        seen = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits, auxiliary = self._classify(seen.feature_maps, with_auxiliary=labels is not None)
         loss = None if labels is None else self.segmentation_loss(logits, labels, auxiliary)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return SemanticSegmenterOutput(loss=loss, logits=logits)
+        out = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=seen.hidden_states)
+        return out if _chosen(return_dict, self.config.return_dict) else out.to_tuple()
 
-    def both_logits(self, pixel_values: Tensor, with_auxiliary: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, K, h, w) of the classifier and of the auxiliary head, None where there is no such head or it is not asked for."""
-        maps = self.backbone(pixel_values).feature_maps
+    def both_logits(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, K, h, w) of the classifier and of the auxiliary head, None where there is no such head."""
+        return self._classify(self.backbone(pixel_values, return_dict=True).feature_maps, with_auxiliary=True)
+
+    def _classify(self, maps: tuple[Tensor, ...], with_auxiliary: bool) -> tuple[Tensor, Tensor | None]:
         logits = self.classifier(self.dropout(self.decoder(list(maps)))).float()
         if self.auxiliary_head is None or not with_auxiliary:
             return logits, None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
-    {"losses", "metrics", "palette", "options", "log", "inference", "configuration_mscl", "decoders_mscl", "towers_mscl", "modeling_mscl",
+    {"losses", "metrics", "palette", "options", "log", "inference", "configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl",
      "half_width", "backbones"},
     {"data", "methods", "figures"},
     {"checkpoint", "train", "evaluate", "probe", "health", "publish"},
@@ -77,7 +77,7 @@ def test_losses_import_torch_and_nothing_else():
 
 def test_models_can_travel_as_remote_code():
     """Configuration, decoders, towers and modeling import only torch, timm, transformers and each other."""
-    for name in ("configuration_mscl", "decoders_mscl", "towers_mscl", "modeling_mscl"):
+    for name in ("configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
         for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
             if isinstance(node, ast.ImportFrom):
                 flat = node.level == 1 and node.module.endswith("_mscl")

@@ -25,7 +25,8 @@ from mscl_hf.methods import METHODS, Scale, create_method
 from mscl_hf.methods.bank import MemoryBank
 from mscl_hf.methods.queue import Queue
 from mscl_hf.methods.teacher import Teacher, cosine_momentum
-from mscl_hf.modeling_mscl import MsclForPreTraining, unit
+from mscl_hf.heads_mscl import unit
+from mscl_hf.modeling_mscl import MsclForPreTraining
 
 IMAGES = 10
 

@@ -14,7 +14,7 @@ from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanti
 from mscl_hf.backbones import build_config, load_timm_weights
 from mscl_hf.data.crops import Crop
 from mscl_hf.data.views import _shared_part
-from mscl_hf.modeling_mscl import LocalHead, unit
+from mscl_hf.heads_mscl import LocalHead, unit
 
 torch.set_num_threads(1)
 SMALLER = {
