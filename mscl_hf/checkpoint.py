@@ -16,7 +16,7 @@ from torch import nn
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_TO_CHANGE = (
     "resume", "config", "output_dir", "data_dir", "num_workers", "save_every_steps", "keep_checkpoints", "log_every_steps",
-    "health_every_steps", "report_to",
+    "health_every_steps", "report_to", "push_to_hub", "private", "revision", "license",
 )  # fmt: skip
 # Settings that may change in the middle of a run, since they are the way out of a run that stopped: the record keeps both values.
 MAY_CHANGE = ("lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")

@@ -1,10 +1,8 @@
-"""The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, card, pictures."""
+"""The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, code, pictures."""
 
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +32,19 @@ def open_model(kind: type, name: str, **options) -> Any:
         raise ValueError(f"cannot open a model at {name!r} ({first}); give a folder of a finished run, or a name on the Hub") from error
 
 
-def publish(network: PreTrainedModel, out: Path, card: str) -> None:
-    """Write config.json, model.safetensors (float32), preprocessor_config.json and README.md into `out`."""
+def publish(network: PreTrainedModel, out: Path) -> None:
+    """Write config.json, model.safetensors (float32), preprocessor_config.json, and the code that opens them, into `out`."""
     network.float().save_pretrained(out)
     config = network.config
     # As evaluation does it: the short side to the base size, so that a pipeline sees what was measured.
     resize = {"size": {"shortest_edge": config.base_size}} if config.base_size else {"do_resize": False}
     SegformerImageProcessor(**resize, image_mean=config.image_mean, image_std=config.image_std).save_pretrained(out)
-    (out / "README.md").write_text(card)
 
 
-def model_card(title: str, description: str, network: PreTrainedModel, figures: dict[str, float] | None = None) -> str:
-    """A short card: what it is, how it was made (the command that runs), how to load it."""
-    config, kind = network.config, type(network).__name__
-    command = "accelerate launch " + shlex.join(sys.argv)
-    rows = "".join(f"| {name} | {value} |\n" for name, value in (figures or {}).items())
-    backbone = f"`{config.backbone}` (timm)" + ", two of half the width, on lightness and on colour" * config.two_towers
-    table = f"\n| measure | value |\n|---|---|\n{rows}" if rows else ""
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf, timm, semantic-segmentation]\n---\n\n"
-        f"# {title}\n\n{description}\n\nBackbone: {backbone}; decoder: {config.decoder}.\n{table}\n"
-        f"```python\nfrom mscl_hf import {kind}\n\nmodel = {kind}.from_pretrained(\"PATH_OR_HUB_NAME\")\n```\n\n"
-        f"Made by mscl_hf with\n\n```\n{command}\n```\n"
-    )
+def hub_folder() -> Path:
+    """The folder `hub`, with the model card's template and the Spaces: within an installed copy, or beside the package in the sources."""
+    here = Path(__file__).resolve().parent
+    return next(folder for folder in (here / "hub", here.parent / "hub") if folder.is_dir())
 
 
 def draw_training(out: Path, title: str) -> None:

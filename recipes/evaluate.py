@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mscl_hf import checkpoint
+from mscl_hf.card import copy_pictures, evaluation_record, provenance, write_card
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
-from mscl_hf.publish import commit, open_model
+from mscl_hf.publish import commit, open_model, publish
+from mscl_hf.upload import HubOptions, check_can_push, push_result
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "copied into the results, for the record"})
 
 
+KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
+
+
 @command
 def main() -> None:
-    run, inference, data_options = options = parse((EvaluateOptions, InferenceOptions, DataOptions), __doc__.splitlines()[0])
+    run, inference, data_options, hub = options = parse(KINDS, __doc__.splitlines()[0])
     if run.precision not in ("fp32", "bf16"):
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)
@@ -46,6 +51,8 @@ def main() -> None:
         raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
     data = usable(open_whole_split(data_options, run.split, classes), data_options, accelerator.print)
+    if accelerator.is_main_process:
+        check_can_push(hub)
     results = evaluate_model(
         network, data, accelerator, inference, config.image_mean, config.image_std,
         seed=run.seed, config=flat(*options), score_classes=run.score_classes, pictures_dir=out, num_pictures=run.pictures,
@@ -56,7 +63,15 @@ def main() -> None:
         for name, iou in results["per_class_iou"].items():
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
         print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")
+        if hub.push_to_hub:  # the model goes out with what was measured
+            record = provenance(run.model)
+            record["evaluations"].append(evaluation_record(results))
+            publish(network, out)
+            copy_pictures(run.model, out)
+            write_card(out, network, record, f"{config.backbone}, measured on {data.name}", hub)
     accelerator.end_training()
+    if accelerator.is_main_process:
+        push_result(out, hub)
 
 
 if __name__ == "__main__":

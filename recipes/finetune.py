@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, checkpoint
+from mscl_hf.card import evaluation_record, in_words, provenance, stage_record, write_card
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
 from mscl_hf.data.views import TrainView
 from mscl_hf.evaluate import evaluate_model
@@ -19,8 +20,9 @@ from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.probe import start_classifier
-from mscl_hf.publish import commit, draw_training, model_card, open_model, publish
+from mscl_hf.publish import commit, draw_training, open_model, publish
 from mscl_hf.train import TrainOptions, fit
+from mscl_hf.upload import HubOptions, check_can_push, push_result
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ class FinetuneTrainOptions(TrainOptions):
     schedule: str = field(default="poly", metadata={"help": "cosine or poly (power 0.9), to zero"})
 
 
-KINDS = (FinetuneOptions, LossOptions, FinetuneTrainOptions, DataOptions)
+KINDS = (FinetuneOptions, LossOptions, FinetuneTrainOptions, DataOptions, HubOptions)
 
 
 @command
 def main() -> None:
-    run, loss, train, data_options = options = parse(KINDS, __doc__.splitlines()[0])
+    run, loss, train, data_options, hub = options = parse(KINDS, __doc__.splitlines()[0])
     if run.list_losses:
         print_losses()
         return
@@ -106,6 +108,8 @@ def main() -> None:
         base_size=base_size,
     )
     config = network.config
+    if accelerator.is_main_process:
+        check_can_push(hub)
 
     accelerator.init_trackers("mscl_hf", printable(*options))
     method = SegmentationTraining(network, **asdict(loss))
@@ -122,16 +126,20 @@ def main() -> None:
         )  # fmt: skip
     if accelerator.is_main_process:
         title = f"{config.backbone}, fine-tuned on {data_options.dataset}"
-        figures = {}
+        record = provenance(run.model) | {"evaluations": []}  # those of the weights before
         if held_out is not None:
             checkpoint.write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
-            figures = {f"mean IoU, {results['split']}": round(results["mean_iou"], 4)}
+            record["evaluations"].append(evaluation_record(results))
             print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
-        about = f"A segmentation network for {len(classes)} classes: {', '.join(classes[:30])}."
-        publish(method.network, out, model_card(title, about, method.network, figures))
+        publish(method.network, out)
         draw_training(out, title)
+        what = {"loss": in_words(asdict(loss)), "auxiliary head": f"weight {run.auxiliary_loss_weight:g}"}
+        record["stages"].append(stage_record("Fine-tuning", what, data, data_options, train, config, accelerator, run.model))
+        write_card(out, method.network, record, title, hub)
         print(f"fine-tuned model: {out}")
     accelerator.end_training()
+    if accelerator.is_main_process:
+        push_result(out, hub)
 
 
 def has_new_classifier(loaded: dict) -> bool:

@@ -7,11 +7,13 @@ accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-co
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import timm
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, checkpoint
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
+from mscl_hf.card import method_facts, provenance, stage_record, write_card
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.health import HealthCheck
@@ -19,8 +21,9 @@ from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
-from mscl_hf.publish import draw_features, draw_training, model_card, open_model, publish
+from mscl_hf.publish import draw_features, draw_training, open_model, publish
 from mscl_hf.train import TrainOptions, fit
+from mscl_hf.upload import HubOptions, check_can_push, push_result
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,12 @@ class PretrainOptions:
             raise ValueError(f"--health-every-steps is {self.health_every_steps}; it must be at least 0")
 
 
-KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, TrainOptions)
+KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, TrainOptions, HubOptions)
 
 
 @command
 def main() -> None:
-    run, method_options, loss, views, data, net, train = options = parse(KINDS, __doc__.splitlines()[0])
+    run, method_options, loss, views, data, net, train, hub = options = parse(KINDS, __doc__.splitlines()[0])
     if run.list_methods:
         print_table(table())
         return
@@ -66,20 +69,29 @@ def main() -> None:
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
     network = start_network(run, net, config)
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
+    if accelerator.is_main_process:
+        check_can_push(hub)
     if kind.trains:
         accelerator.init_trackers("mscl_hf", printable(*options))
         train_stages(prepared, network, options, out, accelerator)
-    method, _, _, images = prepared[-1]
+    method, trained_on, _, images = prepared[-1]
 
     if accelerator.is_main_process:
         title = f"{config.backbone}, {method.title} on {data.dataset}"
-        about = f"A segmentation network pre-trained by {method.title} ({method.paper}), to be fine-tuned on masks."
-        publish(method.network, out, model_card(title, about, method.network))
+        publish(method.network, out)
         draw_training(out, title)
         if images:
             draw_features(method, images, out)
+        start = run.start_from or timm_weights(run, net)
+        record = provenance(run.start_from) if run.start_from else {"stages": []}
+        what = {"method": f"{method.title} ({method.paper})"} | method_facts(method.network.config.contrast)
+        done = train if kind.trains else replace(train, max_steps=0)
+        record["stages"].append(stage_record("Pre-training", what, trained_on, data, done, config, accelerator, start))
+        write_card(out, method.network, record | {"evaluations": []}, title, hub)
         print(f"pre-trained model: {out}")
     accelerator.end_training()
+    if accelerator.is_main_process:
+        push_result(out, hub)
 
 
 def start_network(run: PretrainOptions, net: NetworkOptions, config: MsclConfig) -> MsclForPreTraining:
@@ -100,6 +112,13 @@ def start_network(run: PretrainOptions, net: NetworkOptions, config: MsclConfig)
     return open_model(MsclForPreTraining, run.start_from, config=config)
 
 
+def timm_weights(run: PretrainOptions, net: NetworkOptions) -> str | None:
+    """Where a backbone's first weights are from: a file, a Hub name, or None for random ones."""
+    if net.backbone_weights or not (net.pretrained or run.method == "imagenet"):
+        return net.backbone_weights
+    return timm.get_pretrained_cfg(net.backbone).hf_hub_id
+
+
 def check_options(run: PretrainOptions, stages: list[type[Method]], views: ViewOptions, net: NetworkOptions, options: dict) -> None:
     """Refuse options that would change nothing."""
     check_view_options([(stage.views, stage.preset) for stage in stages], views)
@@ -113,7 +132,7 @@ def check_options(run: PretrainOptions, stages: list[type[Method]], views: ViewO
 
 def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, given: dict, say) -> tuple:
     """(the method, its data, its health check, images to look at), all checked."""
-    run, _, loss, views, data_options, _, train = options
+    run, _, loss, views, data_options, _, train, _ = options
     config = network.config
     view = make_view(kind.views, kind.preset, config.image_size, config.base_size, views, config.image_width)
     data = pretraining_data(
@@ -135,7 +154,7 @@ def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, giv
 
 def train_stages(prepared: list[tuple], network: MsclForPreTraining, options: tuple, out: Path, accelerator: Accelerator) -> None:
     """Train the network by one method after another, each for its share of the steps; all but the last in a folder of its own."""
-    run, *_, data_options, _, train = options
+    run, *_, data_options, _, train, _ = options
     before, weights = 0, [p for p in network.parameters() if p.requires_grad]
     for number, (method, data, watch, _) in enumerate(prepared, 1):
         for p in weights:  # of which the stage before has taken out those that it did not reach

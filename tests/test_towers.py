@@ -220,7 +220,7 @@ def test_bfloat16(name, tmp_path):
 
 def test_the_saved_processor_hands_over_plain_rgb(tmp_path):
     """Images come as RGB in 0..1, so the processor that is saved beside the model subtracts and divides nothing."""
-    publish(MsclForSemanticSegmentation(config_of()), tmp_path, card="")
+    publish(MsclForSemanticSegmentation(config_of()), tmp_path)
     image = Image.effect_noise((64, 64), 80).convert("RGB")
     found = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt").pixel_values[0]
     wanted = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1) / 255

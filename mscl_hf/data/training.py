@@ -16,8 +16,8 @@ from .subset import choose_subset
 
 HELD_OUT = {"hf": "validation"}  # the name of the split for checks; "val" elsewhere
 # Options that only some layouts have: passed on when given.
-LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_map", "image_column", "mask_column", "subset", "revision",
-                  "streaming", "reduce_labels", "classes", "num_classes")  # fmt: skip
+LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_map", "image_column", "mask_column", "subset",
+                  "data_revision", "streaming", "reduce_labels", "classes", "num_classes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DataOptions:
     image_column: str | None = field(default=None, metadata={"help": "hf: column of images"})
     mask_column: str | None = field(default=None, metadata={"help": "hf: column of masks"})
     subset: str | None = field(default=None, metadata={"help": "hf: configuration name of a Hub data set"})
-    revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set"})
+    data_revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set"})
     streaming: bool = field(default=False, metadata={"help": "hf: read the data set as it comes instead of downloading it"})
     reduce_labels: bool = field(default=False, metadata={"help": "folder, hf: label 0 becomes ignored, the others count from 0"})
     classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them"})
@@ -62,6 +62,8 @@ def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> Se
     given = {name: getattr(options, name) for name in LAYOUT_OPTIONS if getattr(options, name) not in (None, False)}
     if isinstance(given.get("classes"), list) and len(given["classes"]) == 1:
         given["classes"] = given["classes"][0]  # a text file, or "a,b,c"
+    if "data_revision" in given:  # --revision is that of the model
+        given["revision"] = given.pop("data_revision")
     return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **given)
 
 

@@ -1,0 +1,104 @@
+"""A checkpoint's whole life on a Hub over loopback, by the real clients: huggingface_hub, transformers, evaluate, timm."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from minihub import TOKEN
+
+WORKER = ROOT / "tests" / "hub_worker.py"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """work(arguments, path, offline) -> facts: the worker's, which runs as a process of its own, since HF_ENDPOINT is read at import."""
+    folder = tmp_path_factory.mktemp("life")
+
+    def run(*arguments: str, path, offline: str) -> dict:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+        environment |= {
+            "PYTHONPATH": str(path), "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, str(WORKER), str(folder), *arguments],
+            env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        assert TOKEN not in done.stdout + done.stderr
+        return json.loads((folder / "facts.json").read_text()) | {"output": done.stdout + done.stderr}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def life(work) -> dict:
+    return work(path=ROOT, offline="0")
+
+
+def test_pushed_model_loads_by_name(life):
+    """What was pushed gives, loaded by its name, the same logits to the bit, through our class and through the Auto class; so does the
+    image processor, and nothing that belongs to the machine went along."""
+    assert life["loaded"] == life["auto"] == life["first"] and life["processor"].startswith("Segformer")
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(life["files"])
+    assert "run.json" not in life["files"]
+    assert "pushed: http://127.0.0.1:" in life["output"]
+
+
+def test_pipeline_by_name(life):
+    """The image-segmentation pipeline takes the name: its masks have the image's size and share out its pixels; no complaint."""
+    assert all(size == [120, 90] for _, size, _ in life["segments"])
+    assert sum(count for *_, count in life["segments"]) == 120 * 90
+    assert "is not supported" not in life["output"]
+
+
+def test_auto_backbone_by_name(life):
+    """AutoBackbone loads the backbone out of a pushed segmentation model: its feature maps, to the bit."""
+    assert life["feature_maps"] == life["own_feature_maps"] and len(life["feature_maps"]) > 1
+    assert life["channels"][0] == life["channels"][1]
+
+
+def test_second_push_and_pinned_revision(life):
+    """The same folder again makes no commit; other weights make one, after the first; the first commit still gives the first weights."""
+    assert life["after_same"] == life["first_sha"]
+    assert life["commits"] == [life["first_sha"], 3]  # creation, first, second
+    assert life["main_now"] == life["second"] != life["first"] == life["pinned"]
+
+
+def test_load_never_mixes_commits(life):
+    """A load asks for the files of one commit, by its id; if main moves in the middle, all of them are those of the commit before."""
+    assert life["asked_for"] and all(f"/resolve/{life['first_sha']}/" in path for path in life["asked_for"])
+    assert life["moved"] and life["while_moving"] == life["second"] and life["snapshots"] == [life["before_move"]]
+    assert life["after_move"] == life["first"]
+
+
+def test_broken_downloads(life):
+    """A cut download is continued where it stopped. Weights that are not as long as announced are an error, and not in the cache: the next
+    load, from a server in order, is right. Wrong bytes of the right length are found by the checksums."""
+    assert life["continued"] == ["drop_midway", 206] and life["after_cut"] == life["first"]
+    assert "file should be of size" in life["short"] and life["short_cached"] == []
+    assert life["short_repaired"] == life["first"]
+    assert life["wrong"] == ["model.safetensors"]
+
+
+def test_metric_as_a_space(life):
+    """The metric, pushed as a Space, is what evaluate.load fetches by its name, and it computes."""
+    assert {"mean_iou.py", "README.md", "app.py", "requirements.txt"} <= set(life["spaces"]["org/mean_iou"])
+    module, value = life["metric"]
+    assert "org--mean_iou" in module and value == 0.5
+
+
+def test_timm_loads_by_name(life):
+    """A folder that timm wrote, pushed by mscl-push, loads as hf-hub:NAME with the same output to the bit."""
+    assert life["timm"][0] == life["timm"][1]
+
+
+def test_space_and_cache_without_a_network(life, work):
+    """Offline, in the files of the pushed Space alone: its own copy of mscl_hf loads the model, both revisions, out of the cache."""
+    assert {"app.py", "README.md", "requirements.txt", "mscl_hf/__init__.py", "mscl_hf/modeling_mscl.py"} <= set(life["spaces"]["org/demo"])
+    facts = work(life["first_sha"], path=life["space_folder"], offline="1")
+    assert facts["package"] == f"{life['space_folder']}/mscl_hf/__init__.py"
+    assert facts["from_cache"] == life["second"] and facts["first_from_cache"] == life["first"]
