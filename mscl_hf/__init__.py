@@ -3,7 +3,6 @@
 import importlib
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_mscl import MsclConfig
 from .modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
@@ -15,8 +14,6 @@ AutoModel.register(MsclConfig, MsclBackbone)
 AutoBackbone.register(MsclConfig, MsclBackbone)
 AutoModelForPreTraining.register(MsclConfig, MsclForPreTraining)
 AutoModelForSemanticSegmentation.register(MsclConfig, MsclForSemanticSegmentation)
-# The image-segmentation pipeline looks only here before it complains about an unsupported model.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
 
 _LAZY = {
     "build_config": "backbones",

@@ -38,18 +38,19 @@ def provenance(model: str) -> dict:
 
 def stage_record(
     stage: str, what: dict[str, Any], data: TrainingData, options: DataOptions, train: TrainOptions, config: PreTrainedConfig,
-    accelerator: Accelerator, start: str | None,
+    accelerator: Accelerator, start: str | None, trained: bool = True,
 ) -> dict:  # fmt: skip
     """One stage of training as its card tells it.
 
     what: method and loss, by the words of the card. start: the model that it went on from, None for a new network.
+    trained: False for the controls, which leave the network as it starts.
     """
     source = data.stream or data.labelled or data.unlabelled
     batch = train.batch_size * train.gradient_accumulation_steps
     passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
     resized = f"images brought to {config.base_size} px on the short side" if config.base_size else "images at their own size"
     height, width = config.image_size, config.image_width or config.image_size
-    facts = what | {
+    facts = {
         "data": f"{source.name}, {source.split}",
         "images with labels": "a stream" if data.stream else len(data.labelled) if data.labelled else 0,
         "images without labels": len(data.unlabelled) if data.unlabelled else 0,
@@ -61,9 +62,10 @@ def stage_record(
         "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
         "started from": "random weights" if start is None else public(start),
     }
+    facts = facts if trained else {"budget": "no training", "seed": train.seed, "started from": facts["started from"]}
     return {
         "stage": stage,
-        "facts": facts,
+        "facts": what | facts,
         "dataset": {"name": source.name, "hub": _hub_name(options)},
         "classes": list(source.classes),
         "base_model": None if start is None or Path(start).exists() else start,
@@ -219,7 +221,8 @@ def _licence(licence: str | None) -> str:
 
 
 def _limits(config: PreTrainedConfig, classes: list[str], stages: list[dict], evaluations: list[dict]) -> list[str]:
-    data = " and ".join(dict.fromkeys(f"{stage['facts']['data'].replace(', ', ' (')})" for stage in stages)) or "images that are not known"
+    seen = dict.fromkeys(stage["facts"]["data"].replace(", ", " (") + ")" for stage in stages if "data" in stage["facts"])
+    data = " and ".join(seen) or ("no images" if stages else "images that are not known")
     limits = [f"Trained on {data} only; other cameras, places and classes were not seen."]
     if not classes:
         return [*limits, "Not a segmenter before it is fine-tuned: the classifier of a loaded model is random."]

@@ -116,7 +116,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         self.base_size = image_size if base_size is None else base_size
         self.image_mean = list(image_mean or (0.485, 0.456, 0.406))
         self.image_std = list(image_std or (0.229, 0.224, 0.225))
-        super().__init__(**kwargs | {"auto_map": dict(AUTO_MAP)})
+        super().__init__(**_with_label2id(kwargs) | {"auto_map": dict(AUTO_MAP)})
 
     def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
         """As in transformers; before the stages have names, the choice is kept and checked when they get them."""
@@ -128,12 +128,17 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers; label2id follows an id2label that is given alone."""
-        if kwargs.get("id2label") and "label2id" not in kwargs:
-            kwargs["label2id"] = {name: int(index) for index, name in kwargs["id2label"].items()}
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **_with_label2id(kwargs))
 
     def name_stages(self, names: list[str]) -> None:
         """Give the stages the names that timm has for them."""
         if self.stage_names is None:
             self.stage_names = list(names)
             self.set_output_features_output_indices(self._out_features, self._out_indices)
+
+
+def _with_label2id(fields: dict) -> dict:
+    """The fields with a label2id that follows from id2label, where only that is given."""
+    if not fields.get("id2label") or fields.get("label2id"):
+        return fields
+    return fields | {"label2id": {name: int(index) for index, name in fields["id2label"].items()}}

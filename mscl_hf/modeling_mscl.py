@@ -14,12 +14,16 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
 from .towers_mscl import TwoTowers
+
+# The image-segmentation pipeline looks only here before it complains about an unsupported model.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
 
 
 class MsclPreTrainedModel(PreTrainedModel):
@@ -32,6 +36,7 @@ class MsclPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # timm's attention calls torch's scaled_dot_product_attention by itself
     accepts_loss_kwargs = False
+    _no_split_modules = [decoder.__name__ for decoder in DECODERS.values()]  # what is added or joined must lie on one device
     model_tags = ["timm", "mscl"]
     # Parts that a checkpoint of another stage, or with other options, lacks as a whole. Everything else must be there.
     _heads = ("classifier", "auxiliary_head", "global_head", "local_head", "pixel_head")
@@ -125,6 +130,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         for module in self.timm_model.modules():
             module._is_timm = True
         self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
+        self._no_split_modules = [type(self.timm_model).__name__]
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -161,13 +167,15 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
 
     def _fit_size(self, pixel_values: Tensor) -> Tensor:
         """Resize to the nearest size that the family accepts; resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
-        size = tuple(pixel_values.shape[-2:])
+        size, multiple = tuple(pixel_values.shape[-2:]), self.config.size_multiple
         if self.config.fixed_size is not None:
             wanted = (self.config.fixed_size, self.config.fixed_size)
-        else:
-            multiple = self.config.size_multiple
-            wanted = tuple(max(multiple, round(side / multiple) * multiple) for side in size)
-        if wanted == size:
+        elif multiple == 1:
+            return pixel_values
+        else:  # the nearest in integers, from halfway to an even number as round() does, because an exported graph has symbols for sides
+            cells = ((2 * side + multiple - 1 + side // multiple % 2) // (2 * multiple) for side in size)
+            wanted = tuple(torch.sym_max(1, count) * multiple for count in cells)
+        if not torch.compiler.is_exporting() and wanted == size:  # comparing them would bind the graph to the example's size
             return pixel_values
         return F.interpolate(pixel_values, size=wanted, mode="bilinear", align_corners=False, antialias=True)
 

@@ -85,8 +85,7 @@ def main() -> None:
         start = run.start_from or timm_weights(run, net)
         record = provenance(run.start_from) if run.start_from else {"stages": []}
         what = {"method": f"{method.title} ({method.paper})"} | method_facts(method.network.config.contrast)
-        done = train if kind.trains else replace(train, max_steps=0)
-        record["stages"].append(stage_record("Pre-training", what, trained_on, data, done, config, accelerator, start))
+        record["stages"].append(stage_record("Pre-training", what, trained_on, data, train, config, accelerator, start, kind.trains))
         write_card(out, method.network, record | {"evaluations": []}, title, hub)
         print(f"pre-trained model: {out}")
     accelerator.end_training()

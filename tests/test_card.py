@@ -136,6 +136,15 @@ def test_new_weights_drop_old_figures(chain, tmp_path):
     assert "Its accuracy was not measured." in (tmp_path / "README.md").read_text()
 
 
+def test_the_control_claims_no_training(tmp_path):
+    """A network that was left as it starts says so: no data, no steps."""
+    run("pretrain", "--output-dir", tmp_path, "--method", "none", "--val-split", "none", *TINY, *SHORT)
+    text = (tmp_path / "README.md").read_text()
+    table = rows(section(text, "Pre-training"))
+    assert table["budget"] == ["no training"] and "data" not in table and "optimizer" not in table
+    assert "Trained on no images" in text and card_problems(text) == ([], [])
+
+
 def test_models_of_another_origin_have_cards_too(chain, tmp_path):
     """A model without a provenance is published with what can be known of it."""
     network = MsclForSemanticSegmentation.from_pretrained(chain / "tuned")

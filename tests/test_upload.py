@@ -109,7 +109,7 @@ def fails(folder, options: HubOptions, capfd) -> str:
 
 
 def test_push_is_one_commit_of_the_models_files(hub, folder):
-    """All files of a model arrive in one commit, byte for byte; checkpoints, what holds paths, and temporary files stay; nothing is written."""
+    """All files of a model arrive in one commit, byte for byte; what is not the model's stays at home."""
     before = contents(folder)
     said = []
     url = push_folder(folder, NAME, say=said.append)
