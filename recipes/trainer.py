@@ -1,0 +1,119 @@
+"""Fine-tune a model folder by transformers' Trainer: an example of how the parts of this project stand in someone else's loop.
+
+python recipes/trainer.py --model runs/pretrain
+python recipes/trainer.py --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
+
+Trainer's own flags are flags here too (--help). recipes/finetune.py does more: other losses, a fitted classifier, its own checkpoints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import normalize
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, EvalPrediction, Trainer, TrainingArguments, set_seed
+
+from mscl_hf import MsclConfig
+from mscl_hf.data import Sample, SegmentationData
+from mscl_hf.data.training import DataOptions, labelled_part, open_held_out
+from mscl_hf.data.views import TrainView
+from mscl_hf.metrics import MeanIoU
+from mscl_hf.options import command, parse
+from mscl_hf.publish import open_model
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Where from."""
+
+    model: str = field(default="runs/pretrain", metadata={"help": "model folder or Hub name to start from"})
+    resume: bool = field(default=False, metadata={"help": "continue from the last checkpoint in --output-dir"})
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """Trainer's own, some with other defaults: held-out images come one by one, each at its own size, to a metric that adds them up."""
+
+    output_dir: str | None = field(default="runs/trainer", metadata={"help": "folder for checkpoints and the model"})
+    max_steps: int = field(default=150, metadata={"help": "optimizer steps"})
+    per_device_eval_batch_size: int = field(default=1, metadata={"help": "1, unless all held-out images have one size"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "feed the metric batch by batch"})
+
+
+class Prepared(Dataset):
+    """Item n is what `prepare` makes of (image n, n); images are counted round and round."""
+
+    def __init__(self, data: SegmentationData, count: int, prepare: Callable[[Sample, int], dict[str, Tensor]]):
+        self.data, self.count, self.prepare = data, count, prepare
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        return self.prepare(self.data.read(n % len(self.data)), n)
+
+
+def random_crop(sample: Sample, n: int, view: TrainView, config: MsclConfig, seed: int) -> dict[str, Tensor]:
+    """A function of (seed, n) alone, so that a resumed run sees what an uninterrupted one does."""
+    crop = view(sample, np.random.default_rng([seed, n]))
+    crop = view.on_device({name: value[None] for name, value in crop.items()})  # colours are made for a batch
+    pixels = normalize(crop["image"][0].float() / 255, config.image_mean, config.image_std)
+    return {"pixel_values": pixels, "labels": crop["mask"][0].long()}
+
+
+def whole_image(sample: Sample, n: int, processor) -> dict[str, Tensor]:
+    """As a pipeline prepares it; the labels keep their size, which must be one where several processes measure."""
+    pixels = processor(np.array(sample.image), return_tensors="pt")["pixel_values"][0]
+    return {"pixel_values": pixels, "labels": torch.from_numpy(sample.mask.astype(np.int64))}
+
+
+def class_ids(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, K, h, w) -> ids (B, H, W) at the size of the labels."""
+    return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+
+
+@command
+def main() -> None:
+    run, arguments, options = parse((ModelOptions, Arguments, DataOptions), __doc__.splitlines()[0])
+    if options.streaming or arguments.max_steps < 1:
+        raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
+    set_seed(arguments.seed)
+    config, processor = open_model(MsclConfig, run.model), open_model(AutoImageProcessor, run.model)
+    view = TrainView(config.image_size, config.base_size, image_width=config.image_width)
+    data, _ = labelled_part(options, view, print)
+    held_out = open_held_out(options, classes=data.classes)
+    # One call: backbone and decoder come over, a classifier for these classes is new.
+    labels = {"id2label": dict(enumerate(data.classes)), "ignore_mismatched_sizes": True}
+    model, metric = open_model(AutoModelForSemanticSegmentation, run.model, **labels), MeanIoU(len(data.classes))
+
+    def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        for prediction, label in zip(batch.predictions, batch.label_ids):
+            metric.add(metric.counts(prediction.cpu().numpy(), label.cpu().numpy()))
+        if not compute_result:  # more is to come
+            return {}
+        figures = metric.compute()
+        metric.total[:] = 0
+        return {name: float(figures[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+
+    count = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    crops = Prepared(data, count, partial(random_crop, view=view, config=config, seed=arguments.seed))  # one pass is the whole run
+    images = None if held_out is None else Prepared(held_out, len(held_out), partial(whole_image, processor=processor))
+    trainer = Trainer(model, arguments, train_dataset=crops, eval_dataset=images, processing_class=processor, compute_metrics=mean_iou,
+                      preprocess_logits_for_metrics=class_ids)  # fmt: skip
+    trainer.train(resume_from_checkpoint=run.resume or None)
+    trainer.save_model()  # with the processor
+    if images is not None:
+        figures = trainer.evaluate()
+        trainer.save_metrics("eval", figures)
+        print(f"mean IoU on {held_out.split}: {figures['eval_mean_iou']:.4f}")
+    print(f"fine-tuned model: {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,606 @@
+"""What transformers expects of a model class, of each of ours: files, initialisation, outputs, labels, backbones, devices, pipelines."""
+
+import copy
+import functools
+import inspect
+import logging
+import re
+from contextlib import contextmanager
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import infer_auto_device_map
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_families import poison
+from transformers import (
+    AutoBackbone,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
+
+from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.backbones import build_config
+from mscl_hf.publish import publish
+
+torch.set_num_threads(1)
+SWIN, DINOV3 = "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"  # a rule of sizes; buffers outside the checkpoint in both
+SMALLER = {
+    SWIN: {"embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+    DINOV3: {"depth": 2, "embed_dim": 48, "num_heads": 2},
+    "coat_tiny": {"embed_dims": [32, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1},
+}
+NAMES = ("test_resnet", "test_vit", SWIN)
+DOORS = {
+    MsclBackbone: AutoModel,
+    MsclForPreTraining: AutoModelForPreTraining,
+    MsclForSemanticSegmentation: AutoModelForSemanticSegmentation,
+}
+EVERY = pytest.mark.parametrize(("kind", "name"), list(product(DOORS, NAMES)), ids=lambda value: getattr(value, "__name__", value))
+EMBEDDINGS = ("global_embeds", "local_embeds", "pixel_embeds")
+
+
+def config_of(name="test_resnet", **options):
+    return copy.deepcopy(plain_config(name)) if not options else built_config(name, **options)
+
+
+@functools.cache
+def plain_config(name):
+    return built_config(name)
+
+
+def built_config(name, **options):
+    kwargs = SMALLER.get(name, {})
+    labels = {} if "id2label" in options else {"num_labels": 3}
+    return build_config(name, backbone_kwargs=kwargs, **{"image_size": 64, "decoder_channels": 16, **labels, **options})
+
+
+def images(count=2, height=64, width=64):
+    return torch.randn(count, 3, height, width)
+
+
+def answers(out) -> list[torch.Tensor]:
+    """What an output is asked for: logits, embeddings, or feature maps."""
+    if "logits" in out:
+        return [out.logits]
+    return [out[key] for key in EMBEDDINGS] if "global_embeds" in out else list(out.feature_maps)
+
+
+def same(first, second) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def backbone_of(model) -> MsclBackbone:
+    return getattr(model, "backbone", model)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+@torch.no_grad()
+def test_saved_in_shards_and_saved_again(kind, name, tmp_path):
+    """A folder of many shards, and what is saved after loading it, hold the same model, bit for bit."""
+    model, image = kind(config_of(name)).eval(), images(1, 90, 70)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    second = kind.from_pretrained(tmp_path / "shards").eval()
+    second.save_pretrained(tmp_path / "whole")
+    third = DOORS[kind].from_pretrained(tmp_path / "whole").eval()
+    for loaded in (second, third):
+        assert type(loaded) is kind and same(list(model.state_dict().values()), list(loaded.state_dict().values()))
+        assert same(answers(model(image)), answers(loaded(image)))
+
+
+@EVERY
+def test_what_a_folder_says_of_itself(kind, name, tmp_path):
+    """The class that was saved, the files of its code, and how to find each class in them."""
+    kind(config_of(name)).save_pretrained(tmp_path)
+    config = MsclConfig.from_pretrained(tmp_path)
+    assert config.architectures == [kind.__name__] and config.auto_map[kind._auto_class] == f"modeling_mscl.{kind.__name__}"
+    assert kind._auto_class == DOORS[kind].__name__ and config.auto_map["AutoConfig"] == "configuration_mscl.MsclConfig"
+    for reference in config.auto_map.values():
+        file, _, name = reference.partition(".")
+        assert re.search(rf"^class {name}\b", (tmp_path / f"{file}.py").read_text(), re.M)
+    wanted = {module for file in tmp_path.glob("*.py") for module in re.findall(r"^from \.(\w+) import", file.read_text(), re.M)}
+    assert wanted <= {file.stem for file in tmp_path.glob("*.py")}
+
+
+def test_a_configuration_saved_alone_brings_its_code(tmp_path):
+    """What AutoConfig needs to open it anywhere."""
+    config_of().save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "configuration_mscl.py"}
+
+
+@torch.no_grad()
+def test_weights_used_twice(tmp_path):
+    """CoaT uses its position encodings in several blocks: they are saved once, and are still one tensor after loading."""
+    model, image = MsclForSemanticSegmentation(config_of("coat_tiny")).eval(), images(1)
+    tied = model.backbone._tied_weights_keys
+    assert tied and tied == MsclForSemanticSegmentation(config_of("coat_tiny")).backbone._tied_weights_keys
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    poison()
+    loaded, info = MsclForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for target, source in tied.items():
+        assert f"backbone.{source}" in saved and f"backbone.{target}" not in saved
+        assert loaded.backbone.get_parameter(target) is loaded.backbone.get_parameter(source)
+    assert same(answers(model(image)), answers(loaded.eval()(image)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, tmp_path):
+    """Saved in half precision, dtype="auto" and no dtype at all open it so; float32 can be asked for; logits are always float32."""
+    MsclForSemanticSegmentation(config_of()).to(dtype).save_pretrained(tmp_path)
+    for asked, got in (({}, dtype), ({"dtype": "auto"}, dtype), ({"dtype": torch.float32}, torch.float32)):
+        model = MsclForSemanticSegmentation.from_pretrained(tmp_path, **asked).eval()
+        assert {p.dtype for p in model.parameters()} == {got} and model.config.dtype == got
+        logits = model(images(1).to(got)).logits
+        assert logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+# -- initialisation -----------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_built_from_a_configuration(kind, name):
+    """The Auto classes build what the class itself builds, in poisoned memory too; a backbone also through AutoBackbone."""
+    config = config_of(name)
+    for door in (DOORS[kind], *([AutoBackbone] if kind is MsclBackbone else [])):
+        torch.manual_seed(3)
+        wanted = kind(config).state_dict()
+        poison()
+        torch.manual_seed(3)
+        built = door.from_config(config)
+        assert type(built) is kind and same(list(wanted.values()), list(built.state_dict().values()))
+        assert all(tensor.isfinite().all() for tensor in (*built.parameters(), *built.buffers()))
+
+
+@pytest.mark.parametrize("name", [*NAMES, DINOV3])
+def test_new_parts_are_initialised_when_loading(name, tmp_path):
+    """What a checkpoint lacks starts as it does in a new network, whatever lay in memory: the same spread, the same constants."""
+    MsclBackbone(config_of(name)).save_pretrained(tmp_path / "backbone")
+    MsclForPreTraining(config_of(name, heads=[])).save_pretrained(tmp_path / "bare")
+    for kind, heads in ((MsclForSemanticSegmentation, ("classifier.", "auxiliary_head.")),
+                        (MsclForPreTraining, ("global_head.", "local_head.", "pixel_head."))):  # fmt: skip
+        torch.manual_seed(0)
+        wanted = kind(config_of(name)).state_dict()
+        with pytest.raises(ValueError, match=r"lacks .*\(first: decoder"):
+            kind.from_pretrained(tmp_path / "backbone")
+        poison()
+        loaded, info = kind.from_pretrained(tmp_path / "bare", heads=["g", "l", "p"], output_loading_info=True)
+        found = loaded.state_dict()
+        new = {key for key in found if key.startswith(heads)}
+        assert new == set(info["missing_keys"]) and found.keys() == wanted.keys()
+        for key in new:
+            if wanted[key].is_floating_point() and wanted[key].std() > 0:
+                spread = float(wanted[key].std())
+                assert float(found[key].std()) == pytest.approx(spread, rel=0.6 if found[key].numel() < 100 else 0.15), key
+                assert found[key].abs().max() < 8 * spread, key
+            else:
+                assert torch.equal(found[key], wanted[key]), key
+
+
+@EVERY
+def test_initialisation_leaves_what_is_loaded(kind, name):
+    """Initialising again changes all parameters of ours that are not marked as loaded, none that are, and none of timm's."""
+    model = kind(config_of(name))
+    parameters = dict(model.named_parameters())
+    for number, parameter in enumerate(parameters.values()):  # weights without their biases, and the other way round
+        parameter._is_hf_initialized = number % 2 == 0
+        parameter.data += 1
+    before = {key: value.clone() for key, value in parameters.items()}
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.initialize_weights()
+    changed = {key for key, value in before.items() if not torch.equal(value, parameters[key])}
+    loaded = set(list(parameters)[::2])
+    assert changed == {key for key in parameters if not key.startswith(("backbone.", "timm_model."))} - loaded
+
+
+# -- outputs ------------------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_signature(kind, name):
+    """Pixels come first and are the only main input; nothing of text is claimed."""
+    model = kind(config_of(name))
+    assert list(inspect.signature(model.forward).parameters)[0] == kind.main_input_name == "pixel_values"
+    assert not model.can_generate() and kind.config_class is MsclConfig and kind.input_modalities == ("image",)
+    assert backbone_of(model) is model.base_model
+
+
+@EVERY
+@torch.no_grad()
+def test_eval_mode_is_deterministic_and_copies_are_whole(kind, name):
+    """The same image twice, and a deep copy, give the same bits; training the copy leaves the model alone."""
+    model, image = kind(config_of(name)).eval(), images(1)
+    wanted = answers(model(image))
+    assert same(wanted, answers(model(image)))
+    twin = copy.deepcopy(model)
+    assert same(wanted, answers(twin(image)))
+    for parameter in twin.parameters():
+        parameter.add_(1)
+    assert same(wanted, answers(model(image))) and not same(wanted, answers(twin(image)))
+
+
+@EVERY
+@torch.no_grad()
+def test_an_image_alone_is_as_in_a_batch(kind, name):
+    """In eval mode no image sees the others."""
+    model, batch = kind(config_of(name)).eval(), images(3, 64, 96)
+    together = answers(model(batch))
+    for place in range(3):
+        for whole, alone in zip(together, answers(model(batch[place : place + 1]))):
+            torch.testing.assert_close(alone[0], whole[place], atol=1e-5, rtol=1e-4)
+
+
+@EVERY
+@torch.no_grad()
+def test_hidden_states(kind, name):
+    """Asked for by argument or configuration: every stage's map as timm gives it, the tapped ones among them; all else is the same."""
+    model, image = kind(config_of(name)).eval(), images(1)
+    backbone, plain = backbone_of(model), model(image)
+    asked = model(image, output_hidden_states=True)
+    assert plain.hidden_states is None and same(answers(plain), answers(asked))
+    maps = backbone.timm_model.forward_intermediates(image, norm=True, output_fmt="NCHW", intermediates_only=True)
+    assert same(asked.hidden_states, maps) and len(maps) == len(backbone.stage_names)
+    assert [m.shape[1] for m in maps] == backbone.num_features == list(backbone.out_feature_channels.values())
+    tapped = backbone(image, output_hidden_states=True)
+    assert [[m is stage for stage in tapped.hidden_states].index(True) for m in tapped.feature_maps] == backbone.taps
+    model.config.output_hidden_states = True
+    assert same(model(image).hidden_states, maps) and model(image, output_hidden_states=False).hidden_states is None
+
+
+@EVERY
+@torch.no_grad()
+def test_tuples(kind, name):
+    """return_dict=False, by argument or configuration, gives the same values in the same order without names."""
+    model, image = kind(config_of(name)).eval(), images(2)
+    more = {"labels": torch.randint(3, (2, 64, 64))} if kind is MsclForSemanticSegmentation else {}
+
+    def flat(values):
+        return [tensor for value in values for tensor in (value if isinstance(value, tuple) else (value,))]
+
+    for options in (more, more | {"output_hidden_states": True}):
+        wanted = model(image, **options).to_tuple()
+        found = model(image, **options, return_dict=False)
+        assert type(found) is tuple and len(found) == len(wanted) and same(flat(found), flat(wanted))
+        model.config.return_dict = False
+        assert type(model(image, **options)) is tuple and same(flat(model(image, **options)), flat(wanted))
+        assert same(answers(model(image, **options, return_dict=True)), answers(model(image, return_dict=True)))
+        model.config.return_dict = True
+
+
+@EVERY
+def test_training_reaches_every_weight(kind, name):
+    """A loss in training mode, and a finite gradient for every parameter; retained, also for the maps that were tapped."""
+    model = kind(config_of(name)).train()
+    assert model.training and all(module.training for module in model.modules())
+    if kind is MsclForSemanticSegmentation:
+        loss = model(images(), labels=torch.randint(3, (2, 64, 64))).loss
+    else:
+        loss = sum((value * torch.randn_like(value)).sum() for value in answers(model(images())))
+    loss.backward()
+    assert loss.isfinite() and [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    model.eval()
+    out = backbone_of(model)(images(), output_hidden_states=True)
+    for tapped in out.feature_maps:
+        tapped.retain_grad()
+    sum(tapped.square().sum() for tapped in out.feature_maps).backward()
+    assert all(tapped.grad.abs().sum() > 0 for tapped in out.feature_maps) and not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("kind", "towers"), [(MsclBackbone, 1), (MsclForPreTraining, 2), (MsclForSemanticSegmentation, 1)])
+def test_activation_checkpointing_on_and_off(kind, towers):
+    """By transformers' present name for it: blocks run again in the backward pass while it is on, once when it is off again."""
+    model, calls = kind(config_of("test_vit", two_towers=towers == 2)).train(), []
+    for module in backbone_of(model).timm_model.modules():
+        if type(module).__name__ == "VisionTransformer":
+            module.blocks[0].attn.qkv.register_forward_pre_hook(lambda *_: calls.append(1))
+    switches = {"disable": towers, "enable": 2 * towers}
+    for switch in ("disable", "enable", "disable"):
+        counted = switches[switch]
+        getattr(model, f"activation_checkpointing_{switch}")()
+        calls.clear()
+        sum(value.square().sum() for value in answers(model(torch.rand(2, 3, 64, 64)))).backward()
+        assert len(calls) == counted and model.is_activation_checkpointing == (counted > towers)
+
+
+@torch.no_grad()
+def test_compiled_whole():
+    """torch.compile traces inference without a break, and the graph gives the same logits."""
+    model, image = MsclForSemanticSegmentation(config_of()).eval(), images(1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image).logits, model(image).logits)
+
+
+# -- labels and foreign weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A pre-training checkpoint, and one fine-tuned for three classes."""
+    MsclForPreTraining(config_of()).save_pretrained(tmp_path / "pretrained")
+    tuned = MsclForSemanticSegmentation(config_of(id2label={0: "sky", 1: "road", 2: "tree"}))
+    tuned.save_pretrained(tmp_path / "tuned")
+    return tmp_path
+
+
+def without(folder, *prefixes):
+    """Take weights out of a saved model."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if not key.startswith(prefixes)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("door", [MsclForSemanticSegmentation, AutoModelForSemanticSegmentation])
+def test_a_label_set_is_given_in_one_call(folders, door):
+    """A pre-training checkpoint takes id2label, or num_labels, alone; everything that follows from it follows, in the saved folder too."""
+    model = door.from_pretrained(folders / "pretrained", id2label={0: "cat", 1: "dog", 2: "cow", 3: "hen"})
+    model.save_pretrained(folders / "out")
+    for config in (model.config, MsclConfig.from_pretrained(folders / "out")):
+        assert config.num_labels == 4 and config.id2label[3] == "hen" and config.label2id == {"cat": 0, "dog": 1, "cow": 2, "hen": 3}
+    assert len(model.classifier.weight) == len(model.auxiliary_head[1].weight) == model(images(1)).logits.shape[1] == 4
+    config = door.from_pretrained(folders / "pretrained", num_labels=6).config
+    assert len(config.id2label) == len(config.label2id) == 6
+
+
+def test_another_label_set_for_a_fine_tuned_model(folders):
+    """Other names for as many classes keep the classifier; another number of them is refused, unless a new one is asked for."""
+    tuned = MsclForSemanticSegmentation.from_pretrained(folders / "tuned")
+    assert tuned.config.label2id == {"sky": 0, "road": 1, "tree": 2}
+    renamed = MsclForSemanticSegmentation.from_pretrained(folders / "tuned", id2label={0: "a", 1: "b", 2: "c"})
+    assert torch.equal(renamed.classifier.weight, tuned.classifier.weight) and renamed.config.label2id == {"a": 0, "b": 1, "c": 2}
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        MsclForSemanticSegmentation.from_pretrained(folders / "tuned", num_labels=5)
+    poison()
+    new, info = MsclForSemanticSegmentation.from_pretrained(
+        folders / "tuned", num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert {key.split(".")[0] for key, *_ in info["mismatched_keys"]} == {"classifier", "auxiliary_head"}
+    assert new.classifier.weight.shape[0] == 5 and 0.003 < new.classifier.weight.std() < 0.03 and (new.classifier.bias == 0).all()
+    assert torch.equal(new.decoder.fuse[0].weight, tuned.decoder.fuse[0].weight)
+
+
+@pytest.mark.parametrize(("part", "folder", "kind"), [
+    ("classifier.", "tuned", MsclForSemanticSegmentation),
+    ("classifier.bias", "tuned", MsclForSemanticSegmentation),
+    ("auxiliary_head.0.1.running_mean", "tuned", MsclForSemanticSegmentation),
+    ("local_head.layers.0.weight", "pretrained", MsclForPreTraining),
+])  # fmt: skip
+def test_a_head_that_should_be_there_is_not_made_up(folders, part, folder, kind):
+    """A fine-tuned model without its classifier, or any head with a hole, is damaged; it does not open with noise in that place."""
+    without(folders / folder, part)
+    with pytest.raises(ValueError, match=rf"lacks \d+ weights of {kind.__name__} \(first: {part[:10]}"):
+        kind.from_pretrained(folders / folder)
+
+
+def test_a_whole_head_may_be_absent(folders):
+    """Training aids that a checkpoint never had start anew: the auxiliary head, or one contrastive head of three."""
+    without(folders / "tuned", "auxiliary_head.")
+    assert MsclForSemanticSegmentation.from_pretrained(folders / "tuned").auxiliary_head is not None
+    without(folders / "pretrained", "local_head.")
+    assert MsclForPreTraining.from_pretrained(folders / "pretrained").local_head is not None
+
+
+@pytest.mark.parametrize("options", [{"decoder_channels": 24}, {"decoder": "fcn"}, {"num_channels": 1}, {"backbone": "resnet18"}], ids=str)
+def test_another_network_is_refused(folders, options):
+    """Weights of another decoder or backbone are never replaced by noise, not even with ignore_mismatched_sizes."""
+    for kind in (MsclForSemanticSegmentation, MsclForPreTraining):
+        with pytest.raises(ValueError, match=rf"lacks \d+ weights of {kind.__name__}.* another backbone or decoder"):
+            kind.from_pretrained(folders / "tuned", ignore_mismatched_sizes=True, **options)
+
+
+# -- a backbone for other people's decoders ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_features_by_name_and_by_index(name):
+    """Named, numbered from either end, or chosen after construction: the same maps; the configuration survives a round trip."""
+    names = config_of(name).stage_names
+    first, last = names[-2], names[-1]
+    image, found = images(1), []
+    for choice in ({"out_features": [first, last]}, {"out_indices": [-2, -1]}, {"out_indices": (len(names) - 2, len(names) - 1)}):
+        torch.manual_seed(0)
+        fields = config_of(name).to_dict() | {"out_features": None, "out_indices": None} | choice
+        backbone = AutoBackbone.from_config(MsclConfig.from_dict(MsclConfig.from_dict(fields).to_dict())).eval()
+        assert backbone.out_features == [first, last] and backbone.channels == [backbone.out_feature_channels[n] for n in (first, last)]
+        assert backbone.taps == [len(names) - 2, len(names) - 1]
+        found.append(backbone(image).feature_maps)
+    assert same(found[0], found[1]) and same(found[0], found[2]) and [m.shape[1] for m in found[0]] == backbone.channels
+    everything = backbone(image, output_hidden_states=True).hidden_states
+    for change in ({"out_features": [names[0], last]}, {"out_indices": [0, -1]}):
+        setattr(backbone, *next(iter(change.items())))
+        assert backbone.out_features == [names[0], last] and len(backbone.channels) == len(backbone.strides) == 2
+        maps = backbone.forward_with_filtered_kwargs(image, output_hidden_states=False, output_attentions=True).feature_maps
+        assert same(maps, [everything[0], everything[-1]])
+    backbone.out_features = None
+    assert backbone.out_features == [last] and same(backbone(image).feature_maps, everything[-1:])
+
+
+def test_stages_have_names_before_there_is_a_network():
+    """A built configuration names its stages; a hand-written one gets the names with the network, and its choice is checked then."""
+    assert config_of().out_features == ["layer3", "layer4"] and config_of().stage_names == ["act1", "layer1", "layer2", "layer3", "layer4"]
+    backbone = MsclBackbone(MsclConfig(backbone="test_resnet", out_features=["layer1", "layer4"]))
+    assert backbone.config.out_indices == [1, 4] and backbone.stage_names == config_of().stage_names
+
+
+@pytest.mark.parametrize(("choice", "message"), [
+    ({"out_features": ["layer9"]}, "subset of stage_names.*layer4"),
+    ({"out_indices": [1, 9]}, "valid indices for stage_names"),
+    ({"out_features": ["layer4", "layer3"]}, "same order as stage_names"),
+    ({"out_indices": [3, 3]}, "must not contain any duplicates"),
+    ({"out_features": ["layer3"], "out_indices": [4]}, "correspond to the same stages"),
+])  # fmt: skip
+def test_stages_that_do_not_exist(choice, message):
+    """Wrong names, indices, orders are refused, when the stages are known and, without them, when the network is built."""
+    for named in (True, False):
+        with pytest.raises(ValueError, match=message):
+            MsclBackbone(MsclConfig(backbone="test_resnet", stage_names=config_of().stage_names if named else None, **choice))
+    with pytest.raises(ValueError, match=message):
+        backbone = MsclBackbone(config_of())
+        backbone.config.set_output_features_output_indices(choice.get("out_features"), choice.get("out_indices"))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", DINOV3])
+def test_a_foreign_decoder_stands_on_it(name, tmp_path):
+    """UperNet takes the configuration as its backbone_config, trains through it, and comes back from its folder the same, poison or not."""
+    backbone = config_of(name, out_indices=[-4, -3, -2, -1] if name != DINOV3 else [0, 1])
+    pools = {"pool_scales": [1, 2], "hidden_size": 16, "use_auxiliary_head": False}
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, num_labels=3, **pools))
+    assert type(model.backbone) is MsclBackbone
+    alone = MsclBackbone(backbone).timm_model.state_dict()
+    spreads = [(key, value, alone[key]) for key, value in model.backbone.timm_model.state_dict().items() if value.dim() > 1]
+    assert all(float(own.std()) == pytest.approx(float(timms.std()), rel=0.5) for _, own, timms in spreads if own.numel() > 500)
+    model(images(), labels=torch.randint(3, (2, 64, 64))).loss.backward()
+    assert [key for key, p in model.backbone.named_parameters() if p.grad is None] == []
+    model.eval().save_pretrained(tmp_path)
+    poison()
+    loaded, image = UperNetForSemanticSegmentation.from_pretrained(tmp_path).eval(), images(1, 90, 70)
+    assert type(loaded.config.backbone_config) is MsclConfig and loaded.backbone.out_features == model.backbone.out_features
+    torch.testing.assert_close(loaded(image).logits, model(image).logits)
+
+
+def test_weights_of_a_checkpoint_reach_a_foreign_decoder(tmp_path):
+    """The backbone of a pre-trained folder, given to UperNet's: the weights are those of the folder."""
+    pretrained = MsclForPreTraining(config_of())
+    pretrained.save_pretrained(tmp_path)
+    backbone = AutoModel.from_pretrained(tmp_path)
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone.config, hidden_size=16, use_auxiliary_head=False))
+    model.backbone.load_state_dict(backbone.state_dict())
+    assert same(list(model.backbone.state_dict().values()), list(pretrained.backbone.state_dict().values()))
+
+
+# -- devices ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["cpu", "auto", {"": "cpu"}], ids=str)
+@torch.no_grad()
+def test_device_map(where, tmp_path):
+    """A device map, given or found, loads the same model."""
+    model, image = MsclForSemanticSegmentation(config_of("test_vit")).eval(), images(1)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, device_map=where).eval()
+    assert {p.device.type for p in loaded.parameters()} == {"cpu"} and same(answers(model(image)), answers(loaded(image)))
+
+
+@torch.no_grad()
+def test_a_decoder_may_lie_on_disk(tmp_path):
+    """Accelerate's hooks bring weights in when they are needed: the same logits with decoder and classifier left on disk."""
+    model, image = MsclForSemanticSegmentation(config_of("test_vit")).eval(), images(1)
+    model.save_pretrained(tmp_path)
+    places = {"backbone": "cpu", "decoder": "disk", "dropout": "cpu", "classifier": "disk", "auxiliary_head": "cpu"}
+    loaded = MsclForSemanticSegmentation.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload").eval()
+    assert {p.device.type for p in loaded.decoder.parameters()} == {"meta"} and same(answers(model(image)), answers(loaded(image)))
+
+
+@EVERY
+def test_devices_are_shared_out_along_seams(kind, name):
+    """However little fits on a device, no device map cuts through a backbone or a decoder: what they add up must lie together."""
+    model = kind(config_of(name, **({"two_towers": True} if name == "test_vit" else {})))
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    for share in (0.3, 0.6, 0.9):
+        memory = {0: int(share * total), 1: int(share * total), "cpu": 2 * total}
+        found = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=model._no_split_modules)
+        assert not [place for place in found if re.search(r"(^|\.)(timm_model|decoder)\.", place)]
+
+
+# -- pipelines and processors ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def complaints():
+    """What libraries log at WARNING or above, and transformers' load report among it."""
+    records, handler = [], logging.Handler(logging.WARNING)
+    handler.emit = lambda record: records.append(f"{record.name}: {record.getMessage()}")
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "timm", "huggingface_hub", "accelerate")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield records
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Folders as a run leaves them, of models that name their classes: images at the base size of 48 px, and at their own."""
+    root, names = tmp_path_factory.mktemp("published"), {0: "sky", 1: "road", 2: "tree"}
+    for folder, base_size in (("base", 48), ("native", 0)):
+        torch.manual_seed(1)
+        network = MsclForSemanticSegmentation(config_of(id2label=names, base_size=base_size, image_mean=[0.4] * 3))
+        torch.nn.init.normal_(network.classifier.weight)  # more than one class appears
+        (root / folder).mkdir()
+        publish(network, root / folder)
+    return root
+
+
+def pictures(*sizes):
+    return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w, 3), dtype=np.uint8)) for i, (w, h) in enumerate(sizes)]
+
+
+def test_a_pipeline_opens_a_published_folder_without_complaint(published):
+    """Images of different sizes in one call: masks of each image's own size, one a class, which share out its pixels; nothing is logged."""
+    batch = pictures((64, 48), (100, 70), (33, 90))
+    with complaints() as said:
+        pipe = pipeline("image-segmentation", model=str(published / "base"), device="cpu")
+        answer = pipe(batch)
+    assert said == [] and type(pipe.model) is MsclForSemanticSegmentation
+    assert len({segment["label"] for segments in answer for segment in segments}) > 1
+    for image, segments in zip(batch, answer):
+        assert {segment["mask"].size for segment in segments} == {image.size}
+        assert {segment["label"] for segment in segments} <= {"sky", "road", "tree"}
+        assert (sum(np.asarray(segment["mask"]).astype(int) for segment in segments) == 255).all()
+
+
+def test_complaints_would_be_heard(tmp_path):
+    """The check above can fail: a class that the pipeline does not know, and a new classifier, are logged."""
+    MsclForPreTraining(config_of()).save_pretrained(tmp_path)
+    with complaints() as said:
+        model = MsclForSemanticSegmentation.from_pretrained(tmp_path)
+        stranger = type("Stranger", (MsclForSemanticSegmentation,), {})
+        model.__class__ = stranger
+        pipeline("image-segmentation", model=model, image_processor=AutoImageProcessor.from_pretrained(publish_processor(tmp_path)))
+    assert any("Stranger' is not supported" in line for line in said) and any("classifier" in line for line in said)
+
+
+def publish_processor(folder):
+    publish(MsclForSemanticSegmentation(config_of()), folder)
+    return folder
+
+
+@pytest.mark.parametrize("folder", ["base", "native"])
+@torch.no_grad()
+def test_processor_of_a_published_folder(published, folder):
+    """AutoImageProcessor brings the short side to the base size, or leaves it, normalises as the configuration says, survives being
+    saved again, and turns logits into class ids at the size that is asked for."""
+    processor = AutoImageProcessor.from_pretrained(published / folder)
+    processor.save_pretrained(published / folder / "again")
+    again = AutoImageProcessor.from_pretrained(published / folder / "again")
+    assert type(again) is type(processor) and again.to_dict() == processor.to_dict()
+    model = AutoModelForSemanticSegmentation.from_pretrained(published / folder).eval()
+    config, image = model.config, pictures((100, 70))[0]
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == ((48, 68) if folder == "base" else (70, 100))
+    plain = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 - config.image_mean[0]) / torch.tensor(
+        config.image_std
+    ).view(3, 1, 1)
+    plain = F.interpolate(plain, size=pixels.shape[-2:], mode="bilinear", antialias=True)
+    torch.testing.assert_close(pixels, plain, atol=1e-5 if folder == "native" else 0.02, rtol=0)
+    out = model(pixels)
+    for target in ((70, 100), (31, 17)):
+        (found,) = processor.post_process_semantic_segmentation(out, target_sizes=[target])
+        assert torch.equal(found, F.interpolate(out.logits, size=target, mode="bilinear").argmax(1)[0])
