@@ -22,7 +22,7 @@ WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 EXPORTS = ("*.onnx", "*.onnx.data", "*.pt2")
 # What a model's repository holds. A run folder also has checkpoints/, run.json and results.json (paths of the machine): these stay at home.
 MODEL_FILES = (
-    "config.json", *WEIGHTS, *EXPORTS, "preprocessor_config.json", "README.md", "*.py", "*.png", "provenance.json",
+    "config.json", *WEIGHTS, *EXPORTS, "preprocessor_config.json", "README.md", "*.py", "*.png", "provenance.json", "model.json",
     "log.jsonl",
 )  # fmt: skip
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
-    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl",
-     "modeling_mscl", "half_width", "backbones"},
+    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "configuration_mscl", "decoders_mscl", "heads_mscl",
+     "towers_mscl", "modeling_mscl", "half_width", "backbones"},
     {"data", "methods", "figures"},
     {"checkpoint", "train", "evaluate", "probe", "health", "publish", "card", "export", "similarity", "demo"},
 )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from golden import fill, u
 
 from mscl_hf import train as training
+from mscl_hf.heads_mscl import unit
 from mscl_hf.losses import (
     MultiScaleLoss,
     cosine_to_target,
@@ -25,7 +26,6 @@ from mscl_hf.methods import METHODS, Scale, create_method
 from mscl_hf.methods.bank import MemoryBank
 from mscl_hf.methods.queue import Queue
 from mscl_hf.methods.teacher import Teacher, cosine_momentum
-from mscl_hf.heads_mscl import unit
 from mscl_hf.modeling_mscl import MsclForPreTraining
 
 IMAGES = 10
