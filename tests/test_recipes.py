@@ -28,7 +28,8 @@ from mscl_hf.methods import METHODS
 LOGGED = {"step", "loss", "loss_g", "loss_l", "loss_p", "floor_p", "excess_p", "grad_norm", "lr", "images_per_second", "data_wait"}
 SPACES = ("backbone", "global", "local", "pixel")
 HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
-HUB_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+CODE = {f"{name}_mscl.py" for name in ("configuration", "decoders", "heads", "modeling", "towers")}
+HUB_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "provenance.json"} | CODE
 RESULTS = {"mean_iou", "per_class_iou", "overall_accuracy", "split", "num_images", "seed", "config"}
 
 
@@ -453,7 +454,7 @@ def test_evaluation_beside_the_library_as_a_script(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "c" / "results.json").read_text())
     assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
-    assert "MsclForSemanticSegmentation.from_pretrained" in (tmp_path / "b" / "README.md").read_text()
+    assert 'pipeline("image-segmentation"' in (tmp_path / "b" / "README.md").read_text()
 
 
 # -- two stages ----------------------------------------------------------------------------------------------------------------
