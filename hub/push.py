@@ -5,12 +5,10 @@ mscl-push --what metric --push-to-hub ORG/mean_iou
 mscl-push --what space --push-to-hub ORG/mscl-demo
 """
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import mscl_hf
-from mscl_hf.card import NAME
 from mscl_hf.options import command, parse
 from mscl_hf.upload import HubOptions, model_files, push_or_exit
 
@@ -40,20 +38,12 @@ def main() -> None:
     if hub.license is not None:
         raise ValueError("--license belongs to the run that writes the card; edit README.md in the folder instead")
     if push.what == "model":
-        with tempfile.TemporaryDirectory() as scratch:
-            files = with_name(model_files(Path(push.folder)), hub.push_to_hub, Path(scratch))
-            push_or_exit(files, hub, ["--folder", push.folder])
+        files = model_files(Path(push.folder))
+        if "README.md" not in files:
+            print(f"{push.folder} has no README.md, so the model will have no card on the Hub; write one, then push again")
+        push_or_exit(files, hub, ["--folder", push.folder])
     else:
         push_or_exit(space_files(push.what), hub, ["--what", push.what], repo_type="space")
-
-
-def with_name(files: dict[str, Path], name: str, scratch: Path) -> dict[str, Path]:
-    """The same files, with the model's name on the Hub in its card; the card on the disk keeps the words that stand for it."""
-    card = files.get("README.md")
-    if card is None or NAME not in (text := card.read_text(encoding="utf-8")):
-        return files
-    (scratch / "README.md").write_text(text.replace(NAME, name), encoding="utf-8")
-    return files | {"README.md": scratch / "README.md"}
 
 
 def space_files(what: str) -> dict[str, Path]:

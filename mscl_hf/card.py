@@ -1,84 +1,66 @@
-"""Where a model comes from: provenance.json, which travels with the weights, and the model card that is written from it."""
+"""The model card: README.md of a model folder, written from its provenance and the template hub/model_card.md."""
 
-import json
-import platform
-import shlex
+import hashlib
+import html
+import re
 import shutil
-import sys
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .checkpoint import write_json
-from .data.loading import TrainingData
-from .data.training import DataOptions
-from .publish import commit, hub_folder
-from .train import TrainOptions
-from .upload import HubOptions
+from .provenance import FILE, MEASURED, SILENT, versions
+from .publish import hub_folder
+from .upload import UNNAMED
 
-FILE = "provenance.json"
+WRITTEN = ".card.sha256"  # of the card as it was written
 PICTURES = ("predictions.png", "training.png", "features.png")
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy")
-SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 LOSSES = {"g": "global", "l": "local", "p": "pixel"}
-NAME = "PATH_OR_HUB_NAME"  # stands in a card for a name that is not known yet
+MEASURES = dict(zip(MEASURED, ("mean IoU", "mean accuracy", "pixel accuracy")))
 
 
-def provenance(model: str) -> dict:
-    """What is known of a model, a folder or a Hub name: its stages and evaluations, oldest first; both empty for one of another origin."""
-    file = cached_file(model, FILE, **SILENT)
-    return {"stages": [], "evaluations": []} if file is None else json.loads(Path(file).read_text())
+def write_card(out: Path, network: PreTrainedModel, record: dict, say: Callable[[str], None] = print) -> None:
+    """provenance.json and README.md into the model's folder, whose pictures it shows.
 
-
-def stage_record(
-    stage: str, what: dict[str, Any], data: TrainingData, options: DataOptions, train: TrainOptions, config: PreTrainedConfig,
-    accelerator: Accelerator, start: str | None, trained: bool = True,
-) -> dict:  # fmt: skip
-    """One stage of training as its card tells it.
-
-    what: method and loss, by the words of the card. start: the model that it went on from, None for a new network.
-    trained: False for the controls, which leave the network as it starts.
+    record: as `provenance` returns it, with this run's title, stage or evaluation. A README.md that somebody has edited since it was
+    written stays as it is. In place of the model's name stands UNNAMED, which a push replaces.
     """
-    source = data.stream or data.labelled or data.unlabelled
-    batch = train.batch_size * train.gradient_accumulation_steps
-    passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
-    resized = f"images brought to {config.base_size} px on the short side" if config.base_size else "images at their own size"
-    height, width = config.image_size, config.image_width or config.image_size
-    facts = {
-        "data": f"{source.name}, {source.split}",
-        "images with labels": "a stream" if data.stream else len(data.labelled) if data.labelled else 0,
-        "images without labels": len(data.unlabelled) if data.unlabelled else 0,
-        "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
-        "crops": f"{height} x {width} px, {resized}",
-        "optimizer": f"{train.optimizer}, peak learning rate {train.lr:g}, {train.schedule}, weight decay {train.weight_decay:g}",
-        "precision": train.precision,
-        "seed": train.seed,
-        "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
-        "started from": "random weights" if start is None else public(start),
-    }
-    facts = facts if trained else {"budget": "no training", "seed": train.seed, "started from": facts["started from"]}
-    return {
-        "stage": stage,
-        "facts": what | facts,
-        "dataset": {"name": source.name, "hub": _hub_name(options)},
-        "classes": list(source.classes),
-        "base_model": None if start is None or Path(start).exists() else start,
-        "command": public_command(sys.argv, accelerator.num_processes),
-        "versions": versions(),
-    }
+    readme, written = out / "README.md", out / WRITTEN
+    if readme.is_file() and written.is_file() and written.read_text() != _digest(readme):
+        say(f"{readme} was edited by hand and stays as it is; remove it to have it written anew")
+    else:
+        readme.write_text(str(model_card(out, network, record)), encoding="utf-8")
+        written.write_text(_digest(readme))
+    write_json(out / FILE, record)
 
 
-def evaluation_record(results: dict) -> dict:
-    """Of what `evaluate_model` returns, that which belongs on a card."""
-    kept = ("dataset", "split", "num_images", "mean_iou", "mean_accuracy", "overall_accuracy", "per_class_iou", "per_class_accuracy",
-            "score_classes", "inference", "precision")  # fmt: skip
-    return {key: results[key] for key in kept}
+def model_card(out: Path, network: PreTrainedModel, record: dict) -> ModelCard:
+    """The card of a model in `out`."""
+    config, segments = network.config, hasattr(network, "classifier")
+    stages, evaluations, licence = record["stages"], record["evaluations"], record["license"]
+    title = record["title"] or config.backbone
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-segmentation" if segments else None,
+        tags=["mscl_hf", "timm", "semantic-segmentation" if segments else "self-supervised"],
+        license=licence,
+        datasets=sorted({stage["data_set"] for stage in stages} - {None}) or None,
+        base_model=next((stage["base_model"] for stage in reversed(stages) if stage["base_model"]), None),
+        model_name=title if evaluations else None,
+        eval_results=[result for found in evaluations for result in _eval_results(found)] or None,
+    )
+    classes = [config.id2label[i] for i in range(config.num_labels)] if segments else []
+    return ModelCard.from_template(
+        data, template_path=str(hub_folder() / "model_card.md"), title=cell(title), description=_description(classes), name=UNNAMED,
+        segments=segments, network=_network(config, network), stages=[_shown_stage(stage) for stage in stages],
+        evaluations=[_shown(found) for found in evaluations], pictures=[name for name in PICTURES if (out / name).is_file()],
+        versions=_listed((stages[-1] if stages else {"versions": versions()})["versions"]),
+        licence=_licence(licence), limits=_limits(config, classes, stages, evaluations),
+    )  # fmt: skip
 
 
 def method_facts(contrast: dict[str, Any]) -> dict[str, str]:
@@ -87,95 +69,39 @@ def method_facts(contrast: dict[str, Any]) -> dict[str, str]:
     terms = [(term, options.pop(f"lambda_{term}")) for term in options.pop("losses", "").split("+") if term]
     losses = {"losses": " + ".join(f"{weight:g} x {LOSSES[term]}" for term, weight in terms)} if terms else {}
     unused = [f"{kind}_{term}" for kind in ("lambda", "tau") for term in "glp" if terms and term not in dict(terms)]
-    return losses | {"options": in_words({name: value for name, value in options.items() if name not in unused}) or "-"}
+    return losses | {"options": in_words({name: value for name, value in options.items() if name not in unused})}
 
 
 def in_words(options: dict[str, Any]) -> str:
-    """Options as a card shows them, those that were given: "losses g+p, lambda_g 0.1"."""
+    """Options as a card shows them, those that were given: "queue 64, tau_p 0.1"."""
     given = {name: value for name, value in options.items() if value not in (None, [], "")}
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given.items())
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given.items()) or "-"
 
 
-def copy_pictures(model: str, out: Path) -> None:
-    """Those of a model's training, from its folder or the Hub, for the card of a copy that was measured anew."""
-    for name in ("training.png", "features.png"):
+def copy_beside(model: str, out: Path) -> None:
+    """What a model has beside its weights, from its folder or the Hub, for a copy that was measured anew."""
+    for name in ("training.png", "features.png", "preprocessor_config.json"):
         if file := cached_file(model, name, **SILENT):
             shutil.copyfile(file, out / name)
 
 
-def write_card(out: Path, network: PreTrainedModel, record: dict, title: str, hub: HubOptions) -> None:
-    """provenance.json and README.md into the model's folder, whose pictures it shows.
-
-    record: as `provenance` returns it, this run's stage or evaluation added. hub: the model's name there and its licence.
-    """
-    write_json(out / FILE, record)
-    (out / "README.md").write_text(str(model_card(out, network, record, title, hub.push_to_hub, hub.license)))
+def cell(value: Any) -> str:
+    """Text for a table or a line of Markdown: nothing in it is taken for markup."""
+    return re.sub(r"([\\|`*_\[\]])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
 
 
-def model_card(out: Path, network: PreTrainedModel, record: dict, title: str, name: str | None, licence: str | None) -> ModelCard:
-    """The card of a model in `out`, from the template hub/model_card.md."""
-    config, segments = network.config, hasattr(network, "classifier")
-    stages, evaluations = record["stages"], record["evaluations"]
-    last = stages[-1] if stages else {"versions": versions(), "classes": []}
-    sources = {stage["dataset"]["hub"] for stage in stages} - {None}
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-segmentation" if segments else "image-feature-extraction",
-        tags=["mscl_hf", "timm", "semantic-segmentation" if segments else "self-supervised"],
-        license=licence,
-        datasets=sorted(sources) or None,
-        base_model=next((stage["base_model"] for stage in reversed(stages) if stage["base_model"]), None),
-        model_name=title if evaluations else None,
-        eval_results=[result for found in evaluations for result in _eval_results(found)] or None,
-    )
-    classes = [config.id2label[i] for i in range(config.num_labels)] if segments else []
-    return ModelCard.from_template(
-        data, template_path=str(hub_folder() / "model_card.md"), title=title, description=_description(config, classes),
-        name=name or NAME, segments=segments, network=_network(config, network), stages=stages,
-        evaluations=[_shown(found) for found in evaluations], pictures=[p for p in PICTURES if (out / p).is_file()],
-        versions=", ".join(f"{package} {number}" for package, number in last["versions"].items()) + ".",
-        licence=_licence(licence), limits=_limits(config, classes, stages, evaluations),
-    )  # fmt: skip
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Of what computed: this package with its commit, Python, the libraries."""
-    import mscl_hf
-
-    own = f"{mscl_hf.__version__} ({commit()})" if commit() else mscl_hf.__version__
-    return {"mscl_hf": own, "Python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+def _listed(numbers: dict[str, str]) -> str:
+    return cell(", ".join(f"{package} {number}" for package, number in numbers.items())) + "."
 
 
-def public(text: str) -> str:
-    """A word of a command without the folders of the machine that it ran on."""
-    flag, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
-    if value.startswith(("/", "~", "../")):
-        value = Path(value).name
-    return f"{flag}{equals}{value}"
-
-
-def public_command(argv: list[str], processes: int = 1) -> str:
-    """How to run a recipe again: what stands in sys.argv, fit to be published."""
-    script = Path(argv[0])
-    launched = ["accelerate", "launch", *(["--num_processes", str(processes)] if processes > 1 else [])]
-    recipe = [*launched, f"recipes/{script.name}"] if script.suffix == ".py" else [script.name]
-    return shlex.join([*recipe, *map(public, argv[1:])])
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
-def _hub_name(options: DataOptions) -> str | None:
-    """The data set's name on the Hub, where it is from there."""
-    name = options.data_dir or ""
-    return name if options.dataset == "hf" and name.count("/") <= 1 and not Path(name).exists() else None
-
-
-def _description(config: PreTrainedConfig, classes: list[str]) -> str:
+def _description(classes: list[str]) -> str:
     if not classes:
         return "A backbone and a decoder, pre-trained by contrast, to be fine-tuned on masks. It has no classifier yet."
-    names = ", ".join(classes[:40]) + (", ..." if len(classes) > 40 else "")
+    names = ", ".join(map(cell, classes[:40])) + (", ..." if len(classes) > 40 else "")
     return f"A semantic segmentation network for {len(classes)} classes: {names}."
 
 
@@ -185,14 +111,18 @@ def _network(config: PreTrainedConfig, network: PreTrainedModel) -> dict[str, st
     return {"backbone": backbone, "decoder": f"{config.decoder}, {config.decoder_channels} channels", "weights": weights}
 
 
+def _shown_stage(stage: dict) -> dict:
+    facts = {cell(key): cell(value) for key, value in stage["facts"].items()}
+    return {"stage": cell(stage["stage"]), "facts": facts, "command": stage["command"].replace("`", "'").replace("\n", " ")}
+
+
 def _eval_results(found: dict) -> list[EvalResult]:
     """In the Hub's format, which the page of the model shows."""
-    names = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
-    kind = {"task_type": "image-segmentation", "task_name": "semantic segmentation", "dataset_type": found["dataset"]}
+    where = {"dataset_type": found["dataset"], "dataset_name": found["dataset"], "dataset_split": found["split"]}
     return [
-        EvalResult(**kind, dataset_name=found["dataset"], dataset_split=found["split"], metric_type=key, metric_name=name,
-                   metric_value=round(found[key], 4))  # fmt: skip
-        for key, name in names.items() if found[key] is not None
+        EvalResult(task_type="image-segmentation", task_name="semantic segmentation", metric_type=key, metric_name=name,
+                   metric_value=round(found[key], 4), **where)
+        for key, name in MEASURES.items() if found[key] is not None
     ]  # fmt: skip
 
 
@@ -208,29 +138,30 @@ def _shown(found: dict) -> dict:
     if found["score_classes"]:
         how.append(f"means over {', '.join(found['score_classes'])} only")
     rows = [
-        {"name": name, "iou": percent(iou), "accuracy": percent(found["per_class_accuracy"][name])}
+        {"name": cell(name), "iou": percent(iou), "accuracy": percent(found["per_class_accuracy"][name])}
         for name, iou in found["per_class_iou"].items()
     ]
-    means = {key: percent(found[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-    return found | means | {"how": ", ".join([*how, found["precision"].replace("no", "fp32")]), "classes": rows}
+    texts = {key: cell(found[key]) for key in ("dataset", "split", "num_images")}
+    how = cell(", ".join([*how, found["precision"].replace("no", "fp32")]))
+    return texts | {key: percent(found[key]) for key in MEASURES} | {"how": how, "classes": rows}
 
 
 def _licence(licence: str | None) -> str:
-    weights = f"Weights: {licence}." if licence else "Who published these weights has not stated a licence for them (`--license`)."
+    weights = f"Weights: {cell(licence)}." if licence else "Who published these weights has not stated a licence for them (`--license`)."
     return f"{weights} The code of the model: Apache-2.0. The terms of the training images apply beside both."
 
 
 def _limits(config: PreTrainedConfig, classes: list[str], stages: list[dict], evaluations: list[dict]) -> list[str]:
-    seen = dict.fromkeys(stage["facts"]["data"].replace(", ", " (") + ")" for stage in stages if "data" in stage["facts"])
+    seen = dict.fromkeys(cell(stage["facts"]["data"]).replace(", ", " (") + ")" for stage in stages if "data" in stage["facts"])
     data = " and ".join(seen) or ("no images" if stages else "images that are not known")
     limits = [f"Trained on {data} only; other cameras, places and classes were not seen."]
     if not classes:
-        return [*limits, "Not a segmenter before it is fine-tuned: the classifier of a loaded model is random."]
+        return [*limits, "Not a segmenter before it is fine-tuned: there is no classifier."]
     limits.append(f"Every pixel gets one of the {len(classes)} classes, whatever it shows; the scores are not calibrated.")
     if config.base_size:
         limits.append(f"Images are brought to {config.base_size} px on the short side; what is small there is missed.")
     if not evaluations:
         limits.append("Its accuracy was not measured.")
-    elif absent := [name for name, iou in evaluations[-1]["per_class_iou"].items() if iou is None]:
+    elif absent := [cell(name) for name, iou in evaluations[-1]["per_class_iou"].items() if iou is None]:
         limits.append(f"Not measured, since they do not occur in the last evaluation: {', '.join(absent)}.")
     return limits

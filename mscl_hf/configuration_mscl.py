@@ -139,6 +139,9 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
 
 def _with_label2id(fields: dict) -> dict:
     """The fields with a label2id that follows from id2label, where only that is given."""
-    if not fields.get("id2label") or fields.get("label2id"):
+    names = fields.get("id2label")
+    if not names:
         return fields
-    return fields | {"label2id": {name: int(index) for index, name in fields["id2label"].items()}}
+    if sorted(map(int, names)) != list(range(len(names))) or len(set(names.values())) < len(names):
+        raise ValueError(f"id2label is {str(names)[:100]}; give every class of 0, 1, 2, ... a name of its own")
+    return {"label2id": {name: int(index) for index, name in names.items()}} | {k: v for k, v in fields.items() if v is not None}

@@ -4,6 +4,8 @@ mscl-demo --model runs/finetune
 mscl-demo --model runs/finetune --compare runs/pretrain --examples DIR
 """
 
+from __future__ import annotations  # gradio's types are named below, and it may be absent
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,8 +24,8 @@ from .similarity import View, enlargement, heat_colours, open_checkpoint, read_i
 
 try:
     import gradio as gr
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("the demo needs gradio; pip install 'mscl_hf[demo]'") from error
+except ModuleNotFoundError:
+    gr = None
 
 MAX_SIDE = 1280  # px, of the image that is worked on
 SCENES, FILES = 6, 24  # examples: drawn ones, at most so many of a folder
@@ -89,7 +91,7 @@ class Visit:
     point: tuple[int, int] | None = None
     errors: tuple[str, ...] = ()
 
-    def looks_at(self, path: str | None, names: Sequence[str | None], models: Sequence[str], local: bool, max_side: int) -> "Visit":
+    def looks_at(self, path: str | None, names: Sequence[str | None], models: Sequence[str], local: bool, max_side: int) -> Visit:
         """The visit with this image and these checkpoints; a network runs only where it has not seen the image yet."""
         visit, errors, found, views = self, [], [], {}
         if path != self.path or self.image is None:
@@ -101,7 +103,7 @@ class Visit:
         for name in names:
             try:
                 name = checkpoint_name(name, models, local)
-                network = opened(name) if name else None
+                network = opened(name, None if local or name in models else False) if name else None
                 if network is not None and visit.image is not None:
                     views[name] = visit.views.get(name) or view_of(network, visit.image)
             except ValueError as error:
@@ -109,7 +111,7 @@ class Visit:
             found.append(name)
         return replace(visit, names=tuple(found), views=views, errors=tuple(dict.fromkeys(errors)))
 
-    def points_at(self, x: float | None, y: float | None) -> "Visit":
+    def points_at(self, x: float | None, y: float | None) -> Visit:
         """The visit with the point (x, y), moved into the image."""
         if self.image is None:
             return replace(self, errors=("the page has forgotten its image after an hour without a visit; give it again",))
@@ -268,8 +270,10 @@ def launch(page: gr.Blocks, **options) -> tuple:
 @command
 def main() -> None:
     (run,) = parse((DemoOptions,), __doc__.splitlines()[0])
+    if gr is None:
+        raise ValueError("the page needs gradio, which is not installed; pip install gradio")
     for name in (*run.model, *([run.compare] if run.compare else [])):
-        opened(name)
+        opened(name, None)
     launch(build(run.model, run.compare, run.examples, max_side=run.max_side), server_name=run.host, server_port=run.port)
 
 

@@ -4,13 +4,14 @@ Self-contained (torch, timm, transformers and its sibling files *_mscl), so that
 code and load where mscl_hf is not installed. Letters: B batch, C channels, h w feature grid, H W image, K classes, S blocks.
 """
 
+import re
 from dataclasses import dataclass
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
@@ -68,7 +69,10 @@ class MsclPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **options) -> None:
         for module in self.modules():
             if isinstance(module, MsclBackbone):
-                module.timm_model.set_grad_checkpointing(enable)
+                try:
+                    module.timm_model.set_grad_checkpointing(enable)
+                except (AssertionError, AttributeError) as error:
+                    raise ValueError(f"timm's {module.config.backbone} has no gradient checkpointing; leave it out") from error
                 module.gradient_checkpointing = enable
 
     @classmethod
@@ -81,6 +85,12 @@ class MsclPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        new_classifier = "classifier.weight" in info["missing_keys"] and model.config.id2label == PreTrainedConfig().id2label
+        if new_classifier and model.config.architectures not in (None, [cls.__name__]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is pre-trained and has no classifier; fine-tune it, or name the classes of a new one: "
+                'id2label={0: "road", 1: "car"}'
+            )
         if wrong := _absent_weights(model, info):
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks {len(wrong)} weights of {cls.__name__} (first: {wrong[0]}); "
@@ -116,6 +126,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
     has_attentions = False
 
     def __init__(self, config: MsclConfig):
+        _refuse_foreign_weights(config)
         if config.two_towers:
             timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
         else:
@@ -185,6 +196,14 @@ def _shared_weights(module: nn.Module, prefix: str) -> dict[str, str]:
     first: dict[int, str] = {}
     names = [(id(p), prefix + name) for name, p in module.named_parameters(remove_duplicate=False)]
     return {name: first[key] for key, name in names if first.setdefault(key, name) != name}
+
+
+def _refuse_foreign_weights(config: MsclConfig) -> None:
+    """A configuration, which may be a stranger's, must not make timm open files or fetch models."""
+    named = [key for key in config.backbone_kwargs if key == "checkpoint_path" or key.startswith("pretrained") or key == "cache_dir"]
+    if named or not re.fullmatch(r"[\w.]+", config.backbone):
+        what = f"backbone_kwargs {', '.join(named)}" if named else f"backbone {config.backbone!r}"
+        raise ValueError(f"the configuration has {what}; give a plain timm name and options of its architecture")
 
 
 def feature_levels(timm_model: nn.Module) -> list[dict]:
@@ -299,6 +318,8 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [rf"^{head}\." for head in ("auxiliary_head", "global_head", "local_head", "pixel_head")]
 
     def __init__(self, config: MsclConfig):
+        if config.num_labels < 2:
+            raise ValueError("the label set has 1 class, of which every pixel would be; give 2 or more, background among them")
         super().__init__(config)
         self.backbone = MsclBackbone(config)
         channels = self.backbone.channels

@@ -50,7 +50,7 @@ def _read_yaml(path: str, known: dict) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no configuration file {path}; give the path of a YAML file to --config")
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); write 'option: value' lines") from error
     if not isinstance(content, dict):

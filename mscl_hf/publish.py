@@ -4,11 +4,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, SegformerImageProcessor
+from transformers.utils import logging
 
 from .data.crops import central_crop, cut
 from .data.segmentation_data import SegmentationData
@@ -25,20 +27,48 @@ def open_model(kind: type, name: str, **options) -> Any:
         raise ValueError(f"there is no model folder {name}; give the output folder of a finished run, or a name on the Hub")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"the folder {name} holds no model (no config.json); give one in which a run has ended")
+    if issubclass(kind, PreTrainedModel):
+        options = {"dtype": torch.float32} | options  # whatever it was saved in
+    verbosity = logging.get_verbosity()
     try:
+        logging.set_verbosity_error()  # a head that is new is no news here
         return kind.from_pretrained(name, **options)
     except (OSError, SafetensorError) as error:
         first = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"cannot open a model at {name!r} ({first}); give a folder of a finished run, or a name on the Hub") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
-def publish(network: PreTrainedModel, out: Path) -> None:
-    """Write config.json, model.safetensors (float32), preprocessor_config.json, and the code that opens them, into `out`."""
+def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:
+    """Write config.json, model.safetensors (float32), preprocessor_config.json, and the code that opens them, into `out`.
+
+    size: height and width in px that the image processor brings every image to, see `typical_size`; None = the short side to the base
+    size, as evaluation does it.
+    """
     network.float().save_pretrained(out)
     config = network.config
-    # As evaluation does it: the short side to the base size, so that a pipeline sees what was measured.
     resize = {"size": {"shortest_edge": config.base_size}} if config.base_size else {"do_resize": False}
+    if size is not None:
+        resize = {"size": {"height": size[0], "width": size[1]}}
     SegformerImageProcessor(**resize, image_mean=config.image_mean, image_std=config.image_std).save_pretrained(out)
+
+
+def typical_size(data: SegmentationData | None, base_size: int | None, count: int = 32) -> tuple[int, int] | None:
+    """Height and width in px that an image processor can bring all images to, so that any of them make a batch; None without data.
+
+    The median over `count` images, spread over the data, of what evaluation gives the network: exactly that where all images have one
+    shape. base_size: of the short side; 0 or None = as it is.
+    """
+    if data is None:
+        return None
+    shapes = []
+    for index in range(0, len(data), max(1, len(data) // count)):
+        height, width = data.read(index).image.shape[:2]
+        scale = base_size / min(height, width) if base_size else 1
+        shapes.append((height * scale, width * scale))
+    heights, widths = zip(*shapes)
+    return max(1, round(median(heights))), max(1, round(median(widths)))
 
 
 def hub_folder() -> Path:

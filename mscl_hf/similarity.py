@@ -78,13 +78,14 @@ def read_image(path: str, max_side: int) -> tuple[np.ndarray, str | None]:
     return reduced, f"{name} has {width} x {height} pixels; it is worked on at {size[0]} x {size[1]}"
 
 
-def open_checkpoint(name: str) -> Network:
+def open_checkpoint(name: str, token: bool | None = None) -> Network:
     """The network in a folder or under a Hub name, ready to predict; ValueError in one sentence when there is none that can be shown.
 
-    Only configuration and safetensors are read: no code of a checkpoint is run, no pickle opened.
+    Only configuration and safetensors are read: no code of a checkpoint is run, no pickle opened. token: False = as a stranger, who sees
+    public models only; None = with the token of this machine, if it has one.
     """
     try:
-        config = open_model(MsclConfig, name)
+        config = open_model(MsclConfig, name, token=token)
         made = (config.architectures or ["nothing known"])[0]
         if made not in KINDS:
             raise ValueError(f"{name} holds {made}; give a checkpoint of mscl_hf that holds {' or '.join(KINDS)}")
@@ -93,7 +94,7 @@ def open_checkpoint(name: str) -> Network:
                 f"{name} takes {config.num_channels} channels and knows {config.num_labels} classes; "
                 f"give one for colour images with at most {MAX_CLASSES} classes"
             )
-        network, loaded = open_model(KINDS[made], name, output_loading_info=True, use_safetensors=True, dtype=torch.float32)
+        network, loaded = open_model(KINDS[made], name, output_loading_info=True, use_safetensors=True, token=token)
     except ValueError:
         raise
     except Exception as error:  # a stranger's configuration can fail anywhere in timm

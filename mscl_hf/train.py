@@ -208,10 +208,7 @@ def _prepare(method: Method, data: TrainingData, options: TrainOptions, accelera
     if options.channels_last:
         method.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
-        try:
-            method.network.gradient_checkpointing_enable()
-        except AssertionError as error:  # timm's way of saying so
-            raise ValueError(f"timm's {method.network.config.backbone} has no gradient checkpointing; leave it out") from error
+        method.network.activation_checkpointing_enable()
     method.to(accelerator.device)
     freeze_unreached(method, next(data.batches(0, 1, rank, world, device=accelerator.device)), accelerator)
     if accelerator.device.type == "cuda" and world > 1:

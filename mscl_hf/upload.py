@@ -19,13 +19,15 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, parse_rateli
 
 PUSH_FAILED = 76  # exit status of a run that ended well, but whose push did not
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
+UNNAMED = "PATH_OR_HUB_NAME"  # stands in a model card for the name that the model gets by a push
 EXPORTS = ("*.onnx", "*.onnx.data", "*.pt2")
 # What a model's repository holds. A run folder also has checkpoints/, run.json and results.json (paths of the machine): these stay at home.
 MODEL_FILES = (
-    "config.json", *WEIGHTS, *EXPORTS, "preprocessor_config.json", "README.md", "*.py", "*.png", "provenance.json", "model.json",
-    "log.jsonl",
+    "config.json", *WEIGHTS, *EXPORTS, "preprocessor_config.json", "README.md", "*_mscl.py", "load.py", "predictions.png",
+    "training.png", "features.png", "provenance.json", "model.json", "log.jsonl",
 )  # fmt: skip
 
+_BRANCH = r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))\w[\w./-]*"  # git's rules for a name, without its rarer characters
 _WAITS = (1, 2, 4)  # seconds before the first, second, third repetition
 _LONGEST_WAIT = 300  # seconds; the Hub counts requests in windows of five minutes
 _NO_TOKEN = "there is no Hugging Face token here; log in with `hf auth login`, or set HF_TOKEN"
@@ -61,8 +63,8 @@ class HubOptions:
         except HFValidationError as error:
             wrong = f": {error}"
         if wrong:
-            raise ValueError(_clean(f"--push-to-hub wants ORG/NAME, a user or organization and a repository, got{wrong}"))
-        if self.revision is not None and not re.fullmatch(r"\w[\w./-]*", self.revision):
+            raise ValueError(without_secrets(f"--push-to-hub wants ORG/NAME, a user or organization and a repository, got{wrong}"))
+        if self.revision is not None and not re.fullmatch(_BRANCH, self.revision):
             raise ValueError(f"--revision is {self.revision!r}; give the name of a branch, such as main or v2")
 
 
@@ -82,7 +84,7 @@ def check_can_push(options: HubOptions, say: Callable[[str], None] = print, api:
         if options.license is not None:
             _check_license(api, options.license)
     except Exception as error:
-        reason = _clean(f"cannot push to {options.push_to_hub}: {_reason(error)}", token)
+        reason = without_secrets(f"cannot push to {options.push_to_hub}: {_reason(error)}", token)
         if not _is_transient(error):
             raise ValueError(reason) from None
         say(f"warning: {reason}; the run goes on, and pushes at its end")
@@ -133,8 +135,8 @@ def push_files(
 ) -> str:  # fmt: skip
     """All files in one commit; its URL. No new commit where the repository already has them. Raises PushError.
 
-    files: {path in the repository: file}. Weights of an earlier push that these do not replace go: an old model.safetensors would win
-    over new shards.
+    files: {path in the repository: file}. Weights of an earlier push that these do not replace go, since an old model.safetensors would
+    win over new shards, and so does source of a Space that there is no more.
     """
     api = api or HfApi()
     token = _token(api, PushError)
@@ -142,17 +144,24 @@ def push_files(
     def push():
         _open_repository(api, repo_id, repo_type, private, revision)
         there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
-        stale = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in WEIGHTS)]
+        replaced = WEIGHTS if repo_type == "model" else ("mscl_hf/*",)
+        stale = [name for name in there if name not in files and any(fnmatch(name, pattern) for pattern in replaced)]
         # Made anew for each attempt: if only the answer to a commit was lost, they see that nothing is left to commit.
-        operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        operations += [CommitOperationDelete(name) for name in stale if repo_type == "model"]
+        operations = [CommitOperationAdd(name, _content(name, path, repo_id)) for name, path in files.items()]
+        operations += [CommitOperationDelete(name) for name in stale]
         # Not upload_folder, which makes several commits of a folder when it uses xet.
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision).commit_url
 
     try:
-        return _repeat(push, lambda text: say(_clean(text, token)))
+        return _repeat(push, lambda text: say(without_secrets(text, token)))
     except Exception as error:  # whatever a push dies of, the training before it is done and worth a sentence instead of a traceback
-        raise PushError(_clean(_reason(error), token)) from None  # the original text may quote the token
+        raise PushError(without_secrets(_reason(error), token)) from None  # the original text may quote the token
+
+
+def _content(name: str, path: Path, repo_id: str) -> str | bytes:
+    """What is committed as `name`: the file, or a model card with the model's name filled in."""
+    text = path.read_text(encoding="utf-8") if name == "README.md" else ""
+    return text.replace(UNNAMED, repo_id).encode() if UNNAMED in text else str(path)
 
 
 def _token(api: HfApi, kind: type[Exception]) -> str:
@@ -243,7 +252,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _clean(text: str, token: str | None = None) -> str:
+def without_secrets(text: str, token: str | None = None) -> str:
     """One line, without the token, anything that looks like one, and the signatures in addresses."""
     text = " ".join(text.split())
     if token:

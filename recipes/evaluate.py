@@ -7,13 +7,14 @@ accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir D
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mscl_hf import checkpoint
-from mscl_hf.card import copy_pictures, evaluation_record, provenance, write_card
+from mscl_hf import MsclConfig, checkpoint
+from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
+from mscl_hf.provenance import provenance, with_evaluation
 from mscl_hf.publish import commit, open_model, publish
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -45,10 +46,10 @@ def main() -> None:
     accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
     checkpoint.open_run(out, flat(*options), False, accelerator)
+    if open_model(MsclConfig, run.model).architectures == ["MsclForPreTraining"]:
+        raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     network = open_model(MsclForSemanticSegmentation, run.model)
     config = network.config
-    if config.architectures == ["MsclForPreTraining"]:
-        raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
     data = usable(open_whole_split(data_options, run.split, classes), data_options, accelerator.print)
     if accelerator.is_main_process:
@@ -64,11 +65,10 @@ def main() -> None:
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
         print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")
         if hub.push_to_hub:  # the model goes out with what was measured
-            record = provenance(run.model)
-            record["evaluations"].append(evaluation_record(results))
+            record = with_evaluation(provenance(run.model), results, data_options)
             publish(network, out)
-            copy_pictures(run.model, out)
-            write_card(out, network, record, f"{config.backbone}, measured on {data.name}", hub)
+            copy_beside(run.model, out)
+            write_card(out, network, record | {"license": hub.license or record["license"]})
     accelerator.end_training()
     if accelerator.is_main_process:
         push_result(out, hub)

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, checkpoint
-from mscl_hf.card import evaluation_record, in_words, provenance, stage_record, write_card
+from mscl_hf.card import in_words, write_card
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
 from mscl_hf.data.views import TrainView
 from mscl_hf.evaluate import evaluate_model
@@ -20,7 +20,8 @@ from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.probe import start_classifier
-from mscl_hf.publish import commit, draw_training, open_model, publish
+from mscl_hf.provenance import data_name, provenance, stage_record, with_evaluation
+from mscl_hf.publish import commit, draw_training, open_model, publish, typical_size
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -107,7 +108,7 @@ def main() -> None:
         image_width=image_width,
         base_size=base_size,
     )
-    config = network.config
+    config, history = network.config, provenance(run.model, accelerator.print)["stages"]
     if accelerator.is_main_process:
         check_can_push(hub)
 
@@ -125,17 +126,17 @@ def main() -> None:
             seed=train.seed, config=flat(*options), pictures_dir=out,
         )  # fmt: skip
     if accelerator.is_main_process:
-        title = f"{config.backbone}, fine-tuned on {data_options.dataset}"
-        record = provenance(run.model) | {"evaluations": []}  # those of the weights before
+        title = f"{config.backbone}, fine-tuned on {data_name(data_options)}"
+        publish(method.network, out, typical_size(data.labelled or held_out, config.base_size))
+        draw_training(out, title)
+        what = {"loss": loss.loss, "options": in_words(asdict(loss) | {"loss": None, "auxiliary_loss_weight": run.auxiliary_loss_weight})}
+        stage = stage_record("Fine-tuning", what, data, options, config, accelerator, run.model)
+        record = {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []}
         if held_out is not None:
             checkpoint.write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
-            record["evaluations"].append(evaluation_record(results))
+            record = with_evaluation(record, results, data_options)
             print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
-        publish(method.network, out)
-        draw_training(out, title)
-        what = {"loss": in_words(asdict(loss)), "auxiliary head": f"weight {run.auxiliary_loss_weight:g}"}
-        record["stages"].append(stage_record("Fine-tuning", what, data, data_options, train, config, accelerator, run.model))
-        write_card(out, method.network, record, title, hub)
+        write_card(out, method.network, record)
         print(f"fine-tuned model: {out}")
     accelerator.end_training()
     if accelerator.is_main_process:

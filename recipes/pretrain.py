@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, checkpoint
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
-from mscl_hf.card import method_facts, provenance, stage_record, write_card
+from mscl_hf.card import method_facts, write_card
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.health import HealthCheck
@@ -21,7 +21,8 @@ from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
-from mscl_hf.publish import draw_features, draw_training, open_model, publish
+from mscl_hf.provenance import provenance, stage_record
+from mscl_hf.publish import draw_features, draw_training, open_model, publish, typical_size
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -69,6 +70,7 @@ def main() -> None:
     checkpoint.open_run(out, flat(*options), train.resume, accelerator)
     network = start_network(run, net, config)
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
+    history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []
     if accelerator.is_main_process:
         check_can_push(hub)
     if kind.trains:
@@ -78,15 +80,14 @@ def main() -> None:
 
     if accelerator.is_main_process:
         title = f"{config.backbone}, {method.title} on {data.dataset}"
-        publish(method.network, out)
+        publish(method.network, out, typical_size(images, config.base_size))
         draw_training(out, title)
         if images:
             draw_features(method, images, out)
-        start = run.start_from or timm_weights(run, net)
-        record = provenance(run.start_from) if run.start_from else {"stages": []}
         what = {"method": f"{method.title} ({method.paper})"} | method_facts(method.network.config.contrast)
-        record["stages"].append(stage_record("Pre-training", what, trained_on, data, train, config, accelerator, start, kind.trains))
-        write_card(out, method.network, record | {"evaluations": []}, title, hub)
+        start = run.start_from or timm_weights(run, net)
+        stage = stage_record("Pre-training", what, trained_on, options, config, accelerator, start, kind.trains)
+        write_card(out, method.network, {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []})
         print(f"pre-trained model: {out}")
     accelerator.end_training()
     if accelerator.is_main_process:

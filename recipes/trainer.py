@@ -9,6 +9,7 @@ Trainer's own flags are flags here too (--help). recipes/finetune.py does more: 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from mscl_hf import MsclConfig
 from mscl_hf.data import Sample, SegmentationData
@@ -83,13 +85,16 @@ def main() -> None:
     run, arguments, options = parse((ModelOptions, Arguments, DataOptions), __doc__.splitlines()[0])
     if options.streaming or arguments.max_steps < 1:
         raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
+    there = Path(arguments.output_dir).is_dir() and get_last_checkpoint(arguments.output_dir) is not None
+    if run.resume != there:
+        raise ValueError(f"{arguments.output_dir} holds {'a' if there else 'no'} checkpoint; {'add' if there else 'leave out'} --resume")
     set_seed(arguments.seed)
     config, processor = open_model(MsclConfig, run.model), open_model(AutoImageProcessor, run.model)
     view = TrainView(config.image_size, config.base_size, image_width=config.image_width)
     data, _ = labelled_part(options, view, print)
     held_out = open_held_out(options, classes=data.classes)
     # One call: backbone and decoder come over, a classifier for these classes is new.
-    labels = {"id2label": dict(enumerate(data.classes)), "ignore_mismatched_sizes": True}
+    labels = {"id2label": dict(enumerate(data.classes)), "ignore_mismatched_sizes": True, "dtype": torch.float32}
     model, metric = open_model(AutoModelForSemanticSegmentation, run.model, **labels), MeanIoU(len(data.classes))
 
     def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:

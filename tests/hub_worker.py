@@ -49,8 +49,9 @@ def main(hub, facts: dict) -> None:
     from PIL import Image
     from transformers import AutoBackbone, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
 
-    from mscl_hf import MsclForSemanticSegmentation
+    from mscl_hf import MsclBackbone, MsclForSemanticSegmentation
     from mscl_hf.backbones import build_config
+    from mscl_hf.export import export
     from mscl_hf.upload import HubOptions, push_result
 
     api = HfApi()
@@ -142,8 +143,8 @@ def main(hub, facts: dict) -> None:
 
     # timm
     torch.manual_seed(2)
-    model = timm.create_model("test_resnet", num_classes=3).eval()
-    timm.models.save_for_hf(model, FOLDER / "timm", safe_serialization=True)
+    export(str(FOLDER / "run"), "timm", FOLDER / "timm")
+    model = MsclBackbone.from_pretrained(FOLDER / "run").timm_model.eval()
     mscl_push("--folder", str(FOLDER / "timm"), "--push-to-hub", "org/timm")
     loaded = timm.create_model("hf-hub:org/timm", pretrained=True).eval()
     with torch.no_grad():

@@ -2,16 +2,23 @@
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from harness import SHORT, TINY, load_recipe, run
 from hub_metadata import card_problems
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import pipeline
 
 from mscl_hf import MsclForSemanticSegmentation
-from mscl_hf.card import NAME, in_words, method_facts, model_card, provenance, public, public_command
+from mscl_hf.card import cell, in_words, method_facts, model_card
 from mscl_hf.data.synthetic import CLASSES
+from mscl_hf.options import parse
+from mscl_hf.provenance import command_line, provenance, public, with_evaluation
+from mscl_hf.publish import typical_size
+from mscl_hf.upload import UNNAMED
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def section(card: str, title: str) -> str:
 
 def rows(text: str) -> dict[str, list[str]]:
     """{first cell: the others} of the tables in a text."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    cells = [[part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return {first: rest for first, *rest in cells}
 
 
@@ -42,7 +49,7 @@ def test_metadata_is_valid_and_complete(chain, stage):
     assert card_problems(text) == ([], [])
     data = ModelCard(text).data
     assert data.library_name == "transformers" and {"mscl_hf", "timm"} <= set(data.tags)
-    wanted = {"pretrained": ("image-feature-extraction", None), "tuned": ("image-segmentation", "cc-by-4.0")}[stage]
+    wanted = {"pretrained": (None, None), "tuned": ("image-segmentation", "cc-by-4.0")}[stage]
     assert (data.pipeline_tag, data.license) == wanted
 
 
@@ -65,14 +72,14 @@ def test_it_says_how_the_model_was_made(chain):
     """Both stages: method, losses and weights, data and labels, budget, versions; what was not trained with is not listed."""
     text = (chain / "tuned" / "README.md").read_text()
     before, after = (rows(section(text, stage)) for stage in ("Pre-training", "Fine-tuning"))
-    assert before["losses"] == ["1 x global + 0.5 x pixel"] and "tau_p 0.2" in before["options"][0]
-    assert "lambda_l" not in before["options"][0] and "tau_l" not in before["options"][0]
+    assert before["losses"] == ["1 x global + 0.5 x pixel"] and r"tau\_p 0.2" in before["options"][0]
+    assert r"lambda\_l" not in before["options"][0] and r"tau\_l" not in before["options"][0]
     count = SHORT[SHORT.index("--train-count") + 1]
     assert before["images with labels"] == after["images with labels"] == [str(count)]
     assert before["started from"] == ["random weights"] and after["started from"] == ["pretrained"]
-    assert after["loss"] == ["loss ohem"] and after["budget"][0].startswith("1 steps of")
+    assert after["loss"] == ["ohem"] and after["budget"][0].startswith("1 steps of")
     for package in ("mscl_hf", "Python", "torch", "timm", "transformers"):
-        assert re.search(rf"{package} \d", section(text, "Versions"))
+        assert re.search(rf"{re.escape(cell(package))} \d", section(text, "Versions"))
     assert "cc-by-4.0" in section(text, "Licence and limits") and "has not stated" not in text
     assert "has not stated a licence" in (chain / "pretrained" / "README.md").read_text()
 
@@ -82,13 +89,44 @@ def test_nothing_of_the_machine_gets_out(chain):
     for file in ("README.md", "provenance.json"):
         text = (chain / "tuned" / file).read_text()
         assert str(chain) not in text and chain.parent.name not in text
-    assert "--model pretrained --output-dir tuned --max-steps 1 --loss ohem" in (chain / "tuned" / "README.md").read_text()
-    argv = ["/home/me/mscl/recipes/pretrain.py", "--data-dir", "/data/secret/CamVid", "--mask-dir=~/masks", "--losses", "g+l"]
-    assert public_command(argv, 2) == (
-        "accelerate launch --num_processes 2 recipes/pretrain.py --data-dir CamVid --mask-dir=masks --losses g+l"
-    )
-    assert public_command(["/opt/bin/mscl-finetune", "--model", "org/name"]) == "mscl-finetune --model org/name"
-    assert public("../up/there") == "there" and public("runs/here") == "runs/here"
+    assert "recipes/finetune.py --model pretrained --loss ohem" in (chain / "tuned" / "README.md").read_text()
+
+
+HIDDEN = {
+    "/data/secret/CamVid": "CamVid", "~/masks": "masks", "../up/there": "there", "runs/../../home/me": "me", "./x/../../home/me/d": "d",
+    r"C:\Users\me\data": "data", "file:///home/me/d": "d", "a,/home/me/b": "a,b", "/": "DIR",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", HIDDEN)
+def test_folders_of_the_machine_become_names(path):
+    """Whatever way a place outside the working folder is written, its last name is all that is published."""
+    assert public(path) == HIDDEN[path]
+
+
+def test_what_is_no_place_of_the_machine_stays():
+    """Hub names, folders below the working one and values are published as they are; tokens are not."""
+    for text in ("runs/here", "org/name", "g+l", "0.1", "a,b", "resnet18.a1_in1k"):
+        assert public(text) == text
+    assert "abcdefghijklmnop" not in public("hf_abcdefghijklmnop")
+
+
+def test_command_repeats_the_run(tmp_path, monkeypatch):
+    """Read again, the command gives the same options, whether they stood in flags or in a file; but for where to and how to go on."""
+    (tmp_path / "my.yaml").write_text("losses: g+p\nmax-steps: 7\nexclude-classes: [1, 2]\npixel-bn: false\ngradient-checkpointing: true\n")
+    monkeypatch.setattr("sys.argv", ["/home/me/recipes/pretrain.py"])
+    kinds = load_recipe("pretrain").KINDS
+    given = ["--config", str(tmp_path / "my.yaml"), "--tau-p", "0.3", "--resume", "--push-to-hub", "org/name", "--output-dir", "runs/x"]
+    options = parse(kinds, "", given)
+    words = command_line(options).split()
+    assert words[:3] == ["accelerate", "launch", "recipes/pretrain.py"] and not {"--resume", "--config", "--push-to-hub"} & set(words)
+    again, wanted = (json.loads(json.dumps([vars(o) for o in found])) for found in (parse(kinds, "", words[3:]), options))
+    for rows_of in (again, wanted):
+        for name in ("output_dir", "resume", "push_to_hub"):
+            [row.pop(name, None) for row in rows_of]
+    assert again == wanted
+    assert command_line(options, 2).startswith("torchrun --nproc_per_node 2 recipes/")
+    assert command_line(options, 2, gpu=True).startswith("accelerate launch --num_processes 2 recipes/")
 
 
 def test_its_first_example_runs(chain, tmp_path, monkeypatch, capsys):
@@ -97,8 +135,8 @@ def test_its_first_example_runs(chain, tmp_path, monkeypatch, capsys):
     text = (chain / "tuned" / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
     example = re.search(r"```python\n(.*?)```", text, re.S).group(1)
-    assert NAME in example
-    exec(example.replace(NAME, str(chain / "tuned")), {})
+    assert UNNAMED in example
+    exec(example.replace(UNNAMED, str(chain / "tuned")), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.split()[0] in CLASSES and line.endswith("(90, 70)") for line in lines)
 
@@ -111,7 +149,7 @@ def test_pictures_that_are_there(chain):
 
 
 def test_evaluation_on_another_split_goes_into_the_card_that_is_pushed(chain, tmp_path, monkeypatch):
-    """With --push-to-hub the model is published again, with both evaluations and the same weights; without it, only results are written."""
+    """With --push-to-hub the model is published again, with both evaluations, the same weights and terms; without it, only results are."""
     pushed = []
     module = load_recipe("evaluate")
     monkeypatch.setattr(module, "check_can_push", lambda hub: None)
@@ -121,19 +159,89 @@ def test_evaluation_on_another_split_goes_into_the_card_that_is_pushed(chain, tm
     run("evaluate", "--model", chain / "tuned", "--output-dir", tmp_path / "out", "--pictures", 1, "--push-to-hub", "org/name")
     assert [name for _, name in pushed] == [None, "org/name"] and pushed[1][0] == tmp_path / "out"
     text = (tmp_path / "out" / "README.md").read_text()
-    assert card_problems(text) == ([], []) and NAME not in text and 'model="org/name"' in text
+    assert card_problems(text) == ([], [])
     assert [found["split"] for found in provenance(str(tmp_path / "out"))["evaluations"]] == ["val", "test"]
-    assert {result.dataset_split for result in ModelCard(text).data.eval_results} == {"val", "test"}
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (chain / "tuned" / "model.safetensors").read_bytes()
-    assert (tmp_path / "out" / "training.png").read_bytes() == (chain / "tuned" / "training.png").read_bytes()
+    data = ModelCard(text).data
+    assert {result.dataset_split for result in data.eval_results} == {"val", "test"} and data.license == "cc-by-4.0"
+    for name in ("model.safetensors", "training.png", "preprocessor_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (chain / "tuned" / name).read_bytes()
+
+
+def test_one_evaluation_a_split(chain):
+    """A second evaluation on a split takes the place of the first: a model has one figure there."""
+    record = provenance(str(chain / "tuned"))
+    (options,) = [o for o in parse(load_recipe("evaluate").KINDS, "", []) if hasattr(o, "data_dir")]
+    results = json.loads((chain / "tuned" / "results.json").read_text())
+    again = with_evaluation(record, results | {"mean_iou": 0.125}, options)
+    assert [found["mean_iou"] for found in again["evaluations"]] == [0.125] and record["evaluations"][0]["mean_iou"] != 0.125
+    assert len(with_evaluation(record, results | {"split": "test"}, options)["evaluations"]) == 2
 
 
 def test_new_weights_drop_old_figures(chain, tmp_path):
-    """Fine-tuned again, a model keeps the history of its stages and none of the figures of the weights before."""
+    """Fine-tuned again, a model keeps the history of its stages and none of the figures, nor of the terms, of the weights before."""
     run("finetune", "--model", chain / "tuned", "--output-dir", tmp_path, "--max-steps", 1, "--val-split", "none", *SHORT)
     found = provenance(str(tmp_path))
-    assert [stage["stage"] for stage in found["stages"]] == ["Pre-training", "Fine-tuning", "Fine-tuning"] and not found["evaluations"]
+    assert [stage["stage"] for stage in found["stages"]] == ["Pre-training", "Fine-tuning", "Fine-tuning"]
+    assert not found["evaluations"] and found["license"] is None
     assert "Its accuracy was not measured." in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_edited_by_hand_stays(chain, tmp_path, capsys):
+    """Resuming a finished run writes its card anew, unless somebody has edited it."""
+    flags = ("finetune", "--model", chain / "pretrained", "--output-dir", tmp_path, "--max-steps", 1, "--val-split", "none", *SHORT)
+    run(*flags)
+    written = (tmp_path / "README.md").read_text()
+    run(*flags, "--resume", "--license", "mit")
+    assert "edited by hand" not in capsys.readouterr().out and "license: mit" in (tmp_path / "README.md").read_text() != written
+    (tmp_path / "README.md").write_text("# Mine, é\n", encoding="utf-8")
+    run(*flags, "--resume")
+    assert "edited by hand" in capsys.readouterr().out and (tmp_path / "README.md").read_text(encoding="utf-8") == "# Mine, é\n"
+
+
+BROKEN = {
+    "empty": "", "no JSON": "no", "a list": "[]", "nothing in it": "{}", "half a stage": '{"stages": [{"stage": "x"}], "evaluations": []}',
+    "half an evaluation": '{"stages": [], "evaluations": [{"dataset": "x"}]}',
+    "a number for a name": '{"stages": [{"stage": 3}], "evaluations": []}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_strangers_record_costs_no_run(chain, tmp_path, what, capsys):
+    """A provenance.json that cannot be read is said to be left out, and is."""
+    (tmp_path / "provenance.json").write_text(BROKEN[what])
+    found = provenance(str(tmp_path))
+    assert found["stages"] == found["evaluations"] == [] and "cannot be read" in capsys.readouterr().out
+
+
+def test_hostile_names_stay_text(chain, tmp_path):
+    """Class names and facts with Markdown or HTML in them stand in their cells as they are read, and run nowhere."""
+    names = ["a|b `c`", "<script>alert(1)</script>", "two\nlines", "*x*", "key: [value", "ünï"]
+    names += [f"plain {i}" for i in range(len(CLASSES) - len(names))]
+    network, record = MsclForSemanticSegmentation.from_pretrained(chain / "tuned"), provenance(str(chain / "tuned"))
+    network.config.id2label = dict(enumerate(names))
+    for key in ("per_class_iou", "per_class_accuracy"):
+        record["evaluations"][0][key] = dict.fromkeys(names, 0.5)
+    record |= {"title": "a: [title", "license": "mit"}
+    record["stages"][0]["facts"]["seed"] = "```\n# x | y"
+    record["stages"][0]["command"] = "run ```\n# out"
+    text = str(model_card(tmp_path, network, record))
+    assert card_problems(text) == ([], []) and "<script>" not in text and "\n# out" not in text and "\n# x" not in text
+    table = rows(section(text, "Figures"))
+    assert all(table[cell(name)] == ["50.0", "50.0"] for name in names)
+
+
+def test_the_processor_makes_batches(chain, tmp_path):
+    """All images reach the network in one size: exactly evaluation's where the data has one shape, the median where it has several."""
+    class Data(list):
+        def read(self, index):
+            return SimpleNamespace(image=np.zeros((*self[index], 3), np.uint8))
+
+    assert typical_size(Data([(96, 128)] * 40), 48) == (48, 64) and typical_size(Data([(96, 128)]), 0) == (96, 128)
+    assert typical_size(Data([(90, 120), (120, 90), (90, 120)]), 30) == (30, 40) and typical_size(None, 30) is None
+    segment = pipeline("image-segmentation", model=str(chain / "tuned"))
+    sizes = [(90, 70), (64, 128), (33, 200)]
+    answers = segment([Image.new("RGB", size, "red") for size in sizes], batch_size=3)
+    assert [{part["mask"].size for part in parts} for parts in answers] == [{size} for size in sizes]
 
 
 def test_the_control_claims_no_training(tmp_path):
@@ -150,8 +258,8 @@ def test_models_of_another_origin_have_cards_too(chain, tmp_path):
     network = MsclForSemanticSegmentation.from_pretrained(chain / "tuned")
     network.save_pretrained(tmp_path)
     record = provenance(str(tmp_path))
-    assert record == {"stages": [], "evaluations": []}
-    card = model_card(tmp_path, network, record, "a title", None, None)
+    assert record == {"title": None, "license": None, "stages": [], "evaluations": []}
+    card = model_card(tmp_path, network, record)
     assert card_problems(str(card)) == ([], []) and "images that are not known" in card.content
 
 
@@ -161,8 +269,8 @@ def test_base_model_and_data_sets_of_the_hub(chain, tmp_path):
     data = ModelCard((chain / "tuned" / "README.md").read_text()).data
     assert data.base_model is None and data.datasets is None
     record["stages"][0]["base_model"] = "timm/resnet18.a1_in1k"
-    record["stages"][1]["dataset"]["hub"] = "org/streets"
-    card = model_card(tmp_path, network, record, "a title", None, None)
+    record["stages"][1]["data_set"] = "org/streets"
+    card = model_card(tmp_path, network, record)
     assert card.data.base_model == "timm/resnet18.a1_in1k" and card.data.datasets == ["org/streets"]
     assert card_problems(str(card)) == ([], [])
 
@@ -170,4 +278,4 @@ def test_base_model_and_data_sets_of_the_hub(chain, tmp_path):
 def test_options_in_words():
     """Those that were given, in their order, without a sign that would end a cell of the table."""
     facts = method_facts({"method": "moco_v2", "temperature": 0.2, "nothing": None, "empty": [], "many": [1, 2], "flag": True})
-    assert facts == {"options": "temperature 0.2, many [1, 2], flag True"} and in_words({}) == ""
+    assert facts == {"options": "temperature 0.2, many [1, 2], flag True"} and in_words({}) == "-"

@@ -361,3 +361,15 @@ def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
     module = Path(__file__).resolve().parent.parent / "hub" / "mean_iou"
     results = evaluate_model(MsclForSemanticSegmentation(config), data, Accelerator(cpu=True), by_evaluate=str(module))
     assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
+
+
+def test_a_model_saved_in_bfloat16_is_measured_in_float32(tmp_path):
+    """Whatever it was saved in, a model that a recipe opens computes in float32."""
+    from mscl_hf.backbones import build_config
+    from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+    from mscl_hf.publish import open_model
+
+    config = build_config("test_resnet", image_size=64, decoder_channels=16, num_labels=2)
+    MsclForSemanticSegmentation(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    network = open_model(MsclForSemanticSegmentation, str(tmp_path))
+    assert network.dtype == torch.float32 and network.eval()(torch.randn(1, 3, 64, 64)).logits.dtype == torch.float32

@@ -331,3 +331,43 @@ def test_configuration_is_plain_json(tmp_path):
     assert {k for k in wanted if found[k] != wanted[k]} <= {"_name_or_path"} and config.base_size == 0
     assert json.loads((tmp_path / "config.json").read_text())["contrast"] == {"losses": "g+p", "tau_p": 0.1}
     assert MsclConfig().out_indices == [-2, -1] and MsclConfig(image_size=96).base_size == 96
+
+
+def test_gradient_checkpointing_that_timm_does_not_have():
+    """One sentence with the backbone's name, instead of timm's bare assertion."""
+    with pytest.raises(ValueError, match="inception_v3 has no gradient checkpointing"):
+        MsclBackbone(build_config("inception_v3", image_size=96)).activation_checkpointing_enable()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"backbone": "hf-hub:someone/x"}, {"backbone": "local-dir:/somewhere"}, {"backbone": "../x"},
+        {"backbone_kwargs": {"checkpoint_path": "weights.pth"}}, {"backbone_kwargs": {"pretrained": True}},
+        {"backbone_kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x"}}}, {"backbone_kwargs": {"cache_dir": "x"}},
+    ],
+)  # fmt: skip
+def test_a_strangers_configuration_opens_nothing(fields, monkeypatch):
+    """Names and options that would make timm read files or fetch models are refused before timm is asked."""
+    monkeypatch.setattr(timm, "create_model", None)
+    with pytest.raises(ValueError, match="give a plain timm name"):
+        MsclBackbone(MsclConfig(**fields))
+
+
+def test_label_sets_that_are_none():
+    """Ids with gaps, names given twice, and a single class are refused where they are given."""
+    for names in ({0: "a", 2: "b"}, {1: "a", 2: "b"}, {0: "a", 1: "a"}):
+        with pytest.raises(ValueError, match="give every class of 0, 1, 2"):
+            MsclConfig(id2label=names)
+    with pytest.raises(ValueError, match="give 2 or more"):
+        MsclForSemanticSegmentation(config_of(num_labels=1))
+
+
+def test_a_pre_training_checkpoint_asks_for_its_classes(pretrained):
+    """Opened as a segmentation model without a label set, it is refused: there would be a classifier of noise for LABEL_0 and LABEL_1."""
+    model, folder = pretrained
+    model.config.id2label = MsclConfig().id2label
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match="is pre-trained and has no classifier; fine-tune it, or name the classes"):
+        MsclForSemanticSegmentation.from_pretrained(folder)
+    assert MsclForSemanticSegmentation.from_pretrained(folder, id2label={0: "road", 1: "car"}).config.label2id == {"road": 0, "car": 1}

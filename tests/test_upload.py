@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 from minihub import TOKEN, Minihub
 
-from mscl_hf import card, upload
+from mscl_hf import upload
 from mscl_hf.upload import PUSH_FAILED, HubOptions, PushError, check_can_push, model_files, push_folder, push_result
 
 READER, STRANGER, FOREIGN = "hf_readerReaderReaderReader", "hf_strangerStrangerStranger", "eyJhbGciOi.eyJzdWIiOi.of_another_form"
@@ -415,11 +415,11 @@ def test_push_command_pushes_an_export(hub, tmp_path):
 
 def test_pushed_by_hand_a_card_learns_the_models_name(hub, folder):
     """The words that stand for the name in the card of a run that was not pushed are replaced on the Hub, and stay on the disk."""
-    text = CARD + f'pipeline(model="{card.NAME}"), from_pretrained("{card.NAME}")'
+    text = CARD + f'pipeline(model="{upload.UNNAMED}"), from_pretrained("{upload.UNNAMED}")'
     (folder / "README.md").write_text(text)
     run_push("--folder", str(folder), "--push-to-hub", NAME)
     there = hub.blob(hub.repo(NAME).files("main")["README.md"]["sha256"]).read_text()
-    assert there == text.replace(card.NAME, NAME) != text == (folder / "README.md").read_text()
+    assert there == text.replace(upload.UNNAMED, NAME) != text == (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("space", ["mean_iou", "space"])

@@ -1,0 +1,124 @@
+"""The network as a graph that needs none of this code: ONNX, or a program of torch.export. Image in, logits of its size out."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from timm.layers import padding, pos_embed_sincos
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
+
+from .compare import check_same, description, full_logits, random_images
+
+BOUND = 1e-4  # of the logits' size
+BATCHES = (1, 3)  # that are tried; the example has 2, since a graph traced with a batch of 1 stays with it
+
+
+class Segmenter(nn.Module):
+    """pixel_values (B, C, H, W), normalised -> logits (B, K, H, W)."""
+
+    def __init__(self, network: PreTrainedModel):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return full_logits(self.network, pixel_values)
+
+
+@torch.no_grad()
+def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int, int] | None) -> str:
+    """Write model.onnx (to = "onnx") or model.pt2 ("torch"), and preprocessor_config.json.
+
+    size: the one height and width that the graph takes; None = any. Batches of any size are taken either way.
+    """
+    config = network.config
+    if not hasattr(network, "classifier"):
+        raise ValueError("the model is pre-trained and has no classifier to put into a graph; fine-tune it first, or use --to timm")
+    segmenter = Segmenter(network).eval()
+    height, width = size or (config.image_size + 8, config.image_size + 40)
+    example = random_images(config, 2, height, width)
+    trace, save = {"onnx": (_trace_onnx, _save_onnx), "torch": (_trace_torch, _save_torch)}[to]
+    try:
+        with _traceable_timm():
+            program = trace(segmenter, example, size is None)
+    except Exception as error:  # whatever a tracer raises on what it cannot trace
+        free = "any size" if size is None else "this size"
+        raise ValueError(f"{config.backbone} cannot be traced for images of {free} ({_reason(error)}); {_advice(size)}") from error
+    run = save(program, folder, description(config), sum(p.numel() * p.element_size() for p in segmenter.parameters()))
+    worst = max(_check(run, segmenter, random_images(config, batch, *side), size) for side in sizes(config, size) for batch in BATCHES)
+    resize = {"height": size[0], "width": size[1]} if size else {"shortest_edge": config.base_size} if config.base_size else None
+    SegformerImageProcessor(
+        do_resize=resize is not None, **({"size": resize} if resize else {}), image_mean=config.image_mean, image_std=config.image_std
+    ).save_pretrained(folder)
+    taken = "images of any size" if size is None else f"images of {size[0]} x {size[1]} px"
+    return f"{to}: {taken}, batches of any size; logits differ by {worst:.1e} of their size"
+
+
+def sizes(config: PreTrainedConfig, size: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """Height and width of the images that the graph is tried on."""
+    height, width = config.image_size, config.image_width or config.image_size
+    return [size] if size else [(height, width), (height + 1, width + 35), (2 * height, width + 64)]
+
+
+def _check(run: Callable, segmenter: Segmenter, images: Tensor, size: tuple[int, int] | None) -> float:
+    what = f"the graph, for {len(images)} images of {images.shape[2]} x {images.shape[3]} px,"
+    try:
+        found = run(images)
+    except Exception as error:  # an assertion of the program's, or one of ONNX Runtime's own classes
+        raise ValueError(f"{what} fails ({_reason(error)}); {_advice(size)}") from error
+    return check_same(what, found, segmenter(images), BOUND)
+
+
+def _trace_onnx(segmenter: Segmenter, example: Tensor, free: bool) -> torch.onnx.ONNXProgram:
+    axes = {0: "batch"} | ({2: "height", 3: "width"} if free else {})
+    return torch.onnx.export(segmenter, (example,), dynamo=True, dynamic_shapes={"pixel_values": axes}, input_names=["pixel_values"],
+                             output_names=["logits"], verbose=False)  # fmt: skip
+
+
+def _save_onnx(program: torch.onnx.ONNXProgram, folder: Path, about: dict, num_bytes: int) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in about.items()})
+    program.save(str(folder / "model.onnx"), external_data=num_bytes > 1.9e9)  # a file of this format ends at 2 GB
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
+
+
+def _trace_torch(segmenter: Segmenter, example: Tensor, free: bool) -> torch.export.ExportedProgram:
+    dynamic = torch.export.Dim.DYNAMIC  # AUTO would silently fix what cannot be free
+    axes = {0: dynamic} | ({2: dynamic, 3: dynamic} if free else {})
+    return torch.export.export(segmenter, (example,), dynamic_shapes={"pixel_values": axes})
+
+
+def _save_torch(program: torch.export.ExportedProgram, folder: Path, about: dict, num_bytes: int) -> Callable[[Tensor], Tensor]:
+    torch.export.save(program, folder / "model.pt2", extra_files={"model.json": json.dumps(about)})
+    return torch.export.load(folder / "model.pt2").module()
+
+
+@contextlib.contextmanager
+def _traceable_timm():
+    """What timm computes from the side of an image in Python, in a way that can be traced.
+
+    Its rotary embeddings divide by float(side), which binds a graph to the side of the example, silently so in ONNX; its "same"
+    padding takes math.ceil(side / stride), which torch.export cannot save.
+    """
+    with (
+        mock.patch.object(pos_embed_sincos, "float", torch.sym_float, create=True),
+        mock.patch.object(padding, "get_same_padding", _same_padding),
+    ):
+        yield
+
+
+def _same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int:
+    return torch.sym_max(0, ((side + stride - 1) // stride - 1) * stride + (kernel_size - 1) * dilation + 1 - side)
+
+
+def _advice(size: tuple[int, int] | None) -> str:
+    return "give --height and --width for a graph of one size" if size is None else "carry it by --to timm"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__

@@ -1,0 +1,160 @@
+"""Where a model comes from: provenance.json, which travels with the weights, and from which the model card is written."""
+
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+import mscl_hf
+
+from .data.loading import TrainingData
+from .data.training import DataOptions
+from .publish import commit
+from .train import TrainOptions
+from .upload import without_secrets
+
+FILE = "provenance.json"
+SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy")
+NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # flags that change no number
+MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
+
+
+def provenance(model: str, say: Callable[[str], None] = print) -> dict:
+    """What is known of a model, a folder or a Hub name.
+
+    title; license, as the Hub names it; stages and evaluations, oldest first. All empty for a model of another origin, and, which is
+    said, where the record cannot be read: it is a stranger's file, and no reason to lose a run.
+    """
+    file = cached_file(model, FILE, **SILENT)
+    nothing = {"title": None, "license": None, "stages": [], "evaluations": []}
+    if file is None:
+        return nothing
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        _check(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"the {FILE} of {public(model)} cannot be read ({type(error).__name__}: {error}); its history is left out of the model card")
+        return nothing
+    return nothing | found
+
+
+def stage_record(
+    stage: str, what: dict[str, Any], data: TrainingData, options: Sequence, config: PreTrainedConfig, accelerator: Accelerator,
+    start: str | None, trained: bool = True,
+) -> dict:  # fmt: skip
+    """One stage of training as its card tells it.
+
+    what: method and loss, by the words of the card. options: the recipe's dataclasses. start: the model that it went on from, None for a
+    new network. trained: False for the controls, which leave the network as it starts.
+    """
+    (of_data,), (train,) = ([o for o in options if isinstance(o, kind)] for kind in (DataOptions, TrainOptions))
+    source = data.stream or data.labelled or data.unlabelled
+    batch = train.batch_size * train.gradient_accumulation_steps
+    passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
+    resized = f"images brought to {config.base_size} px on the short side" if config.base_size else "images at their own size"
+    height, width = config.image_size, config.image_width or config.image_size
+    start_facts = {"seed": train.seed, "started from": "random weights" if start is None else public(start)}
+    facts = {
+        "data": f"{data_name(of_data)}, {source.split}",
+        "images with labels": "a stream" if data.stream else len(data.labelled) if data.labelled else 0,
+        "images without labels": len(data.unlabelled) if data.unlabelled else 0,
+        "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
+        "crops": f"{height} x {width} px, {resized}",
+        "optimizer": f"{train.optimizer}, peak learning rate {train.lr:g}, {train.schedule}, weight decay {train.weight_decay:g}",
+        "precision": train.precision,
+        "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
+    }
+    return {
+        "stage": stage,
+        "facts": what | (facts if trained else {"budget": "no training"}) | start_facts,
+        "data_set": _hub_name(of_data),
+        "base_model": None if start is None or Path(start).exists() else start,
+        "command": command_line(options, accelerator.num_processes, accelerator.device.type == "cuda"),
+        "versions": versions(),
+    }
+
+
+def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
+    """The record with what `evaluate_model` returned, in place of an earlier evaluation on the same split."""
+    kept = ("split", "num_images", *MEASURED, "per_class_iou", "per_class_accuracy", "score_classes", "inference", "precision")
+    new = {"dataset": data_name(options)} | {key: results[key] for key in kept}
+    others = [found for found in record["evaluations"] if (found["dataset"], found["split"]) != (new["dataset"], new["split"])]
+    return record | {"evaluations": [*others, new]}
+
+
+def data_name(options: DataOptions) -> str:
+    """Of the data set, for people: that of its folder where it has no other."""
+    return _hub_name(options) or (Path(options.data_dir).name if options.dataset in ("folder", "hf") else options.dataset)
+
+
+def versions() -> dict[str, str]:
+    """Of what computed: this package with its commit, Python, the libraries."""
+    own = f"{mscl_hf.__version__} ({commit()})" if commit() else mscl_hf.__version__
+    return {"mscl_hf": own, "Python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def command_line(options: Sequence, processes: int = 1, gpu: bool = False) -> str:
+    """How to run this recipe again: all options that are not the defaults, whether they came from flags or from a file."""
+    launcher = ["accelerate", "launch", *["--num_processes", str(processes)] * (processes > 1)]
+    if processes > 1 and not gpu:  # where Accelerate would start one
+        launcher = ["torchrun", "--nproc_per_node", str(processes)]
+    words = [*launcher, f"recipes/{Path(sys.argv[0]).stem.removeprefix('mscl-')}.py"]
+    for instance in options:
+        for option in fields(instance):
+            value = getattr(instance, option.name)
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            if value == default or option.name in NOT_REPEATED:
+                continue
+            flag = option.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", *(public(str(one)) for one in (value if isinstance(value, list) else [value]))]
+    return shlex.join(words)
+
+
+def public(text: str) -> str:
+    """A value without the folders of the machine that it stands for, or a token; several by commas."""
+    def short(part: str) -> str:
+        steps = re.split(r"[/\\]+", part)
+        elsewhere = re.match(r"[/\\~]|[A-Za-z]:|\w+://", part) or ".." in steps
+        return next((step for step in reversed(steps) if step not in ("", ".", "..")), "DIR") if elsewhere else part
+
+    return without_secrets(",".join(map(short, text.split(","))))
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def _hub_name(options: DataOptions) -> str | None:
+    """The data set's name on the Hub, where it is from there."""
+    name = options.data_dir or ""
+    return name if options.dataset == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
+
+
+def _check(record: dict) -> None:
+    """Raise what a reader of the record would stumble over."""
+    for stage in record["stages"]:
+        texts = (stage["stage"], stage["command"], *stage["versions"].values(), *stage["facts"], *map(str, stage["facts"].values()))
+        "".join((*texts, stage["facts"]["budget"], stage["facts"]["started from"], stage["base_model"] or "", stage["data_set"] or ""))
+    for found in record["evaluations"]:
+        "".join((found["dataset"], found["split"], found["precision"], *found["per_class_iou"], *(found["score_classes"] or ())))
+        figures = [found["num_images"], *(found[key] for key in MEASURED)]
+        for name, iou in found["per_class_iou"].items():
+            figures += [iou, found["per_class_accuracy"][name]]
+        sum(figure for figure in figures if figure is not None)
+        [found["inference"][key] for key in ("mode", "window", "base_size", "flip", "scales")]
+    "".join((record.get("title") or "", record.get("license") or ""))

@@ -1,0 +1,391 @@
+"""Exports: the same outputs in timm, SMP, torchvision, ONNX Runtime and torch.export, or a refusal in one sentence."""
+
+import importlib.util
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.backbones import build_config
+from mscl_hf.export import export, graphs, open_network, state_dicts, timm_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+LABELS = {0: "sky", 1: "road", 2: "car"}
+SWIN = {"backbone_kwargs": {"embed_dim": 24, "depths": (2, 2, 2, 2)}}  # the family's smallest that still shifts its windows
+SHALLOW = {"backbone_kwargs": {"depth": 2}}
+DINOV3 = {"backbone_kwargs": {"embed_dim": 96, "num_heads": 3, "depth": 2}}
+
+
+@torch.no_grad()
+def checkpoint(folder: Path, backbone: str, kind: type = MsclForSemanticSegmentation, **options) -> str:
+    """A folder with a network in which no weight, bias or statistic has the value it starts with."""
+    torch.manual_seed(0)
+    labels = {} if kind is MsclForPreTraining else {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    options = {"image_size": 64, "decoder_channels": 16, "decoder_rates": [1, 2, 3], "image_mean": [0.4, 0.5, 0.6]} | labels | options
+    network = kind(build_config(backbone, **options))
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif value.dim() <= 1 and value.is_floating_point():
+            value.add_(torch.randn(value.shape) * 0.1)
+        if "gamma" in name:  # layer scale starts so small that it hides what goes wrong in the blocks
+            value.add_(1)
+    network.save_pretrained(folder)
+    return str(folder)
+
+
+def images(batch: int, height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(7))
+
+
+@torch.no_grad()
+def segmented(model: str, pixels: torch.Tensor) -> torch.Tensor:
+    """The slow reference: this project's logits, brought to the size of the images."""
+    network = MsclForSemanticSegmentation.from_pretrained(model).eval()
+    return F.interpolate(network(pixels).logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> bool:
+    return found.shape == wanted.shape and float((found - wanted).abs().max()) <= bound * float(wanted.abs().max())
+
+
+def one_sentence(error: pytest.ExceptionInfo) -> bool:
+    return "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+# -- timm --------------------------------------------------------------------------------------------------------------------
+
+
+FAMILIES = [
+    ("test_resnet", {}), ("test_vit", {"image_size": 100}), ("vit_small_patch16_dinov3", DINOV3), ("swin_tiny_patch4_window7_224", SWIN),
+    ("resnet18", {"output_stride": 8}), ("test_resnet", {"num_channels": 4, "image_mean": [0.5] * 4, "image_std": [0.5] * 4}),
+]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone, options", FAMILIES, ids=["cnn", "vit", "dinov3", "swin", "stride8", "4channels"])
+def test_timm_gives_the_same_features_bit_for_bit(tmp_path, backbone, options):
+    """What timm opens has our backbone's features to the last bit, tapped, whole and features_only, and a new head on demand."""
+    model = checkpoint(tmp_path / "model", backbone, **options)
+    export(model, "timm", tmp_path / "out")
+    name = f"local-dir:{tmp_path / 'out'}"
+    ours, theirs = MsclBackbone.from_pretrained(model).eval(), timm.create_model(name, pretrained=True).eval()
+    config, settings = ours.config, json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    pixels = images(2, *settings["input_size"][1:], config.num_channels)
+    assert torch.equal(theirs.forward_features(pixels), ours.timm_model.forward_features(pixels))
+    tapped = theirs.forward_intermediates(pixels, indices=ours.taps, norm=config.norm_features, intermediates_only=True)
+    assert all(map(torch.equal, tapped, ours(pixels).feature_maps))
+    classifier = timm.create_model(name, pretrained=True, num_classes=5).eval()
+    assert classifier(pixels).shape == (2, 5)
+    assert torch.equal(classifier.forward_features(pixels), theirs.forward_features(pixels))
+    assert [settings[key] for key in ("mean", "std", "interpolation")] == [config.image_mean, config.image_std, "bilinear"]
+    assert not {"tag", "license", "origin_url", "paper_ids"} & set(settings)  # those of weights that timm would have fetched
+    # transformers leaves tensors where they lie in the file, and kernels round by that.
+    assert close(AutoModel.from_pretrained(tmp_path / "out").eval()(pixels).last_hidden_state, theirs.forward_features(pixels), 1e-5)
+
+
+def test_timm_card_keeps_the_licence(tmp_path):
+    """The card says library, tags and the licence that the model's own card states; without one it says that there is none."""
+    model = checkpoint(tmp_path / "model", "test_resnet")
+    export(model, "timm", tmp_path / "none")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n# Model\n")
+    export(model, "timm", tmp_path / "mit")
+    assert ModelCard.load(tmp_path / "none" / "README.md").data.license is None
+    data = ModelCard.load(tmp_path / "mit" / "README.md").data
+    assert (data.license, data.library_name) == ("mit", "timm") and {"timm", "mscl_hf"} <= set(data.tags)
+
+
+def test_timm_refuses_what_opens_with_other_features(tmp_path, monkeypatch):
+    """A weight that does not arrive is noticed, and leaves no folder behind."""
+    model = checkpoint(tmp_path / "model", "test_resnet")
+    save = timm_folder.save_file
+
+    def planted(state, *rest, **options):
+        save({name: value * 1.001 if name == "conv1.0.weight" else value for name, value in state.items()}, *rest, **options)
+
+    monkeypatch.setattr(timm_folder, "save_file", planted)
+    with pytest.raises(ValueError, match="with other features; nothing was written") as error:
+        export(model, "timm", tmp_path / "out")
+    assert one_sentence(error) and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# -- segmentation_models_pytorch, torchvision --------------------------------------------------------------------------------
+
+
+def loaded(out: Path) -> torch.nn.Module:
+    return runpy.run_path(str(out / "load.py"))["model"].eval()
+
+
+def check_whole(tmp_path: Path, library: str, backbone: str, **options) -> None:
+    """The library's own model, built and filled by load.py, gives our logits at the images' size."""
+    pytest.importorskip("segmentation_models_pytorch")
+    model = checkpoint(tmp_path / "model", backbone, **options)
+    assert "the whole network" in export(model, library, tmp_path / "out")
+    pixels = images(2, 96, 160)
+    with torch.no_grad():
+        found = loaded(tmp_path / "out")(pixels)
+    assert close(found if library == "smp" else found["out"], segmented(model, pixels), 1e-5)
+    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert about["labels"] == list(LABELS.values()) and about["image_mean"] == [0.4, 0.5, 0.6]
+    if library == "torchvision":
+        network = open_network(model)
+        auxiliary = F.interpolate(network.both_logits(pixels)[1], size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+        assert close(found["aux"], auxiliary.detach(), 1e-5)
+
+
+def test_smp_is_the_same_network(tmp_path):
+    """smp.DeepLabV3 on timm's encoder."""
+    check_whole(tmp_path, "smp", "test_resnet")
+
+
+@pytest.mark.parametrize("stride", [8, 32])
+def test_torchvision_is_the_same_network(tmp_path, stride):
+    """torchvision's DeepLabV3 with its auxiliary head, dilated where timm dilates, though torchvision does not dilate basic blocks."""
+    check_whole(tmp_path, "torchvision", "resnet18", output_stride=stride)
+    if stride == 8:  # load.py runs as it stands, in a process of its own, elsewhere
+        shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+        done = subprocess.run([sys.executable, "load.py"], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "DeepLabV3" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library, backbone, options", [
+    ("smp", "resnet50", {"output_stride": 8}), ("torchvision", "resnet50", {"output_stride": 8}),
+    ("torchvision", "resnet50", {"output_stride": 16, "decoder_channels": 256}), ("torchvision", "resnet34", {"output_stride": 16}),
+    ("torchvision", "resnext50_32x4d", {}), ("smp", "convnext_atto", {}), ("smp", "efficientnet_b0", {}),
+])  # fmt: skip
+def test_other_families_are_the_same_network(tmp_path, library, backbone, options):
+    """Bottlenecks dilate otherwise than basic blocks; SMP renames the stages of ConvNeXt and EfficientNet."""
+    check_whole(tmp_path, library, backbone, **options)
+
+
+def swapped(network) -> dict:
+    """Our decoder under the names of others, two branches in each other's place."""
+    found = PYRAMID(network)
+    change = {"convs.1.": "convs.2.", "convs.2.": "convs.1."}
+    return {change.get(key[:8], key[:8]) + key[8:]: value for key, value in found.items()}
+
+
+def forgotten(network) -> dict:
+    """The bias of the pooled branch is lost."""
+    return {key: torch.zeros_like(value) if key == "convs.4.2.bias" else value for key, value in PYRAMID(network).items()}
+
+
+PYRAMID = state_dicts._pyramid
+
+
+@pytest.mark.parametrize("planted", [swapped, forgotten])
+@pytest.mark.parametrize("library, backbone", [("smp", "test_resnet"), ("torchvision", "resnet18")])
+def test_a_wrong_mapping_is_refused(tmp_path, monkeypatch, library, backbone, planted):
+    """Weights in the wrong place are noticed by what comes out, and nothing is left behind."""
+    pytest.importorskip("segmentation_models_pytorch")
+    model = checkpoint(tmp_path / "model", backbone)
+    monkeypatch.setattr(state_dicts, "_pyramid", planted)
+    with pytest.raises(ValueError, match="differ from this project's by .* nothing was written") as error:
+        export(model, library, tmp_path / "out")
+    assert one_sentence(error) and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone, options", [
+    ("test_resnet", {"decoder": "fcn"}), ("test_resnet", {"output_stride": 32}), ("test_vit", {}),
+])  # fmt: skip
+def test_smp_takes_the_encoder_alone(tmp_path, backbone, options):
+    """Where SMP has no such decoder, its encoder gets the weights, and the command says why."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = checkpoint(tmp_path / "model", backbone, **options)
+    assert "the backbone alone (" in export(model, "smp", tmp_path / "out")
+    pixels, ours = images(2, 64, 64), MsclBackbone.from_pretrained(model).eval().timm_model
+    maps = loaded(tmp_path / "out")(pixels)
+    maps = maps[0] if backbone == "test_vit" else maps
+    assert close(maps[-1], ours.forward_intermediates(pixels, intermediates_only=True)[-1], 1e-6)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(key.startswith("encoder.") for key in weights)
+    if "decoder" in options:  # and any other decoder of SMP stands on it
+        unet = smp.Unet("tu-test_resnet", encoder_weights=None)
+        left = unet.load_state_dict(weights, strict=False)
+        assert not left.unexpected_keys and not any(key.startswith("encoder.") for key in left.missing_keys)
+
+
+@torch.no_grad()
+def test_torchvision_takes_the_backbone_alone(tmp_path):
+    """A pre-trained model has no classifier: torchvision's ResNet gets the backbone."""
+    model = checkpoint(tmp_path / "model", "resnet18", MsclForPreTraining, heads=[])
+    assert "no classifier" in export(model, "torchvision", tmp_path / "out")
+    pixels, ours = images(2, 64, 64), MsclBackbone.from_pretrained(model).eval().timm_model
+    assert close(loaded(tmp_path / "out")(pixels), ours.forward_features(pixels).mean((2, 3)), 1e-5)
+
+
+# -- graphs ------------------------------------------------------------------------------------------------------------------
+
+
+TRIED_HERE = ((1, 96, 96), (4, 97, 131), (2, 72, 200))  # 72 lies halfway between two multiples of 16
+
+
+def onnx_of(out: Path):
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    return session, lambda pixels: torch.from_numpy(session.run(None, {"pixel_values": pixels.numpy()})[0])
+
+
+def check_onnx(tmp_path: Path, backbone: str, size=None, **options) -> None:
+    model = checkpoint(tmp_path / "model", backbone, **options)
+    export(model, "onnx", tmp_path / "out", size=size)
+    session, run = onnx_of(tmp_path / "out")
+    for batch, height, width in TRIED_HERE if size is None else [(1, *size), (4, *size)]:
+        pixels = images(batch, height, width)
+        assert close(run(pixels), segmented(model, pixels), 1e-4), (batch, height, width)
+    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert about["labels"] == list(LABELS.values()) and about["image_mean"] == [0.4, 0.5, 0.6]
+    assert session.get_inputs()[0].shape == ["batch", 3, *(size or ("height", "width"))]
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean == (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize("backbone, options", [("test_resnet", {}), ("test_vit", SHALLOW)], ids=["cnn", "vit"])
+def test_onnx_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
+    """ONNX Runtime, at batches and sizes that the export did not try, is within 1e-4; the file says labels and normalisation."""
+    pytest.importorskip("onnxscript")
+    check_onnx(tmp_path, backbone, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone, size, options", [
+    ("vit_small_patch16_dinov3", None, DINOV3), ("convnext_atto", None, {}), ("resnet50d", None, {"output_stride": 8}),
+    ("swin_tiny_patch4_window7_224", (96, 97), SWIN),
+])  # fmt: skip
+def test_onnx_of_other_families(tmp_path, backbone, size, options):
+    """Rotary positions, "same" padding and shifted windows too; Swin at one size, since tracing it with free sizes takes minutes."""
+    pytest.importorskip("onnxscript")
+    check_onnx(tmp_path, backbone, size, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone, options", [("test_resnet", {}), ("test_vit", SHALLOW)], ids=["cnn", "vit"])
+def test_torch_export_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
+    """The saved program runs without our code, at batches and sizes that the export did not try."""
+    model = checkpoint(tmp_path / "model", backbone, **options)
+    export(model, "torch", tmp_path / "out")
+    about = {"model.json": ""}
+    program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=about).module()
+    for batch, height, width in TRIED_HERE:
+        pixels = images(batch, height, width)
+        assert close(program(pixels), segmented(model, pixels), 1e-5), (batch, height, width)
+    assert json.loads(about["model.json"])["labels"] == list(LABELS.values())
+
+
+@torch.no_grad()
+def test_a_graph_of_one_size(tmp_path):
+    """--height and --width fix the images, not the batch."""
+    model = checkpoint(tmp_path / "model", "test_vit", **SHALLOW)
+    assert "images of 48 x 80 px" in export(model, "torch", tmp_path / "out", size=(48, 80))
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    assert close(program(images(5, 48, 80)), segmented(model, images(5, 48, 80)), 1e-5)
+    with pytest.raises(AssertionError):
+        program(images(2, 64, 64))
+
+
+def test_a_wrong_graph_is_refused(tmp_path, monkeypatch):
+    """A graph whose logits are off by a thousandth is refused with the figure."""
+    model, trace = checkpoint(tmp_path / "model", "test_resnet"), graphs._trace_torch
+
+    def planted(segmenter, *rest):
+        other = MsclForSemanticSegmentation.from_pretrained(model).eval()
+        other.classifier.weight.data *= 1.01
+        return trace(graphs.Segmenter(other), *rest)
+
+    monkeypatch.setattr(graphs, "_trace_torch", planted)
+    with pytest.raises(ValueError, match=r"differ from this project's by \d\.\de-0\d of their size, more than 0.0001; nothing") as error:
+        export(model, "torch", tmp_path / "out")
+    assert one_sentence(error) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_a_graph_bound_to_its_example_is_refused(tmp_path, monkeypatch, to):
+    """Without our tracing of rotary positions, DINOv3's graph is right at the example's size only, and that is noticed."""
+    model = checkpoint(tmp_path / "model", "vit_small_patch16_dinov3", **DINOV3)
+    monkeypatch.setattr(graphs, "_same_padding", graphs.padding.get_same_padding)
+    monkeypatch.setattr(graphs.torch, "sym_float", float)
+    with pytest.raises(ValueError, match="for 1 images of 64 x 64 px,") as error:
+        export(model, to, tmp_path / "out")
+    assert one_sentence(error) and not (tmp_path / "out").exists()
+
+
+def test_the_nearest_size_in_integers_is_that_of_round():
+    """What can be traced gives the size that the plain formula gives, at every side, halfway ones included."""
+    for multiple in (1, 7, 14, 16, 32):
+        backbone = SimpleNamespace(config=SimpleNamespace(size_multiple=multiple, fixed_size=None))
+        for side in range(1, 150):
+            wanted = max(multiple, round(side / multiple) * multiple)
+            fitted = MsclBackbone._fit_size(backbone, torch.empty(1, 1, side, 64 * multiple, device="meta"))
+            assert fitted.shape[-2:] == (wanted, 64 * multiple), (side, multiple)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("models")
+    return SimpleNamespace(
+        tuned=checkpoint(folder / "tuned", "test_resnet"),
+        pretrained=checkpoint(folder / "pretrained", "test_resnet", MsclForPreTraining),
+        towers=checkpoint(folder / "towers", "test_resnet", two_towers=True, image_mean=[0.0] * 3, image_std=[1.0] * 3),
+    )
+
+
+@pytest.mark.parametrize("model, to, options, match", [
+    ("towers", "timm", {}, "two towers"), ("towers", "smp", {}, "two towers"), ("towers", "torchvision", {}, "two towers"),
+    ("pretrained", "onnx", {}, "pre-trained and has no classifier"), ("pretrained", "torch", {}, "pre-trained and has no classifier"),
+    ("tuned", "torchvision", {}, "torchvision has no test_resnet"), ("tuned", "keras", {}, "choose one of timm, smp"),
+    ("tuned", "timm", {"size": (64, 64)}, "leave them out"), ("tuned", "onnx", {"backbone_only": True}, "leave it out"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, models, model, to, options, match):
+    """Before anything is written."""
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ValueError, match=match) as error:
+        export(getattr(models, model), to, tmp_path / "out", **options)
+    assert one_sentence(error) and not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(tmp_path, models, monkeypatch):
+    """Without the optional packages the sentence holds the command that installs them."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--to smp needs segmentation-models-pytorch: pip install segmentation-models-pytorch"):
+        export(models.tuned, "smp", tmp_path / "out")
+    with pytest.raises(ValueError, match="pip install onnx onnxscript onnxruntime"):
+        export(models.tuned, "onnx", tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{"x=print(1))#": 1}, {"output_stride": 16, "a b": 2}])
+def test_a_configuration_is_no_program(options):
+    """load.py is run; what a foreign config.json says gets into it as names and values only."""
+    with pytest.raises(ValueError, match="is no name of"):
+        state_dicts.load_scripts.check_names(SimpleNamespace(backbone="resnet18", backbone_kwargs=options))
+
+
+def test_the_command(tmp_path, models, monkeypatch):
+    """mscl-export writes a folder, keeps one that is not empty, and ends with status 1 and one sentence."""
+    script, out = ROOT / "hub" / "export.py", tmp_path / "out"
+    words = [str(script), "--model", models.tuned, "--to", "timm", "--output-dir", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and "bit for bit" in done.stdout, done.stderr
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    main = runpy.run_path(str(script))["main"]
+    for more, wanted in (([], "is not empty; give a new or empty --output-dir"), (["--height", "64"], "give both")):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit, match=wanted):
+            main()
