@@ -59,7 +59,7 @@ def model_card(out: Path, network: PreTrainedModel, record: dict) -> ModelCard:
         segments=segments, network=_network(config, network), stages=[_shown_stage(stage) for stage in stages],
         evaluations=[_shown(found) for found in evaluations], pictures=[name for name in PICTURES if (out / name).is_file()],
         versions=_listed((stages[-1] if stages else {"versions": versions()})["versions"]),
-        licence=_licence(licence), limits=_limits(config, classes, stages, evaluations),
+        licence=licence_text(licence), limits=_limits(config, classes, stages, evaluations),
     )  # fmt: skip
 
 
@@ -146,7 +146,8 @@ def _shown(found: dict) -> dict:
     return texts | {key: percent(found[key]) for key in MEASURES} | {"how": how, "classes": rows}
 
 
-def _licence(licence: str | None) -> str:
+def licence_text(licence: str | None) -> str:
+    """The terms of weights, code and data; licence: of the weights, as the Hub names it."""
     weights = f"Weights: {cell(licence)}." if licence else "Who published these weights has not stated a licence for them (`--license`)."
     return f"{weights} The code of the model: Apache-2.0. The terms of the training images apply beside both."
 

@@ -14,13 +14,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from hub_metadata import card_problems
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.backbones import build_config
-from mscl_hf.export import export, graphs, open_network, state_dicts, timm_folder
+from mscl_hf.export import EXPORTS, export, graphs, open_network, state_dicts, timm_folder
+from mscl_hf.export.card import export_card
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = {0: "sky", 1: "road", 2: "car"}
@@ -106,6 +108,17 @@ def test_timm_card_keeps_the_licence(tmp_path):
     assert ModelCard.load(tmp_path / "none" / "README.md").data.license is None
     data = ModelCard.load(tmp_path / "mit" / "README.md").data
     assert (data.license, data.library_name) == ("mit", "timm") and {"timm", "mscl_hf"} <= set(data.tags)
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_every_export_has_a_card(tmp_path, to):
+    """Valid by the Hub's rules, with the classes, the terms and the stages of the model, and nothing that a class name could inject."""
+    config = build_config("test_resnet", image_size=64, id2label={0: "a|b", 1: "<b>"})
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    text = str(export_card(config, str(tmp_path), to, to != "timm", "as asked"))
+    assert card_problems(text) == ([], []) and "license: mit" in text and "as asked" in text and "Not recorded." in text
+    assert (r"a\|b, &lt;b&gt;" in text) == (to != "timm") and "<b>" not in text
+    compile(text.split("```python\n")[1].split("```")[0], "example", "exec")
 
 
 def test_timm_refuses_what_opens_with_other_features(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..configuration_mscl import MsclConfig
 from ..modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from ..publish import open_model
+from .card import export_card
 from .graphs import save_graph
 from .state_dicts import save_state_dict
 from .timm_folder import save_timm
@@ -47,11 +48,14 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
         folder = Path(scratch)
         if to == "timm":
-            said = save_timm(network, folder, name)
+            said = save_timm(network, folder)
         elif to in ("smp", "torchvision"):
             said = save_state_dict(network, folder, to, backbone_only)
         else:
             said = save_graph(network, folder, to, size)
+        segments = hasattr(network, "classifier") and to != "timm" and not backbone_only
+        card = export_card(network.config, name, to, segments, said)
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
         out.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
             file.rename(out / file.name)

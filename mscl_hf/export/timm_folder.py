@@ -5,25 +5,21 @@ from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from timm.models._input import get_model_input_config
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers import PreTrainedModel
 
 from ..checkpoint import write_json
-from ..provenance import SILENT, provenance
-from ..upload import UNNAMED
 from .compare import random_images
 
 # What timm's configuration says of the weights that it would have downloaded.
 OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "description")
 
 
-def save_timm(network: PreTrainedModel, folder: Path, name: str) -> str:
-    """Write config.json, model.safetensors and README.md. name: of the model that is exported, a folder or Hub name."""
+def save_timm(network: PreTrainedModel, folder: Path) -> str:
+    """Write config.json and model.safetensors."""
     config, model = network.config, network.backbone.timm_model
     if config.two_towers:
         raise ValueError(f"timm has no model of two towers of {config.backbone}; it can be carried by --to onnx or torch only")
@@ -41,7 +37,6 @@ def save_timm(network: PreTrainedModel, folder: Path, name: str) -> str:
     save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()},
               folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     check_folder(folder, model, random_images(config, 2, *written["pretrained_cfg"]["input_size"][1:]))
-    (folder / "README.md").write_text(str(card(config, name)), encoding="utf-8")
     return f"timm: {config.backbone}, the same features bit for bit"
 
 
@@ -62,39 +57,3 @@ def _tensors(output) -> list[Tensor]:
         return [output]
     return [tensor for part in (output.values() if isinstance(output, dict) else output) for tensor in _tensors(part)]
 
-
-def card(config: PreTrainedConfig, name: str) -> ModelCard:
-    """README.md of the folder, with the licence of the exported model's own card, where it states one."""
-    own = cached_file(name, "README.md", **SILENT)
-    licence = ModelCard.load(own).data.license if own else None
-    data = ModelCardData(library_name="timm", pipeline_tag="image-feature-extraction", license=licence,
-                         tags=["timm", "transformers", "mscl_hf", "image-feature-extraction"])  # fmt: skip
-    stages = provenance(name)["stages"]
-    trained = [f"- {stage['stage']}: {stage['facts'].get('data', '-')}; {stage['facts']['budget']}" for stage in stages]
-    text = f"""---
-{data.to_yaml()}
----
-
-# {config.backbone}, trained with mscl_hf
-
-The backbone of a segmentation network, without a classifier. Images: RGB, mean {config.image_mean}, standard deviation {config.image_std}.
-
-```python
-import timm
-
-backbone = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, features_only=True)  # maps for a decoder
-classifier = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, num_classes=10)  # a new head, to be fine-tuned
-```
-
-A folder opens as `"local-dir:DIR"`; `transformers.AutoModel.from_pretrained` opens both.
-
-## Training
-
-{chr(10).join(trained) or "Not recorded."}
-
-## Licence
-
-{f"Weights: {licence}." if licence else "Who published these weights has not stated a licence for them."} \
-The terms of the training images apply beside it.
-"""
-    return ModelCard(text)

@@ -1,0 +1,50 @@
+"""README.md of an exported folder: what it is, how it is opened, where it is from."""
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+from ..card import cell, licence_text
+from ..provenance import SILENT, provenance
+from ..publish import hub_folder
+from ..upload import UNNAMED
+
+# Library by the Hub's name, what the folder is, how to open it.
+SHOWN = {
+    "timm": ("timm", "The backbone of a segmentation network, without a classifier.", f"""import timm
+
+backbone = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, features_only=True)  # maps for a decoder; a folder: "local-dir:DIR"
+classifier = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, num_classes=10)  # a new head, to be fine-tuned"""),
+    "smp": ("segmentation-models-pytorch", "Weights for segmentation_models_pytorch; load.py builds the model.", """import runpy
+
+model = runpy.run_path("load.py")["model"]"""),
+    "torchvision": (None, "Weights for torchvision; load.py builds the model.", """import runpy
+
+model = runpy.run_path("load.py")["model"]"""),
+    "onnx": ("onnx", "A segmentation network in ONNX: the logits have the size of the images.", """import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+logits = session.run(None, {"pixel_values": pixels})[0]  # (B, 3, H, W) float32 -> (B, classes, H, W)"""),
+    "torch": (None, "A segmentation network as a program of torch.export: the logits have the size of the images.", """import torch
+
+program = torch.export.load("model.pt2").module()
+logits = program(pixels)  # (B, 3, H, W) float32 -> (B, classes, H, W)"""),
+}  # fmt: skip
+
+
+def export_card(config: PreTrainedConfig, name: str, to: str, segments: bool, said: str) -> ModelCard:
+    """The card of the export of the model `name`, a folder or Hub name, with the terms that the model's own card states."""
+    library, about, code = SHOWN[to]
+    own = cached_file(name, "README.md", **SILENT)
+    licence = ModelCard.load(own).data.license if own else None
+    data = ModelCardData(
+        library_name=library, license=licence, pipeline_tag="image-segmentation" if segments else "image-feature-extraction",
+        tags=["timm", "mscl_hf", *["transformers"] * (to == "timm")],
+    )  # fmt: skip
+    stages = [f"{s['stage']}: {s['facts'].get('data', '-')}; {s['facts']['budget']}" for s in provenance(name)["stages"]]
+    labels = ", ".join(cell(config.id2label[i]) for i in range(config.num_labels)) if segments else ""
+    return ModelCard.from_template(
+        data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about, code=code,
+        mean=config.image_mean, std=config.image_std, labels=labels, said=said, stages=[cell(stage) for stage in stages],
+        licence=licence_text(licence),
+    )  # fmt: skip
