@@ -41,6 +41,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "mscl"
+    labels_given = False
     _auto_class = "AutoConfig"  # saved with the code
 
     def __init__(
@@ -127,8 +128,15 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; label2id follows an id2label that is given alone."""
-        return super().from_dict(config_dict, **_with_label2id(kwargs))
+        """As in transformers; label2id follows an id2label that is given alone, and it is remembered whether a label set was given."""
+        given = bool(kwargs.get("id2label") or kwargs.get("num_labels"))
+        found = super().from_dict(config_dict, **_with_label2id(kwargs))
+        (found[0] if isinstance(found, tuple) else found).labels_given = given
+        return found
+
+    def to_dict(self) -> dict:
+        """What config.json holds."""
+        return {key: value for key, value in super().to_dict().items() if key != "labels_given"}
 
     def name_stages(self, names: list[str]) -> None:
         """Give the stages the names that timm has for them."""
@@ -142,6 +150,7 @@ def _with_label2id(fields: dict) -> dict:
     names = fields.get("id2label")
     if not names:
         return fields
-    if sorted(map(int, names)) != list(range(len(names))) or len(set(names.values())) < len(names):
+    known = [str(index) for index in range(len(names))]
+    if sorted(map(str, names)) != sorted(known) or len({name for name in names.values() if isinstance(name, str)}) < len(names):
         raise ValueError(f"id2label is {str(names)[:100]}; give every class of 0, 1, 2, ... a name of its own")
     return {"label2id": {name: int(index) for index, name in names.items()}} | {k: v for k, v in fields.items() if v is not None}

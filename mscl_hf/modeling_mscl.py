@@ -85,8 +85,8 @@ class MsclPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        new_classifier = "classifier.weight" in info["missing_keys"] and model.config.id2label == PreTrainedConfig().id2label
-        if new_classifier and model.config.architectures not in (None, [cls.__name__]):
+        nameless = not model.config.labels_given and model.config.id2label == PreTrainedConfig().id2label
+        if "classifier.weight" in info["missing_keys"] and nameless and model.config.architectures not in (None, [cls.__name__]):
             raise ValueError(
                 f"{pretrained_model_name_or_path} is pre-trained and has no classifier; fine-tune it, or name the classes of a new one: "
                 'id2label={0: "road", 1: "car"}'
@@ -200,8 +200,9 @@ def _shared_weights(module: nn.Module, prefix: str) -> dict[str, str]:
 
 def _refuse_foreign_weights(config: MsclConfig) -> None:
     """A configuration, which may be a stranger's, must not make timm open files or fetch models."""
-    named = [key for key in config.backbone_kwargs if key == "checkpoint_path" or key.startswith("pretrained") or key == "cache_dir"]
-    if named or not re.fullmatch(r"[\w.]+", config.backbone):
+    ours = ("checkpoint_path", "cache_dir", "num_classes", "in_chans")
+    named = [key for key in config.backbone_kwargs if key in ours or key.startswith("pretrained")]
+    if named or not re.fullmatch(r"[A-Za-z0-9_.]+", config.backbone or ""):
         what = f"backbone_kwargs {', '.join(named)}" if named else f"backbone {config.backbone!r}"
         raise ValueError(f"the configuration has {what}; give a plain timm name and options of its architecture")
 

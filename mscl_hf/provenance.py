@@ -44,7 +44,7 @@ def provenance(model: str, say: Callable[[str], None] = print) -> dict:
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
         _check(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         say(f"the {FILE} of {public(model)} cannot be read ({type(error).__name__}: {error}); its history is left out of the model card")
         return nothing
     return nothing | found

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -57,18 +57,15 @@ def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = 
 def typical_size(data: SegmentationData | None, base_size: int | None, count: int = 32) -> tuple[int, int] | None:
     """Height and width in px that an image processor can bring all images to, so that any of them make a batch; None without data.
 
-    The median over `count` images, spread over the data, of what evaluation gives the network: exactly that where all images have one
-    shape. base_size: of the short side; 0 or None = as it is.
+    The shape, of width over height the median of `count` images spread over the data, that evaluation gives the network: that of all
+    images where they have one. base_size: of the short side; 0 or None = as it is.
     """
     if data is None:
         return None
-    shapes = []
-    for index in range(0, len(data), max(1, len(data) // count)):
-        height, width = data.read(index).image.shape[:2]
-        scale = base_size / min(height, width) if base_size else 1
-        shapes.append((height * scale, width * scale))
-    heights, widths = zip(*shapes)
-    return max(1, round(median(heights))), max(1, round(median(widths)))
+    shapes = [data.read(index).image.shape[:2] for index in range(0, len(data), max(1, len(data) // count))]
+    aspect = median_low(width / height for height, width in shapes)
+    short = base_size or median_low(map(min, shapes))
+    return round(short * max(1, 1 / aspect)), round(short * max(1, aspect))
 
 
 def hub_folder() -> Path:

@@ -4,7 +4,7 @@ accelerate launch recipes/evaluate.py --model runs/finetune --split test
 accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mscl_hf import MsclConfig, checkpoint
@@ -52,6 +52,8 @@ def main() -> None:
     config = network.config
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
     data = usable(open_whole_split(data_options, run.split, classes), data_options, accelerator.print)
+    record = provenance(run.model, accelerator.print)
+    hub = replace(hub, license=hub.license or record["license"])
     if accelerator.is_main_process:
         check_can_push(hub)
     results = evaluate_model(
@@ -65,10 +67,9 @@ def main() -> None:
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
         print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")
         if hub.push_to_hub:  # the model goes out with what was measured
-            record = with_evaluation(provenance(run.model), results, data_options)
             publish(network, out)
             copy_beside(run.model, out)
-            write_card(out, network, record | {"license": hub.license or record["license"]})
+            write_card(out, network, with_evaluation(record, results, data_options) | {"license": hub.license})
     accelerator.end_training()
     if accelerator.is_main_process:
         push_result(out, hub)

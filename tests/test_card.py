@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +17,9 @@ from transformers import pipeline
 from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.card import cell, in_words, method_facts, model_card
 from mscl_hf.data.synthetic import CLASSES
+from mscl_hf.data.training import DataOptions
 from mscl_hf.options import parse
-from mscl_hf.provenance import command_line, provenance, public, with_evaluation
+from mscl_hf.provenance import _hub_name, command_line, data_name, provenance, public, with_evaluation
 from mscl_hf.publish import typical_size
 from mscl_hf.upload import UNNAMED
 
@@ -175,6 +178,7 @@ def test_one_evaluation_a_split(chain):
     again = with_evaluation(record, results | {"mean_iou": 0.125}, options)
     assert [found["mean_iou"] for found in again["evaluations"]] == [0.125] and record["evaluations"][0]["mean_iou"] != 0.125
     assert len(with_evaluation(record, results | {"split": "test"}, options)["evaluations"]) == 2
+    assert len(with_evaluation(record, results, replace(options, dataset="camvid", data_dir="x"))["evaluations"]) == 2
 
 
 def test_new_weights_drop_old_figures(chain, tmp_path):
@@ -201,8 +205,24 @@ def test_a_card_edited_by_hand_stays(chain, tmp_path, capsys):
 BROKEN = {
     "empty": "", "no JSON": "no", "a list": "[]", "nothing in it": "{}", "half a stage": '{"stages": [{"stage": "x"}], "evaluations": []}',
     "half an evaluation": '{"stages": [], "evaluations": [{"dataset": "x"}]}',
-    "a number for a name": '{"stages": [{"stage": 3}], "evaluations": []}',
+    "nested without end": "[" * 100_000,
 }  # fmt: skip
+# Changes that make a sound record one that a card cannot be written from.
+SPOILT = {
+    "stage is a number": lambda record: record["stages"][0].update(stage=3),
+    "no versions": lambda record: record["stages"][0].pop("versions"),
+    "versions in a list": lambda record: record["stages"][0].update(versions=["1"]),
+    "no command": lambda record: record["stages"][0].pop("command"),
+    "facts are text": lambda record: record["stages"][0].update(facts="text"),
+    "no budget": lambda record: record["stages"][0]["facts"].pop("budget"),
+    "base model in a list": lambda record: record["stages"][0].update(base_model=["a"]),
+    "half an inference": lambda record: record["evaluations"][0]["inference"].pop("scales"),
+    "a figure in words": lambda record: record["evaluations"][0].update(mean_iou="much"),
+    "IoU in words": lambda record: record["evaluations"][0]["per_class_iou"].update(sky="much"),
+    "no accuracy of a class": lambda record: record["evaluations"][0]["per_class_accuracy"].pop("sky"),
+    "a number for the title": lambda record: record.update(title=3),
+    "licences in a list": lambda record: record.update(license=["mit"]),
+}
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -211,6 +231,35 @@ def test_a_strangers_record_costs_no_run(chain, tmp_path, what, capsys):
     (tmp_path / "provenance.json").write_text(BROKEN[what])
     found = provenance(str(tmp_path))
     assert found["stages"] == found["evaluations"] == [] and "cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_half_a_record_is_left_out_whole(chain, tmp_path, what, capsys):
+    """A record that would break the writing of a card is found before the run, part by part."""
+    record = json.loads((chain / "tuned" / "provenance.json").read_text())
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    assert provenance(str(tmp_path)) == record and not capsys.readouterr().out
+    SPOILT[what](record)
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    found = provenance(str(tmp_path))
+    assert found["stages"] == found["evaluations"] == [] and "cannot be read" in capsys.readouterr().out
+
+
+def test_a_record_without_title_or_licence_is_sound(tmp_path):
+    """Older records have neither; both are then not known."""
+    (tmp_path / "provenance.json").write_text('{"stages": [], "evaluations": []}')
+    assert provenance(str(tmp_path)) == {"title": None, "license": None, "stages": [], "evaluations": []}
+
+
+def test_names_of_data_sets(tmp_path, monkeypatch):
+    """A folder goes by its own name, without those above it; a name on the Hub is one only where there is no such folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("streets").mkdir()
+    assert data_name(DataOptions(dataset="folder", data_dir="/home/me/streets")) == "streets"
+    on_hub = DataOptions(dataset="hf", data_dir="org/streets")
+    assert data_name(on_hub) == _hub_name(on_hub) == "org/streets"
+    assert _hub_name(DataOptions(dataset="hf", data_dir="streets")) is None and _hub_name(DataOptions(data_dir="org/streets")) is None
+    assert data_name(DataOptions(dataset="camvid", data_dir="/home/me/x")) == "camvid"
 
 
 def test_hostile_names_stay_text(chain, tmp_path):
@@ -238,6 +287,9 @@ def test_the_processor_makes_batches(chain, tmp_path):
 
     assert typical_size(Data([(96, 128)] * 40), 48) == (48, 64) and typical_size(Data([(96, 128)]), 0) == (96, 128)
     assert typical_size(Data([(90, 120), (120, 90), (90, 120)]), 30) == (30, 40) and typical_size(None, 30) is None
+    assert typical_size(Data([(120, 90)]), 30) == (40, 30) and typical_size(Data([(90, 120), (120, 90)] * 20), 30) in ((30, 40), (40, 30))
+    late = Data([(96, 128)] * 40 + [(100, 100)] * 60)  # not the first ones only
+    assert typical_size(late, 50) == (50, 50)
     segment = pipeline("image-segmentation", model=str(chain / "tuned"))
     sizes = [(90, 70), (64, 128), (33, 200)]
     answers = segment([Image.new("RGB", size, "red") for size in sizes], batch_size=3)

@@ -342,6 +342,7 @@ def test_gradient_checkpointing_that_timm_does_not_have():
 @pytest.mark.parametrize(
     "fields",
     [
+        {"backbone": None}, {"backbone": "tést"}, {"backbone_kwargs": {"num_classes": 5}},
         {"backbone": "hf-hub:someone/x"}, {"backbone": "local-dir:/somewhere"}, {"backbone": "../x"},
         {"backbone_kwargs": {"checkpoint_path": "weights.pth"}}, {"backbone_kwargs": {"pretrained": True}},
         {"backbone_kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x"}}}, {"backbone_kwargs": {"cache_dir": "x"}},
@@ -356,7 +357,7 @@ def test_a_strangers_configuration_opens_nothing(fields, monkeypatch):
 
 def test_label_sets_that_are_none():
     """Ids with gaps, names given twice, and a single class are refused where they are given."""
-    for names in ({0: "a", 2: "b"}, {1: "a", 2: "b"}, {0: "a", 1: "a"}):
+    for names in ({0: "a", 2: "b"}, {1: "a", 2: "b"}, {0: "a", 1: "a"}, {"x": "a", "y": "b"}, {0: "a", 1: None}, {0: 0, 1: 1}):
         with pytest.raises(ValueError, match="give every class of 0, 1, 2"):
             MsclConfig(id2label=names)
     with pytest.raises(ValueError, match="give 2 or more"):
@@ -370,4 +371,9 @@ def test_a_pre_training_checkpoint_asks_for_its_classes(pretrained):
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match="is pre-trained and has no classifier; fine-tune it, or name the classes"):
         MsclForSemanticSegmentation.from_pretrained(folder)
-    assert MsclForSemanticSegmentation.from_pretrained(folder, id2label={0: "road", 1: "car"}).config.label2id == {"road": 0, "car": 1}
+    for door in (MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        assert door.from_pretrained(folder, id2label={0: "road", 1: "car"}).config.label2id == {"road": 0, "car": 1}
+        assert door.from_pretrained(folder, num_labels=2).config.num_labels == 2
+        with pytest.raises(ValueError, match="is pre-trained"):
+            door.from_pretrained(folder)
+    assert "labels_given" not in MsclConfig.from_pretrained(folder, num_labels=2).to_json_string(use_diff=False)

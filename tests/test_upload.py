@@ -373,6 +373,53 @@ def test_a_licence_is_checked_before_training(hub):
         check_can_push(HubOptions(push_to_hub=NAME, license="mine"))
 
 
+@pytest.mark.parametrize("status, raised", [(503, False), (403, True)])
+def test_a_licence_that_cannot_be_checked(hub, status, raised):
+    """A Hub that is down for a moment only earns a warning; one that refuses to check, an error."""
+    hub.fail("POST", "/validate-yaml", status, times=9)
+    options, said = HubOptions(push_to_hub=NAME, license="mit"), []
+    if raised:
+        with pytest.raises(ValueError, match=str(status)):
+            check_can_push(options, said.append)
+    else:
+        check_can_push(options, said.append)
+    assert bool(said) != raised
+
+
+@pytest.mark.parametrize("branch", ["a..b", "a//b", "a/.b", ".a", "a.lock", "a.lock/b", "a.", "a/", "-a", "a b", ""])
+def test_names_that_git_refuses(branch):
+    """Of branches; plain and nested names pass."""
+    with pytest.raises(ValueError, match="--revision is"):
+        HubOptions(push_to_hub=NAME, revision=branch)
+    for good in ("main", "v2.1", "a/b", "refs_1/x-y"):
+        HubOptions(push_to_hub=NAME, revision=good)
+
+
+def test_what_a_push_removes(hub, folder, tmp_path):
+    """Weights and their index that are not replaced, on the branch that is pushed to; never a card or a picture."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "README.md", "training.png"):
+        (shards / name).write_text(CARD)
+    push_folder(shards, NAME, revision="v2")
+    for name in ("README.md", "training.png"):
+        (folder / name).unlink()
+    push_folder(folder, NAME, revision="v2")
+    there = set(hub.repo(NAME).files("v2"))
+    assert {"README.md", "training.png", "model.safetensors"} <= there
+    assert not {"model-00001-of-00001.safetensors", "model.safetensors.index.json"} & there
+
+
+def test_source_that_is_gone_leaves_the_space(hub, tmp_path):
+    """A second push of a Space removes modules that the package no longer has, and nothing else."""
+    (tmp_path / "file").write_text("1")
+    files = dict.fromkeys(("app.py", "mine.txt", "mscl_hf/old.py", "mscl_hf/kept.py"), tmp_path / "file")
+    upload.push_files(files, NAME, repo_type="space")
+    upload.push_files({name: files[name] for name in ("app.py", "mscl_hf/kept.py")}, NAME, repo_type="space")
+    there = set(hub.repo(NAME, "space").files("main"))
+    assert {"app.py", "mine.txt", "mscl_hf/kept.py"} <= there and "mscl_hf/old.py" not in there
+
+
 # mscl-push
 
 
