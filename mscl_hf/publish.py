@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, SegformerImageProcessor
+from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
 from transformers.utils import logging
 
 from .data.crops import central_crop, cut
@@ -43,15 +43,19 @@ def open_model(kind: type, name: str, **options) -> Any:
 def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:
     """Write config.json, model.safetensors (float32), preprocessor_config.json, and the code that opens them, into `out`.
 
-    size: height and width in px that the image processor brings every image to, see `typical_size`; None = the short side to the base
-    size, as evaluation does it.
+    size: of the image processor, see `typical_size`.
     """
     network.float().save_pretrained(out)
-    config = network.config
+    image_processor(network.config, size).save_pretrained(out)
+
+
+def image_processor(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> SegformerImageProcessor:
+    """What makes a model's input of images. size: height and width in px that it brings every image to; None = the short side to the base
+    size, as evaluation does it."""
     resize = {"size": {"shortest_edge": config.base_size}} if config.base_size else {"do_resize": False}
     if size is not None:
         resize = {"size": {"height": size[0], "width": size[1]}}
-    SegformerImageProcessor(**resize, image_mean=config.image_mean, image_std=config.image_std).save_pretrained(out)
+    return SegformerImageProcessor(**resize, image_mean=config.image_mean, image_std=config.image_std)
 
 
 def typical_size(data: SegmentationData | None, base_size: int | None, count: int = 32) -> tuple[int, int] | None:

@@ -9,8 +9,9 @@ from unittest import mock
 import torch
 from timm.layers import padding, pos_embed_sincos
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..publish import image_processor
 from .compare import check_same, description, full_logits, random_images
 
 BOUND = 1e-4  # of the logits' size
@@ -49,10 +50,7 @@ def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int,
         raise ValueError(f"{config.backbone} cannot be traced for images of {free} ({_reason(error)}); {_advice(size)}") from error
     run = save(program, folder, description(config), sum(p.numel() * p.element_size() for p in segmenter.parameters()))
     worst = max(_check(run, segmenter, random_images(config, batch, *side), size) for side in sizes(config, size) for batch in BATCHES)
-    resize = {"height": size[0], "width": size[1]} if size else {"shortest_edge": config.base_size} if config.base_size else None
-    SegformerImageProcessor(
-        do_resize=resize is not None, **({"size": resize} if resize else {}), image_mean=config.image_mean, image_std=config.image_std
-    ).save_pretrained(folder)
+    image_processor(config, size).save_pretrained(folder)
     taken = "images of any size" if size is None else f"images of {size[0]} x {size[1]} px"
     return f"{to}: {taken}, batches of any size; logits differ by {worst:.1e} of their size"
 
