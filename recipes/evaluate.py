@@ -48,7 +48,9 @@ def main() -> None:
     checkpoint.open_run(out, flat(*options), False, accelerator)
     if open_model(MsclConfig, run.model).architectures == ["MsclForPreTraining"]:
         raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
-    network = open_model(MsclForSemanticSegmentation, run.model)
+    network, loaded = open_model(MsclForSemanticSegmentation, run.model, output_loading_info=True)
+    if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # whatever the configuration says that the model is
+        raise ValueError(f"{run.model} holds no classifier; fine-tune it first, and give that folder to --model")
     config = network.config
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
     data = usable(open_whole_split(data_options, run.split, classes), data_options, accelerator.print)
