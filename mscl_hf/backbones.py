@@ -40,7 +40,7 @@ class NetworkOptions:
     global_dim: int = field(default=128, metadata={"help": "embedding size of the global head"})
     local_dim: int = field(default=128, metadata={"help": "embedding size of the local head"})
     pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
-    pixel_layers: int = field(default=3, metadata={"help": "layers of the pixel head"})
+    pixel_layers: int = field(default=1, metadata={"help": "layers of the pixel head"})
     pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
     pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: height features are resized to; default: as is, up to 65"})
 

@@ -98,6 +98,8 @@ class _Predictor:
         size = sample.image.shape[:2] if sample.mask is None else sample.mask.shape
         with self.accelerator.autocast():
             logits = predict_logits(self.network, image, size, self.options)
+        if logits.device.type == "cpu":
+            return logits[0].numpy().argmax(0)  # a third of the time of torch's, and half of an evaluation
         return logits[0].argmax(0).cpu().numpy()
 
 

@@ -51,8 +51,12 @@ def main() -> None:
         import methods
 
         return methods.main(sys.argv[2:])
+    if sys.argv[1:2] == ["tables"]:
+        import tables
+
+        return tables.main(sys.argv[2:])
     if sys.argv[1:2] != ["compare"]:
-        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare, methods or speed")
+        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare, tables, methods or speed")
     return compare(sys.argv[2:])
 
 

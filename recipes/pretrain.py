@@ -134,6 +134,7 @@ def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, giv
     """(the method, its data, its health check, images to look at), all checked."""
     run, _, loss, views, data_options, _, train, _ = options
     config = network.config
+    views = replace(views, geometry=views.geometry or kind.geometry)
     view = make_view(kind.views, kind.preset, config.image_size, config.base_size, views, config.image_width)
     data = pretraining_data(
         data_options, view, train.batch_size, train.seed, run.unlabelled if kind.trains else "none", run.labelled_share,

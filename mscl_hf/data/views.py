@@ -6,7 +6,7 @@ comes from `rng`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ GEOMETRIES = ("shared", "crops", "none")
 class ViewOptions:
     """Geometry and colour of the pre-training views: of pairs, but for the last two, which belong to the random resized crops."""
 
-    geometry: str = field(
-        default="shared",
+    geometry: str | None = field(
+        default=None,
         metadata={
-            "help": "shared: one random scale, crop and flip for both views; crops: each view its own, overlapping; "
-            "none: no random geometry, colour only"
+            "help": "crops: each view has its own random scale, crop and flip, overlapping; shared: one for both; "
+            "none: no random geometry, colour only; default: crops in mscl, shared in other methods on pairs"
         },
     )
     min_scale: float = field(default=0.5, metadata={"help": "smallest random scale, as a factor of the base size"})
@@ -42,7 +42,7 @@ class ViewOptions:
     min_area: float | None = field(default=None, metadata={"help": "least share of the image in a crop; default: the preset's"})
 
     def __post_init__(self):
-        if self.geometry not in GEOMETRIES:
+        if self.geometry not in (None, *GEOMETRIES):
             raise ValueError(f"geometry is {self.geometry!r}; choose one of {', '.join(GEOMETRIES)}")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"scales {self.min_scale} to {self.max_scale} are no range; give 0 < --min-scale <= --max-scale")
@@ -70,6 +70,7 @@ class PairView:
         self, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None, preset: Preset | None = None
     ):
         """preset: whose colours both views get, instead of SimCLR's for the enhanced one."""
+        options = options if options.geometry else replace(options, geometry="shared")
         self.size, self.base, self.options = image_size, base_size, options
         if preset is None:
             enhanced = Colours.simclr(options.colour, options.blur)

@@ -32,8 +32,8 @@ class MultiScaleLoss:
     """The paper's loss as a function of embeddings; fields are its options (defaults and sources: docs/method.md)."""
 
     losses: str = _option("g+l+p", "which losses: a sum of g, l and p")
-    lambda_g: float = _option(1.0, "weight of the global loss")
-    lambda_l: float = _option(1.0, "weight of the local loss")
+    lambda_g: float = _option(0.1, "weight of the global loss")
+    lambda_l: float = _option(0.1, "weight of the local loss")
     lambda_p: float = _option(1.0, "weight of the pixel loss")
     tau_g: float = _option(0.1, "temperature of the global loss")
     tau_l: float = _option(0.2, "temperature of the local loss")
@@ -41,7 +41,7 @@ class MultiScaleLoss:
     negatives: str = _option("others", "of the global loss: others (enhanced copies of other images) or ntxent (both views)")
     queue: int = _option(0, "embeddings of earlier batches as further negatives; 0 = none, and in moco, densecl, cp2 what fits the data")
     local_scope: str = _option("batch", "negatives of the local loss: batch, image or others")
-    pixel_scope: str = _option("within", "bag of the pixel loss: within, cross or batch")
+    pixel_scope: str = _option("batch", "bag of the pixel loss: within, cross or batch")
     pixel_denominator: str = _option("all", "of the pixel loss: all labelled pixels, or neg = other classes only")
     pixel_sample: str = _option("all", "pixels to contrast: all, random, or class = so many of each")
     pixel_count: int = _option(1024, "how many pixels random (an image) or class (an image and class) takes")

@@ -25,6 +25,7 @@ class Method(nn.Module, ABC):
     labels: ClassVar[str]  # does pre-training read masks? "yes", "no", or when
     transfers: ClassVar[str]
     state: ClassVar[str]
+    geometry: ClassVar[str] = "shared"  # of pairs: one crop for both views, or "crops", one each
     preset: ClassVar[str | None] = None  # crops and colours of the views, a row of PRESETS
     heads: ClassVar[tuple[str, ...]] = ()  # those of the network's own contrastive heads that it trains
     bn_views: ClassVar[str | None] = None  # do the two views share batch statistics, "joint", or not, "separate"? None: they never meet

@@ -20,6 +20,7 @@ class MSCL(Method):
     paper = "Zhang et al., Pre-Training Study on Image Segmentation"
     year = 2025
     views = "pair"
+    geometry = "crops"
     labels = "with p"
     bn_views = "joint"
     transfers = "backbone, decoder"
