@@ -29,6 +29,7 @@ class NetworkOptions:
     two_towers: bool = field(default=False, metadata={"help": "two backbones of half the width, one for lightness and one for colour"})
     decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
     decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
+    decoder_rates: list[int] | None = field(default=None, metadata={"help": "atrous rates of deeplabv3; default: by the image size"})
     output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
     image_size: int = field(default=96, metadata={"help": "height of the training crop in px"})
     image_width: int | None = field(default=None, metadata={"help": "its width in px; default: square"})
@@ -40,7 +41,7 @@ class NetworkOptions:
     global_dim: int = field(default=128, metadata={"help": "embedding size of the global head"})
     local_dim: int = field(default=128, metadata={"help": "embedding size of the local head"})
     pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
-    pixel_layers: int = field(default=1, metadata={"help": "layers of the pixel head"})
+    pixel_layers: int | None = field(default=None, metadata={"help": "layers of the pixel head; default: 1 in mscl, 3 in Zhao et al."})
     pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
     pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: height features are resized to; default: as is, up to 65"})
 
@@ -57,11 +58,13 @@ class NetworkOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.decoder_rates is not None and min(self.decoder_rates) < 1:
+            raise ValueError(f"--decoder-rates is {' '.join(map(str, self.decoder_rates))}; each must be at least 1")
 
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
         given = {key: value for key, value in asdict(self).items() if key not in ("pretrained", "backbone_weights")}
-        given["bn_views"] = self.bn_views or "joint"
+        given |= {"bn_views": self.bn_views or "joint", "pixel_layers": self.pixel_layers or 3}
         return build_config(**given | more)
 
 
@@ -124,7 +127,8 @@ def build_config(
         decoder = "mla" if constant else "deeplabv3"
     options.setdefault("image_mean", model.default_cfg.get("mean"))
     options.setdefault("image_std", model.default_cfg.get("std"))
-    options.setdefault("decoder_rates", _rates(image_size, strides[-1]))
+    if options.get("decoder_rates") is None:
+        options["decoder_rates"] = _rates(image_size, strides[-1])
     return MsclConfig(
         backbone=backbone,
         backbone_kwargs=kwargs,

@@ -6,7 +6,7 @@ matplotlib is imported by the functions that draw, so that importing this file c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-__all__ = ["class_palette", "feature_maps_sheet", "overlay", "prediction_sheet", "training_figure"]
+__all__ = ["class_palette", "comparison_strip", "feature_maps_sheet", "overlay", "prediction_sheet", "training_figure"]
 
 WRONG, IGNORED = (228, 26, 28), (0, 0, 0)
 DPI = 120
@@ -59,6 +59,28 @@ def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | 
         if truth is not None:
             sheet.show(line, 1, overlay(image, truth, classes))
             sheet.show(line, 3, _errors(image, truth, prediction, len(classes)))
+    _save(sheet.figure, path)
+
+
+def comparison_strip(
+    images: Sequence[np.ndarray],
+    columns: Mapping[str, Sequence[np.ndarray]],
+    classes: Sequence[str],
+    path: str | Path,
+) -> None:
+    """Rows of images beside masks of theirs, a column a title (truth, none, ours), with a legend of the classes that occur.
+
+    images: (H, W, 3) uint8 each. columns: {title: (H, W) class ids for every image}; 255 is ignored.
+    """
+    if not len(images) or {len(masks) for masks in columns.values()} != {len(images)}:
+        counts = ", ".join(f"{len(masks)} for {title}" for title, masks in columns.items())
+        raise ValueError(f"got {len(images)} images and these masks: {counts or 'none'}; give as many of each, and at least one.")
+    seen = _present(classes, [mask for masks in columns.values() for mask in masks])
+    sheet = _Sheet([image.shape for image in images], ("image", *columns), seen)
+    for line, image in enumerate(images):
+        sheet.show(line, 0, image)
+        for place, masks in enumerate(columns.values(), 1):
+            sheet.show(line, place, overlay(image, masks[line], classes))
     _save(sheet.figure, path)
 
 

@@ -6,7 +6,6 @@ python recipes/benchmark.py compare --spec recipes/configs/compare_camvid.yaml -
 import csv
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from stages import as_flag, machine
 
 from mscl_hf.options import command, parse
 from mscl_hf.publish import commit
@@ -136,10 +136,6 @@ def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict 
     }
 
 
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores"
-
-
 def run_stage(stage: str, flags: dict, folder: Path) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / stage, ignore_errors=True)  # what a killed run left
@@ -155,15 +151,6 @@ def run_stage(stage: str, flags: dict, folder: Path) -> bool:
     (folder / f"{stage}.seconds").write_text(f"{os.times().elapsed - started:.1f}\n")
     (folder / f"{stage}.peak_mb").write_text(f"{used.ru_maxrss / 1024:.0f}\n")
     return status == 0
-
-
-def as_flag(key: str, value) -> list[str]:
-    flag = f"--{key}"
-    if isinstance(value, bool):
-        return [flag, str(value).lower()]
-    if isinstance(value, list):
-        return [flag, *map(str, value)]
-    return [flag, str(value)]
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -206,9 +193,14 @@ def difference(pairs: list[float]) -> str:
         return "-"
     if len(pairs) == 1:
         return f"{pairs[0]:+.1f}"
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(pairs))
+
+
+def interval(pairs: list[float]) -> tuple[float, float, float]:
+    """Mean and ends of the 95 % t interval, of two numbers or more."""
     half = T95.get(len(pairs) - 1, 1.96) * statistics.stdev(pairs) / len(pairs) ** 0.5
     mean = statistics.mean(pairs)
-    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+    return mean, mean - half, mean + half
 
 
 if __name__ == "__main__":

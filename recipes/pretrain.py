@@ -62,6 +62,7 @@ def main() -> None:
     config = net.config(
         heads=list(kind.heads),
         bn_views=net.bn_views or kind.bn_views or "joint",
+        pixel_layers=net.pixel_layers or kind.pixel_layers,
         two_towers=net.two_towers or kind.two_towers,
         contrast=asdict(loss),
     )

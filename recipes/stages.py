@@ -3,19 +3,24 @@
 The lock belongs to the process that does the work, so it is gone when that process is, whatever happened to the one that started it.
 """
 
+import contextlib
 import fcntl
 import functools
 import importlib.util
 import json
 import multiprocessing
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 RECIPES = Path(__file__).resolve().parent
 BUSY = 75  # another process has the stage; the number is that of a stopped run, which is not over either
@@ -95,6 +100,17 @@ def _locked(stage: Stage, launcher: list[str]) -> None:
             _run(stage, launcher, lock.fileno())
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _lock_file(stage: Stage):
     return stage.folder.with_name(f"{stage.folder.name}.lock").open("w")
 
@@ -123,7 +139,8 @@ def _run(stage: Stage, launcher: list[str], lock: int) -> None:
             status = _here(stage.recipe, words, log.fileno())
     if status:
         sys.exit(1 if status == BUSY else status)
-    done = {"flags": _lasting(stage.flags), "seconds": round(time.perf_counter() - started, 1), "threads": _threads()}
+    done = {"flags": _lasting(stage.flags), "seconds": round(time.perf_counter() - started, 1), "threads": torch.get_num_threads()}
+    done["machine"] = ", ".join([machine(), *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))])
     temporary = stage.proof.with_suffix(".tmp")
     temporary.write_text(json.dumps(done, indent=2))
     temporary.replace(stage.proof)
@@ -144,10 +161,8 @@ def _here(recipe: str, words: list[str], log: int) -> int | str | None:
     return 0
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def as_flag(key: str, value) -> list[str]:

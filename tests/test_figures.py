@@ -88,6 +88,19 @@ def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
         figures.prediction_sheet([], CLASSES, tmp_path / "x.png")
 
 
+def test_comparison_strip_shows_the_same_images_in_every_column(tmp_path):
+    """Masks in the colours of their classes, a legend of those that occur; columns of another length are refused."""
+    images = [np.full((40, 60, 3), 128, np.uint8)] * 2
+    truth, wrong = [np.zeros((40, 60), np.uint8)] * 2, [np.full((40, 60), 2, np.uint8)] * 2
+    figures.comparison_strip(images, {"truth": truth, "none": wrong, "ours": truth}, CLASSES, tmp_path / "strip.png")
+    pixels, colours = picture(tmp_path / "strip.png"), class_colours(CLASSES)
+    assert has_colour(pixels, colours[0]) and has_colour(pixels, colours[2]) and not has_colour(pixels, colours[1])
+    sky, car = ((np.abs(pixels - (0.3 * 128 + 0.7 * colours[i])).max(-1) <= 2).sum() for i in (0, 2))
+    assert sky == pytest.approx(2 * car, rel=0.05) and car > 10_000
+    with pytest.raises(ValueError, match="got 2 images and these masks: 2 for truth, 1 for none"):
+        figures.comparison_strip(images, {"truth": truth, "none": wrong[:1]}, CLASSES, tmp_path / "x.png")
+
+
 def log_of(steps):
     log = []
     for step in range(steps):

@@ -25,7 +25,7 @@ def embeddings(seed):
 def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
     """Seven names; each computes its own terms only, and needs labels exactly when it holds p."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
-    loss = MultiScaleLoss(losses, lambda_g=2, lambda_l=0.5, lambda_p=3)
+    loss = MultiScaleLoss(losses, lambda_g=2, lambda_l=0.5, lambda_p=3, pixel_scope="within")
     heads = losses.split("+")
     image, enhanced = ({h: x[h].requires_grad_() for h in heads} for x in (image, enhanced))
     if "p" in heads:
@@ -65,17 +65,18 @@ OPTIONS = [
 def test_options_reach_their_loss(head, name, value, meaning):
     """Each option changes its own loss to what the function gives with it; unrelated entries of the dict are left alone."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
-    options = {"losses": head, name: value, "backbone": "resnet18"}
+    plain = {"losses": head, "lambda_g": 1, "lambda_l": 1, "pixel_scope": "within"}
+    options = plain | {name: value, "backbone": "resnet18"}
     found = MultiScaleLoss.from_options(options)(image, enhanced, labels)["loss"].item()
     function = {"g": global_contrast, "l": local_contrast, "p": lambda a, b, **o: pixel_contrast(a, b, labels, **o).loss}[head]
     assert found == pytest.approx(function(image[head], enhanced[head], **meaning).item(), rel=1e-12)
-    assert found != pytest.approx(MultiScaleLoss(head)(image, enhanced, labels)["loss"].item(), rel=1e-6)
+    assert found != pytest.approx(MultiScaleLoss(**plain)(image, enhanced, labels)["loss"].item(), rel=1e-6)
 
 
 def test_symmetric_pixel_loss_and_cross_partner():
     """Symmetric: both directions, each with the labels of its view. Cross: a random partner among the labelled images."""
     (a, b), y, z = (embeddings(s)["p"] for s in (0, 5)), labels_of(3, 6), labels_of(3, 6, seed=4)
-    both = MultiScaleLoss("p", symmetric=True)({"p": a}, {"p": b}, y, z)
+    both = MultiScaleLoss("p", symmetric=True, pixel_scope="within")({"p": a}, {"p": b}, y, z)
     there, back = pixel_contrast(a, b, y, z), pixel_contrast(b, a, z, y)
     assert both["loss"].item() == pytest.approx((there.loss + back.loss).item() / 2)
     assert both["floor_p"].item() == pytest.approx((there.floor + back.floor).item() / 2)
@@ -148,7 +149,7 @@ def test_queue_order():
 def test_the_queue_adds_negatives_and_stands_alone():
     """Old copies stand in every denominator, in all directions the same; options that they do not fit are refused."""
     image, enhanced, past = embeddings(0), embeddings(5), unit(9, 5, seed=20)
-    found = MultiScaleLoss("g", queue=9)(image, enhanced, None, past=past)["loss"]
+    found = MultiScaleLoss("g", queue=9, lambda_g=1)(image, enhanced, None, past=past)["loss"]
     logits = image["g"] @ torch.cat([enhanced["g"], past]).T / 0.1
     assert found.item() == pytest.approx((logits.logsumexp(1) - logits.diagonal()).mean().item(), rel=1e-12)
     for options in ({"queue": -1}, {"queue": 8, "symmetric": True}, {"queue": 8, "negatives": "ntxent"}, {"pixel_count": 0}):

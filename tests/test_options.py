@@ -109,7 +109,7 @@ LOSS_VALUES = {
     "negatives": ("ntxent",),
     "queue": (6,),
     "local_scope": ("image", "others"),
-    "pixel_scope": ("cross", "batch"),
+    "pixel_scope": ("cross", "within"),
     "pixel_denominator": ("neg",),
     "pixel_sample": ("random", "class"),
     "pixel_count": (3,),
@@ -122,12 +122,12 @@ LOSS_VALUES = {
     "loss_precision": ("bf16",),
 }  # fmt: skip
 VIEW_VALUES = {
-    "geometry": ("crops", "none"), "min_scale": (0.9,), "max_scale": (1.1,), "min_overlap": (0.6,), "colour": (0.0,), "blur": (0.0, 1.0),
+    "geometry": ("shared", "none"), "min_scale": (0.9,), "max_scale": (1.1,), "min_overlap": (0.6,), "colour": (0.0,), "blur": (0.0, 1.0),
     "augment_both": ("true",),
 }  # fmt: skip
 NETWORK_VALUES = {
     "attach": ("backbone", "decoder"), "bn_views": ("separate",), "local_grid": (1,), "local_layers": (2,), "global_dim": (8,),
-    "local_dim": (8,), "pixel_dim": (8,), "pixel_layers": (1,), "pixel_bn": ("false",), "pixel_grid": (1,), "decoder": ("fcn", "mla"),
+    "local_dim": (8,), "pixel_dim": (8,), "pixel_layers": (2,), "pixel_bn": ("false",), "pixel_grid": (1,), "decoder": ("fcn", "mla"),
     "output_stride": (8, 32), "base_size": (0, 64), "image_width": (48,), "two_towers": ("true",),
 }  # fmt: skip
 CASES = [(option, value) for values in (LOSS_VALUES, VIEW_VALUES, NETWORK_VALUES) for option, given in values.items() for value in given]
@@ -142,7 +142,7 @@ METHOD_VALUES = {
     "variant": ("zhao_within", "released", ()), "partitions": ("chaitanya_global", 2, ("--dataset", "folder", "--variant", "GD")),
     "preset": ("byol", "simclr", ()), "min_area": ("simclr", 0.9, ()),
 }  # fmt: skip
-EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "min_overlap": ("--geometry", "crops")}
+EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "pixel_bn": ("--pixel-layers", 2)}
 
 
 def test_every_option_is_tried():

@@ -180,7 +180,7 @@ def test_labels_are_read_whatever_the_losses_say():
         (ZhaoBatch, "released", {}, "zhao_batch has published"),
         (ZhaoWithin, "relased", {}, "'relased'.*published and released"),
         (ZhaoWithin, "published", {"losses": "g+p"}, "--losses is g.p.*--losses p"),
-        (ZhaoWithin, "published", {"pixel_scope": "batch"}, "--pixel-scope is batch.*--pixel-scope within"),
+        (ZhaoWithin, "published", {"pixel_scope": "cross"}, "--pixel-scope is cross.*--pixel-scope within"),
         (ZhaoCross, "released", {"reduce": "in"}, "reduce=in"),
         (ZhaoCross, "released", {"symmetric": True}, "symmetric=True"),
     ],

@@ -28,6 +28,7 @@ class Method(nn.Module, ABC):
     geometry: ClassVar[str] = "shared"  # of pairs: one crop for both views, or "crops", one each
     preset: ClassVar[str | None] = None  # crops and colours of the views, a row of PRESETS
     heads: ClassVar[tuple[str, ...]] = ()  # those of the network's own contrastive heads that it trains
+    pixel_layers: ClassVar[int] = 3  # of the network's pixel head
     bn_views: ClassVar[str | None] = None  # do the two views share batch statistics, "joint", or not, "separate"? None: they never meet
     head_statistics: ClassVar[bool] = False  # has it heads with BatchNorm over images, which needs two of them?
     two_towers: ClassVar[bool] = False

@@ -21,6 +21,7 @@ class MSCL(Method):
     year = 2025
     views = "pair"
     geometry = "crops"
+    pixel_layers = 1  # so thin that the decoder itself must tell the classes apart
     labels = "with p"
     bn_views = "joint"
     transfers = "backbone, decoder"

@@ -20,6 +20,8 @@ class _Zhao(MSCL):
     labels = "yes"
     state = "-"
     heads = ("p",)
+    geometry = "shared"
+    pixel_layers = 3
     scope: ClassVar[str]
 
     @classmethod

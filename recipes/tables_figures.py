@@ -1,0 +1,93 @@
+"""The pictures of the paper's three tables: means of measured runs with their deviation."""
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import BinaryIO
+
+from tables_data import Block, blocks, part
+
+COLOURS = {"none": "#555555", "imagenet": "#0072B2", "mscl": "#D55E00", "other": "#009E73",
+           "1/5": "#E69F00", "1/2": "#0072B2", "all": "#0072B2"}  # fmt: skip
+HOLLOW = {"marker": "o", "markersize": 5, "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
+
+
+def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
+    """A line of panels for each kind of setting, a panel a data set: curves for table 1, dots for the others."""
+    from matplotlib.figure import Figure
+
+    lines = defaultdict(list)
+    for setting, tables in blocks({number: rows}).items():
+        lines[setting._replace(dataset="")].append((setting, tables[number]))
+    reads = {row["cell"] for row in rows if row["labels"] == "yes"}
+    cells = {cell: cell.replace("_", " ") + " *" * (cell in reads) for cell in Block(number, rows).cells}
+    most = max(map(len, lines.values()))
+    height = len(lines) * (3.6 if number == 1 else 0.9 + 0.27 * len(cells)) + 0.7
+    figure = Figure(figsize=(max(7.5, 3.9 * most), height), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(lines), most, squeeze=False, sharey="row" if number > 1 else "none")
+    for axis in axes.flat:
+        axis.set_visible(False)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    for line, panels in zip(axes, lines.values()):
+        for axis, (setting, block) in zip(line, panels):
+            axis.set_visible(True)
+            axis.set_title("{}\n{}, {}, {}".format(*setting.words()), fontsize=9.5)
+            _curves(axis, block) if number == 1 else _dots(axis, block, cells)
+    _legend(figure, has_dots=number > 1)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure.savefig(target, dpi=150)
+
+
+def _legend(figure, has_dots: bool) -> None:
+    """One for all panels, single seeds last."""
+    from matplotlib.lines import Line2D
+
+    handles = {name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels())}
+    if has_dots:
+        handles["none"] = Line2D([], [], color="black", linewidth=1, linestyle=":")
+    if handles.pop("one seed", None):
+        handles["one seed"] = Line2D([], [], color="black", **HOLLOW)
+    title = "* reads masks in pre-training" if has_dots else None
+    figure.legend(handles.values(), handles.keys(), title=title, loc="outside lower center", ncols=4, frameon=False)
+
+
+def _curves(axis, block: Block) -> None:
+    """Mean IoU over the share of the masks; neighbours stand a little aside, so that no bar hides another."""
+    for place, cell in enumerate(block.cells):
+        base, *variant = cell.split("_")
+        samples = {share: scores for share in block.shares if (scores := block.scores(cell, share))}
+        places = [float(part(share)) * 1.035 ** (place - (len(block.cells) - 1) / 2) for share in samples]
+        style = {"color": COLOURS.get(base, COLOURS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " ")}
+        _points(axis, places, list(samples.values()), **style)
+    axis.set_xscale("log")
+    axis.set_xticks([float(part(share)) for share in block.shares], [block.headline(share, "\n") for share in block.shares])
+    axis.minorticks_off()
+    axis.set(xlabel="share of the masks", ylabel="mean IoU, %")
+
+
+def _dots(axis, block: Block, cells: dict[str, str]) -> None:
+    """A line for each of the cells {name: label}, a colour for each share, the mean of `none` from top to bottom."""
+    lines = {cell: line for line, cell in enumerate(cells)}
+    for place, share in enumerate(block.shares):
+        samples = {cell: scores for cell in cells if (scores := block.scores(cell, share))}
+        aside = 0.24 * (place - (len(block.shares) - 1) / 2)
+        style = {"color": COLOURS[share], "linestyle": "none", "label": "all masks" if share == "all" else f"{share} of the masks"}
+        _points(axis, [lines[cell] + aside for cell in samples], list(samples.values()), upright=True, **style)
+        if "none" in samples:
+            axis.axvline(statistics.mean(samples["none"]), color=COLOURS[share], linestyle=":", linewidth=1, zorder=0)
+    axis.set_yticks(range(len(cells)), list(cells.values()))
+    for label, cell in zip(axis.get_yticklabels(), cells):
+        label.set_fontweight("bold" if cell in ("mscl", "g+l+p") else "normal")
+    axis.set(xlabel="mean IoU, %", ylim=(len(cells) - 0.5, -0.5))
+
+
+def _points(axis, places: list[float], samples: list[list[float]], upright: bool = False, **style) -> None:
+    """Means with their sample deviation; hollow where there is one seed."""
+    means = [statistics.mean(sample) for sample in samples]
+    spread = [statistics.stdev(sample) if len(sample) > 1 else 0 for sample in samples]
+    x, y, error = (means, places, "xerr") if upright else (places, means, "yerr")
+    axis.errorbar(x, y, **{error: spread}, marker="o", markersize=5, linewidth=1.5, elinewidth=1, capsize=2, **style)
+    single = [i for i, sample in enumerate(samples) if len(sample) == 1]
+    if single:
+        axis.plot([x[i] for i in single], [y[i] for i in single], color=style["color"], label="one seed", **HOLLOW)

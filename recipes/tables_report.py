@@ -1,0 +1,150 @@
+"""What is made from the CSV files of the paper's three tables: Markdown, pictures, what became of the claims, one HTML page.
+
+Every figure passes through a `Table`, which Markdown and the page show alike.
+"""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+
+from benchmark import RECIPES, difference
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+from tables_claims import RULES, VERDICTS, agreement, claims
+from tables_data import Block, Setting, Table, blocks, has_the_papers_rows, read, shown
+from tables_figures import draw
+
+TITLES = {1: "mean IoU by the number of masks", 2: "the losses and their sums", 3: "beside other methods"}
+HOW = (
+    "Mean IoU in %, mean ± sample deviation over seeds; differences are paired by seed, with their 95 % t interval. Columns: the share of "
+    "the masks that may be used, their number in brackets. passes: images through the network in pre-training + in fine-tuning. What "
+    "differs between shares stands in the order of the shares."
+)
+KEY = (
+    "none: random weights, whatever the others start from. imagenet: the weights that pre-training starts from, without it. "
+    "_long: the passes of a pre-training are spent on more fine-tuning instead. mscl: the paper's method, g + l + p (global, local, "
+    "pixel). mscl_unlabelled: the same, and images without masks take part in g and l. "
+    "aaf, rmi: no pre-training of ours, another loss in fine-tuning. Other names: that method's pre-training. "
+    "mscl, whatever its losses, and the methods of Zhao et al. were pre-trained on the images whose masks may be used, the other methods, "
+    "which read no masks, on all training images."
+)
+
+
+def printed(title: str, head: str, *rows: str) -> Table:
+    """A table of the paper, a string a row."""
+    return Table(f"The paper, {title}, full scale", tuple(head.split()), [tuple(row.split()) for row in rows])
+
+
+PAPER = {  # as printed; one number a cell, no spread
+    1: [
+        printed("PASCAL VOC 2012", "images 1059 2118 5295 10582", "random 23.6 30.1 36.4 40.7", "ours 57.8 61.9 64.2 66.7"),
+        printed("Cityscapes", "images 343 596 1527 2975", "random 48.2 54.6 60.8 63.5", "ours 64.3 68.4 72.8 73.5"),
+    ],
+    2: [
+        printed("Cityscapes (1527 images) and PASCAL VOC 2012 (5295)", "losses Cityscapes VOC", "none 60.8 36.4", "g 71.1 57.5",
+                "l 71.3 58.9", "p 71.6 59.6", "g+l 71.9 60.7", "g+p 72.1 61.5", "l+p 72.3 62.9", "g+l+p 72.8 64.2"),
+    ],
+    3: [
+        printed("PASCAL VOC 2012", "images 2118 10582", "random 30.1 40.7", "SimCLR 60.8 64.3", "AF 60.4 63.2", "RMI 61.1 64.5",
+                "ours 61.9 66.7"),
+    ],
+}  # fmt: skip
+
+
+# The tables
+
+
+def measured(number: int, rows_by_table: dict[int, list[dict]]) -> list[Table]:
+    """One of the three tables, in all settings."""
+    return [table for setting, found in blocks(rows_by_table).items() for table in compared(number, setting, found[number])]
+
+
+def compared(number: int, setting: Setting, block: Block) -> list[Table]:
+    """Means, and differences to `none`: side by side, or in a table each where there are many shares."""
+    if not block.rows:
+        return []
+    means, gains, facts = {}, {}, {}
+    for share in block.shares:
+        means[block.headline(share)] = [shown(block.scores(cell, share)) for cell in block.cells]
+        lists = [list(block.gains(cell, "none", share).values()) for cell in block.cells]
+        gains[f"{share}, minus none"] = ["-" if cell == "none" else difference(pairs) for cell, pairs in zip(block.cells, lists)]
+    if number == 3:
+        facts["masks in pre-training"] = [block.by_share(cell, lambda runs: runs[0]["labels"]) for cell in block.cells]
+    facts["passes"] = [block.passes(cell) for cell in block.cells]
+    facts["seeds"] = [block.by_share(cell, lambda runs: str(len(runs))) for cell in block.cells]
+    split, count, pixels, commit, torch, machine = map(block.all_of, ("split", "num_images", "image_size", "commit", "torch", "machine"))
+    note = f"Measured on {split}, {count} images; crops of {pixels} px in training; commit {commit}, torch {torch}, {machine}."
+    if len(block.shares) < 3:
+        return [_columns(str(setting), block, means | gains | facts, note)]
+    return [_columns(str(setting), block, means | facts), _columns(f"{setting}: differences", block, gains, note)]
+
+
+def _columns(title: str, block: Block, columns: dict[str, list[str]], note: str = "") -> Table:
+    return Table(title, ("cell", *columns), list(zip(block.cells, *columns.values())), note)
+
+
+# Markdown
+
+
+def write_tables(results_dir: Path, command: str) -> None:
+    """table1.md, table1.png, ... beside the CSV files that are there, and hypotheses.md; `command` is named as what made them."""
+    results_dir, rows = Path(results_dir), read(results_dir)
+    for number in rows:
+        parts = [f"# Table {number}: {TITLES[number]}\n", f"Made by `{command}`.\n", f"{HOW}\n", f"{KEY}\n"]
+        parts.append(f"![the same as a picture](table{number}.png)\n")
+        parts += [markdown(table) for table in (*measured(number, rows), *PAPER[number])]
+        (results_dir / f"table{number}.md").write_text("\n".join(parts), encoding="utf-8")
+        draw(number, rows[number], results_dir / f"table{number}.png")
+    if rows:
+        (results_dir / "hypotheses.md").write_text(f"# The paper's claims\n\nMade by `{command}`.\n\n{hypotheses(rows)}", encoding="utf-8")
+
+
+def hypotheses(rows_by_table: dict[int, list[dict]]) -> str:
+    """Markdown: each claim with its figures and one of VERDICTS, the fifteen comparisons, the targets; of every setting."""
+    parts = [f"{HOW}\n", f"{KEY}\n", f"{RULES}\n"]
+    for setting, tables in blocks(rows_by_table).items():
+        parts += [f"## {setting}\n", *(markdown(table, "###") for table in claims(tables).tables)]
+    return "\n".join(parts)
+
+
+def markdown(table: Table, level: str = "##") -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (table.head, ("---",) * len(table.head), *table.rows)]
+    return "\n".join([f"{level} {table.title}\n", *lines, *([f"\n{table.note}"] if table.note else [])]) + "\n"
+
+
+# The page
+
+
+def page(results_dir: Path, strips: list[Path], target: Path) -> None:
+    """One HTML file that needs no other: the tables beside the paper's, pictures, claims, `strips` (PNG) of images and predictions.
+
+    Of settings beside the main one that lack rows of the paper it shows what was measured, and no claims: nearly all would be open.
+    """
+    rows = read(results_dir)
+    if not rows:
+        raise ValueError(f"there is no row in table1.csv, table2.csv or table3.csv of {results_dir}; run the tables first.")
+    settings = blocks(rows)
+    said = {setting: claims(tables) for setting, tables in settings.items() if setting.is_main() or has_the_papers_rows(tables)}
+    environment = Environment(loader=FileSystemLoader(RECIPES / "configs"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("tables_page.html").render(
+        sections=[_section(number, rows) for number in rows], claims=said, agreement=agreement(said),
+        left_out=[setting for setting in settings if setting not in said],
+        strips=[_embedded(path.stem, path.read_bytes()) for path in map(Path, strips)],
+        how=HOW, key=KEY, rules=RULES, verdicts=VERDICTS, small=any(setting.scale == "small" for setting in settings),
+    )  # fmt: skip
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).write_text(text, encoding="utf-8")
+
+
+def _section(number: int, rows_by_table: dict[int, list[dict]]) -> dict:
+    picture = BytesIO()
+    draw(number, rows_by_table[number], picture)
+    about = {"number": number, "title": TITLES[number], "picture": _embedded(f"table{number}", picture.getvalue())}
+    return about | {"ours": measured(number, rows_by_table), "paper": PAPER[number]}
+
+
+def _embedded(name: str, png: bytes) -> dict[str, str | int]:
+    """A picture as a data URL, with its name and size in px."""
+    width, height = Image.open(BytesIO(png)).size
+    src = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {"name": name.replace("_", " "), "src": src, "width": width, "height": height}

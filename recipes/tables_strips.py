@@ -1,0 +1,37 @@
+"""Pictures of the tables: the same images with their masks, and what two networks make of them."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from mscl_hf.data.training import DataOptions, open_whole_split
+from mscl_hf.figures import comparison_strip
+from mscl_hf.inference import InferenceOptions, predict_logits
+from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.publish import open_model
+
+IMAGES = 5
+
+
+def draw_strip(models: dict[str, Path], evaluation: dict, path: Path) -> Path:
+    """Image, truth and one column for each of the fine-tuned models, by title. evaluation: flags of the runs that measured them."""
+    flags = {key.replace("-", "_"): value for key, value in evaluation.items()}
+    names = {field.name for field in fields(DataOptions)}
+    data = open_whole_split(DataOptions(**{key: value for key, value in flags.items() if key in names}), flags["split"])
+    samples = [data.read(index) for index in range(len(data) // (2 * IMAGES), len(data), len(data) // IMAGES)][:IMAGES]
+    columns = {"truth": [sample.mask for sample in samples]}
+    for title, folder in models.items():
+        network = open_model(MsclForSemanticSegmentation, str(folder)).eval()
+        columns[title] = [predicted(network, sample.image) for sample in samples]
+    comparison_strip([sample.image for sample in samples], columns, data.classes, path)
+    return path
+
+
+def predicted(network: MsclForSemanticSegmentation, image):
+    """Class ids (H, W) of an image (H, W, 3), at the size that the network was trained at."""
+    config = network.config
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
+    logits = predict_logits(network, (pixels - mean) / std, image.shape[:2], InferenceOptions(base_size=config.base_size))
+    return logits[0].numpy().argmax(0)

@@ -1,0 +1,218 @@
+"""The grid behind the paper's tables: which runs it consists of, and that no kill, rival or rerun changes or repeats any of them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import harness
+import pytest
+import yaml
+
+from mscl_hf.methods import METHODS
+
+sys.path.append(str(harness.ROOT / "recipes"))
+import stages  # noqa: E402
+import tables  # noqa: E402
+
+SETTINGS = {
+    "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": None}, "seeds": [0, 1], "seeds_of_others": [0], "passes": 48,
+    "common": {"image-size": 32, "num-workers": 0, "save-every-steps": 1},
+    "network": {"backbone": "test_resnet", "decoder-channels": 16},
+    "pretrain": {"batch-size": 4, "lr": 0.01, "health-every-steps": 0, "val-split": "none"},
+    "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"},
+    "finetune_random": {"lr": 0.2},
+    "evaluate": {"split": "val"},
+}  # fmt: skip
+CELLS = ("--start", "random", "--table", 3, "--rows", "none", "simclr", "--shares", "1/5", "--seeds", 0)
+
+
+def options(**given):
+    return tables.TablesOptions(**{"dataset": "camvid", "weights": "w.safetensors", "work_dir": "W"} | given)
+
+
+def grid(table, spec=SETTINGS, **given):
+    return list(tables.cells_of(table, spec, options(**given)))
+
+
+def command(tmp_path, *words):
+    settings = tmp_path / "settings.yaml"
+    if not settings.is_file():
+        settings.write_text(yaml.safe_dump(SETTINGS))
+    words = ("--dataset", "synthetic", "--settings", settings, "--work-dir", tmp_path / "work", "--results", tmp_path / "results", *words)
+    return [sys.executable, str(harness.ROOT / "recipes" / "benchmark.py"), "tables", *map(str, words)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
+
+
+def run(tmp_path, *words):
+    return subprocess.run(command(tmp_path, *words), capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=280)
+
+
+def scores(tmp_path):
+    with (tmp_path / "results" / "table3.csv").open() as file:
+        return {(row["cell"], row["share"], row["seed"]): row["mean_iou"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(folder, *CELLS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------------
+
+
+def test_tables_have_the_papers_rows_and_all_methods():
+    """Table 1: four label counts; table 2: none and the seven sums; table 3: the paper's five and every other method, fewer seeds."""
+    one, two, three = (grid(table) for table in (1, 2, 3))
+    assert {(c.name, c.share) for c in one if c.seed == 0} >= {(n, s) for n in ("none", "none_long", "mscl") for s in SETTINGS["shares"]}
+    assert {c.name for c in two} == {"none", "imagenet", "g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"} and {c.share for c in two} == {"1/2"}
+    names = {seed: {c.name for c in three if c.seed == seed} for seed in (0, 1)}
+    assert names[1] == {"none", "imagenet", "simclr", "aaf", "rmi", "mscl"} and names[0] == names[1] | set(METHODS)
+    assert [c.seed for c in one] == sorted(c.seed for c in one)  # a whole table with one seed before the next seed
+    without = grid(1, start="random")
+    assert not [c for c in without if "imagenet" in c.name] and not [c for c in one if (c.name, c.share) == ("mscl_unlabelled", "all")]
+
+
+def test_cells_share_the_runs_that_they_have_in_common():
+    """none is fine-tuned in all tables by one run; g+l+p is mscl; a method without masks is pre-trained once for all label counts."""
+    cells = {(table, c.name, c.share): c for table in (1, 2, 3) for c in grid(table, seeds=[0])}
+    assert cells[1, "none", "1/2"].stages == cells[2, "none", "1/2"].stages
+    assert cells[1, "mscl", "1/2"].stages == cells[2, "g+l+p", "1/2"].stages
+    assert cells[1, "mscl", "all"].stages == cells[3, "mscl", "all"].stages
+    first = {key: cell.stages[0] for key, cell in cells.items()}
+    assert first[3, "simclr", "1/5"] == first[3, "simclr", "all"] and first[1, "mscl", "1/5"] != first[1, "mscl", "1/2"]
+    assert first[1, "none", "1/10"] == first[1, "none_long", "all"] != first[1, "imagenet", "1/10"] == first[3, "aaf", "1/5"]
+    assert first[3, "zhao_within", "1/5"] != first[3, "zhao_within", "all"]  # reads masks
+    everything = [stage for cell in cells.values() for stage in cell.stages]
+    by_folder = {stage.folder: stage.flags for stage in everything}
+    assert all(by_folder[stage.folder] == stage.flags for stage in everything)  # a folder means one run
+
+
+@pytest.mark.parametrize("reading", ["best", "printed"])
+def test_budgets_are_equal(reading):
+    """Every pre-training passes the same number of views, every fine-tuning makes the same steps; `_long` adds the former to the latter."""
+    for cell in [c for table in (1, 2, 3) for c in grid(table, reading=reading, seeds=[0])]:
+        pretrain, finetune, _ = (stage.flags for stage in cell.stages)
+        kind = METHODS[pretrain["method"]]
+        if kind.trains:
+            assert pretrain["max-steps"] * pretrain["batch-size"] * tables.VIEWS_A_SAMPLE[kind.views] == SETTINGS["passes"]
+        assert finetune["max-steps"] == 3 + 48 // 4 * cell.name.endswith("_long")
+        assert (finetune.get("lr") == 0.2) is (pretrain["method"] == "none" or kind.two_towers)
+        assert finetune.get("train-count") == SETTINGS["shares"][cell.share]
+        masks = pretrain.get("train-count", SETTINGS["shares"][cell.share])
+        assert masks == SETTINGS["shares"][cell.share] or kind.labels == "no"  # pre-training sees no mask that fine-tuning does not
+        assert ("config" in pretrain) is (reading == "printed" and pretrain["method"] == "mscl")
+        weights = "backbone-weights" in pretrain
+        assert weights is (pretrain["method"] not in ("none", "cmc"))
+
+
+def test_settings_in_the_repository_make_a_grid():
+    """Each file gives all three tables, in both readings, from both starts."""
+    files = sorted((harness.ROOT / "recipes" / "configs").glob("tables_*_*.yaml"))
+    assert len(files) >= 2
+    for path in files:
+        for given in ({}, {"reading": "printed"}, {"start": "random"}):
+            assert all(grid(table, yaml.safe_load(path.read_text()), **given) for table in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--table", 4), "--table 4"), (("--rows", "mocov2"), "--rows mocov2"), (("--shares", "1/3"), "--shares 1/3"),
+        (("--start", "coco"), "--start is 'coco'"), (("--reading", "mine"), "best or printed"), (("--jobs", 0), "--jobs is 0"),
+        (("--settings", "no.yaml"), "no file no.yaml"),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_refused_in_one_sentence(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        tables.main(command(tmp_path, *words)[3:])
+    assert not (tmp_path / "work").exists() and not (tmp_path / "results").exists()
+
+
+# -- the runs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_measured_and_written_down(undisturbed):
+    """A row a cell, with budgets, versions and times; Markdown and a picture beside it; checkpoints are gone, models stay."""
+    with (undisturbed / "results" / "table3.csv").open() as file:
+        none, simclr = csv.DictReader(file)
+    assert (none["cell"], none["pretrain_passes"], none["finetune_passes"], none["labels"]) == ("none", "0", "12", "-")
+    assert (simclr["cell"], simclr["pretrain_passes"], simclr["finetune_steps"], simclr["labels"]) == ("simclr", "48", "3", "no")
+    for row in (none, simclr):
+        assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["torch"] and row["commit"] and row["threads"] == "1"
+        assert (row["share"], row["train_count"], row["start"], row["reading"]) == ("1/5", "8", "random", "best")
+        assert int(row["parameters"]) == int(none["parameters"]) > 1e5
+    assert {path.name for path in (undisturbed / "results").iterdir()} >= {"table3.csv", "table3.md", "table3.png", "hypotheses.md"}
+    assert not list((undisturbed / "work").rglob("checkpoints")) and len(list((undisturbed / "work").rglob("model.safetensors"))) == 4
+
+
+def test_finished_cells_are_not_run_again(undisturbed):
+    """The same command a second time touches no run; other rows of the table stay."""
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")}
+    table = undisturbed / "results" / "table3.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *rows, rows[0].replace("synthetic,none", "camvid,none")]) + "\n")
+    assert run(undisturbed, *CELLS).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")} == before
+    assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
+
+
+def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
+    """SIGKILL to everything in mid pre-training, then to the benchmark alone in mid fine-tuning: the same figures, nothing lost."""
+    for alone, sign in ((False, "pretrain/simclr*/checkpoints/step-00000002"), (True, "finetune/simclr*/checkpoints/step-00000001")):
+        process = subprocess.Popen(command(tmp_path, *CELLS), stderr=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "work").glob(f"*/{sign}")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.poll() is None  # the fault fires in mid-cell
+        (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+        process.wait()
+        finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.done.json")}
+        assert len(finished) >= (3 if not alone else 4)
+    done = run(tmp_path, *CELLS)  # while what the second one left behind may still be running
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    assert scores(tmp_path) == scores(undisturbed)
+
+
+def test_two_benchmarks_share_the_cells(tmp_path, undisturbed):
+    """Started together on one folder, they run every stage once, both finish, and the table is that of one alone."""
+    both = [subprocess.Popen(command(tmp_path, *CELLS), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
+    assert [process.communicate(timeout=200)[1][-300:] * process.returncode for process in both] == ["", ""]
+    logs = [path.read_text() for path in (tmp_path / "work").rglob("*.log")]
+    assert len(logs) == 6 and all(log.count("ed model:") + log.count("pictures and results.json") == 1 for log in logs)
+    assert scores(tmp_path) == scores(undisturbed)
+
+
+def test_failures_are_named_and_the_rest_goes_on(tmp_path):
+    """A method that cannot run here fails alone, with its log; other settings for a finished run are refused."""
+    done = run(tmp_path, "--start", "random", "--table", 3, "--rows", "none", "cmc", "--shares", "1/5", "--seeds", 0)
+    logs = list((tmp_path / "work").glob("*/pretrain/cmc*.log"))
+    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "half" in logs[0].read_text()
+    assert set(scores(tmp_path)) == {("none", "1/5", "0")}
+    spec = SETTINGS | {"finetune": SETTINGS["finetune"] | {"max-steps": 3, "weight-decay": 0.1}}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(spec))
+    with pytest.raises(ValueError, match=r"other settings \(weight-decay\); give another --work-dir"):
+        tables.main(command(tmp_path, *CELLS)[3:])
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    """A stage that a dead process had locked can be taken; a live one's is busy."""
+    stage = stages.Stage("evaluate", tmp_path / "cell", {})
+    with stages._lock_file(stage) as lock:
+        assert stages._take(lock)
+        assert stages.start(stage) is None
+    with stages._lock_file(stage) as lock:
+        assert stages._take(lock)
+    stage.proof.write_text(json.dumps({"flags": {"seed": 1}, "seconds": 1, "threads": 1}))
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        stages.finished(stage)

@@ -1,0 +1,242 @@
+"""What the grid of the paper's tables costs: kinds of runs, sums over stages, arithmetic, a measured grid; the settings of full scale."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import harness
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from mscl_hf.backbones import NetworkOptions
+from mscl_hf.methods import METHODS, method_class, read_options
+from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.options import flat, parse
+
+sys.path.append(str(harness.ROOT / "recipes"))
+import tables  # noqa: E402
+import tables_cost  # noqa: E402
+from stages import Stage, as_flag  # noqa: E402
+
+TINY = {
+    "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": 24}, "seeds": [0, 1], "seeds_of_others": [0], "leave_out": ["cmc"], "passes": 32,
+    "common": {"image-size": 32, "precision": "fp32", "num-workers": 0, "save-every-steps": 2},
+    "network": {"backbone": "test_resnet", "decoder-channels": 16},
+    "pretrain": {"batch-size": 4, "lr": 0.01, "health-every-steps": 0, "val-split": "none"},
+    "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"}, "finetune_random": {"lr": 0.2},
+    "evaluate": {"split": "val", "pictures": 1},
+}  # fmt: skip
+FULL = [(name, start, reading) for name in ("voc2012", "cityscapes") for start in ("imagenet", "random") for reading in ("best", "printed")]
+
+
+def grid_of(spec, dataset="synthetic", **options):
+    options = tables.TablesOptions(dataset=dataset, **options)
+    return {number: list(tables.cells_of(number, spec, options)) for number in options.table}
+
+
+def full(dataset, **options):
+    options = {"scale": "full", "dataset": dataset} | options
+    return grid_of(tables.read_spec(tables.TablesOptions(**options)), **options)
+
+
+def all_stages(grid):
+    """By their folders: a stage that several cells name is there once."""
+    return {stage.folder: stage for cells in grid.values() for cell in cells for stage in cell.stages}
+
+
+def rows_of(markdown):
+    """The lines of all tables in it, without rules."""
+    rows = [line for line in markdown.splitlines() if line.startswith("| ") and "---" not in line]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def words_of(stage):
+    return [word for name, value in stage.flags.items() for word in as_flag(name, value)]
+
+
+@pytest.mark.parametrize("start", ["imagenet", "random"])
+def test_a_kind_is_what_a_step_takes_its_time_from(start):
+    """Seeds, numbers of masks, rates and lengths make no kinds; methods, losses, unlabelled images do; where none trains there is one."""
+    grid = grid_of(TINY, start=start)
+    stages = all_stages(grid)
+    kinds = tables_cost.kinds_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
+    assert sorted(stage.folder for members in kinds.values() for stage in members) == sorted(stages)
+
+    def told(stage):
+        flags = stage.flags
+        if stage.recipe != "pretrain":
+            return stage.recipe, flags.get("loss")
+        method = flags["method"] if METHODS[flags["method"]].trains else "nothing"
+        return stage.recipe, method, flags.get("losses"), flags.get("unlabelled")
+
+    assert [{told(stage) for stage in members} for members in kinds.values()] == [{told(members[0])} for members in kinds.values()]
+    assert len(kinds) == len({told(stage) for stage in stages.values()})
+    order = [kind[0] for kind in kinds]
+    assert order == sorted(order, key=tables_cost.RECIPES_IN_ORDER.index)
+
+
+def test_what_a_method_changes_makes_kinds_of_its_own():
+    """Image size and batch of a method; two towers also in what follows, a method's image size not."""
+    spec = TINY | {"leave_out": [], "methods": {"simclr": {"image-size": 48, "batch-size": 8}}}
+    grid = grid_of(spec, table=[3], rows=["simclr", "byol", "cmc"], seeds=[0], shares=["1/5"])
+    kinds = tables_cost.kinds_of(tables_cost.stages_of(grid[3]))
+    titles = [tables_cost.title(members[0]) for members in kinds.values()]
+    assert titles == [
+        "pretrain simclr 8 x 48 px", "pretrain byol 4 x 32 px", "pretrain cmc two towers 4 x 32 px",
+        "finetune ce 4 x 32 px", "finetune ce two towers 4 x 32 px", "evaluate", "evaluate two towers",
+    ]  # fmt: skip
+
+
+def test_totals_are_the_sums_over_the_stages():
+    """Hours and arithmetic of each table, and of all of them with what they share counted once."""
+    grid = grid_of(TINY)
+    kinds = tables_cost.kinds_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
+    timings = {kind: tables_cost.Timing(3600 * 2.0**number, 36.0 * (number + 1)) for number, kind in enumerate(kinds)}
+    pace = {stage.folder: timings[kind] for kind, members in kinds.items() for stage in members}
+
+    def hours(*tables):
+        once = {stage.folder: stage for cells in tables for cell in cells for stage in cell.stages}
+        return sum((pace[folder].once + stage.flags.get("max-steps", 0) * pace[folder].step) / 3600 for folder, stage in once.items())
+
+    rows = rows_of(tables_cost.report(grid, kinds, timings, steps=8))
+    *found, together = [float(row[3].replace(",", "")) for row in rows[1:5]]
+    assert found == pytest.approx([hours(cells) for cells in grid.values()], rel=0.006)
+    assert together == pytest.approx(hours(*grid.values()), rel=0.006) and together < sum(found)
+    by_kind = rows[rows.index(next(row for row in rows if row[0] == "kind of run")) + 1 :]
+    assert len(by_kind) == len(kinds) and sum(int(row[1]) for row in by_kind) == len(all_stages(grid))
+    assert sum(float(row[5].replace(",", "")) for row in by_kind) == pytest.approx(together, rel=0.006)
+
+
+def test_timing_of_a_run(tmp_path):
+    """The median step without the first quarter; all else, the slow start too, happens once; two stages of a method are averaged."""
+    stage = Stage("pretrain", tmp_path / "run", {})
+    (stage.folder / "stage1").mkdir(parents=True)
+    (stage.folder / "run.json").write_text(json.dumps({"batch_size": 8, "gradient_accumulation_steps": 2}))
+    stage.proof.write_text(json.dumps({"seconds": 100.0}))
+    rows = [{"step": 1, "images_per_second": 1.0}, *({"step": n, "images_per_second": 16 / n} for n in (2, 3, 4)), {"step": 4, "g": 0.5}]
+    (stage.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tables_cost.timing(stage) == (100.0 - 4 * 3.0, 3.0)
+    (stage.folder / "stage1" / "log.jsonl").write_text('{"step": 1, "images_per_second": 16}\n')
+    assert tables_cost.timing(stage) == (100.0 - 4 * 3.0 - 1.0, 2.0)
+    for path in stage.folder.rglob("log.jsonl"):
+        path.unlink()
+    assert tables_cost.timing(stage) == (100.0, 0.0)
+
+
+def test_arithmetic_is_that_of_the_convolutions():
+    """Three times the multiplications and additions of a forward pass through what is trained, counted here by hooks on real images."""
+    model = MsclForSemanticSegmentation(NetworkOptions("test_resnet", decoder_channels=16, image_size=32).config()).eval()
+    done = {}
+
+    def count(name):
+        def hook(layer, _, out):
+            done[name] = 2 * out.numel() * layer.weight[0].numel()
+
+        return hook
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count(name))
+    with torch.no_grad():
+        model.both_logits(torch.zeros(1, 3, 32, 32))
+    of = {part: 3e-12 * sum(done[name] for name in done if name.startswith(part)) for part in ("backbone", "decoder", "auxiliary")}
+    stages = {stage.flags.get("losses") or stage.flags.get("method") or stage.recipe: stage for stage in all_stages(grid_of(TINY)).values()}
+    counted = {name: tables_cost.tflop_of_a_pass(stage) for name, stage in stages.items()}
+    backbone, both, every = of["backbone"], of["backbone"] + of["decoder"], sum(of.values())
+    for name, expected in {"g": backbone, "simclr": backbone, "g+p": both, "cp2": both, "zhao_cross": both, "finetune": every}.items():
+        assert counted[name] == pytest.approx(expected, rel=1e-6 if name != "finetune" else 0.02), name  # classifiers by the classes
+    assert counted["none"] == counted["imagenet"] == counted["evaluate"] == 0
+    assert tables_cost.passes_of(stages["simclr"]) == tables_cost.passes_of(stages["instdisc"]) == TINY["passes"]
+
+
+def test_a_short_run_fetches_nothing():
+    """Where weights would come from the Hub or a file, it starts from random ones; it logs each step and keeps all else."""
+    for weights in (None, "weights.safetensors"):
+        stages = all_stages(grid_of(TINY, rows=["imagenet", "mscl"], seeds=[0], table=[1], weights=weights)).values()
+        for stage in stages:
+            short = tables_cost.shortened(stage, 7, Path("short"), None if stage.after is None else Path("there"))
+            assert short.folder == Path("short") and not {"pretrained", "backbone-weights"} & short.flags.keys()
+            assert short.flags.get("method") in (None, "none", "mscl") and short.flags.get("model") == (stage.after and "there")
+            changed = {"method", "model", "max-steps", "save-every-steps", "val-split", "pretrained", "backbone-weights"}
+            assert short.flags.items() >= {name: value for name, value in stage.flags.items() if name not in changed}.items()
+            assert stage.recipe == "evaluate" or (short.flags["max-steps"], short.flags["log-every-steps"]) == (7, 1)
+
+
+def test_a_grid_is_measured(tmp_path):
+    """One run of each kind, nothing left behind; what fails is said in a sentence with the cell's name."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    script = """
+import sys, yaml, tables, tables_cost
+spec = yaml.safe_load(open(sys.argv[1]))
+options = tables.TablesOptions(dataset="synthetic", start="imagenet", shares=["1/5"], rows=["mscl"], work_dir="work")
+grid = {number: list(tables.cells_of(number, spec, options)) for number in (1, 3)}
+print(tables_cost.cost(grid, 4))
+spec["network"]["backbone"] = "resnet17"
+try:
+    tables_cost.cost({1: list(tables.cells_of(1, spec, options))[:1]}, 1)
+except ValueError as error:
+    print("refused:", error)
+"""
+    (tmp_path / "temporary").mkdir()
+    paths = os.pathsep.join(map(str, (harness.ROOT, harness.ROOT / "recipes")))
+    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / "temporary")}
+    words = [sys.executable, "-c", script, "tiny.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    head, *rows = rows_of(done.stdout)
+    assert head == ["table", "stages", "PFLOP", "hours"] and [row[0] for row in rows[:3]] == ["1", "3", "together, shared stages once"]
+    kinds = {row[0]: row[1:] for row in rows[4:]}
+    assert list(kinds) == ["pretrain mscl g+l+p 4 x 32 px", "finetune ce 4 x 32 px", "evaluate"]
+    assert [(int(row[0]), int(row[1])) for row in kinds.values()] == [(2, 2 * 4), (2, 2 * 3), (2, 0)]
+    assert [float(row[5]) > 0 for row in kinds.values()] == [True, True, False] and all(float(row[6]) > 0 for row in kinds.values())
+    assert f"torch {torch.__version__}" in done.stdout and "4 steps" in done.stdout
+    assert "refused: the pretrain stage of mscl-g+l+p-best-imagenet-8-seed0 fails: error: unknown backbone 'resnet17'" in done.stdout
+    assert not any((tmp_path / "temporary").glob("*/0")) and not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("dataset", "start", "reading"), FULL)
+def test_settings_of_full_scale(dataset, start, reading):
+    """The recipes accept the flags of every cell; all methods get the same passes, are fine-tuned alike, and can run on 8 processes."""
+    grid = full(dataset, start=start, reading=reading)
+    spec = yaml.safe_load((harness.ROOT / "recipes" / "configs" / f"tables_full_{dataset}.yaml").read_text())
+    recipes = {name: harness.load_recipe(name) for name in tables_cost.RECIPES_IN_ORDER}
+    seen, tuned = set(), set()
+    for stage in all_stages(grid).values():
+        flags = {name: value for name, value in stage.flags.items() if name not in ("model", "seed")}
+        if (stage.recipe, *map(str, flags.items())) in seen:
+            continue
+        seen.add((stage.recipe, *map(str, flags.items())))
+        options = parse(recipes[stage.recipe].KINDS, "", words_of(stage))
+        if stage.recipe == "finetune":
+            tuned.add((options[0].image_size, options[0].base_size, options[2].batch_size, options[2].precision, options[2].lr))
+        if stage.recipe == "pretrain" and method_class(options[0].method).trains:
+            run, method, loss, views, _, net, train, _ = options
+            kind = method_class(run.method)
+            recipes["pretrain"].check_options(run, [kind.first_stage, kind] if kind.first_stage else [kind], views, net, flat(*options))
+            read_options(run.method, kind, method, loss)
+            assert 0 <= spec["passes"] - tables_cost.passes_of(stage) < 3 * train.batch_size and train.batch_size % 8 == 0
+            assert net.decoder_rates == [6, 12, 18] and train.warmup_steps < train.max_steps / 10 and train.precision == "bf16"
+    assert tuned == {(spec["common"]["image-size"], 0, 16, "bf16", 0.01)}
+    assert {stage.recipe for stage in all_stages(grid).values()} == set(recipes)
+
+
+def test_arithmetic_of_full_scale():
+    """A pass of a ResNet-50 with DeepLabV3 at 513 px takes what is known of it; the rates of the decoder are given, whatever the crop."""
+    grid = full("voc2012", rows=["mscl", "simclr"], seeds=[0], table=[3], shares=["1/5"])
+    mscl, simclr = (cell.stages for cell in sorted(grid[3], key=lambda cell: cell.name))
+    tflop = {stage: tables_cost.tflop_of_a_pass(stage) for stage in (mscl[0], simclr[0], mscl[1])}
+    assert 0.28 < tflop[mscl[0]] < tflop[mscl[1]] < 0.4 and 0.03 < tflop[simclr[0]] < 0.045
+    markdown = tables_cost.cost(grid, 0)
+    assert "hours" not in markdown and "nothing was run" in markdown and not Path("runs/tables/full_voc2012").exists()
+
+
+def test_decoder_rates_can_be_given():
+    """They are those of the network, for any image size; by default they follow it; there are none below 1."""
+    given = NetworkOptions("test_resnet", decoder_rates=[6, 12, 18], image_size=32).config()
+    assert given.decoder_rates == [6, 12, 18] != NetworkOptions("test_resnet", image_size=32).config().decoder_rates
+    with pytest.raises(ValueError, match="--decoder-rates is 0 3"):
+        NetworkOptions(decoder_rates=[0, 3])

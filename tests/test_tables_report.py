@@ -1,0 +1,338 @@
+"""The report of the paper's tables: figures by hand-made runs, answers in all their outcomes, pictures and the page whole."""
+
+import base64
+import csv
+import html
+import re
+import shutil
+import statistics
+import sys
+from html.parser import HTMLParser
+
+import harness
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+sys.path.append(str(harness.ROOT / "recipes"))
+import tables_claims  # noqa: E402
+import tables_data as data  # noqa: E402
+import tables_figures as pictures  # noqa: E402
+import tables_report as report  # noqa: E402
+from benchmark import interval  # noqa: E402
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+COUNTS = {"1/10": "37", "1/5": "73", "1/2": "184", "all": "all"}
+LABELS = {"mscl": "yes", "simclr": "no"}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+def runs(cells, share, **changes):
+    """Rows of a CSV file from {cell: mean IoU in % of seeds 0, 1, ...}."""
+    rows = []
+    for cell, scores in cells.items():
+        for seed, score in enumerate(scores):
+            row = {"dataset": "camvid", "scale": "small", "reading": "best", "start": "imagenet", "cell": cell, "share": share}
+            row |= {"seed": str(seed), "mean_iou": f"{score / 100:.5f}", "train_count": COUNTS[share], "labels": LABELS.get(cell, "-")}
+            row |= {"pretrain_passes": "26400" if cell in LABELS else "0", "finetune_passes": "2400", "split": "test", "num_images": "233"}
+            rows.append(row | {"image_size": "96", "commit": "abc", "torch": "2.15", "machine": "a machine, 2 cores"} | changes)
+    return rows
+
+
+def around(mean, sd=0.5):
+    """Three scores of that mean and sample deviation."""
+    return [mean - sd, mean, mean + sd]
+
+
+LOSSES = dict(zip(("none", "g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"), 36 + 0.02 * np.arange(8)))
+METHODS = dict(zip(("none", "simclr", "aaf", "rmi", "mscl"), 36 + 0.02 * np.arange(5)))
+
+
+def ordered(**changes):
+    """Runs in the paper's order by small steps, deviation 0.5 each, with changed means: table 3 by name, table 2 as `losses`."""
+    losses = {cell: around(mean) for cell, mean in (LOSSES | changes.pop("losses", {})).items()}
+    methods = {cell: around(mean) for cell, mean in (METHODS | changes).items()}
+    return {2: runs(losses, "1/2"), 3: runs(methods, "1/5")}
+
+
+def claims_of(rows_by_table):
+    (found,) = data.blocks(rows_by_table).values()
+    return tables_claims.claims(found)
+
+
+def answer(claim, rows_by_table):
+    (verdict,) = [verdict for name, verdict in claims_of(rows_by_table).answers.items() if name.startswith(claim)]
+    return verdict
+
+
+def ordering(rows_by_table):
+    """What is said of the fifteen comparisons, and their rows."""
+    found = claims_of(rows_by_table)
+    (table,) = [table for table in found.tables if table.title.startswith(tables_claims.ORDERING)]
+    return found.answers[tables_claims.ORDERING], table.rows
+
+
+def write(folder, rows_by_table):
+    for number, rows in rows_by_table.items():
+        with (folder / f"table{number}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All three tables in two settings, with gaps, single seeds and an unknown method: CSV files and what is made from them."""
+    folder = tmp_path_factory.mktemp("results")
+    one = runs({"mscl": [24, 26, 28], "none": [20, 21, 22]}, "1/10") + runs({"none": around(30)}, "1/5")
+    one += runs({"mscl": [44]}, "all") + runs({"none": [39, 41]}, "all") + runs({"none": [50], "mscl": [60]}, "1/10", start="random")
+    two = runs({cell: around(mean) for cell, mean in LOSSES.items() if cell != "g+l"}, "1/2")
+    three = runs({cell: around(mean) for cell, mean in METHODS.items()}, "1/5") + runs({"a_new<method>": [33]}, "all")
+    write(folder, {1: one, 2: two, 3: three})
+    report.write_tables(folder, "python recipes/benchmark.py tables")
+    return folder
+
+
+def test_interval_and_pooled_deviation():
+    """Against the textbook: t of 2 degrees of freedom is 4.303; one number adds nothing to a pooled deviation."""
+    mean, low, high = interval([1, 2, 3])
+    assert (mean, low, high) == pytest.approx((2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+    assert data.pooled_sd([1, 2, 3], [9]) == 1 and data.pooled_sd([1, 3], [2, 2]) == 1 and data.pooled_sd([1], [2]) is None
+
+
+def test_tables_hold_means_deviations_and_paired_differences(folder):
+    """Figures by hand, in the paper's order; what was not run is '-'; settings stay apart; the paper's figures stand by themselves."""
+    one, two, three = ((folder / f"table{number}.md").read_text() for number in (1, 2, 3))
+    assert "Made by `python recipes/benchmark.py tables`" in one and "| cell | 1/10 (37) | 1/5 (73) | 1/2 | all | passes | seeds |" in one
+    assert "| none | 21.0 ± 1.0 | 30.0 ± 0.5 | - | 40.0 ± 1.4 | 0 + 2,400 | 3 / 3 / 2 |\n| mscl | 26.0 ± 2.0 | - | - | 44.0 | " in one
+    assert "| mscl | +5.0 (+2.5 to +7.5) | - | - | +5.0 |" in one  # 4, 5, 6; seed 0 alone has both at all masks
+    assert "| mscl | 60.0 | - | - | - | 26,400 + 2,400 | 1 |" in one and "| mscl | +10.0 | - | - | - |" in one
+    assert one.index("from ImageNet weights") < one.index("from random weights") < one.index("The paper")
+    assert "| ours | 57.8 | 61.9 | 64.2 | 66.7 |" in one and "| random | 48.2 | 54.6 | 60.8 | 63.5 |" in one
+    assert "| g+l+p | 36.1 ± 0.5 | +0.1 (+0.1 to +0.1) | 0 + 2,400 | 3 |" in two and "| g+l+p | 72.8 | 64.2 |" in two
+    assert "from random weights" not in two + three
+    assert re.findall(r"^\| (\S+)", three.split("Measured on")[0], re.M)[2:] == [*METHODS, "a_new<method>"]
+    assert "| mscl | 36.1 ± 0.5 | - | +0.1 (+0.1 to +0.1) | - | yes | 26,400 + 2,400 | 3 |" in three and "| SimCLR | 60.8 | 64.3 |" in three
+
+
+def test_the_papers_figures_are_whole():
+    """As many as printed, and the checks that can be made among them: gains named in the text, cells that two tables share."""
+    one, cities = ({row[0]: [float(cell) for cell in row[1:]] for row in table.rows} for table in report.PAPER[1])
+    two, three = ({row[0]: [float(cell) for cell in row[1:]] for row in report.PAPER[number][0].rows} for number in (2, 3))
+    assert [round(a - b, 1) for a, b in zip(cities["ours"], cities["random"])] == [16.1, 13.8, 12.0, 10.0]
+    assert [one["ours"][1], one["ours"][3]] == three["ours"] and [one["random"][1], one["random"][3]] == three["random"]
+    assert two["g+l+p"] == [cities["ours"][2], one["ours"][2]] and two["none"] == [cities["random"][2], one["random"][2]]
+    assert len(two) == 8 and all(a < b for row, after in zip(list(two.values()), list(two.values())[1:]) for a, b in zip(row, after))
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [([4, 5, 6], "supported"), ([-1, 5, 6], "not supported"), ([-4, -5, -6], "contradicted"), ([5], "open"), ([], "open")],
+)
+def test_h1_and_h5_ask_for_an_interval_above_zero(gains, verdict):
+    """Paired gains over none, over SimCLR: their interval above, around, below 0; one seed or none answers nothing."""
+    base, ours = [20, 22, 27], [[20, 22, 27][seed] + gain for seed, gain in enumerate(gains)]  # seeds differ more than methods
+    few = runs({"none": base, "mscl": ours}, "1/10") + runs({"none": base, "mscl": [score + 5 for score in base]}, "1/5")
+    assert answer("H1", {1: few}) == verdict
+    assert answer("H5", {3: runs({"simclr": base, "mscl": ours}, "all")}) == verdict
+
+
+@pytest.mark.parametrize(
+    ("late", "verdict"),
+    [([1, 2, 3], "supported"), ([4, 9, 1], "supported"), ([4, 9, 7], "not supported"), ([8, 9, 10], "contradicted"), ([4], "open")],
+)
+def test_h2_asks_whether_the_gain_grows(late, verdict):
+    """Gains of 4, 5, 6 at 1/10 against those with all masks, by seed; the slope over the logarithm of the share stands beside."""
+    rows = runs({"none": [20, 20, 20], "mscl": [24, 25, 26]}, "1/10")
+    rows += runs({"none": [40, 40, 40], "mscl": [40 + gain for gain in late]}, "all")
+    assert answer("H2", {1: rows}) == verdict
+    if late == [1, 2, 3]:  # -3 over log2(10) doublings
+        assert "slope over a doubling of the masks: -0.9" in claims_of({1: rows}).tables[0].rows[1][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "h3", "h4"),
+    [
+        ({}, "supported", "supported"),
+        ({"l": 36.5}, "supported", "supported"),  # within one pooled deviation, 0.5
+        ({"l": 36.8}, "not supported", "not supported"),
+        ({"g": 37.5}, "contradicted", "contradicted"),
+        ({"p": 37.5}, "contradicted", "supported"),
+    ],
+)
+def test_h3_and_h4_allow_for_the_spread(change, h3, h4):
+    """g+l+p beside its parts, p beside g and l: behind by less than one pooled deviation, by more, by more than two."""
+    rows = ordered(losses=change)
+    assert (answer("H3", rows), answer("H4", rows)) == (h3, h4)
+    single = {2: runs({cell: [mean] for cell, mean in LOSSES.items()}, "1/2")}
+    assert answer("H3", single) == "open"
+
+
+def test_a_claim_is_as_good_as_its_worst_part():
+    """One share supports, the other contradicts: contradicted."""
+    rows = runs({"none": around(20), "mscl": around(25)}, "1/10") + runs({"none": around(30), "mscl": around(25)}, "1/5")
+    assert answer("H1", {1: rows}) == "contradicted" and tables_claims.worst(["supported", "open"]) == "open" == tables_claims.worst([])
+
+
+FAILURES = [
+    *({"losses": {cell: 35.95}} for cell in list(LOSSES)[1:]),
+    {"losses": {"l": 37, "l+p": 37, "g+l+p": 37, "g+l": 36.3}},
+    {"losses": {"p": 37, "l+p": 37, "g+l+p": 37, "g+p": 36.3}},
+    {"losses": {"l": 37, "g+l": 37, "g+l+p": 37, "l+p": 36.3}},
+    {"losses": {"l+p": 37, "g+l+p": 36.3}},
+    {"mscl": 35.95},
+    *({other: 36.7} for other in ("simclr", "aaf", "rmi")),
+]
+
+
+@pytest.mark.parametrize("line", range(15))
+def test_each_of_the_fifteen_comparisons_fails_alone(line):
+    """In the paper's order all hold; a planted failure changes its own line and the count, nothing else."""
+    said, rows = ordering(ordered())
+    assert said == "15 of 15 comparisons hold, 15 strictly" and [row[3] for row in rows] == ["yes"] * 15
+    said, rows = ordering(ordered(**FAILURES[line]))
+    assert said.startswith("14 of 15 ") and [row[3] for row in rows] == ["no" if i == line else "yes" for i in range(15)]
+
+
+def test_within_the_spread_holds_but_not_strictly():
+    """Behind by less than a pooled deviation: counted, but not as strict; both figures stand there; nothing is allowed to one seed."""
+    said, rows = ordering(ordered(simclr=36.4))
+    assert said == "15 of 15 comparisons hold, 14 strictly"
+    assert ("1/5: mscl ≥ simclr", "36.1 ± 0.5", "simclr 36.4 ± 0.5", "yes", "no") in rows
+    single = {3: runs({cell: [mean] for cell, mean in (METHODS | {"simclr": 36.4}).items()}, "1/5")}
+    assert ("1/5: mscl ≥ simclr", "36.1", "simclr 36.4", "no", "no") in ordering(single)[1]
+
+
+def test_what_is_missing_is_said(folder):
+    """Comparisons that were not run are counted apart; all masks stand beside, uncounted; targets are paired; no table, no claims."""
+    text = (folder / "hypotheses.md").read_text()
+    first, other = text.split("## CamVid")[1:]
+    assert "from ImageNet weights" in first.splitlines()[0] and "from random weights" in other.splitlines()[0]
+    assert "12 of 15 comparisons hold, 12 strictly, 3 not run" in first and "| 1/2: g+l > none | - | - | - | - |" in first
+    assert "| all: mscl > none | - | - | - | - |" in first and "| mscl minus none | +5.0 (+2.5 to +7.5) | 3 |" in first
+    assert "| mscl_unlabelled minus mscl | - | 0 |" in first
+    assert "H3" not in other and "ordering" not in other and "H1" in other
+    assert text.split("\n## ")[0].count("supported when") == 3  # the rules
+
+
+def test_nothing_is_made_of_nothing(tmp_path):
+    """No CSV file: no tables, and no page."""
+    report.write_tables(tmp_path, "command")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="run the tables first"):
+        report.page(tmp_path, [], tmp_path / "page.html")
+
+
+def test_pictures_are_drawn(folder):
+    """Three pictures, none blank, at least 1000 px wide, in the colours of what is in them."""
+    for number, colours in ((1, ("none", "mscl")), (2, ("1/2",)), (3, ("1/5", "all"))):
+        pixels = np.asarray(Image.open(folder / f"table{number}.png").convert("RGB")).astype(int)
+        assert pixels.shape[1] >= 1000 and pixels.std() > 5
+        for colour in colours:
+            assert (np.abs(pixels - list(bytes.fromhex(pictures.COLOURS[colour][1:]))).max(-1) <= 2).sum() > 50, (number, colour)
+
+
+def test_points_are_means_with_deviations_hollow_for_one_seed():
+    """What stands on the axes are the figures of the table."""
+    axis = Figure().add_subplot()
+    pictures._curves(axis, data.Block(1, runs({"none": [20, 21, 22]}, "1/10") + runs({"none": [30]}, "all")))
+    (curve, _, (bars,)), hollow = axis.containers[0], axis.lines[-1]
+    assert curve.get_xdata() == pytest.approx([0.1, 1]) and curve.get_ydata() == pytest.approx([21, 30])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [pytest.approx([20, 22]), pytest.approx([30, 30])]
+    assert hollow.get_ydata() == pytest.approx([30]) and hollow.get_markerfacecolor() == "white"
+    axis = Figure().add_subplot()
+    pictures._dots(axis, data.Block(2, runs({"g": [30, 32]}, "1/2")), {"none": "none", "g": "g *"})
+    assert axis.containers[0][0].get_xydata().tolist() == [[31, 1]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "g *"]
+
+
+class Reader(HTMLParser):
+    """The elements of a page, and what it shows; fails on a tag that is not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.shown = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.shown.append(data.strip())
+
+
+def test_the_page_is_whole(folder):
+    """Every cell of every table, pictures and strips inside the file and described, nothing from elsewhere, headers that have a scope."""
+    Image.new("RGB", (40, 30), "red").save(folder / "strip_of_camvid.png")
+    report.page(folder, [folder / "strip_of_camvid.png"], folder / "new" / "page.html")
+    text = (folder / "new" / "page.html").read_text()
+    page = Reader(text)
+    found, rows = set(page.shown), data.read(folder)
+    main, other = data.blocks(rows).items()
+    tables = [table for number in rows for table in report.measured(number, rows)]
+    tables += [*tables_claims.claims(main[1]).tables, tables_claims.agreement({main[0]: tables_claims.claims(main[1])})]
+    tables += [table for number in rows for table in report.PAPER[number]]
+    assert len(tables) > 12 and all({table.title, *table.head, *(cell for row in table.rows for cell in row)} <= found for table in tables)
+    assert text.startswith("<!DOCTYPE html>") and "http" not in re.sub(r"base64,[^\"]*", "", text) and "url(" not in text
+    links = [attributes[key] for _, attributes in page.elements for key in ("src", "href") if key in attributes]
+    names = {f"#{attributes['id']}" for _, attributes in page.elements if "id" in attributes}
+    assert all(link.startswith("data:image/png;base64,") or link in names for link in links)
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(images) == 4 and all(len(image["alt"]) > 20 for image in images) and "strip of camvid" in images[-1]["alt"]
+    assert base64.b64decode(images[-1]["src"].split(",")[1]) == (folder / "strip_of_camvid.png").read_bytes()
+    assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.elements if tag == "th")
+    assert sum(tag == "table" for tag, _ in page.elements) == len(tables)
+    assert html.escape("a_new<method>") in text and "<method>" not in text
+    assert f"the paper's tables were run: {other[0]}. hypotheses.md" in text
+
+
+def test_claims_stand_side_by_side_where_the_papers_rows_were_run(tmp_path):
+    """Of other settings than the main one: none on the page while a row of the paper is missing, all as soon as it is there."""
+    one = runs({"none": around(30), "mscl": around(40)}, "1/10")
+    whole = {1: one, **ordered()}
+    for missing in (True, False):
+        methods = {cell: [36] for cell in list(METHODS)[missing:]}
+        changed = {1: one, 2: whole[2], 3: runs(methods, "all")}
+        both = {number: [*whole[number], *(row | {"reading": "printed"} for row in changed[number])] for number in whole}
+        write(tmp_path, both)
+        report.page(tmp_path, [], tmp_path / "page.html")
+        text = (tmp_path / "page.html").read_text()
+        assert ("were run: CamVid, small scale, as printed, from ImageNet weights. " in text) == missing
+        assert text.count("<h3>CamVid") == 2 - missing
+    said = {setting: tables_claims.claims(tables) for setting, tables in data.blocks(both).items()}
+    table = tables_claims.agreement(said)
+    assert table.head == ("claim", *map(str, said)) and table.rows[2] == ("H3: g+l+p not behind g, l, p", "supported", "supported")
+    scores = "15 of 15 comparisons hold, 15 strictly", "11 of 15 comparisons hold, 11 strictly, 4 not run"
+    assert table.rows[-1] == (tables_claims.ORDERING, *scores)
+
+
+def test_a_part_of_a_data_set_is_named_as_such():
+    """The small scale has the animals of PASCAL VOC only, the full scale all of it."""
+    small, full, other = (
+        str(data.Setting(*words, "printed", "random")) for words in (("small", "voc2012"), ("full", "voc2012"), ("small", "x"))
+    )
+    assert small == "PASCAL VOC 2012, animal-centred part, small scale, as printed, from random weights"
+    assert full.startswith("PASCAL VOC 2012, full scale, ") and other.startswith("x, small scale, ")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_the_page_fits_a_phone_and_the_night(folder):
+    """At 390 px the tables scroll and the page does not; where dark is preferred the paper is dark."""
+    browsers = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
+    report.page(folder, [], folder / "page.html")
+    with browsers.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        page.goto((folder / "page.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("[...document.querySelectorAll('.scroll')].some(table => table.scrollWidth > table.clientWidth)")
+        colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+        paper, ink = (statistics.mean(map(int, re.findall(r"\d+", colour))) for colour in colours)
+        assert paper < 60 and ink > 200
+        browser.close()
