@@ -30,15 +30,17 @@ from mscl_hf.methods import METHODS
 from mscl_hf.options import parse
 from mscl_hf.publish import commit
 
-MORE = ("scale", "reading", "start", "share", "labels", "pretrain_passes", "finetune_passes", "parameters", "threads", "config",
-        "torch", "timm", "transformers")  # fmt: skip
-IDENTITY = ("scale", "dataset", "start", "reading", "cell", "share", "seed")
+MORE = ("scale", "reading", "start", "share", "labels", "subset_seed", "pretrain_passes", "finetune_passes", "parameters", "threads",
+        "config", "per_class_iou", "torch", "timm", "transformers")  # fmt: skip
+IDENTITY = ("scale", "dataset", "start", "reading", "cell", "share", "subset_seed", "seed")
 BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def main(argv: list[str]) -> None:
     (options,) = parse((TablesOptions,), __doc__.splitlines()[0], argv)
     spec = read_spec(options)
+    if options.weights and not Path(options.weights).is_file():
+        raise ValueError(f"--weights {options.weights} is no file; give a file of timm weights, or leave it out to get them from the Hub")
     grid = {table: list(cells_of(table, spec, options)) for table in options.table}
     if options.estimate is not None:
         print(cost(grid, options.estimate, options.launcher))
@@ -130,11 +132,13 @@ def row_of(cell: Cell, options: TablesOptions) -> dict:
         "start": options.start,
         "share": cell.share,
         "labels": ("yes" if kind.uses_labels(pretrain) else "no") if kind.trains else "-",
+        "subset_seed": options.subset_seed,
         "pretrain_passes": passes,
         "finetune_passes": finetune["max_steps"] * finetune["batch_size"],
         "parameters": parameters(cell.stages[1].folder),
         "threads": records[0]["threads"],
         "config": blake2b(json.dumps([entry["flags"] for entry in records], sort_keys=True).encode(), digest_size=4).hexdigest(),
+        "per_class_iou": ";".join(f"{name}={iou:.4f}" for name, iou in results["per_class_iou"].items() if iou is not None),
         **{name: version(name) for name in ("torch", "timm", "transformers")},
     }
 
@@ -172,4 +176,4 @@ def update_csv(path: Path, rows: list[dict]) -> None:
 
 def place_of(row: dict) -> tuple:
     cell, share = list(ROWS).index(row["cell"]), SHARES[1].index(row["share"])
-    return (*(row[name] for name in IDENTITY[:4]), cell, share, int(row["seed"]))
+    return (*(row[name] for name in IDENTITY[:4]), cell, share, int(row["subset_seed"]), int(row["seed"]))

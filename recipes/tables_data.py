@@ -109,9 +109,10 @@ def read(results_dir: Path) -> dict[int, list[dict]]:
     return {number: found for number, found in rows.items() if found}
 
 
-def blocks(rows_by_table: dict[int, list[dict]]) -> dict[Setting, dict[int, Block]]:
-    """The runs by setting and table, best reading from ImageNet weights first."""
-    of = {number: [(Setting(*(row[key] for key in Setting._fields)), row) for row in rows] for number, rows in rows_by_table.items()}
+def blocks(rows_by_table: dict[int, list[dict]], subset: str | None = "0") -> dict[Setting, dict[int, Block]]:
+    """The runs by setting and table, best reading from ImageNet weights first; of one subset of masks, or (None) of all of them."""
+    wanted = {n: [row for row in rows if subset in (None, row["subset_seed"])] for n, rows in rows_by_table.items()}
+    of = {number: [(Setting(*(row[key] for key in Setting._fields)), row) for row in rows] for number, rows in wanted.items()}
     settings = sorted({setting for rows in of.values() for setting, _ in rows}, key=Setting.rank)
     return {each: {n: Block(n, [row for setting, row in of.get(n, ()) if setting == each]) for n in SHARES} for each in settings}
 

@@ -60,6 +60,7 @@ class TablesOptions:
     rows: list[str] | None = field(default=None, metadata={"help": "rows to run; default: all of the table"})
     shares: list[str] | None = field(default=None, metadata={"help": "label shares to run, of 1/10, 1/5, 1/2, all; default: the table's"})
     seeds: list[int] | None = field(default=None, metadata={"help": "seeds to run; default: those of the configuration"})
+    subset_seed: int = field(default=0, metadata={"help": "which masks; tables 2 and 3 and all claims are about 0"})
     work_dir: str = field(default="runs/tables", metadata={"help": "folder of the cells; may be shared by several jobs"})
     results: str = field(default="results", metadata={"help": "folder of the tables; rows of other data sets and settings there are kept"})
     jobs: int = field(default=1, metadata={"help": "stages run side by side"})
@@ -121,14 +122,14 @@ def make_cell(name: str, share: str, seed: int, spec: dict, options: TablesOptio
     row, work = ROWS[name], Path(options.work_dir) / f"{options.scale}_{options.dataset}"
     data = {"dataset": options.dataset} | ({"data-dir": options.data_dir} if options.data_dir else {})
     count = spec["shares"][share]
-    subset = {} if count is None else {"train-count": count}
+    subset = {} if count is None else {"train-count": count} | ({"subset-seed": options.subset_seed} if options.subset_seed else {})
     flags = pretraining(row, spec, options)
     if METHODS[flags["method"]].trains and not row.all_images:
         flags |= subset
     start = "random" if "backbone-weights" not in flags and "pretrained" not in flags else "imagenet"
     words = [flags["method"], flags.get("losses"), flags.get("unlabelled"), options.reading if row.method == "mscl" else None, start]
     known = "-".join(str(word) for word in (*words, flags.get("train-count", "all")) if word)
-    place = f"{known}-seed{seed}"
+    place = f"{known}-seed{seed}" + (f"-subset{options.subset_seed}" if options.subset_seed else "")
     steps = spec["finetune"]["max-steps"] + row.long * spec["passes"] // spec["finetune"]["batch-size"]
     tuned = f"{place}-{row.loss.replace('+', '_')}-{count or 'all'}-{steps}"
     common = data | spec["common"] | {"seed": seed}
@@ -151,7 +152,8 @@ def pretraining(row: Row, spec: dict, options: TablesOptions) -> dict:
         return {"method": method, "val-split": "none"} | weights
     flags = {"method": method} | spec["pretrain"] | weights
     if method == "mscl":
-        flags |= {"config": str(PRINTED)} if options.reading == "printed" else {}
+        if options.reading == "printed":
+            flags |= {key.replace("_", "-"): value for key, value in yaml.safe_load(PRINTED.read_text()).items()}
         flags |= {"losses": "g+l+p"} | row.options
     flags |= spec.get("methods", {}).get(method, {})
     return flags | {"max-steps": spec["passes"] // (flags["batch-size"] * VIEWS_A_SAMPLE[kind.views])}

@@ -4,6 +4,7 @@ Every figure passes through a `Table`, which Markdown and the page show alike.
 """
 
 import base64
+from collections import defaultdict
 from io import BytesIO
 from pathlib import Path
 
@@ -79,6 +80,32 @@ def compared(number: int, setting: Setting, block: Block) -> list[Table]:
     return [_columns(str(setting), block, means | facts), _columns(f"{setting}: differences", block, gains, note)]
 
 
+def other_subsets(rows: list[dict]) -> list[Table]:
+    """What another choice of the masks changes: cells that were run on several subsets, with seed 0."""
+    tables = []
+    for setting, found in blocks({1: [row for row in rows if row["seed"] == "0"]}, subset=None).items():
+        by_cell = defaultdict(dict)
+        for row in found[1].rows:
+            by_cell[row["cell"], row["share"]][row["subset_seed"]] = 100 * float(row["mean_iou"])
+        several = {key: list(scores.values()) for key, scores in by_cell.items() if len(scores) > 1}
+        lines = [(cell, share, str(len(scores)), shown(scores)) for (cell, share), scores in several.items()]
+        head = ("cell", "masks", "subsets", "mean ± deviation over subsets")
+        tables += [Table(f"{setting}: other masks", head, lines, "One seed; each subset is drawn anew.")] if lines else []
+    return tables
+
+
+def per_class(rows: list[dict]) -> list[Table]:
+    """IoU of every class at a tenth of the masks, means over seeds."""
+    tables = []
+    for setting, found in blocks({1: rows}).items():
+        runs = {cell: list(found[1].runs(cell, "1/10").values()) for cell in found[1].cells}
+        iou = {cell: [dict(pair.split("=") for pair in run["per_class_iou"].split(";")) for run in of] for cell, of in runs.items() if of}
+        names = list(dict.fromkeys(name for of in iou.values() for run in of for name in run))
+        lines = [(name, *(shown([100 * float(run[name]) for run in of if name in run]) for of in iou.values())) for name in names]
+        tables += [Table(f"{setting}: classes, 1/10 of the masks", ("class", *iou), lines)] if lines else []
+    return tables
+
+
 def _columns(title: str, block: Block, columns: dict[str, list[str]], note: str = "") -> Table:
     return Table(title, ("cell", *columns), list(zip(block.cells, *columns.values())), note)
 
@@ -92,7 +119,8 @@ def write_tables(results_dir: Path, command: str) -> None:
     for number in rows:
         parts = [f"# Table {number}: {TITLES[number]}\n", f"Made by `{command}`.\n", f"{HOW}\n", f"{KEY}\n"]
         parts.append(f"![the same as a picture](table{number}.png)\n")
-        parts += [markdown(table) for table in (*measured(number, rows), *PAPER[number])]
+        more = (*other_subsets(rows[1]), *per_class(rows[1])) if number == 1 else ()
+        parts += [markdown(table) for table in (*measured(number, rows), *PAPER[number], *more)]
         (results_dir / f"table{number}.md").write_text("\n".join(parts), encoding="utf-8")
         draw(number, rows[number], results_dir / f"table{number}.png")
     if rows:

@@ -36,6 +36,7 @@ def runs(cells, share, **changes):
             row = {"dataset": "camvid", "scale": "small", "reading": "best", "start": "imagenet", "cell": cell, "share": share}
             row |= {"seed": str(seed), "mean_iou": f"{score / 100:.5f}", "train_count": COUNTS[share], "labels": LABELS.get(cell, "-")}
             row |= {"pretrain_passes": "26400" if cell in LABELS else "0", "finetune_passes": "2400", "split": "test", "num_images": "233"}
+            row |= {"subset_seed": "0", "per_class_iou": f"sky={score / 100:.4f};road={score / 200:.4f}"}
             rows.append(row | {"image_size": "96", "commit": "abc", "torch": "2.15", "machine": "a machine, 2 cores"} | changes)
     return rows
 
@@ -336,3 +337,22 @@ def test_the_page_fits_a_phone_and_the_night(folder):
         paper, ink = (statistics.mean(map(int, re.findall(r"\d+", colour))) for colour in colours)
         assert paper < 60 and ink > 200
         browser.close()
+
+
+def test_other_subsets_stand_apart():
+    """Runs on other masks are in no mean, no claim; their spread over subsets, with seed 0, has a table of its own."""
+    usual = runs({"none": around(20), "mscl": around(30)}, "1/10")
+    other = [row for n in "12" for row in runs({"none": [20 + int(n)], "mscl": [33.0]}, "1/10", subset_seed=n)]
+    assert report.measured(1, {1: usual + other}) == report.measured(1, {1: usual})
+    (table,) = report.other_subsets(usual + other)
+    assert table.rows == [("none", "1/10", "3", "20.8 ± 1.3"), ("mscl", "1/10", "3", "31.8 ± 2.0")]  # 19.5, 21, 22 and 29.5, 33, 33
+    assert report.other_subsets(usual) == []
+
+
+def test_classes_have_means_over_seeds():
+    """A tenth of the masks only; a class that a run lacks counts where it is."""
+    rows = runs({"none": [20.0, 22.0], "mscl": [30.0, 30.0]}, "1/10") + runs({"none": [50.0]}, "all")
+    rows[0]["per_class_iou"] = "sky=0.2000"
+    (table,) = report.per_class(rows)
+    assert table.head == ("class", "none", "mscl")
+    assert table.rows == [("sky", "21.0 ± 1.4", "30.0 ± 0.0"), ("road", "11.0", "15.0 ± 0.0")]
