@@ -109,7 +109,7 @@ def test_budgets_are_equal(reading):
         assert finetune.get("train-count") == SETTINGS["shares"][cell.share]
         masks = pretrain.get("train-count", SETTINGS["shares"][cell.share])
         assert masks == SETTINGS["shares"][cell.share] or kind.labels == "no"  # pre-training sees no mask that fine-tuning does not
-    XX
+        assert (pretrain.get("geometry") == "shared") is (reading == "printed" and pretrain["method"] == "mscl")
         weights = "backbone-weights" in pretrain
         assert weights is (pretrain["method"] not in ("none", "cmc"))
 
