@@ -75,7 +75,7 @@ def test_it_says_how_the_model_was_made(chain):
     """Both stages: method, losses and weights, data and labels, budget, versions; what was not trained with is not listed."""
     text = (chain / "tuned" / "README.md").read_text()
     before, after = (rows(section(text, stage)) for stage in ("Pre-training", "Fine-tuning"))
-    assert before["losses"] == ["1 x global + 0.5 x pixel"] and r"tau\_p 0.2" in before["options"][0]
+    assert before["losses"] == ["0.1 x global + 0.5 x pixel"] and r"tau\_p 0.2" in before["options"][0]
     assert r"lambda\_l" not in before["options"][0] and r"tau\_l" not in before["options"][0]
     count = SHORT[SHORT.index("--train-count") + 1]
     assert before["images with labels"] == after["images with labels"] == [str(count)]

@@ -195,9 +195,10 @@ def test_two_benchmarks_share_the_cells(tmp_path, undisturbed):
 
 def test_failures_are_named_and_the_rest_goes_on(tmp_path):
     """A method that cannot run here fails alone, with its log; other settings for a finished run are refused."""
-    done = run(tmp_path, "--start", "random", "--table", 3, "--rows", "none", "cmc", "--shares", "1/5", "--seeds", 0)
-    logs = list((tmp_path / "work").glob("*/pretrain/cmc*.log"))
-    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "half" in logs[0].read_text()
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"preset": "sepia"}}}))
+    done = run(tmp_path, *CELLS)
+    logs = list((tmp_path / "work").glob("*/pretrain/simclr*.log"))
+    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "--preset is 'sepia'" in logs[0].read_text()
     assert set(scores(tmp_path)) == {("none", "1/5", "0")}
     spec = SETTINGS | {"finetune": SETTINGS["finetune"] | {"max-steps": 3, "weight-decay": 0.1}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(spec))

@@ -63,7 +63,7 @@ def step(name, images, labelled):
         places, known = sample_pixels(known, "class", options["pixel_count"])
         for embeds in (first, second):
             embeds["p"] = embeds["p"].gather(1, places[..., None].expand(-1, -1, embeds["p"].shape[2]))
-    terms = MultiScaleLoss(**options)(first, second, known)
+    terms = MultiScaleLoss(**{"pixel_scope": "within"} | options)(first, second, known)
     terms["loss"].backward()
     return {**{key: value.detach() for key, value in terms.items()}, "gradient": weight.grad}
 
