@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
         update_csv(Path(options.results) / f"table{table}.csv", [row_of(cell, options) for cell in cells if is_done(cell)])
     write_tables(Path(options.results), "python recipes/benchmark.py tables")
     if options.page:
-        page(Path(options.results), strips(spec, options), Path(options.page))
+        draw_strips(spec, options)
+        page(Path(options.results), sorted(Path(options.work_dir).glob("*.png")), Path(options.page))
     if failed:
         sys.exit("\n".join(f"failed: {stage.folder}, see {stage.log}" for stage in failed))
 
@@ -143,14 +144,15 @@ def row_of(cell: Cell, options: TablesOptions) -> dict:
     }
 
 
-def strips(spec: dict, options: TablesOptions) -> list[Path]:
-    """A picture of what `none` and `mscl` see at a tenth of the labels, where both are there."""
-    cells = {title: make_cell(name, "1/10", spec["seeds"][0], spec, options) for title, name in (("none", "none"), ("ours", "mscl"))}
-    if not all(map(is_done, cells.values())):
-        return []
-    folders = {title: cell.stages[1].folder for title, cell in cells.items()}
-    target = Path(options.work_dir) / f"{options.dataset}_{options.start}_{options.reading}.png"
-    return [draw_strip(folders, cells["none"].stages[2].flags, target)]
+def draw_strips(spec: dict, options: TablesOptions) -> None:
+    """A picture, in the work folder, of what networks see that were fine-tuned on a tenth of the labels; none of what was not run."""
+    names = {"none": "none"} | ({"ImageNet": "imagenet"} if options.start == "imagenet" else {}) | {"ours": "mscl"}
+    cells = {title: make_cell(name, "1/10", spec["seeds"][0], spec, options) for title, name in names.items()}
+    there = {title: cell.stages for title, cell in cells.items() if is_done(cell)}
+    if there:
+        title = f"{options.dataset}, from {options.start} weights, {options.reading} reading"
+        evaluation = next(iter(there.values()))[2].flags
+        draw_strip({title: stages[1].folder for title, stages in there.items()}, evaluation, Path(options.work_dir) / f"{title}.png")
 
 
 def parameters(model: Path) -> int:

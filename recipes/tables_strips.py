@@ -14,7 +14,7 @@ from mscl_hf.publish import open_model
 IMAGES = 5
 
 
-def draw_strip(models: dict[str, Path], evaluation: dict, path: Path) -> Path:
+def draw_strip(models: dict[str, Path], evaluation: dict, path: Path) -> None:
     """Image, truth and one column for each of the fine-tuned models, by title. evaluation: flags of the runs that measured them."""
     flags = {key.replace("-", "_"): value for key, value in evaluation.items()}
     names = {field.name for field in fields(DataOptions)}
@@ -25,7 +25,6 @@ def draw_strip(models: dict[str, Path], evaluation: dict, path: Path) -> Path:
         network = open_model(MsclForSemanticSegmentation, str(folder)).eval()
         columns[title] = [predicted(network, sample.image) for sample in samples]
     comparison_strip([sample.image for sample in samples], columns, data.classes, path)
-    return path
 
 
 def predicted(network: MsclForSemanticSegmentation, image):
