@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     if options.weights and not Path(options.weights).is_file():
         raise ValueError(f"--weights {options.weights} is no file; give a file of timm weights, or leave it out to get them from the Hub")
     grid = {table: list(cells_of(table, spec, options)) for table in options.table}
+    if not any(grid.values()):
+        raise ValueError("no cell of these tables has such rows, shares and start; docs/tables.md says which there are")
     if options.estimate is not None:
         print(cost(grid, options.estimate, options.launcher))
         return

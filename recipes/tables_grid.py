@@ -129,9 +129,10 @@ def make_cell(name: str, share: str, seed: int, spec: dict, options: TablesOptio
     start = "random" if "backbone-weights" not in flags and "pretrained" not in flags else "imagenet"
     words = [flags["method"], flags.get("losses"), flags.get("unlabelled"), options.reading if row.method == "mscl" else None, start]
     known = "-".join(str(word) for word in (*words, flags.get("train-count", "all")) if word)
-    place = f"{known}-seed{seed}" + (f"-subset{options.subset_seed}" if options.subset_seed else "")
+    place = f"{known}-seed{seed}" + (f"-subset{options.subset_seed}" if "subset-seed" in flags else "")
     steps = spec["finetune"]["max-steps"] + row.long * spec["passes"] // spec["finetune"]["batch-size"]
     tuned = f"{place}-{row.loss.replace('+', '_')}-{count or 'all'}-{steps}"
+    tuned += f"-of{options.subset_seed}" if "subset-seed" in subset else ""
     common = data | spec["common"] | {"seed": seed}
     first = Stage("pretrain", work / "pretrain" / place, common | spec["network"] | flags)
     tuning = spec["finetune"] | (spec.get("finetune_random", {}) if start == "random" else {})

@@ -85,7 +85,7 @@ def other_subsets(rows: list[dict]) -> list[Table]:
     tables = []
     for setting, found in blocks({1: [row for row in rows if row["seed"] == "0"]}, subset=None).items():
         by_cell = defaultdict(dict)
-        for row in found[1].rows:
+        for row in (row for row in found[1].rows if row["share"] != "all"):
             by_cell[row["cell"], row["share"]][row["subset_seed"]] = 100 * float(row["mean_iou"])
         several = {key: list(scores.values()) for key, scores in by_cell.items() if len(scores) > 1}
         lines = [(cell, share, str(len(scores)), shown(scores)) for (cell, share), scores in several.items()]

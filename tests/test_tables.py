@@ -128,7 +128,8 @@ def test_settings_in_the_repository_make_a_grid():
     [
         (("--table", 4), "--table 4"), (("--rows", "mocov2"), "--rows mocov2"), (("--shares", "1/3"), "--shares 1/3"),
         (("--start", "coco"), "--start is 'coco'"), (("--reading", "mine"), "best or printed"), (("--jobs", 0), "--jobs is 0"),
-        (("--settings", "no.yaml"), "no file no.yaml"), (("--weights", "no.safetensors"), "no.safetensors is no file"),
+        (("--rows", "moco_v2", "--table", 1), "no cell of these tables"), (("--settings", "no.yaml"), "no file no.yaml"),
+        (("--weights", "no.safetensors"), "no.safetensors is no file"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_refused_in_one_sentence(tmp_path, words, message):
