@@ -94,7 +94,7 @@ def test_queue_adds_negatives_of_the_past_only():
     """The current copies are not among their own negatives: the first step equals one without a queue, the second does not."""
     batch, losses = stack(pairs()), {}
     for length in (0, 8):
-        method = MSCL(network(), MultiScaleLoss(losses="g", lambda_g=1, queue=length)).train()
+        method = MSCL(network(), MultiScaleLoss(losses="g", queue=length)).train()
         losses[length] = [float(method(**batch)["loss"].detach()) for _ in range(2)]
     assert losses[0][0] == losses[8][0] and losses[8][1] > losses[0][1] + 0.1
 

@@ -42,6 +42,14 @@ def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
         assert terms["floor_p"] == pixel.floor and terms["excess_p"] == pixel.loss - pixel.floor
 
 
+def test_weights_are_small_beside_the_pixel_loss_only():
+    """By default g and l weigh a tenth of p, and all of themselves without it; a given weight is kept."""
+    weights = {losses: (loss.lambda_g, loss.lambda_l, loss.lambda_p) for losses in LOSS_SUBSETS for loss in [MultiScaleLoss(losses)]}
+    assert {losses: w for losses, w in weights.items() if "p" in losses} == dict.fromkeys(("p", "g+p", "l+p", "g+l+p"), (0.1, 0.1, 1.0))
+    assert {losses: w for losses, w in weights.items() if "p" not in losses} == dict.fromkeys(("g", "l", "g+l"), (1.0, 1.0, 1.0))
+    assert MultiScaleLoss("g", lambda_g=0.1).lambda_g == 0.1 and MultiScaleLoss("g+p", lambda_g=0.0).lambda_g == 0
+
+
 OPTIONS = [
     ("g", "tau_g", 0.3, {"temperature": 0.3}),
     ("g", "negatives", "ntxent", {"negatives": "ntxent"}),
@@ -149,7 +157,7 @@ def test_queue_order():
 def test_the_queue_adds_negatives_and_stands_alone():
     """Old copies stand in every denominator, in all directions the same; options that they do not fit are refused."""
     image, enhanced, past = embeddings(0), embeddings(5), unit(9, 5, seed=20)
-    found = MultiScaleLoss("g", queue=9, lambda_g=1)(image, enhanced, None, past=past)["loss"]
+    found = MultiScaleLoss("g", queue=9)(image, enhanced, None, past=past)["loss"]
     logits = image["g"] @ torch.cat([enhanced["g"], past]).T / 0.1
     assert found.item() == pytest.approx((logits.logsumexp(1) - logits.diagonal()).mean().item(), rel=1e-12)
     for options in ({"queue": -1}, {"queue": 8, "symmetric": True}, {"queue": 8, "negatives": "ntxent"}, {"pixel_count": 0}):

@@ -32,8 +32,8 @@ class MultiScaleLoss:
     """The paper's loss as a function of embeddings; fields are its options (defaults and sources: docs/method.md)."""
 
     losses: str = _option("g+l+p", "which losses: a sum of g, l and p")
-    lambda_g: float = _option(0.1, "weight of the global loss")
-    lambda_l: float = _option(0.1, "weight of the local loss")
+    lambda_g: float | None = _option(None, "weight of the global loss; default: 0.1 beside the pixel loss, else 1")
+    lambda_l: float | None = _option(None, "weight of the local loss; default: 0.1 beside the pixel loss, else 1")
     lambda_p: float = _option(1.0, "weight of the pixel loss")
     tau_g: float = _option(0.1, "temperature of the global loss")
     tau_l: float = _option(0.2, "temperature of the local loss")
@@ -54,7 +54,10 @@ class MultiScaleLoss:
     loss_precision: str = _option("fp32", "of the products of embeddings: fp32, or bf16 (faster, noisy near convergence)")
 
     def __post_init__(self):
-        parse_losses(self.losses)
+        heads = parse_losses(self.losses)
+        for name in ("lambda_g", "lambda_l"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, 0.1 if "p" in heads else 1.0)
         for name, known in (
             ("negatives", GLOBAL_NEGATIVES),
             ("local_scope", LOCAL_SCOPES),
