@@ -41,7 +41,7 @@ class MultiScaleLoss:
     negatives: str = _option("others", "of the global loss: others (enhanced copies of other images) or ntxent (both views)")
     queue: int = _option(0, "embeddings of earlier batches as further negatives; 0 = none, and in moco, densecl, cp2 what fits the data")
     local_scope: str = _option("batch", "negatives of the local loss: batch, image or others")
-    pixel_scope: str = _option("batch", "bag of the pixel loss: within, cross or batch")
+    pixel_scope: str | None = _option(None, "bag of the pixel loss: within, cross or batch; default: batch, or what the method stands for")
     pixel_denominator: str = _option("all", "of the pixel loss: all labelled pixels, or neg = other classes only")
     pixel_sample: str = _option("all", "pixels to contrast: all, random, or class = so many of each")
     pixel_count: int = _option(1024, "how many pixels random (an image) or class (an image and class) takes")
@@ -61,7 +61,7 @@ class MultiScaleLoss:
         for name, known in (
             ("negatives", GLOBAL_NEGATIVES),
             ("local_scope", LOCAL_SCOPES),
-            ("pixel_scope", SCOPES),
+            ("pixel_scope", (None, *SCOPES)),
             ("pixel_denominator", DENOMINATORS),
             ("reduce", REDUCTIONS),
             ("anchor_weight", ANCHOR_WEIGHTS),
@@ -71,7 +71,7 @@ class MultiScaleLoss:
             ("loss_precision", ("fp32", "bf16")),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(filter(None, known))}")
         if self.queue < 0 or self.pixel_count < 1:
             raise ValueError(f"queue={self.queue} and pixel_count={self.pixel_count}; wanted at least 0 and 1")
         if self.queue and "g" not in self.heads:
@@ -131,7 +131,7 @@ class MultiScaleLoss:
     def _pixel_terms(self, a: Tensor, b: Tensor, labels: Tensor, enhanced_labels: Tensor | None) -> dict[str, Tensor]:
         options = {
             "temperature": self.tau_p,
-            "scope": self.pixel_scope,
+            "scope": self.pixel_scope or "batch",
             "denominator": self.pixel_denominator,
             "reduce": self.reduce,
             "anchor_weight": self.anchor_weight,
