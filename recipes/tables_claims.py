@@ -100,7 +100,16 @@ def _of_label_counts(block: Block) -> list[tuple]:
     return [
         ("H1: mscl above none at 1/10 and 1/5 of the masks", "; ".join(each[:2]), worst(map(above_zero, few))),
         ("H2: the gain of mscl over none does not grow with the masks", "; ".join([*each, rise]), not_growing(growth)),
+        *(_against(block, other) for other in ("imagenet", "none_long", "imagenet_long") if other in block.cells),
     ]
+
+
+def _against(block: Block, other: str) -> tuple:
+    """Not among the five, and harder than H1: the method against its own starting weights, and against as many passes of fine-tuning."""
+    gains = {share: block.gains("mscl", other, share) for share in ("1/10", "1/5")}
+    gains = {share: gain for share, gain in gains.items() if gain}
+    text = "; ".join(f"{share}: {_told(gain)}" for share, gain in gains.items())
+    return f"beside H1: mscl above {other}", text or "-", worst(map(above_zero, gains.values()))
 
 
 def _of_losses(block: Block) -> list[tuple]:

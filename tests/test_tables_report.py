@@ -358,3 +358,10 @@ def test_classes_have_means_over_seeds():
     (table,) = report.per_class(rows)
     assert table.head == ("class", "none", "mscl")
     assert table.rows == [("sky", "21.0 ± 1.4", "30.0 ± 0.0"), ("road", "11.0", "15.0 ± 0.0")]
+
+
+def test_the_method_is_also_compared_with_its_starting_weights():
+    """Rows beside H1, where the controls were run: above random weights by far, and not above ImageNet weights."""
+    rows = [row for share in ("1/10", "1/5") for row in runs({"none": around(10), "imagenet": [30, 30, 30], "mscl": around(30, 2)}, share)]
+    assert answer("H1", {1: rows}) == "supported" and answer("beside H1: mscl above imagenet", {1: rows}) == "not supported"
+    assert not [claim for claim in claims_of({1: rows}).answers if "long" in claim]
