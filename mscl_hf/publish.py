@@ -1,5 +1,6 @@
 """The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, code, pictures."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -100,7 +101,12 @@ def draw_features(method: Method, data: SegmentationData, out: Path, count: int 
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, with "-dirty" when it was changed since; None when it is no git checkout of its own."""
+    """The commit of the source tree that runs, with "-dirty" when it was changed since; None when it is no git checkout of its own.
+
+    MSCL_HF_COMMIT says it where the tree was copied without its history, into a container or onto a node.
+    """
+    if os.environ.get("MSCL_HF_COMMIT"):
+        return os.environ["MSCL_HF_COMMIT"]
     root = Path(__file__).resolve().parent.parent
     if shutil.which("git") is None or not (root / ".git").exists():  # an installed copy may lie inside another project's checkout
         return None

@@ -22,7 +22,7 @@ CELLS = {  # in the order of the tables; cells that are not named here come last
     3: (*OF_THE_PAPER[3], "imagenet"),
 }
 DATASETS = {"camvid": "CamVid", "voc2012": "PASCAL VOC 2012", "cityscapes": "Cityscapes"}
-PARTS = {("small", "voc2012"): "PASCAL VOC 2012, animal-centred part"}  # where a scale does not use all of a data set
+PARTS = {(scale, "voc2012"): "PASCAL VOC 2012, animal-centred part" for scale in ("small", "medium")}  # of all its images
 READINGS = {"best": "best reading", "printed": "as printed"}
 STARTS = {"imagenet": "from ImageNet weights", "random": "from random weights"}
 

@@ -51,7 +51,7 @@ class TablesOptions:
 
     dataset: str = field(metadata={"help": "camvid, voc2012 or cityscapes"})
     table: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "1 label counts, 2 losses, 3 methods"})
-    scale: str = field(default="small", metadata={"help": "small: two CPU cores; full: GPUs (recipes/configs/tables_SCALE_DATASET.yaml)"})
+    scale: str = field(default="small", metadata={"help": "small: two CPU cores; medium: one GPU, minutes a cell; full: GPUs, hours"})
     settings: str | None = field(default=None, metadata={"help": "YAML file; default: recipes/configs/tables_SCALE_DATASET.yaml"})
     data_dir: str | None = field(default=None, metadata={"help": "where the data set lies"})
     start: str = field(default="imagenet", metadata={"help": "weights that all but none and none_long start from: imagenet or random"})
@@ -72,7 +72,7 @@ class TablesOptions:
     page: str | None = field(default=None, metadata={"help": "also write the report as an HTML page, with images of the data set in it"})
 
     def __post_init__(self):
-        for name, known in (("scale", ("small", "full")), ("start", ("imagenet", "random")), ("reading", ("best", "printed"))):
+        for name, known in (("scale", ("small", "medium", "full")), ("start", ("imagenet", "random")), ("reading", ("best", "printed"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name} is {getattr(self, name)!r}; choose {' or '.join(known)}")
         for name, known in (("table", TABLES), ("rows", ROWS), ("shares", SHARES[1])):
