@@ -23,6 +23,7 @@ CELLS = {  # in the order of the tables; cells that are not named here come last
 }
 DATASETS = {"camvid": "CamVid", "voc2012": "PASCAL VOC 2012", "cityscapes": "Cityscapes"}
 PARTS = {(scale, "voc2012"): "PASCAL VOC 2012, animal-centred part" for scale in ("small", "medium")}  # of all its images
+SCALES = ("small", "medium", "full")
 READINGS = {"best": "best reading", "printed": "as printed"}
 STARTS = {"imagenet": "from ImageNet weights", "random": "from random weights"}
 
@@ -57,7 +58,8 @@ class Setting(NamedTuple):
         return (self.reading, self.start) == ("best", "imagenet")
 
     def rank(self) -> tuple:
-        return self.reading != "best", self.start != "imagenet", self.scale, (*DATASETS, self.dataset).index(self.dataset), self.dataset
+        dataset = (*DATASETS, self.dataset).index(self.dataset), self.dataset
+        return self.reading != "best", self.start != "imagenet", SCALES.index(self.scale), dataset
 
 
 class Block:

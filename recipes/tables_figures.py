@@ -13,7 +13,7 @@ HOLLOW = {"marker": "o", "markersize": 5, "linestyle": "none", "markerfacecolor"
 
 
 def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
-    """A line of panels for each kind of setting, a panel a data set: curves for table 1, dots for the others."""
+    """A line of panels for each kind of setting, a panel a data set: table 1 over the shares of the masks, the others over the cells."""
     from matplotlib.figure import Figure
 
     lines = defaultdict(list)
@@ -23,7 +23,7 @@ def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
     cells = {cell: cell.replace("_", " ") + " *" * (cell in reads) for cell in Block(number, rows).cells}
     most = max(map(len, lines.values()))
     height = len(lines) * (3.6 if number == 1 else 0.9 + 0.27 * len(cells)) + 0.7
-    figure = Figure(figsize=(max(7.5, 3.9 * most), height), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(max(7.5, 4.3 * most), height), layout="constrained", facecolor="white")
     axes = figure.subplots(len(lines), most, squeeze=False, sharey="row" if number > 1 else "none")
     for axis in axes.flat:
         axis.set_visible(False)
@@ -33,7 +33,11 @@ def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
         for axis, (setting, block) in zip(line, panels):
             axis.set_visible(True)
             axis.set_title("{}\n{}, {}, {}".format(*setting.words()), fontsize=9.5)
-            _curves(axis, block) if number == 1 else _dots(axis, block, cells)
+            if number > 1:
+                _dots(axis, block, cells)
+            else:
+                there = [share for share in block.shares if any(block.runs(cell, share) for cell in block.cells)]
+                _curves(axis, block) if len(there) > 1 else _column(axis, block, there[0])
     _legend(figure, has_dots=number > 1)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     figure.savefig(target, dpi=150)
@@ -55,15 +59,26 @@ def _legend(figure, has_dots: bool) -> None:
 def _curves(axis, block: Block) -> None:
     """Mean IoU over the share of the masks; neighbours stand a little aside, so that no bar hides another."""
     for place, cell in enumerate(block.cells):
-        base, *variant = cell.split("_")
         samples = {share: scores for share in block.shares if (scores := block.scores(cell, share))}
         places = [float(part(share)) * 1.035 ** (place - (len(block.cells) - 1) / 2) for share in samples]
-        style = {"color": COLOURS.get(base, COLOURS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " ")}
-        _points(axis, places, list(samples.values()), **style)
+        _points(axis, places, list(samples.values()), **_style(cell))
     axis.set_xscale("log")
     axis.set_xticks([float(part(share)) for share in block.shares], [block.headline(share, "\n") for share in block.shares])
     axis.minorticks_off()
     axis.set(xlabel="share of the masks", ylabel="mean IoU, %")
+
+
+def _column(axis, block: Block, share: str) -> None:
+    """The cells of the only share that was run, from top to bottom."""
+    for place, cell in enumerate(block.cells):
+        _points(axis, [place], [block.scores(cell, share)], upright=True, **_style(cell))
+    axis.set_yticks(range(len(block.cells)), [cell.replace("_", " ") for cell in block.cells])
+    axis.set(xlabel=f"mean IoU, %, {block.headline(share)} of the masks", ylim=(len(block.cells) - 0.5, -0.5))
+
+
+def _style(cell: str) -> dict:
+    base, *variant = cell.split("_")
+    return {"color": COLOURS.get(base, COLOURS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " ")}
 
 
 def _dots(axis, block: Block, cells: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from stages import RECIPES, Stage
-from tables_data import CELLS, OF_THE_PAPER, SHARES
+from tables_data import CELLS, OF_THE_PAPER, SCALES, SHARES
 
 from mscl_hf.methods import METHODS
 
@@ -72,7 +72,7 @@ class TablesOptions:
     page: str | None = field(default=None, metadata={"help": "also write the report as an HTML page, with images of the data set in it"})
 
     def __post_init__(self):
-        for name, known in (("scale", ("small", "medium", "full")), ("start", ("imagenet", "random")), ("reading", ("best", "printed"))):
+        for name, known in (("scale", SCALES), ("start", ("imagenet", "random")), ("reading", ("best", "printed"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name} is {getattr(self, name)!r}; choose {' or '.join(known)}")
         for name, known in (("table", TABLES), ("rows", ROWS), ("shares", SHARES[1])):

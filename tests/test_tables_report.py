@@ -250,6 +250,16 @@ def test_points_are_means_with_deviations_hollow_for_one_seed():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "g *"]
 
 
+def test_table_1_of_a_single_share_has_a_line_a_cell(tmp_path, monkeypatch):
+    """Where one share was run there is no curve: the cells stand below each other, each with its mean."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    pictures.draw(1, runs({"none": [20, 22], "imagenet_long": [30, 34]}, "1/10"), tmp_path / "table1.png")
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "imagenet long"] and "1/10 (37)" in axis.get_xlabel()
+    assert [container[0].get_xydata().tolist() for container in axis.containers] == [[[21, 0]], [[32, 1]]]
+
+
 class Reader(HTMLParser):
     """The elements of a page, and what it shows; fails on a tag that is not closed in order."""
 
