@@ -1,6 +1,7 @@
 """One stage of a cell, a run of a recipe in a folder of its own: whoever locks it first runs it, and what was killed goes on.
 
 The lock belongs to the process that does the work, so it is gone when that process is, whatever happened to the one that started it.
+SIGTERM to that process is SIGTERM to the recipe, below a launcher too: a checkpoint is saved, and the stage goes on another time.
 """
 
 import contextlib
@@ -13,19 +14,29 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from mscl_hf.checkpoint import FREE_TO_CHANGE
+from mscl_hf.options import flat, parse
+from mscl_hf.publish import commit
 
 RECIPES = Path(__file__).resolve().parent
 BUSY = 75  # another process has the stage; the number is that of a stopped run, which is not over either
 # Stages are forked from a process that has imported everything once: starting Python takes longer than a short evaluation.
 FORK = multiprocessing.get_context("fork")
+# Options that say where things lie. The model that a stage goes on from is the stage before, which has settings of its own.
+PLACES = (*FREE_TO_CHANGE, "model", "decoded_cache_gb")
+LIBRARIES = ("torch", "timm", "transformers")
 
 
 @dataclass(frozen=True)
@@ -50,15 +61,36 @@ def finished(stage: Stage) -> bool:
     """Whether the stage is done; ValueError when it was done with other settings."""
     if not stage.proof.is_file():
         return False
-    there, wanted = record(stage)["flags"], json.loads(json.dumps(_lasting(stage.flags)))
+    there, wanted = record(stage).get("settings", {}), settings(stage)
     if there != wanted:
-        changed = ", ".join(sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key)))
+        changed = ", ".join(sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key))[:5])
         raise ValueError(f"{stage.folder} was made with other settings ({changed}); give another --work-dir")
     return True
 
 
+def settings(stage: Stage) -> dict:
+    """What decides the result of a stage, those before it apart: its options, defaults among them, and the content of weights from a file.
+
+    ValueError for flags that the recipe would refuse.
+    """
+    return _settings(stage.recipe, tuple(_words(stage)))
+
+
+@functools.cache
+def _settings(recipe: str, words: tuple[str, ...]) -> dict:
+    options = flat(*parse(_recipe(recipe).KINDS, "", words))
+    weights = options.get("backbone_weights")
+    options = {name: value for name, value in options.items() if name not in PLACES}
+    return json.loads(json.dumps(options | ({"backbone_weights": _digest(weights)} if weights else {})))
+
+
+@functools.cache
+def _digest(path: str) -> str:
+    return blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+
+
 def record(stage: Stage) -> dict:
-    """Of a finished stage: flags, seconds of the attempt that finished it, threads."""
+    """Of a finished stage: settings and flags, seconds of the attempt that finished it, threads, machine, commit, versions."""
     return json.loads(stage.proof.read_text())
 
 
@@ -71,8 +103,7 @@ def start(stage: Stage, launcher: str | None = None) -> multiprocessing.Process 
     with _lock_file(stage) as lock:  # only a look: the new process takes it for itself
         if not _take(lock):
             return None
-    if not launcher:
-        _recipe(stage.recipe)
+    _recipe(stage.recipe)  # imported once, for all that are forked
     process = FORK.Process(target=_locked, args=(stage, shlex.split(launcher or "")))
     process.start()
     return process
@@ -87,12 +118,14 @@ def _recipe(name: str):
     return module
 
 
-def _lasting(flags: dict) -> dict:
+def lasting(flags: dict) -> dict:
     """The flags that say what is computed, not where."""
     return {key: value for key, value in flags.items() if key not in ("data-dir", "model", "backbone-weights")}
 
 
 def _locked(stage: Stage, launcher: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the benchmark does about it is not for its stages
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with _lock_file(stage) as lock:
         if not _take(lock):
             sys.exit(BUSY)
@@ -123,9 +156,12 @@ def _take(lock) -> bool:
     return True
 
 
+def _words(stage: Stage) -> list[str]:
+    return [word for key, value in stage.flags.items() for word in as_flag(key, value)]
+
+
 def _run(stage: Stage, launcher: list[str], lock: int) -> None:
-    words = [word for key, value in stage.flags.items() for word in as_flag(key, value)]
-    words += ["--output-dir", str(stage.folder)]
+    words = [*_words(stage), "--output-dir", str(stage.folder)]
     if stage.recipe == "evaluate":
         shutil.rmtree(stage.folder, ignore_errors=True)  # what a killed one left
     else:
@@ -133,18 +169,41 @@ def _run(stage: Stage, launcher: list[str], lock: int) -> None:
     started = time.perf_counter()
     with stage.log.open("a") as log:
         if launcher:
-            command = [*launcher, str(RECIPES / f"{stage.recipe}.py"), *words]
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], check=False).returncode
+            status = _launched([*launcher, str(RECIPES / f"{stage.recipe}.py"), *words], log, lock)
         else:
             status = _here(stage.recipe, words, log.fileno())
     if status:
         sys.exit(1 if status == BUSY else status)
-    done = {"flags": _lasting(stage.flags), "seconds": round(time.perf_counter() - started, 1), "threads": torch.get_num_threads()}
+    done = {"flags": lasting(stage.flags), "settings": settings(stage), "seconds": round(time.perf_counter() - started, 1)}
+    done |= {"threads": torch.get_num_threads(), "commit": commit() or "-", **{name: version(name) for name in LIBRARIES}}
     done["machine"] = ", ".join([machine(), *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))])
     temporary = stage.proof.with_suffix(".tmp")
     temporary.write_text(json.dumps(done, indent=2))
     temporary.replace(stage.proof)
     shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model is there; a grid of hundreds would fill the disk
+
+
+def _launched(command: list[str], log, lock: int) -> int:
+    """Run a launcher and what it starts in a process group of their own; returns its status when all of them have ended.
+
+    A launcher that is told to stop may end before its workers, or without telling them: SIGTERM goes to the whole group.
+    """
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: _tell(process.pid, signal.SIGTERM))
+    status = process.wait()
+    while _tell(process.pid, 0):
+        time.sleep(0.1)
+    return status
+
+
+def _tell(group: int, number: int) -> bool:
+    """Send a signal to a process group; whether there is one."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _here(recipe: str, words: list[str], log: int) -> int | str | None:

@@ -11,14 +11,13 @@ import json
 import math
 import sys
 from hashlib import blake2b
-from importlib.metadata import version
 from multiprocessing import Process
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from benchmark import COLUMNS
 from safetensors import safe_open
-from stages import BUSY, Stage, finished, locked, machine, record, start
+from stages import BUSY, LIBRARIES, Stage, finished, lasting, locked, record, settings, start
 from tables_cost import cost
 from tables_data import SHARES
 from tables_grid import ROWS, VIEWS_A_SAMPLE, Cell, TablesOptions, cells_of, make_cell, read_spec
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from mscl_hf.methods import METHODS
 from mscl_hf.options import parse
-from mscl_hf.publish import commit
+from mscl_hf.train import STOPPED_BY_SIGNAL, stop_signal
 
 MORE = ("scale", "reading", "start", "share", "labels", "subset_seed", "pretrain_passes", "finetune_passes", "parameters", "threads",
         "config", "per_class_iou", "torch", "timm", "transformers")  # fmt: skip
@@ -47,38 +46,65 @@ def main(argv: list[str]) -> None:
     if options.estimate is not None:
         print(cost(grid, options.estimate, options.launcher))
         return
-    cells = list({cell.stages: cell for cells in grid.values() for cell in cells}.values())
-    failed = [] if options.finished_only else run_cells(cells, options)
-    for table, cells in grid.items():
-        update_csv(Path(options.results) / f"table{table}.csv", [row_of(cell, options) for cell in cells if is_done(cell)])
-    write_tables(Path(options.results), "python recipes/benchmark.py tables")
+    results = Path(options.results)
+    check(grid, options)
+    failed, stopped = ([], False) if options.finished_only else run_cells(grid, options)
+    note(grid, options)
+    results.mkdir(parents=True, exist_ok=True)
+    with locked(results):
+        write_tables(results, "python recipes/benchmark.py tables")
+    if stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(STOPPED_BY_SIGNAL)
     if options.page:
         draw_strips(spec, options)
-        page(Path(options.results), sorted(Path(options.work_dir).glob("*.png")), Path(options.page))
+        page(results, sorted(Path(options.work_dir).glob("*.png")), Path(options.page))
     if failed:
         sys.exit("\n".join(f"failed: {stage.folder}, see {stage.log}" for stage in failed))
 
 
-def run_cells(cells: list[Cell], options: TablesOptions) -> list[Stage]:
-    """Run what is not finished, `jobs` stages at a time; returns the stages that failed."""
+def check(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
+    """Refuse, before anything runs, what a recipe would refuse, and to go on with runs or rows that were made with other settings."""
+    for stage in {stage: None for cells in grid.values() for cell in cells for stage in cell.stages}:
+        settings(stage)
+        finished(stage)
+    for table, cells in grid.items():
+        there = {key_of(row): row["config"] for row in rows_in(path_of(table, options))}
+        for cell in cells:
+            if there.get(key_of(identity_of(cell, options)), config_of(cell)) != config_of(cell):
+                raise ValueError(
+                    f"{path_of(table, options)} has a row with other settings for {cell}; give another --results, or delete that row"
+                )
+
+
+def run_cells(grid: dict[int, list[Cell]], options: TablesOptions) -> tuple[list[Stage], bool]:
+    """Run what is not finished, `jobs` stages at a time, and write down each cell as soon as it is done; returns the stages that failed,
+    and whether it was told to stop: then the stages save their checkpoints first."""
     failed: list[Stage] = []
     running: dict[Process, tuple[Cell, Stage]] = {}
+    cells = list({cell.stages: cell for cells in grid.values() for cell in cells}.values())
     tqdm.monitor_interval = 0  # no thread beside this one, which forks
-    with tqdm(total=len(cells), unit="cell", smoothing=0) as bar:
+    with stop_signal() as stop, tqdm(total=len(cells), unit="cell", smoothing=0) as bar:
         bar.initial = bar.n = sum(map(is_done, cells))
-        while True:
+        while not stop.requested:
             others = fill(running, cells, failed, options)
             if not running and not others:
-                return failed
-            wait([process.sentinel for process in running], timeout=5)
+                return failed, False
+            wait([process.sentinel for process in running], timeout=2)
             for process in [process for process in running if not process.is_alive()]:
                 cell, stage = running.pop(process)
-                if process.exitcode not in (0, BUSY):
+                if process.exitcode not in (0, BUSY) and not stop.requested:
                     failed.append(stage)
                     bar.write(f"failed: {cell}: {stage.recipe}, see {stage.log}")
                 elif is_done(cell):
+                    note({table: [one for one in cells if one.stages == cell.stages] for table, cells in grid.items()}, options)
                     bar.write(f"{cell}: mean IoU {100 * results_of(cell)['mean_iou']:.1f}")
             bar.update(sum(map(is_done, cells)) - bar.n)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+    return failed, True
 
 
 def fill(running: dict, cells: list[Cell], failed: list[Stage], options: TablesOptions) -> bool:
@@ -106,43 +132,61 @@ def results_of(cell: Cell) -> dict:
     return json.loads((cell.stages[-1].folder / "results.json").read_text())
 
 
+def note(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
+    """Put the cells that are done into the CSV files of their tables."""
+    for table, cells in grid.items():
+        rows = [row_of(cell, options) for cell in cells if is_done(cell)]
+        if rows:
+            update_csv(path_of(table, options), rows)
+
+
+def path_of(table: int, options: TablesOptions) -> Path:
+    return Path(options.results) / f"table{table}.csv"
+
+
+def identity_of(cell: Cell, options: TablesOptions) -> dict:
+    setting = {name: getattr(options, name) for name in ("scale", "dataset", "start", "reading", "subset_seed")}
+    return setting | {"cell": cell.name, "share": cell.share, "seed": cell.seed}
+
+
+def key_of(row: dict) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in IDENTITY)
+
+
+def config_of(cell: Cell) -> str:
+    """A digest of the flags of all three runs."""
+    flags = [lasting(stage.flags) for stage in cell.stages]
+    return blake2b(json.dumps(flags, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
 def row_of(cell: Cell, options: TablesOptions) -> dict:
     """A finished cell as a row of its table."""
     results, runs = results_of(cell), [json.loads((stage.folder / "run.json").read_text()) for stage in cell.stages[:2]]
     records = [record(stage) for stage in cell.stages]
     kind, (pretrain, finetune) = METHODS[runs[0]["method"]], runs
     passes = pretrain["max_steps"] * pretrain["batch_size"] * VIEWS_A_SAMPLE[kind.views] if kind.trains else 0
-    return {
-        "dataset": options.dataset,
+    return identity_of(cell, options) | {
         "method": pretrain["method"],
         "losses": pretrain["losses"] if pretrain["method"] == "mscl" else "-",
         "loss": finetune["loss"],
         "train_count": finetune["train_count"] or "all",
-        "seed": cell.seed,
         "mean_iou": round(results["mean_iou"], 5),
         "pretrain_steps": pretrain["max_steps"] if kind.trains else 0,
         "finetune_steps": finetune["max_steps"],
         "image_size": finetune["image_size"],
-        "commit": results["commit"] or commit() or "-",
-        "cell": cell.name,
         "split": results["split"],
         "num_images": results["num_images"],
         "overall_accuracy": round(results["overall_accuracy"], 5),
         "hours": round(sum(entry["seconds"] for entry in records) / 3600, 4),
-        "machine": records[0].get("machine") or machine(),
-        "scale": options.scale,
-        "reading": options.reading,
-        "start": options.start,
-        "share": cell.share,
+        **{name: " ".join(dict.fromkeys(entry[name] for entry in records)) for name in ("commit", *LIBRARIES)},
+        "machine": "; ".join(dict.fromkeys(entry["machine"] for entry in records)),
         "labels": ("yes" if kind.uses_labels(pretrain) else "no") if kind.trains else "-",
-        "subset_seed": options.subset_seed,
         "pretrain_passes": passes,
         "finetune_passes": finetune["max_steps"] * finetune["batch_size"],
         "parameters": parameters(cell.stages[1].folder),
         "threads": records[0]["threads"],
-        "config": blake2b(json.dumps([entry["flags"] for entry in records], sort_keys=True).encode(), digest_size=4).hexdigest(),
+        "config": config_of(cell),
         "per_class_iou": ";".join(f"{name}={iou:.4f}" for name, iou in results["per_class_iou"].items() if iou is not None),
-        **{name: version(name) for name in ("torch", "timm", "transformers")},
     }
 
 
@@ -152,7 +196,7 @@ def draw_strips(spec: dict, options: TablesOptions) -> None:
     cells = {title: make_cell(name, "1/10", spec["seeds"][0], spec, options) for title, name in names.items()}
     there = {title: cell.stages for title, cell in cells.items() if is_done(cell)}
     if there:
-        title = f"{options.dataset}, from {options.start} weights, {options.reading} reading"
+        title = f"{options.dataset}, {options.scale} scale, from {options.start} weights, {options.reading} reading"
         evaluation = next(iter(there.values()))[2].flags
         draw_strip({title: stages[1].folder for title, stages in there.items()}, evaluation, Path(options.work_dir) / f"{title}.png")
 
@@ -169,13 +213,19 @@ def update_csv(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     with locked(path.parent):
-        old = list(csv.DictReader(path.open())) if path.is_file() else []
-        merged = {tuple(str(row[name]) for name in IDENTITY): row for row in [*old, *rows]}
+        merged = {key_of(row): row for row in [*rows_in(path), *rows]}
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, (*COLUMNS, *MORE), lineterminator="\n")
             writer.writeheader()
             writer.writerows(sorted(merged.values(), key=place_of))
         temporary.replace(path)
+
+
+def rows_in(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def place_of(row: dict) -> tuple:

@@ -147,7 +147,9 @@ def test_cells_are_measured_and_written_down(undisturbed):
         none, simclr = csv.DictReader(file)
     assert (none["cell"], none["pretrain_passes"], none["finetune_passes"], none["labels"]) == ("none", "0", "12", "-")
     assert (simclr["cell"], simclr["pretrain_passes"], simclr["finetune_steps"], simclr["labels"]) == ("simclr", "48", "3", "no")
+    planned = {(cell.name, cell.share): cell for cell in grid(3, dataset="synthetic", start="random", seeds=[0])}
     for row in (none, simclr):
+        assert row["config"] == tables.config_of(planned[row["cell"], row["share"]])
         assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["torch"] and row["commit"] and row["threads"] == "1"
         assert (row["share"], row["train_count"], row["start"], row["reading"]) == ("1/5", "8", "random", "best")
         assert int(row["parameters"]) == int(none["parameters"]) > 1e5
@@ -194,17 +196,64 @@ def test_two_benchmarks_share_the_cells(tmp_path, undisturbed):
     assert scores(tmp_path) == scores(undisturbed)
 
 
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undisturbed, launched):
+    """SIGTERM in mid pre-training ends the benchmark with 75 when its stages have ended, though a launcher dies without telling its worker;
+    what was done is written down, and the same command goes on to the same figures."""
+    launcher = tmp_path / "launch.sh"
+    launcher.write_text(f'#!/bin/sh\n{sys.executable} "$@" &\nwait $!\n')
+    launcher.chmod(0o755)
+    words = (*CELLS, "--launcher", launcher) if launched else CELLS
+    process = subprocess.Popen(command(tmp_path, *words), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    deadline = time.monotonic() + 250
+    while not list((tmp_path / "work").glob("*/pretrain/simclr*/checkpoints/step-00000002")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=250)[1]
+    assert process.returncode == 75 and "the same command goes on" in said
+    for path in (tmp_path / "work").rglob("*.lock"):
+        with path.open("w") as lock:
+            assert stages._take(lock), path
+    assert set(scores(tmp_path)) == {("none", "1/5", "0")}
+    assert run(tmp_path, *CELLS).returncode == 0
+    assert scores(tmp_path) == scores(undisturbed)
+
+
 def test_failures_are_named_and_the_rest_goes_on(tmp_path):
-    """A method that cannot run here fails alone, with its log; other settings for a finished run are refused."""
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"preset": "sepia"}}}))
+    """A method that cannot run here fails alone, with its log; other settings for a finished run or a row are refused, by name."""
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"variant": "GD"}}}))
     done = run(tmp_path, *CELLS)
     logs = list((tmp_path / "work").glob("*/pretrain/simclr*.log"))
-    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "--preset is 'sepia'" in logs[0].read_text()
+    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "--variant is no option" in logs[0].read_text()
     assert set(scores(tmp_path)) == {("none", "1/5", "0")}
     spec = SETTINGS | {"finetune": SETTINGS["finetune"] | {"max-steps": 3, "weight-decay": 0.1}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(spec))
-    with pytest.raises(ValueError, match=r"other settings \(weight-decay\); give another --work-dir"):
+    with pytest.raises(ValueError, match=r"other settings \(weight_decay\); give another --work-dir"):
         tables.main(command(tmp_path, *CELLS)[3:])
+    with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, 1/5 of the labels, seed 0"):
+        tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"preset": "sepia"}}}))
+    with pytest.raises(ValueError, match="--preset is 'sepia'"):
+        tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
+    assert not (tmp_path / "another").exists()
+
+
+def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
+    """Another value of an option that was not given, or another content of the same file of weights: another run."""
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"1")
+    flags = {"method": "imagenet", "backbone-weights": weights, "data-dir": tmp_path, "num-workers": 2}
+    stage = stages.Stage("pretrain", tmp_path / "cell", flags)
+    stage.proof.write_text(json.dumps({"settings": stages.settings(stage)}))
+    (tmp_path / "copy").write_bytes(b"1")
+    places = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "num-workers": 0}
+    moved = stages.Stage("pretrain", stage.folder, flags | places)
+    assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["lr"] == 0.05
+    (tmp_path / "other").write_bytes(b"2")
+    for changed, name in (({"backbone-weights": tmp_path / "other"}, "backbone_weights"), ({"lr": 0.1}, "lr")):
+        with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
+            stages.finished(stages.Stage("pretrain", stage.folder, flags | changed))
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
@@ -215,6 +264,6 @@ def test_a_lock_ends_with_its_process(tmp_path):
         assert stages.start(stage) is None
     with stages._lock_file(stage) as lock:
         assert stages._take(lock)
-    stage.proof.write_text(json.dumps({"flags": {"seed": 1}, "seconds": 1, "threads": 1}))
+    stage.proof.write_text(json.dumps({"settings": stages.settings(stage) | {"seed": 1}}))
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         stages.finished(stage)
