@@ -14,6 +14,7 @@ from PIL import Image
 from tables_claims import RULES, VERDICTS, agreement, claims
 from tables_data import Block, Setting, Table, blocks, has_the_papers_rows, read, shown
 from tables_figures import draw
+from tables_paper import FACTS, PAPER
 
 TITLES = {1: "mean IoU by the number of masks", 2: "the losses and their sums", 3: "beside other methods"}
 HOW = (
@@ -29,27 +30,6 @@ KEY = (
     "mscl, whatever its losses, and the methods of Zhao et al. were pre-trained on the images whose masks may be used, the other methods, "
     "which read no masks, on all training images."
 )
-
-
-def printed(title: str, head: str, *rows: str) -> Table:
-    """A table of the paper, a string a row."""
-    return Table(f"The paper, {title}, full scale", tuple(head.split()), [tuple(row.split()) for row in rows])
-
-
-PAPER = {  # as printed; one number a cell, no spread
-    1: [
-        printed("PASCAL VOC 2012", "images 1059 2118 5295 10582", "random 23.6 30.1 36.4 40.7", "ours 57.8 61.9 64.2 66.7"),
-        printed("Cityscapes", "images 343 596 1527 2975", "random 48.2 54.6 60.8 63.5", "ours 64.3 68.4 72.8 73.5"),
-    ],
-    2: [
-        printed("Cityscapes (1527 images) and PASCAL VOC 2012 (5295)", "losses Cityscapes VOC", "none 60.8 36.4", "g 71.1 57.5",
-                "l 71.3 58.9", "p 71.6 59.6", "g+l 71.9 60.7", "g+p 72.1 61.5", "l+p 72.3 62.9", "g+l+p 72.8 64.2"),
-    ],
-    3: [
-        printed("PASCAL VOC 2012", "images 2118 10582", "random 30.1 40.7", "SimCLR 60.8 64.3", "AF 60.4 63.2", "RMI 61.1 64.5",
-                "ours 61.9 66.7"),
-    ],
-}  # fmt: skip
 
 
 # The tables
@@ -114,7 +94,7 @@ def _columns(title: str, block: Block, columns: dict[str, list[str]], note: str 
 
 
 def write_tables(results_dir: Path, command: str) -> None:
-    """table1.md, table1.png, ... beside the CSV files that are there, and hypotheses.md; `command` is named as what made them."""
+    """table1.md, table1.png, ... beside the CSV files that are there, hypotheses.md and paper.md; `command` is named as what made them."""
     results_dir, rows = Path(results_dir), read(results_dir)
     for number in rows:
         parts = [f"# Table {number}: {TITLES[number]}\n", f"Made by `{command}`.\n", f"{HOW}\n", f"{KEY}\n"]
@@ -125,6 +105,7 @@ def write_tables(results_dir: Path, command: str) -> None:
         draw(number, rows[number], results_dir / f"table{number}.png")
     if rows:
         (results_dir / "hypotheses.md").write_text(f"# The paper's claims\n\nMade by `{command}`.\n\n{hypotheses(rows)}", encoding="utf-8")
+        (results_dir / "paper.md").write_text(markdown(FACTS, "#"), encoding="utf-8")
 
 
 def hypotheses(rows_by_table: dict[int, list[dict]]) -> str:
@@ -158,7 +139,7 @@ def page(results_dir: Path, strips: list[Path], target: Path) -> None:
         sections=[_section(number, rows) for number in rows], claims=said, agreement=agreement(said),
         left_out=[setting for setting in settings if setting not in said],
         strips=[_embedded(path.stem, path.read_bytes()) for path in map(Path, strips)],
-        how=HOW, key=KEY, rules=RULES, verdicts=VERDICTS, small=any(setting.scale == "small" for setting in settings),
+        how=HOW, key=KEY, rules=RULES, verdicts=VERDICTS, facts=FACTS, small=any(setting.scale == "small" for setting in settings),
     )  # fmt: skip
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(text, encoding="utf-8")

@@ -227,6 +227,23 @@ def test_nothing_is_made_of_nothing(tmp_path):
         report.page(tmp_path, [], tmp_path / "page.html")
 
 
+def test_what_is_said_of_the_paper_follows_from_its_tables(folder):
+    """The figures among the facts are computed from those that are printed; Markdown and page show the same rows."""
+    said = {where: f"{printed}; {follows}" for where, printed, follows in report.FACTS.rows}
+    one, cities = ({row[0]: list(map(float, row[1:])) for row in table.rows} for table in report.PAPER[1])
+    gains = [f"+{ours - none:.1f} " for ours, none in zip(cities["ours"], cities["random"])]
+    assert all(gain in said["4.2, Cityscapes"] for gain in gains[:3])
+    assert all(str(ours) in said["4.4 text, table 3 head"] for ours in one["ours"][1::2])
+    shares = [f"{10582 * part:,.0f}" for part in (0.1, 0.2, 0.5)] + [f"{count / 29.75:.1f} %" for count in (343, 1527)]
+    assert all(share in said["table 1, counts"] for share in shares)
+    losses = {row[0]: float(row[2]) for row in report.PAPER[2][0].rows}
+    assert f"g {losses['g']}, l {losses['l']}, p {losses['p']}, g+l {losses['g+l']}" in said["tables 2 and 3, VOC"]
+    steps = np.diff([float(row[1]) for row in report.PAPER[2][0].rows[1:]]).round(1)
+    assert (steps.min(), steps.max()) == (0.2, 0.5) and "0.2 to 0.5" in said["4"]
+    for where in said:
+        assert f"| {where} |" in (folder / "paper.md").read_text()
+
+
 def test_pictures_are_drawn(folder):
     """Three pictures, none blank, at least 1000 px wide, in the colours of what is in them."""
     for number, colours in ((1, ("none", "mscl")), (2, ("1/2",)), (3, ("1/5", "all"))):
@@ -290,7 +307,7 @@ def test_the_page_is_whole(folder):
     main, other = data.blocks(rows).items()
     tables = [table for number in rows for table in report.measured(number, rows)]
     tables += [*tables_claims.claims(main[1]).tables, tables_claims.agreement({main[0]: tables_claims.claims(main[1])})]
-    tables += [table for number in rows for table in report.PAPER[number]]
+    tables += [report.FACTS, *(table for number in rows for table in report.PAPER[number])]
     assert len(tables) > 12 and all({table.title, *table.head, *(cell for row in table.rows for cell in row)} <= found for table in tables)
     assert text.startswith("<!DOCTYPE html>") and "http" not in re.sub(r"base64,[^\"]*", "", text) and "url(" not in text
     links = [attributes[key] for _, attributes in page.elements for key in ("src", "href") if key in attributes]
