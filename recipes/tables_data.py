@@ -70,6 +70,11 @@ class Block:
         there = dict.fromkeys(row["cell"] for row in rows)
         self.cells = sorted(there, key=lambda cell: CELLS[number].index(cell) if cell in CELLS[number] else len(CELLS[number]))
 
+    @property
+    def run_shares(self) -> list[str]:
+        there = {row["share"] for row in self.rows}
+        return [share for share in self.shares if share in there]
+
     def runs(self, cell: str, share: str) -> dict[str, dict]:
         """By seed."""
         return {row["seed"]: row for row in self.rows if (row["cell"], row["share"]) == (cell, share)}

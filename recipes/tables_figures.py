@@ -36,8 +36,7 @@ def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
             if number > 1:
                 _dots(axis, block, cells)
             else:
-                there = [share for share in block.shares if any(block.runs(cell, share) for cell in block.cells)]
-                _curves(axis, block) if len(there) > 1 else _column(axis, block, there[0])
+                _curves(axis, block) if len(block.run_shares) > 1 else _column(axis, block, block.run_shares[0])
     _legend(figure, has_dots=number > 1)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     figure.savefig(target, dpi=150)

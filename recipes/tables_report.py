@@ -41,11 +41,11 @@ def measured(number: int, rows_by_table: dict[int, list[dict]]) -> list[Table]:
 
 
 def compared(number: int, setting: Setting, block: Block) -> list[Table]:
-    """Means, and differences to `none`: side by side, or in a table each where there are many shares."""
+    """Means, and differences to `none`, of the shares that were run: side by side, or in a table each where there are many."""
     if not block.rows:
         return []
     means, gains, facts = {}, {}, {}
-    for share in block.shares:
+    for share in block.run_shares:
         means[block.headline(share)] = [shown(block.scores(cell, share)) for cell in block.cells]
         lists = [list(block.gains(cell, "none", share).values()) for cell in block.cells]
         gains[f"{share}, minus none"] = ["-" if cell == "none" else difference(pairs) for cell, pairs in zip(block.cells, lists)]
@@ -55,7 +55,7 @@ def compared(number: int, setting: Setting, block: Block) -> list[Table]:
     facts["seeds"] = [block.by_share(cell, lambda runs: str(len(runs))) for cell in block.cells]
     split, count, pixels, commit, torch, machine = map(block.all_of, ("split", "num_images", "image_size", "commit", "torch", "machine"))
     note = f"Measured on {split}, {count} images; crops of {pixels} px in training; commit {commit}, torch {torch}, {machine}."
-    if len(block.shares) < 3:
+    if len(block.run_shares) < 3:
         return [_columns(str(setting), block, means | gains | facts, note)]
     return [_columns(str(setting), block, means | facts), _columns(f"{setting}: differences", block, gains, note)]
 
