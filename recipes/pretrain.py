@@ -22,7 +22,7 @@ from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.provenance import provenance, stage_record
-from mscl_hf.publish import draw_features, draw_training, open_model, publish, typical_size
+from mscl_hf.publish import commit, draw_features, draw_training, open_model, publish, typical_size
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -68,7 +68,7 @@ def main() -> None:
     )
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options), train.resume, accelerator)
+    checkpoint.open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
     network = start_network(run, net, config)
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []

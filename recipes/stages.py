@@ -90,7 +90,7 @@ def _digest(path: str) -> str:
 
 
 def record(stage: Stage) -> dict:
-    """Of a finished stage: settings and flags, seconds of the attempt that finished it, threads, machine, commit, versions."""
+    """Of a finished stage: settings and flags, seconds of the attempt that finished it, threads, machine, commits, versions."""
     return json.loads(stage.proof.read_text())
 
 
@@ -104,6 +104,7 @@ def start(stage: Stage, launcher: str | None = None) -> multiprocessing.Process 
         if not _take(lock):
             return None
     _recipe(stage.recipe)  # imported once, for all that are forked
+    commit()  # of what was imported, whatever becomes of the sources until a stage asks
     process = FORK.Process(target=_locked, args=(stage, shlex.split(launcher or "")))
     process.start()
     return process
@@ -175,12 +176,19 @@ def _run(stage: Stage, launcher: list[str], lock: int) -> None:
     if status:
         sys.exit(1 if status == BUSY else status)
     done = {"flags": lasting(stage.flags), "settings": settings(stage), "seconds": round(time.perf_counter() - started, 1)}
-    done |= {"threads": torch.get_num_threads(), "commit": commit() or "-", **{name: version(name) for name in LIBRARIES}}
+    done |= {"threads": torch.get_num_threads(), "commit": _commits(stage), **{name: version(name) for name in LIBRARIES}}
     done["machine"] = ", ".join([machine(), *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))])
     temporary = stage.proof.with_suffix(".tmp")
     temporary.write_text(json.dumps(done, indent=2))
     temporary.replace(stage.proof)
     shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model is there; a grid of hundreds would fill the disk
+
+
+def _commits(stage: Stage) -> str:
+    """Of the sources that ran it; of several, where it was stopped and went on with others."""
+    run = json.loads((stage.folder / "run.json").read_text())
+    before = [change["commit"][0] for change in run.get("changed", ()) if "commit" in change]
+    return " ".join(dict.fromkeys(found or "-" for found in [*before, run["commit"]]))
 
 
 def _launched(command: list[str], log, lock: int) -> int:

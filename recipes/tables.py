@@ -178,7 +178,7 @@ def row_of(cell: Cell, options: TablesOptions) -> dict:
         "num_images": results["num_images"],
         "overall_accuracy": round(results["overall_accuracy"], 5),
         "hours": round(sum(entry["seconds"] for entry in records) / 3600, 4),
-        **{name: " ".join(dict.fromkeys(entry[name] for entry in records)) for name in ("commit", *LIBRARIES)},
+        **{name: " ".join(dict.fromkeys(word for entry in records for word in entry[name].split())) for name in ("commit", *LIBRARIES)},
         "machine": "; ".join(dict.fromkeys(entry["machine"] for entry in records)),
         "labels": ("yes" if kind.uses_labels(pretrain) else "no") if kind.trains else "-",
         "pretrain_passes": passes,

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import harness
 import pytest
@@ -46,7 +48,7 @@ def command(tmp_path, *words):
     return [sys.executable, str(harness.ROOT / "recipes" / "benchmark.py"), "tables", *map(str, words)]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "MSCL_HF_COMMIT": "of-this-test"}
 
 
 def run(tmp_path, *words):
@@ -150,7 +152,8 @@ def test_cells_are_measured_and_written_down(undisturbed):
     planned = {(cell.name, cell.share): cell for cell in grid(3, dataset="synthetic", start="random", seeds=[0])}
     for row in (none, simclr):
         assert row["config"] == tables.config_of(planned[row["cell"], row["share"]])
-        assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["torch"] and row["commit"] and row["threads"] == "1"
+        assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["threads"] == "1"
+        assert (row["commit"], row["torch"]) == ("of-this-test", version("torch"))
         assert (row["share"], row["train_count"], row["start"], row["reading"]) == ("1/5", "8", "random", "best")
         assert int(row["parameters"]) == int(none["parameters"]) > 1e5
     assert {path.name for path in (undisturbed / "results").iterdir()} >= {"table3.csv", "table3.md", "table3.png", "hypotheses.md"}
@@ -166,6 +169,28 @@ def test_finished_cells_are_not_run_again(undisturbed):
     assert run(undisturbed, *CELLS).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")} == before
     assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
+
+
+def test_a_row_names_the_commits_and_versions_of_its_runs(tmp_path, undisturbed):
+    """Each once, whichever run of the cell they are of, and however many attempts a run took; not those of who writes the table."""
+    shutil.copytree(undisturbed / "work", tmp_path / "work")
+    made = {"pretrain": ("aaa", "1.0"), "finetune": ("aaa bbb", "2.0"), "evaluate": ("ccc", "1.0")}
+    for path in (tmp_path / "work").rglob("*.done.json"):
+        commits, torch = made[path.parent.name]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": commits, "torch": torch}))
+    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[3:])
+    with (tmp_path / "results" / "table3.csv").open() as file:
+        assert {(row["commit"], row["torch"]) for row in csv.DictReader(file)} == {("aaa bbb ccc", "1.0 2.0")}
+    assert "commit aaa and bbb and ccc, torch 1.0 and 2.0, " in (tmp_path / "results" / "table3.md").read_text()
+
+
+def test_a_stage_names_all_commits_that_it_was_run_with(tmp_path):
+    """Those of attempts that were stopped first; the sources may be copies that no commit is known of."""
+    stage = stages.Stage("pretrain", tmp_path / "cell", {})
+    stage.folder.mkdir()
+    for changed, known in (([], "ccc"), ([{"lr": [1, 2]}, {"commit": [None, "bbb"]}, {"commit": ["bbb", "ccc"]}], "- bbb ccc")):
+        (stage.folder / "run.json").write_text(json.dumps({"commit": "ccc", "changed": changed}))
+        assert stages._commits(stage) == known
 
 
 def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
