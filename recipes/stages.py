@@ -15,7 +15,6 @@ import platform
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,18 +24,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from launched import STOPPED, launch
 
 from mscl_hf.checkpoint import FREE_TO_CHANGE
 from mscl_hf.options import flat, parse
 from mscl_hf.publish import commit
 
 RECIPES = Path(__file__).resolve().parent
-BUSY = 75  # another process has the stage; the number is that of a stopped run, which is not over either
+BUSY = STOPPED  # another process has the stage, which is not over either
 # Stages are forked from a process that has imported everything once: starting Python takes longer than a short evaluation.
 FORK = multiprocessing.get_context("fork")
 # Options that say where things lie. The model that a stage goes on from is the stage before, which has settings of its own.
 PLACES = (*FREE_TO_CHANGE, "model", "decoded_cache_gb")
 LIBRARIES = ("torch", "timm", "transformers")
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def start(stage: Stage, launcher: str | None = None) -> multiprocessing.Process 
     _recipe(stage.recipe)  # imported once, for all that are forked
     commit()  # of what was imported, whatever becomes of the sources until a stage asks
     process = FORK.Process(target=_locked, args=(stage, shlex.split(launcher or "")))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the new process minds them: it must not miss one
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
@@ -127,6 +130,7 @@ def lasting(flags: dict) -> dict:
 def _locked(stage: Stage, launcher: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the benchmark does about it is not for its stages
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     with _lock_file(stage) as lock:
         if not _take(lock):
             sys.exit(BUSY)
@@ -170,7 +174,7 @@ def _run(stage: Stage, launcher: list[str], lock: int) -> None:
     started = time.perf_counter()
     with stage.log.open("a") as log:
         if launcher:
-            status = _launched([*launcher, str(RECIPES / f"{stage.recipe}.py"), *words], log, lock)
+            status = launch([*launcher, str(RECIPES / f"{stage.recipe}.py"), *words], log, lock)
         else:
             status = _here(stage.recipe, words, log.fileno())
     if status:
@@ -189,29 +193,6 @@ def _commits(stage: Stage) -> str:
     run = json.loads((stage.folder / "run.json").read_text())
     before = [change["commit"][0] for change in run.get("changed", ()) if "commit" in change]
     return " ".join(dict.fromkeys(found or "-" for found in [*before, run["commit"]]))
-
-
-def _launched(command: list[str], log, lock: int) -> int:
-    """Run a launcher and what it starts in a process group of their own; returns its status when all of them have ended.
-
-    A launcher that is told to stop may end before its workers, or without telling them: SIGTERM goes to the whole group.
-    """
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _tell(process.pid, signal.SIGTERM))
-    status = process.wait()
-    while _tell(process.pid, 0):
-        time.sleep(0.1)
-    return status
-
-
-def _tell(group: int, number: int) -> bool:
-    """Send a signal to a process group; whether there is one."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _here(recipe: str, words: list[str], log: int) -> int | str | None:
