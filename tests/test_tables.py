@@ -116,6 +116,17 @@ def test_budgets_are_equal(reading):
         assert weights is (pretrain["method"] not in ("none", "cmc"))
 
 
+def test_rows_in_the_repository_are_those_of_its_settings():
+    """Each row's digest is that of the cell as it is planned today, from a file of weights: the same command goes on with these tables."""
+    for scale, dataset in (("small", "camvid"), ("small", "voc2012"), ("medium", "camvid"), ("medium", "voc2012")):
+        given = options(scale=scale, dataset=dataset, results=harness.ROOT / "results")
+        cells = {table: list(tables.cells_of(table, tables.read_spec(given), given)) for table in (1, 2, 3)}
+        planned = {tables.key_of(tables.identity_of(cell, given)): tables.config_of(cell) for of in cells.values() for cell in of}
+        rows = [row for table in cells for row in tables.rows_in(tables.path_of(table, given))]
+        rows = [row for row in rows if (row["scale"], row["dataset"]) == (scale, dataset)]
+        assert rows and all(planned[tables.key_of(row)] == row["config"] for row in rows)
+
+
 def test_settings_in_the_repository_make_a_grid():
     """Each file gives all three tables, in both readings, from both starts."""
     files = sorted((harness.ROOT / "recipes" / "configs").glob("tables_*_*.yaml"))
@@ -169,6 +180,23 @@ def test_finished_cells_are_not_run_again(undisturbed):
     assert run(undisturbed, *CELLS).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")} == before
     assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
+
+
+def test_rows_with_other_settings_are_written_over_knowingly(tmp_path, undisturbed):
+    """They are refused by name, and untouched, until it is asked for."""
+    shutil.copytree(undisturbed / "work", tmp_path / "work")
+    (tmp_path / "results").mkdir()
+    table = tmp_path / "results" / "table3.csv"
+    right = (undisturbed / "results" / "table3.csv").read_text()
+    with (undisturbed / "results" / "table3.csv").open() as file:
+        digest = next(csv.DictReader(file))["config"]
+    table.write_text(other := right.replace(digest, "00000000"))
+    words = command(tmp_path, *CELLS, "--finished-only", "true")[3:]
+    with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, .*; give another --results, or --replace"):
+        tables.main(words)
+    assert table.read_text() == other
+    tables.main([*words, "--replace", "true"])
+    assert table.read_text() == right
 
 
 def test_a_row_names_the_commits_and_versions_of_its_runs(tmp_path, undisturbed):
