@@ -34,7 +34,8 @@ RECIPES = Path(__file__).resolve().parent
 BUSY = STOPPED  # another process has the stage, which is not over either
 # Stages are forked from a process that has imported everything once: starting Python takes longer than a short evaluation.
 FORK = multiprocessing.get_context("fork")
-# Options that say where things lie. The model that a stage goes on from is the stage before, which has settings of its own.
+# Options that say where things lie, and how often something is written. The model that a stage goes on from is the stage before: not
+# where it lies counts, but what made it.
 PLACES = (*FREE_TO_CHANGE, "model", "decoded_cache_gb")
 LIBRARIES = ("torch", "timm", "transformers")
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -70,19 +71,28 @@ def finished(stage: Stage) -> bool:
 
 
 def settings(stage: Stage) -> dict:
-    """What decides the result of a stage, those before it apart: its options, defaults among them, and the content of weights from a file.
+    """What decides the result of a stage: its options, defaults among them, the content of weights from a file, and the same of the stages
+    before it, as a digest. ValueError for flags that the recipe would refuse."""
+    return _settings(*_identity(stage))
 
-    ValueError for flags that the recipe would refuse.
-    """
-    return _settings(stage.recipe, tuple(_words(stage)))
+
+def _identity(stage: Stage) -> tuple:
+    return stage.recipe, tuple(_words(stage)), stage.after and _digest_of(_identity(stage.after))
 
 
 @functools.cache
-def _settings(recipe: str, words: tuple[str, ...]) -> dict:
-    options = flat(*parse(_recipe(recipe).KINDS, "", words))
-    weights = options.get("backbone_weights")
-    options = {name: value for name, value in options.items() if name not in PLACES}
-    return json.loads(json.dumps(options | ({"backbone_weights": _digest(weights)} if weights else {})))
+def _digest_of(identity: tuple) -> str:
+    return blake2b(json.dumps(_settings(*identity), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def _settings(recipe: str, words: tuple[str, ...], before: str | None) -> dict:
+    options = parse(_recipe(recipe).KINDS, "", words)
+    known = _recipe(recipe).resolve(options) if recipe == "pretrain" else flat(*options)
+    weights = known.get("backbone_weights")
+    lasting = {name: value for name, value in known.items() if name not in PLACES}
+    lasting |= {"backbone_weights": _digest(weights)} if weights else {}
+    return json.loads(json.dumps(lasting | ({"model": before} if before else {})))
 
 
 @functools.cache

@@ -275,10 +275,10 @@ def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undistu
 
 def test_failures_are_named_and_the_rest_goes_on(tmp_path):
     """A method that cannot run here fails alone, with its log; other settings for a finished run or a row are refused, by name."""
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"variant": "GD"}}}))
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"start-from": "no/such/folder"}}}))
     done = run(tmp_path, *CELLS)
     logs = list((tmp_path / "work").glob("*/pretrain/simclr*.log"))
-    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "--variant is no option" in logs[0].read_text()
+    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "no/such/folder" in logs[0].read_text()
     assert set(scores(tmp_path)) == {("none", "1/5", "0")}
     spec = SETTINGS | {"finetune": SETTINGS["finetune"] | {"max-steps": 3, "weight-decay": 0.1}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(spec))
@@ -286,14 +286,15 @@ def test_failures_are_named_and_the_rest_goes_on(tmp_path):
         tables.main(command(tmp_path, *CELLS)[3:])
     with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, 1/5 of the labels, seed 0"):
         tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"preset": "sepia"}}}))
-    with pytest.raises(ValueError, match="--preset is 'sepia'"):
-        tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
+    for flags, message in (({"preset": "sepia"}, "--preset is 'sepia'"), ({"variant": "GD"}, "--variant is no option of --method simclr")):
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": flags}}))
+        with pytest.raises(ValueError, match=message):
+            tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
     assert not (tmp_path / "another").exists()
 
 
 def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
-    """Another value of an option that was not given, or another content of the same file of weights: another run."""
+    """Another value of an option that was not given, or another content of the file of weights: another run, as is what goes on from it."""
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"1")
     flags = {"method": "imagenet", "backbone-weights": weights, "data-dir": tmp_path, "num-workers": 2}
@@ -303,10 +304,25 @@ def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
     places = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "num-workers": 0}
     moved = stages.Stage("pretrain", stage.folder, flags | places)
     assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["lr"] == 0.05
+    tuned = stages.Stage("finetune", tmp_path / "tuned", {"model": "here"}, stage)
+    tuned.proof.write_text(json.dumps({"settings": stages.settings(tuned)}))
+    assert stages.finished(stages.Stage("finetune", tuned.folder, {"model": "there"}, moved))
     (tmp_path / "other").write_bytes(b"2")
     for changed, name in (({"backbone-weights": tmp_path / "other"}, "backbone_weights"), ({"lr": 0.1}, "lr")):
         with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
-            stages.finished(stages.Stage("pretrain", stage.folder, flags | changed))
+            stages.finished(other := stages.Stage("pretrain", stage.folder, flags | changed))
+        with pytest.raises(ValueError, match=r"tuned was made with other settings \(model\)"):
+            stages.finished(stages.Stage("finetune", tuned.folder, {"model": "here"}, other))
+
+
+def test_what_is_left_to_the_method_counts(tmp_path):
+    """Its own values stand among the settings, so that others in a later release are other settings; those that were given win."""
+    left = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "cp2"}))
+    assert (left["temperature"], left["ema_momentum"], left["preset"], left["pixel_layers"]) == (0.2, 0.999, "moco_v2", 3)
+    given = {"method": "cp2", "temperature": 0.5, "queue": 64, "preset": "byol", "pixel-layers": 2}
+    assert stages.settings(stages.Stage("pretrain", tmp_path, given)) == left | {name.replace("-", "_"): given[name] for name in given}
+    both = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "chaitanya_global_local"}))
+    assert (both["partitions"], both["variant"], both["bn_views"]) == (4, "GR", "joint")  # of the stage before
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
