@@ -57,7 +57,7 @@ def _check_same(out: Path, old: dict, new: dict) -> dict | None:
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
     allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
     if len(allowed) < len(changed):
-        differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed if key not in allowed)
+        differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed if key != "commit")
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
     return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
 

@@ -1,6 +1,7 @@
 """The grid behind the paper's tables: which runs it consists of, and that no kill, rival or rerun changes or repeats any of them."""
 
 import csv
+import fcntl
 import json
 import os
 import shutil
@@ -182,16 +183,35 @@ def test_finished_cells_are_not_run_again(undisturbed):
     assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
 
 
+def test_one_writes_the_tables_at_a_time(tmp_path, undisturbed, monkeypatch):
+    """CSV files, Markdown and pictures: whoever else would write them waits."""
+    shutil.copytree(undisturbed / "work", tmp_path / "work")
+    seen = []
+
+    def seeing(name, write):
+        def inner(*arguments):
+            handle = os.open(tmp_path / "results", os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(handle)
+            seen.append(name)
+            return write(*arguments)
+
+        return inner
+
+    for name in ("place_of", "write_tables"):  # a row's place is asked for while a file is written
+        monkeypatch.setattr(tables, name, seeing(name, getattr(tables, name)))
+    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[3:])
+    assert seen == ["place_of", "place_of", "write_tables"] and (tmp_path / "results" / "table3.md").is_file()
+
+
 def test_rows_with_other_settings_are_written_over_knowingly(tmp_path, undisturbed):
     """They are refused by name, and untouched, until it is asked for."""
     shutil.copytree(undisturbed / "work", tmp_path / "work")
-    (tmp_path / "results").mkdir()
-    table = tmp_path / "results" / "table3.csv"
-    right = (undisturbed / "results" / "table3.csv").read_text()
-    with (undisturbed / "results" / "table3.csv").open() as file:
-        digest = next(csv.DictReader(file))["config"]
-    table.write_text(other := right.replace(digest, "00000000"))
-    words = command(tmp_path, *CELLS, "--finished-only", "true")[3:]
+    words, table = command(tmp_path, *CELLS, "--finished-only", "true")[3:], tmp_path / "results" / "table3.csv"
+    tables.main(words)
+    right, (none, _) = table.read_text(), tables.rows_in(table)
+    table.write_text(other := right.replace(none["config"], "00000000"))
     with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, .*; give another --results, or --replace"):
         tables.main(words)
     assert table.read_text() == other
