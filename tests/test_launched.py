@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import harness
 import psutil
 import pytest
 
+from mscl_hf.publish import commit
 from mscl_hf.train import stop_signal
 
 sys.path.append(str(harness.ROOT / "recipes"))
@@ -109,3 +111,21 @@ def test_a_stage_that_has_just_been_started_can_be_stopped(tmp_path, monkeypatch
             assert process.exitcode == -signal.SIGTERM and not stop.requested
         finally:
             process.kill()
+
+
+def test_a_stage_runs_the_sources_that_were_imported(tmp_path, monkeypatch):
+    """Its commit is that of the benchmark's first start, though the sources are others by the time it asks."""
+    locked = stages._locked
+
+    def later(*arguments):
+        os.environ["MSCL_HF_COMMIT"] = "second"
+        locked(*arguments)
+
+    commit.cache_clear()
+    monkeypatch.setenv("MSCL_HF_COMMIT", "first")
+    monkeypatch.setattr(stages, "_locked", later)
+    monkeypatch.setattr(stages, "_run", lambda *_: sys.exit(commit() != "first"))
+    process = stages.start(stages.Stage("evaluate", tmp_path / "cell", {}))
+    process.join(timeout=300)
+    assert process.exitcode == 0
+    commit.cache_clear()
