@@ -240,8 +240,9 @@ def test_what_is_said_of_the_paper_follows_from_its_tables(folder):
     assert f"g {losses['g']}, l {losses['l']}, p {losses['p']}, g+l {losses['g+l']}" in said["tables 2 and 3, VOC"]
     steps = np.diff([float(row[1]) for row in report.PAPER[2][0].rows[1:]]).round(1)
     assert (steps.min(), steps.max()) == (0.2, 0.5) and "0.2 to 0.5" in said["4"]
+    report.page(folder, [], folder / "page.html")
     for where in said:
-        assert f"| {where} |" in (folder / "paper.md").read_text()
+        assert f"| {where} |" in (folder / "paper.md").read_text() and f"<b>{where}.</b>" in (folder / "page.html").read_text()
 
 
 def test_pictures_are_drawn(folder):
@@ -307,7 +308,7 @@ def test_the_page_is_whole(folder):
     main, other = data.blocks(rows).items()
     tables = [table for number in rows for table in report.measured(number, rows)]
     tables += [*tables_claims.claims(main[1]).tables, tables_claims.agreement({main[0]: tables_claims.claims(main[1])})]
-    tables += [report.FACTS, *(table for number in rows for table in report.PAPER[number])]
+    tables += [table for number in rows for table in report.PAPER[number]]
     assert len(tables) > 12 and all({table.title, *table.head, *(cell for row in table.rows for cell in row)} <= found for table in tables)
     assert text.startswith("<!DOCTYPE html>") and "http" not in re.sub(r"base64,[^\"]*", "", text) and "url(" not in text
     links = [attributes[key] for _, attributes in page.elements for key in ("src", "href") if key in attributes]
