@@ -18,8 +18,8 @@ FREE_TO_CHANGE = (
     "resume", "config", "output_dir", "data_dir", "num_workers", "save_every_steps", "keep_checkpoints", "log_every_steps",
     "health_every_steps", "report_to", "push_to_hub", "private", "revision", "license",
 )  # fmt: skip
-# Settings that may change in the middle of a run, since they are the way out of a run that stopped: the record keeps both values.
-MAY_CHANGE = ("lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
+# What may change in the middle of a run, since it is the way out of a run that stopped: the record keeps both values.
+MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
 
 
 def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelerator) -> None:
@@ -57,7 +57,7 @@ def _check_same(out: Path, old: dict, new: dict) -> dict | None:
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
     allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
     if len(allowed) < len(changed):
-        differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed if key != "commit")
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
     return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
 

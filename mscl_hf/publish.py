@@ -1,5 +1,6 @@
 """The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, code, pictures."""
 
+import functools
 import os
 import re
 import shutil
@@ -100,9 +101,11 @@ def draw_features(method: Method, data: SegmentationData, out: Path, count: int 
     feature_maps_sheet(images, masks, maps, out / "features.png", data.classes)
 
 
+@functools.cache
 def commit() -> str | None:
     """The commit of the source tree that runs, with "-dirty" when it was changed since; None when it is no git checkout of its own.
 
+    A process that runs for hours has the sources of its start: it asks then (in `run.json`), and is told the same ever after.
     MSCL_HF_COMMIT says it where the tree was copied without its history, into a container or onto a node.
     """
     if os.environ.get("MSCL_HF_COMMIT"):

@@ -80,7 +80,7 @@ def main() -> None:
     set_seed(train.seed)
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options), train.resume, accelerator)
+    checkpoint.open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
 
     trained_as = open_model(MsclConfig, run.model)
     image_size = trained_as.image_size if run.image_size is None else run.image_size

@@ -18,11 +18,11 @@ from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
-from mscl_hf.methods import Method, MethodOptions, Scale, create_method, method_class, read_options, table
+from mscl_hf.methods import Method, MethodOptions, Scale, create_method, defaults_of, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.provenance import provenance, stage_record
-from mscl_hf.publish import draw_features, draw_training, open_model, publish, typical_size
+from mscl_hf.publish import commit, draw_features, draw_training, open_model, publish, typical_size
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -49,15 +49,11 @@ KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOption
 
 @command
 def main() -> None:
-    run, method_options, loss, views, data, net, train, hub = options = parse(KINDS, __doc__.splitlines()[0])
+    run, _, loss, _, data, net, train, hub = options = parse(KINDS, __doc__.splitlines()[0])
     if run.list_methods:
         print_table(table())
         return
-    kind = method_class(run.method)
-    stages = [stage for stage in (kind.first_stage, kind) if stage]
-    given = read_options(run.method, kind, method_options, loss)
-    if kind.trains:
-        check_options(run, stages, views, net, flat(*options))
+    kind, given = method_class(run.method), given_options(options)
     set_seed(train.seed)
     config = net.config(
         heads=list(kind.heads),
@@ -68,9 +64,9 @@ def main() -> None:
     )
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options), train.resume, accelerator)
+    checkpoint.open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
     network = start_network(run, net, config)
-    prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages]
+    prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages_of(kind)]
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []
     if accelerator.is_main_process:
         check_can_push(hub)
@@ -93,6 +89,32 @@ def main() -> None:
     accelerator.end_training()
     if accelerator.is_main_process:
         push_result(out, hub)
+
+
+def stages_of(kind: type[Method]) -> list[type[Method]]:
+    """The methods that train the network, one after another."""
+    return [stage for stage in (kind.first_stage, kind) if stage]
+
+
+def given_options(options: tuple) -> dict:
+    """Of the method, those that were given; ValueError for options that would change nothing."""
+    run, method_options, loss, views, _, net, *_ = options
+    kind = method_class(run.method)
+    given = read_options(run.method, kind, method_options, loss)
+    if kind.trains:
+        check_options(run, stages_of(kind), views, net, flat(*options))
+    return given
+
+
+def resolve(options: tuple) -> dict:
+    """All options, with the method's own values for those that were left to it: a queue's length and the like as published, not yet
+    fitted to the data. ValueError as above."""
+    run, _, _, views, _, net, *_ = options
+    kind, known, given = method_class(run.method), flat(*options), given_options(options)
+    own = {name: value for stage in stages_of(kind) for name, value in defaults_of(stage).items() if name in known} | given
+    own |= {"geometry": views.geometry or kind.geometry, "preset": views.preset or kind.preset}
+    own |= {name: getattr(net, name) or getattr(kind, name) for name in ("bn_views", "pixel_layers", "two_towers")}
+    return known | own
 
 
 def start_network(run: PretrainOptions, net: NetworkOptions, config: MsclConfig) -> MsclForPreTraining:

@@ -15,7 +15,6 @@ import platform
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,18 +24,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from launched import STOPPED, launch
 
 from mscl_hf.checkpoint import FREE_TO_CHANGE
 from mscl_hf.options import flat, parse
 from mscl_hf.publish import commit
 
 RECIPES = Path(__file__).resolve().parent
-BUSY = 75  # another process has the stage; the number is that of a stopped run, which is not over either
+BUSY = STOPPED  # another process has the stage, which is not over either
 # Stages are forked from a process that has imported everything once: starting Python takes longer than a short evaluation.
 FORK = multiprocessing.get_context("fork")
-# Options that say where things lie. The model that a stage goes on from is the stage before, which has settings of its own.
+# Options that say where things lie, and how often something is written. The model that a stage goes on from is the stage before: not
+# where it lies counts, but what made it.
 PLACES = (*FREE_TO_CHANGE, "model", "decoded_cache_gb")
 LIBRARIES = ("torch", "timm", "transformers")
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,28 @@ def finished(stage: Stage) -> bool:
 
 
 def settings(stage: Stage) -> dict:
-    """What decides the result of a stage, those before it apart: its options, defaults among them, and the content of weights from a file.
+    """What decides the result of a stage: its options, defaults among them, the content of weights from a file, and the same of the stages
+    before it, as a digest. ValueError for flags that the recipe would refuse."""
+    return _settings(*_identity(stage))
 
-    ValueError for flags that the recipe would refuse.
-    """
-    return _settings(stage.recipe, tuple(_words(stage)))
+
+def _identity(stage: Stage) -> tuple:
+    return stage.recipe, tuple(_words(stage)), stage.after and _digest_of(_identity(stage.after))
 
 
 @functools.cache
-def _settings(recipe: str, words: tuple[str, ...]) -> dict:
-    options = flat(*parse(_recipe(recipe).KINDS, "", words))
-    weights = options.get("backbone_weights")
-    options = {name: value for name, value in options.items() if name not in PLACES}
-    return json.loads(json.dumps(options | ({"backbone_weights": _digest(weights)} if weights else {})))
+def _digest_of(identity: tuple) -> str:
+    return blake2b(json.dumps(_settings(*identity), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def _settings(recipe: str, words: tuple[str, ...], before: str | None) -> dict:
+    options = parse(_recipe(recipe).KINDS, "", words)
+    known = _recipe(recipe).resolve(options) if recipe == "pretrain" else flat(*options)
+    weights = known.get("backbone_weights")
+    lasting = {name: value for name, value in known.items() if name not in PLACES}
+    lasting |= {"backbone_weights": _digest(weights)} if weights else {}
+    return json.loads(json.dumps(lasting | ({"model": before} if before else {})))
 
 
 @functools.cache
@@ -90,7 +101,7 @@ def _digest(path: str) -> str:
 
 
 def record(stage: Stage) -> dict:
-    """Of a finished stage: settings and flags, seconds of the attempt that finished it, threads, machine, commit, versions."""
+    """Of a finished stage: settings and flags, seconds of the attempt that finished it, threads, machine, commits, versions."""
     return json.loads(stage.proof.read_text())
 
 
@@ -104,8 +115,11 @@ def start(stage: Stage, launcher: str | None = None) -> multiprocessing.Process 
         if not _take(lock):
             return None
     _recipe(stage.recipe)  # imported once, for all that are forked
+    commit()  # of what was imported, whatever becomes of the sources until a stage asks
     process = FORK.Process(target=_locked, args=(stage, shlex.split(launcher or "")))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the new process minds them: it must not miss one
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
@@ -126,6 +140,7 @@ def lasting(flags: dict) -> dict:
 def _locked(stage: Stage, launcher: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the benchmark does about it is not for its stages
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     with _lock_file(stage) as lock:
         if not _take(lock):
             sys.exit(BUSY)
@@ -169,13 +184,13 @@ def _run(stage: Stage, launcher: list[str], lock: int) -> None:
     started = time.perf_counter()
     with stage.log.open("a") as log:
         if launcher:
-            status = _launched([*launcher, str(RECIPES / f"{stage.recipe}.py"), *words], log, lock)
+            status = launch([*launcher, str(RECIPES / f"{stage.recipe}.py"), *words], log, lock)
         else:
             status = _here(stage.recipe, words, log.fileno())
     if status:
         sys.exit(1 if status == BUSY else status)
     done = {"flags": lasting(stage.flags), "settings": settings(stage), "seconds": round(time.perf_counter() - started, 1)}
-    done |= {"threads": torch.get_num_threads(), "commit": commit() or "-", **{name: version(name) for name in LIBRARIES}}
+    done |= {"threads": torch.get_num_threads(), "commit": _commits(stage), **{name: version(name) for name in LIBRARIES}}
     done["machine"] = ", ".join([machine(), *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))])
     temporary = stage.proof.with_suffix(".tmp")
     temporary.write_text(json.dumps(done, indent=2))
@@ -183,27 +198,11 @@ def _run(stage: Stage, launcher: list[str], lock: int) -> None:
     shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model is there; a grid of hundreds would fill the disk
 
 
-def _launched(command: list[str], log, lock: int) -> int:
-    """Run a launcher and what it starts in a process group of their own; returns its status when all of them have ended.
-
-    A launcher that is told to stop may end before its workers, or without telling them: SIGTERM goes to the whole group.
-    """
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _tell(process.pid, signal.SIGTERM))
-    status = process.wait()
-    while _tell(process.pid, 0):
-        time.sleep(0.1)
-    return status
-
-
-def _tell(group: int, number: int) -> bool:
-    """Send a signal to a process group; whether there is one."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
+def _commits(stage: Stage) -> str:
+    """Of the sources that ran it; of several, where it was stopped and went on with others."""
+    run = json.loads((stage.folder / "run.json").read_text())
+    before = [change["commit"][0] for change in run.get("changed", ()) if "commit" in change]
+    return " ".join(dict.fromkeys(found or "-" for found in [*before, run["commit"]]))
 
 
 def _here(recipe: str, words: list[str], log: int) -> int | str | None:

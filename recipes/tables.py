@@ -64,16 +64,17 @@ def main(argv: list[str]) -> None:
 
 
 def check(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
-    """Refuse, before anything runs, what a recipe would refuse, and to go on with runs or rows that were made with other settings."""
+    """Refuse, before anything runs, what a recipe would refuse, and runs and rows that were made with other settings."""
     for stage in {stage: None for cells in grid.values() for cell in cells for stage in cell.stages}:
         settings(stage)
         finished(stage)
-    for table, cells in grid.items():
+    for table, cells in grid.items() if not options.replace else ():
         there = {key_of(row): row["config"] for row in rows_in(path_of(table, options))}
         for cell in cells:
             if there.get(key_of(identity_of(cell, options)), config_of(cell)) != config_of(cell):
                 raise ValueError(
-                    f"{path_of(table, options)} has a row with other settings for {cell}; give another --results, or delete that row"
+                    f"{path_of(table, options)} has a row with other settings for {cell}; give another --results, or --replace true to "
+                    "write over such rows"
                 )
 
 
@@ -178,7 +179,7 @@ def row_of(cell: Cell, options: TablesOptions) -> dict:
         "num_images": results["num_images"],
         "overall_accuracy": round(results["overall_accuracy"], 5),
         "hours": round(sum(entry["seconds"] for entry in records) / 3600, 4),
-        **{name: " ".join(dict.fromkeys(entry[name] for entry in records)) for name in ("commit", *LIBRARIES)},
+        **{name: " ".join(dict.fromkeys(word for entry in records for word in entry[name].split())) for name in ("commit", *LIBRARIES)},
         "machine": "; ".join(dict.fromkeys(entry["machine"] for entry in records)),
         "labels": ("yes" if kind.uses_labels(pretrain) else "no") if kind.trains else "-",
         "pretrain_passes": passes,

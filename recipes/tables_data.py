@@ -87,8 +87,9 @@ class Block:
         ours, theirs = self.runs(cell, share), self.runs(other, share)
         return {seed: 100 * (float(ours[seed]["mean_iou"]) - float(theirs[seed]["mean_iou"])) for seed in ours if seed in theirs}
 
-    def all_of(self, key: str) -> str:
-        return " and ".join(sorted({row[key] for row in self.rows}))
+    def all_of(self, key: str, between: str = " ") -> str:
+        """What stands in a column, each once; a row holds several where its runs differ."""
+        return " and ".join(sorted({value for row in self.rows for value in row[key].split(between)}))
 
     def headline(self, share: str, gap: str = " ") -> str:
         """A share with its number of masks, where that is known."""

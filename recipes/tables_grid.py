@@ -63,6 +63,7 @@ class TablesOptions:
     subset_seed: int = field(default=0, metadata={"help": "which masks; tables 2 and 3 and all claims are about 0"})
     work_dir: str = field(default="runs/tables", metadata={"help": "folder of the cells; may be shared by several jobs"})
     results: str = field(default="results", metadata={"help": "folder of the tables; rows of other data sets and settings there are kept"})
+    replace: bool = field(default=False, metadata={"help": "write over rows there that were measured with other settings"})
     jobs: int = field(default=1, metadata={"help": "stages run side by side"})
     launcher: str | None = field(default=None, metadata={"help": "e.g. 'accelerate launch --config_file FILE'; default: this Python"})
     finished_only: bool = field(default=False, metadata={"help": "write the tables of what is finished, run nothing"})

@@ -53,8 +53,9 @@ def compared(number: int, setting: Setting, block: Block) -> list[Table]:
         facts["masks in pre-training"] = [block.by_share(cell, lambda runs: runs[0]["labels"]) for cell in block.cells]
     facts["passes"] = [block.passes(cell) for cell in block.cells]
     facts["seeds"] = [block.by_share(cell, lambda runs: str(len(runs))) for cell in block.cells]
-    split, count, pixels, commit, torch, machine = map(block.all_of, ("split", "num_images", "image_size", "commit", "torch", "machine"))
-    note = f"Measured on {split}, {count} images; crops of {pixels} px in training; commit {commit}, torch {torch}, {machine}."
+    split, count, pixels, commit, torch = map(block.all_of, ("split", "num_images", "image_size", "commit", "torch"))
+    where = f"commit {commit}, torch {torch}, {block.all_of('machine', '; ')}"
+    note = f"Measured on {split}, {count} images; crops of {pixels} px in training; {where}."
     if len(block.run_shares) < 3:
         return [_columns(str(setting), block, means | gains | facts, note)]
     return [_columns(str(setting), block, means | facts), _columns(f"{setting}: differences", block, gains, note)]

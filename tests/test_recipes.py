@@ -24,6 +24,7 @@ from mscl_hf.data import load_data
 from mscl_hf.data.sources import CAMVID_CLASSES
 from mscl_hf.log import read_log
 from mscl_hf.methods import METHODS
+from mscl_hf.publish import commit
 
 LOGGED = {"step", "loss", "loss_g", "loss_l", "loss_p", "floor_p", "excess_p", "grad_norm", "lr", "images_per_second", "data_wait"}
 SPACES = ("backbone", "global", "local", "pixel")
@@ -422,7 +423,7 @@ def test_two_processes_fine_tune_and_score(tmp_path):
 
 
 def test_another_rate_in_the_middle_of_a_run(tmp_path):
-    """A stopped run goes on with another --lr, and the record keeps both; with another batch it does not."""
+    """A stopped run goes on with another --lr and mended sources, and the record keeps both; with another batch it does not."""
     flags = ("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 6, "--output-dir", tmp_path / "a")
     spy = harness.load_recipe("pretrain").fit
 
@@ -431,14 +432,24 @@ def test_another_rate_in_the_middle_of_a_run(tmp_path):
         return spy(method, *rest)
 
     with pytest.raises(SystemExit) as stopped:
-        harness.run(*flags, "--lr", 0.05, pictures=False, fit=fit)
+        harness.run(*flags, "--lr", 0.05, pictures=False, fit=fit, commit=lambda: "before")
     assert stopped.value.code == 75
-    assert "batch_size: 4 -> 2" in harness.refused(*flags, "--lr", 0.05, "--resume", "--batch-size", 2)
-    harness.run(*flags, "--lr", 0.01, "--resume", pictures=False)
+    assert "other settings (batch_size: 4 -> 2)" in harness.refused(*flags, "--lr", 0.05, "--resume", "--batch-size", 2)
+    harness.run(*flags, "--lr", 0.01, "--resume", pictures=False, commit=lambda: "after")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert record["lr"] == 0.01 and record["changed"] == [{"lr": [0.05, 0.01]}]
+    assert record["lr"] == 0.01 and record["changed"] == [{"commit": ["before", "after"], "lr": [0.05, 0.01]}]
     rates = [row["lr"] for row in read_log(tmp_path / "a" / "log.jsonl") if "lr" in row]
     assert len(rates) == 6 and rates[2] > 0.02 > 0.01 >= rates[3]
+
+
+def test_the_commit_is_that_of_the_process(monkeypatch):
+    """Sources that change while a run is going on are not what it runs."""
+    commit.cache_clear()
+    monkeypatch.setenv("MSCL_HF_COMMIT", "first")
+    assert commit() == "first"
+    monkeypatch.setenv("MSCL_HF_COMMIT", "second")
+    assert commit() == "first"
+    commit.cache_clear()
 
 
 def test_evaluation_beside_the_library_as_a_script(tmp_path):

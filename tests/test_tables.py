@@ -1,12 +1,15 @@
 """The grid behind the paper's tables: which runs it consists of, and that no kill, rival or rerun changes or repeats any of them."""
 
 import csv
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import harness
 import pytest
@@ -46,7 +49,7 @@ def command(tmp_path, *words):
     return [sys.executable, str(harness.ROOT / "recipes" / "benchmark.py"), "tables", *map(str, words)]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "MSCL_HF_COMMIT": "of-this-test"}
 
 
 def run(tmp_path, *words):
@@ -114,6 +117,17 @@ def test_budgets_are_equal(reading):
         assert weights is (pretrain["method"] not in ("none", "cmc"))
 
 
+def test_rows_in_the_repository_are_those_of_its_settings():
+    """Each row's digest is that of the cell as it is planned today, from a file of weights: the same command goes on with these tables."""
+    for scale, dataset in (("small", "camvid"), ("small", "voc2012"), ("medium", "camvid"), ("medium", "voc2012")):
+        given = options(scale=scale, dataset=dataset, results=harness.ROOT / "results")
+        cells = {table: list(tables.cells_of(table, tables.read_spec(given), given)) for table in (1, 2, 3)}
+        planned = {tables.key_of(tables.identity_of(cell, given)): tables.config_of(cell) for of in cells.values() for cell in of}
+        rows = [row for table in cells for row in tables.rows_in(tables.path_of(table, given))]
+        rows = [row for row in rows if (row["scale"], row["dataset"]) == (scale, dataset)]
+        assert rows and all(planned[tables.key_of(row)] == row["config"] for row in rows)
+
+
 def test_settings_in_the_repository_make_a_grid():
     """Each file gives all three tables, in both readings, from both starts."""
     files = sorted((harness.ROOT / "recipes" / "configs").glob("tables_*_*.yaml"))
@@ -150,7 +164,8 @@ def test_cells_are_measured_and_written_down(undisturbed):
     planned = {(cell.name, cell.share): cell for cell in grid(3, dataset="synthetic", start="random", seeds=[0])}
     for row in (none, simclr):
         assert row["config"] == tables.config_of(planned[row["cell"], row["share"]])
-        assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["torch"] and row["commit"] and row["threads"] == "1"
+        assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["threads"] == "1"
+        assert (row["commit"], row["torch"]) == ("of-this-test", version("torch"))
         assert (row["share"], row["train_count"], row["start"], row["reading"]) == ("1/5", "8", "random", "best")
         assert int(row["parameters"]) == int(none["parameters"]) > 1e5
     assert {path.name for path in (undisturbed / "results").iterdir()} >= {"table3.csv", "table3.md", "table3.png", "hypotheses.md"}
@@ -166,6 +181,64 @@ def test_finished_cells_are_not_run_again(undisturbed):
     assert run(undisturbed, *CELLS).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")} == before
     assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
+
+
+def test_one_writes_the_tables_at_a_time(tmp_path, undisturbed, monkeypatch):
+    """CSV files, Markdown and pictures: whoever else would write them waits."""
+    shutil.copytree(undisturbed / "work", tmp_path / "work")
+    seen = []
+
+    def seeing(name, write):
+        def inner(*arguments):
+            handle = os.open(tmp_path / "results", os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(handle)
+            seen.append(name)
+            return write(*arguments)
+
+        return inner
+
+    for name in ("place_of", "write_tables"):  # a row's place is asked for while a file is written
+        monkeypatch.setattr(tables, name, seeing(name, getattr(tables, name)))
+    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[3:])
+    assert seen == ["place_of", "place_of", "write_tables"] and (tmp_path / "results" / "table3.md").is_file()
+
+
+def test_rows_with_other_settings_are_written_over_knowingly(tmp_path, undisturbed):
+    """They are refused by name, and untouched, until it is asked for."""
+    shutil.copytree(undisturbed / "work", tmp_path / "work")
+    words, table = command(tmp_path, *CELLS, "--finished-only", "true")[3:], tmp_path / "results" / "table3.csv"
+    tables.main(words)
+    right, (none, _) = table.read_text(), tables.rows_in(table)
+    table.write_text(other := right.replace(none["config"], "00000000"))
+    with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, .*; give another --results, or --replace"):
+        tables.main(words)
+    assert table.read_text() == other
+    tables.main([*words, "--replace", "true"])
+    assert table.read_text() == right
+
+
+def test_a_row_names_the_commits_and_versions_of_its_runs(tmp_path, undisturbed):
+    """Each once, whichever run of the cell they are of, and however many attempts a run took; not those of who writes the table."""
+    shutil.copytree(undisturbed / "work", tmp_path / "work")
+    made = {"pretrain": ("aaa", "1.0"), "finetune": ("aaa bbb", "2.0"), "evaluate": ("ccc", "1.0")}
+    for path in (tmp_path / "work").rglob("*.done.json"):
+        commits, torch = made[path.parent.name]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": commits, "torch": torch}))
+    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[3:])
+    with (tmp_path / "results" / "table3.csv").open() as file:
+        assert {(row["commit"], row["torch"]) for row in csv.DictReader(file)} == {("aaa bbb ccc", "1.0 2.0")}
+    assert "commit aaa and bbb and ccc, torch 1.0 and 2.0, " in (tmp_path / "results" / "table3.md").read_text()
+
+
+def test_a_stage_names_all_commits_that_it_was_run_with(tmp_path):
+    """Those of attempts that were stopped first; the sources may be copies that no commit is known of."""
+    stage = stages.Stage("pretrain", tmp_path / "cell", {})
+    stage.folder.mkdir()
+    for changed, known in (([], "ccc"), ([{"lr": [1, 2]}, {"commit": [None, "bbb"]}, {"commit": ["bbb", "ccc"]}], "- bbb ccc")):
+        (stage.folder / "run.json").write_text(json.dumps({"commit": "ccc", "changed": changed}))
+        assert stages._commits(stage) == known
 
 
 def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
@@ -222,10 +295,10 @@ def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undistu
 
 def test_failures_are_named_and_the_rest_goes_on(tmp_path):
     """A method that cannot run here fails alone, with its log; other settings for a finished run or a row are refused, by name."""
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"variant": "GD"}}}))
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"start-from": "no/such/folder"}}}))
     done = run(tmp_path, *CELLS)
     logs = list((tmp_path / "work").glob("*/pretrain/simclr*.log"))
-    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "--variant is no option" in logs[0].read_text()
+    assert done.returncode == 1 and f"see {logs[0]}" in done.stderr and "no/such/folder" in logs[0].read_text()
     assert set(scores(tmp_path)) == {("none", "1/5", "0")}
     spec = SETTINGS | {"finetune": SETTINGS["finetune"] | {"max-steps": 3, "weight-decay": 0.1}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(spec))
@@ -233,14 +306,15 @@ def test_failures_are_named_and_the_rest_goes_on(tmp_path):
         tables.main(command(tmp_path, *CELLS)[3:])
     with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, 1/5 of the labels, seed 0"):
         tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"preset": "sepia"}}}))
-    with pytest.raises(ValueError, match="--preset is 'sepia'"):
-        tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
+    for flags, message in (({"preset": "sepia"}, "--preset is 'sepia'"), ({"variant": "GD"}, "--variant is no option of --method simclr")):
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": flags}}))
+        with pytest.raises(ValueError, match=message):
+            tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
     assert not (tmp_path / "another").exists()
 
 
 def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
-    """Another value of an option that was not given, or another content of the same file of weights: another run."""
+    """Another value of an option that was not given, or another content of the file of weights: another run, as is what goes on from it."""
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"1")
     flags = {"method": "imagenet", "backbone-weights": weights, "data-dir": tmp_path, "num-workers": 2}
@@ -250,10 +324,25 @@ def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
     places = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "num-workers": 0}
     moved = stages.Stage("pretrain", stage.folder, flags | places)
     assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["lr"] == 0.05
+    tuned = stages.Stage("finetune", tmp_path / "tuned", {"model": "here"}, stage)
+    tuned.proof.write_text(json.dumps({"settings": stages.settings(tuned)}))
+    assert stages.finished(stages.Stage("finetune", tuned.folder, {"model": "there"}, moved))
     (tmp_path / "other").write_bytes(b"2")
     for changed, name in (({"backbone-weights": tmp_path / "other"}, "backbone_weights"), ({"lr": 0.1}, "lr")):
         with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
-            stages.finished(stages.Stage("pretrain", stage.folder, flags | changed))
+            stages.finished(other := stages.Stage("pretrain", stage.folder, flags | changed))
+        with pytest.raises(ValueError, match=r"tuned was made with other settings \(model\)"):
+            stages.finished(stages.Stage("finetune", tuned.folder, {"model": "here"}, other))
+
+
+def test_what_is_left_to_the_method_counts(tmp_path):
+    """Its own values stand among the settings, so that others in a later release are other settings; those that were given win."""
+    left = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "cp2"}))
+    assert (left["temperature"], left["ema_momentum"], left["preset"], left["pixel_layers"]) == (0.2, 0.999, "moco_v2", 3)
+    given = {"method": "cp2", "temperature": 0.5, "queue": 64, "preset": "byol", "pixel-layers": 2}
+    assert stages.settings(stages.Stage("pretrain", tmp_path, given)) == left | {name.replace("-", "_"): given[name] for name in given}
+    both = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "chaitanya_global_local"}))
+    assert (both["partitions"], both["variant"], both["bn_views"]) == (4, "GR", "joint")  # of the stage before
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
