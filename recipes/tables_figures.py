@@ -23,7 +23,7 @@ def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
     cells = {cell: cell.replace("_", " ") + " *" * (cell in reads) for cell in Block(number, rows).cells}
     most = max(map(len, lines.values()))
     height = len(lines) * (3.6 if number == 1 else 0.9 + 0.27 * len(cells)) + 0.7
-    figure = Figure(figsize=(max(7.5, 4.3 * most), height), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(max(7.5, 4.5 * most), height), layout="constrained", facecolor="white")
     axes = figure.subplots(len(lines), most, squeeze=False, sharey="row" if number > 1 else "none")
     for axis in axes.flat:
         axis.set_visible(False)
