@@ -14,6 +14,7 @@ from importlib.metadata import version
 import harness
 import pytest
 import yaml
+from filelock import FileLock
 
 from mscl_hf.methods import METHODS
 
@@ -62,10 +63,14 @@ def scores(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(folder, *CELLS)
-    assert done.returncode == 0, done.stderr[-2000:]
+def undisturbed(tmp_path_factory, testrun_uid):
+    """The cells, run once for all workers; only to be read."""
+    folder = tmp_path_factory.getbasetemp().parent / f"undisturbed-{testrun_uid}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            folder.mkdir()
+            done = run(folder, *CELLS)
+            assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
 
@@ -172,14 +177,15 @@ def test_cells_are_measured_and_written_down(undisturbed):
     assert not list((undisturbed / "work").rglob("checkpoints")) and len(list((undisturbed / "work").rglob("model.safetensors"))) == 4
 
 
-def test_finished_cells_are_not_run_again(undisturbed):
+def test_finished_cells_are_not_run_again(tmp_path, undisturbed):
     """The same command a second time touches no run; other rows of the table stay."""
-    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")}
-    table = undisturbed / "results" / "table3.csv"
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.log")}
+    table = tmp_path / "results" / "table3.csv"
     header, *rows = table.read_text().splitlines()
     table.write_text("\n".join([header, *rows, rows[0].replace("synthetic,none", "camvid,none")]) + "\n")
-    assert run(undisturbed, *CELLS).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in (undisturbed / "work").rglob("*.log")} == before
+    assert run(tmp_path, *CELLS).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.log")} == before
     assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
 
 
