@@ -17,8 +17,9 @@ def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
     from matplotlib.figure import Figure
 
     lines = defaultdict(list)
-    for setting, tables in blocks({number: rows}).items():
-        lines[setting._replace(dataset="")].append((setting, tables[number]))
+    found = [(setting, tables[number]) for setting, tables in blocks({number: rows}).items()]
+    for setting, block in [(setting, block) for setting, block in found if len(block.cells) > 1] or found:  # one alone shows nothing
+        lines[setting._replace(dataset="")].append((setting, block))
     reads = {row["cell"] for row in rows if row["labels"] == "yes"}
     cells = {cell: cell.replace("_", " ") + " *" * (cell in reads) for cell in Block(number, rows).cells}
     most = max(map(len, lines.values()))
@@ -77,7 +78,8 @@ def _column(axis, block: Block, share: str) -> None:
 
 def _style(cell: str) -> dict:
     base, *variant = cell.split("_")
-    return {"color": COLOURS.get(base, COLOURS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " ")}
+    return {"color": COLOURS.get(base, COLOURS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " "),
+            "marker": "D" if variant else "o"}  # fmt: skip
 
 
 def _dots(axis, block: Block, cells: dict[str, str]) -> None:
@@ -101,7 +103,7 @@ def _points(axis, places: list[float], samples: list[list[float]], upright: bool
     means = [statistics.mean(sample) for sample in samples]
     spread = [statistics.stdev(sample) if len(sample) > 1 else 0 for sample in samples]
     x, y, error = (means, places, "xerr") if upright else (places, means, "yerr")
-    axis.errorbar(x, y, **{error: spread}, marker="o", markersize=5, linewidth=1.5, elinewidth=1, capsize=2, **style)
+    axis.errorbar(x, y, **{error: spread}, **({"marker": "o"} | style), markersize=5, linewidth=1.5, elinewidth=1, capsize=2)
     single = [i for i, sample in enumerate(samples) if len(sample) == 1]
     if single:
         axis.plot([x[i] for i in single], [y[i] for i in single], color=style["color"], label="one seed", **HOLLOW)
