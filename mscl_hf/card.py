@@ -12,9 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .checkpoint import write_json
 from .provenance import FILE, MEASURED, SILENT, versions
 from .publish import hub_folder
+from .run_folder import write_json
 from .upload import UNNAMED
 
 WRITTEN = ".card.sha256"  # of the card as it was written

@@ -6,6 +6,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from .run_folder import write_text
+
 
 class Log:
     """log.jsonl, trackers and the progress bar; written by the main process, means over the steps since the last line."""
@@ -19,7 +21,7 @@ class Log:
         self.steps = 0  # of this process; a resumed one has no times for the pending rows
         if accelerator.is_main_process:
             kept = [row for row in read_log(self.path) if row["step"] <= first]  # a resumed run repeats what came after
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         main = accelerator.is_main_process
         self.bar = tqdm(total=options.max_steps, initial=first, disable=not main, dynamic_ncols=True, mininterval=1, unit="step")
 

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from .stopping import leave_on_signal
+
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
@@ -109,6 +111,9 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """precision: fp32 or bf16; trackers write below folder."""
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ValueError(f"Accelerate is set to use {engine}; to shard a network, launch it as on several GPUs, and give --shard")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return Accelerator(
         # Without a GPU, Accelerate joins processes only when told to use the CPU; each would train for itself, in one folder.
@@ -125,7 +130,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def inner() -> None:
         try:
-            main()
+            with leave_on_signal("stopped; the same command goes on, with --resume if it trains"):
+                main()
         except (ValueError, OSError) as error:
             if os.environ.get("MSCL_HF_TRACEBACK"):
                 raise

@@ -8,7 +8,7 @@ from .data.loading import TrainingData
 from .losses import labels_at
 from .methods import SegmentationTraining
 from .metrics import MeanIoU
-from .train import Buffers
+from .prepare import Buffers
 
 IGNORE = 255
 MOST_CELLS = 200_000  # of all batches together: 0.2 GB at 256 channels

@@ -21,7 +21,7 @@ import mscl_hf
 from .data.loading import TrainingData
 from .data.training import DataOptions
 from .publish import commit
-from .train import TrainOptions
+from .train_options import TrainOptions
 from .upload import without_secrets
 
 FILE = "provenance.json"

@@ -7,7 +7,7 @@ accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir D
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mscl_hf import MsclConfig, checkpoint
+from mscl_hf import MsclConfig
 from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
@@ -16,6 +16,7 @@ from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
 from mscl_hf.provenance import provenance, with_evaluation
 from mscl_hf.publish import commit, open_model, publish
+from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options) | {"commit": commit()}, False, accelerator)
+    open_run(out, flat(*options) | {"commit": commit()}, False, accelerator)
     if open_model(MsclConfig, run.model).architectures == ["MsclForPreTraining"]:
         raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     network, loaded = open_model(MsclForSemanticSegmentation, run.model, output_loading_info=True)
@@ -64,7 +65,7 @@ def main() -> None:
         by_evaluate=run.by_evaluate,
     )  # fmt: skip
     if accelerator.is_main_process:
-        checkpoint.write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
+        write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
         for name, iou in results["per_class_iou"].items():
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
         print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")

@@ -22,6 +22,7 @@ from mscl_hf.options import command, flat, make_accelerator, parse, print_table,
 from mscl_hf.probe import start_classifier
 from mscl_hf.provenance import data_name, provenance, stage_record, with_evaluation
 from mscl_hf.publish import commit, draw_training, open_model, publish, typical_size
+from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -80,7 +81,7 @@ def main() -> None:
     set_seed(train.seed)
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
+    open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
 
     trained_as = open_model(MsclConfig, run.model)
     image_size = trained_as.image_size if run.image_size is None else run.image_size
@@ -133,7 +134,7 @@ def main() -> None:
         stage = stage_record("Fine-tuning", what, data, options, config, accelerator, run.model)
         record = {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []}
         if held_out is not None:
-            checkpoint.write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
+            write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
             record = with_evaluation(record, results, data_options)
             print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
         write_card(out, method.network, record)

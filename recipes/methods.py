@@ -24,7 +24,7 @@ from mscl_hf.log import read_log
 from mscl_hf.methods import METHODS
 from mscl_hf.modeling_mscl import MsclBackbone
 from mscl_hf.options import parse
-from mscl_hf.train import keep_freed_memory
+from mscl_hf.prepare import keep_freed_memory
 
 # What of a checkpoint is no weight: batch statistics, queues, banks.
 STATE = ("running_mean", "running_var", "num_batches_tracked", "rows", "pointer", "filled", "normaliser")

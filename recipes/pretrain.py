@@ -11,7 +11,7 @@ import timm
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mscl_hf import MsclConfig, checkpoint
+from mscl_hf import MsclConfig
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.card import method_facts, write_card
 from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
@@ -23,6 +23,7 @@ from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.provenance import provenance, stage_record
 from mscl_hf.publish import commit, draw_features, draw_training, open_model, publish, typical_size
+from mscl_hf.run_folder import open_run
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -64,7 +65,7 @@ def main() -> None:
     )
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
-    checkpoint.open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
+    open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
     network = start_network(run, net, config)
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages_of(kind)]
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []

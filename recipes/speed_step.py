@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 
+from mscl_hf import checkpoint, prepare
 from mscl_hf import train as training
 from mscl_hf.backbones import NetworkOptions
 from mscl_hf.data.loading import TrainingData
@@ -112,7 +113,7 @@ class Phases:
 
     def around(self, method: MSCL, view) -> contextlib.ExitStack:
         """Puts the clocks into the training loop until the stack is closed."""
-        stack, loader, build = contextlib.ExitStack(), TrainingData.loader, training.build_optimizer
+        stack, loader, build = contextlib.ExitStack(), TrainingData.loader, prepare.build_optimizer
 
         def timed_loader(*args):
             following = self.timed("decode", iter(loader(*args)).__next__)
@@ -127,9 +128,9 @@ class Phases:
 
         for place, name, stand_in in (
             (TrainingData, "loader", timed_loader),
-            (training, "build_optimizer", timed_optimizer),
+            (prepare, "build_optimizer", timed_optimizer),
             (training, "_clip", self.timed("optimizer", training._clip)),
-            (training, "_save", lambda *_: None),
+            (checkpoint, "save", lambda *_: None),
             (torch.Tensor, "backward", self.timed("backward", torch.Tensor.backward)),
             (method.network, "forward", self.timed("forward", method.network.forward)),
             (method, "forward", self.timed("method", method.forward)),

@@ -28,8 +28,8 @@ from mscl_hf.losses.affinity import LEAST, SIZES
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.prepare import build_optimizer
 from mscl_hf.probe import logistic_regression, start_classifier
-from mscl_hf.train import build_optimizer
 
 CLASSES = 8
 LINE = torch.tensor([[0.8, 0.6], [0.2, 0.4]], dtype=torch.float64).log().view(1, 2, 1, 2)  # logits of two pixels side by side

@@ -7,9 +7,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
     {"losses", "metrics", "palette", "options", "log", "inference", "upload", "configuration_mscl", "decoders_mscl", "heads_mscl",
-     "towers_mscl", "modeling_mscl", "half_width", "backbones"},
+     "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "sharding", "train_options"},
     {"data", "methods", "figures"},
-    {"checkpoint", "train", "evaluate", "probe", "health", "publish", "provenance", "card", "export", "similarity", "demo"},
+    {"checkpoint", "prepare", "report", "train", "evaluate", "probe", "health", "publish", "provenance", "card",
+     "export", "similarity", "demo"},
 )
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from golden import fill, u
 
-from mscl_hf import train as training
+from mscl_hf import prepare
 from mscl_hf.heads_mscl import unit
 from mscl_hf.losses import (
     MultiScaleLoss,
@@ -261,7 +261,7 @@ def test_simsiam_needs_its_stopped_gradient():
 
 def test_the_rate_of_simsiams_predictor_stays_constant(tmp_path):
     """At the end of the schedule its parameters, and no others, still have the full rate."""
-    rates, build = {}, training.build_optimizer
+    rates, build = {}, prepare.build_optimizer
 
     def watched(method, options):
         optimizer = build(method, options)
@@ -275,7 +275,7 @@ def test_the_rate_of_simsiams_predictor_stays_constant(tmp_path):
         optimizer.step = inner
         return optimizer
 
-    with mock.patch.object(training, "build_optimizer", watched):
+    with mock.patch.object(prepare, "build_optimizer", watched):
         harness.train(harness.pretraining_method("simsiam"), harness.method_data("simsiam"), tmp_path / "run", lr=0.02)
     assert {name for name, rate in rates.items() if rate == 0.02} == {name for name in rates if name.startswith("predictor.")} != set()
     assert all(rate < 0.01 for name, rate in rates.items() if not name.startswith("predictor."))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mscl_hf.publish import commit
-from mscl_hf.train import stop_signal
+from mscl_hf.stopping import stop_signal
 
 sys.path.append(str(harness.ROOT / "recipes"))
 import launched  # noqa: E402

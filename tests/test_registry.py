@@ -14,7 +14,7 @@ from mscl_hf.methods.bank import MemoryBank
 from mscl_hf.methods.create import defaults_of
 from mscl_hf.methods.queue import Queue
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.train import freeze_unreached
+from mscl_hf.prepare import freeze_unreached
 
 TRAINED = [name for name, kind in METHODS.items() if kind.trains]
 BACKBONES = ("resnet18", "vit_tiny_patch16_224")

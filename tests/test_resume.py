@@ -18,7 +18,7 @@ from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.stream import SegmentationStream
 from mscl_hf.data.views import TrainView
 from mscl_hf.log import read_log
-from mscl_hf.train import STOPPED_BY_SIGNAL
+from mscl_hf.stopping import STOPPED_BY_SIGNAL
 
 SPEED = ("images_per_second", "data_wait")
 STEPS = 6

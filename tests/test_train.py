@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mscl_hf import checkpoint, train
+from mscl_hf import checkpoint, prepare, train
 from mscl_hf.data import loading
 from mscl_hf.log import read_log
-from mscl_hf.train import NonFinite, TrainOptions, build_optimizer, freeze_unreached, lr_at
+from mscl_hf.prepare import build_optimizer, freeze_unreached
+from mscl_hf.train import NonFinite, TrainOptions, lr_at
 
 
 def batches(stage: str = "pretrain", count: int = 1, **data) -> list[dict]:
@@ -95,8 +96,8 @@ def test_accumulated_gradient_is_the_mean_of_the_halves():
         terms = reference.train()(**batch)
         terms["loss"].backward()
         values.append(float(terms["loss"].detach()))
-    terms = train._accumulated_step(method, [first, second], harness.fresh_accelerator())
-    assert terms["loss"] == pytest.approx(sum(values) / 2, rel=1e-6)
+    terms, own = train._accumulated_step(method, [first, second], harness.fresh_accelerator())
+    assert terms["loss"] == pytest.approx(sum(values) / 2, rel=1e-6) and own == pytest.approx(terms["loss"])
     for (name, p), q in zip(method.named_parameters(), reference.parameters()):
         torch.testing.assert_close(p.grad, q.grad / 2, rtol=1e-5, atol=1e-7, msg=name)
 
@@ -183,7 +184,7 @@ def test_sync_batch_norm_keeps_the_activations_inside_timm_norms():
     network = harness.pretraining(backbone="test_efficientnet").network.eval()
     pixels = torch.randn(2, 3, 32, 32)
     before = network(pixels).pixel_embeds
-    converted = train.convert_sync_batchnorm(network)
+    converted = prepare.convert_sync_batchnorm(network)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
     assert torch.equal(converted.eval()(pixels).pixel_embeds, before)
 
@@ -203,14 +204,14 @@ def test_batch_too_small_for_contrast_or_indivisible_is_refused():
     """One image has nothing to contrast with; an odd batch cannot be split over two processes; both before any step."""
     data = harness.training_data(batch=1)
     with pytest.raises(ValueError, match="--batch-size is 1 .* at least 2"):
-        train._check_batch(harness.pretraining(), data, harness.options(batch_size=1), 1)
-    train._check_batch(harness.pretraining(contrast={"losses": "l+p"}), data, harness.options(batch_size=1), 1)
-    train._check_batch(harness.finetuning(), data, harness.options(batch_size=1), 1)
+        prepare.check_batch(harness.pretraining(), data, harness.options(batch_size=1), 1)
+    prepare.check_batch(harness.pretraining(contrast={"losses": "l+p"}), data, harness.options(batch_size=1), 1)
+    prepare.check_batch(harness.finetuning(), data, harness.options(batch_size=1), 1)
     with pytest.raises(ValueError, match="--batch-size 5 cannot be split evenly over 2 processes"):
-        train._check_batch(harness.pretraining(), harness.training_data(batch=5), harness.options(batch_size=5), 2)
+        prepare.check_batch(harness.pretraining(), harness.training_data(batch=5), harness.options(batch_size=5), 2)
     half = harness.training_data(batch=6, unlabelled=4)  # 3 labelled images a batch
     with pytest.raises(ValueError, match="3 of them labelled, cannot be split evenly over 2"):
-        train._check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
+        prepare.check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
 
 
 def test_bad_images_are_counted_once_and_limited(tmp_path):
@@ -437,7 +438,7 @@ def test_a_constant_rate_is_scaled_with_the_heads(tmp_path):
 
     method = harness.pretraining_method("simsiam")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_optimizer", build)
+        patch.setattr(prepare, "build_optimizer", build)
         harness.train(method, harness.method_data("simsiam"), tmp_path, lr=0.02, head_lr_scale=0.5)
     assert found == {True: pytest.approx(0.01), False: pytest.approx(0.5 * lr_at(5, harness.options(lr=0.02)))}
 
@@ -451,11 +452,11 @@ def test_one_image_to_a_process_cannot_be_normalised(name, monkeypatch):
     data = harness.method_data(name, batch=2)
     given = harness.options(batch_size=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    train._check_batch(method, data, given, 1)
+    prepare.check_batch(method, data, given, 1)
     with pytest.raises(ValueError, match="leaves one image to a process.*at least 4"):
-        train._check_batch(method, data, given, 2)
+        prepare.check_batch(method, data, given, 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    train._check_batch(method, data, given, 2)
+    prepare.check_batch(method, data, given, 2)
 
 
 @pytest.mark.parametrize(("name", "wanted"), [
@@ -467,5 +468,5 @@ def test_one_image_to_a_process_cannot_be_normalised(name, monkeypatch):
 def test_memories_alone_stay_out_of_ddps_broadcasts(name, wanted):
     """What all processes write alike; batch statistics, of the teacher too, are still the first process's."""
     method = harness.pretraining_method(name, "resnet18" if name == "cmc" else "test_resnet")
-    train.keep_memories_at_home(method)
+    prepare.keep_memories_at_home(method)
     assert set(method._ddp_params_and_buffers_to_ignore) == wanted <= dict(method.named_buffers()).keys()

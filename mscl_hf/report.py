@@ -1,0 +1,83 @@
+"""A small folder about a run that crashed, or met a value that is not finite, to attach to a bug report: no secrets, no paths."""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import psutil
+import torch
+
+from .log import read_log
+from .provenance import public, versions
+from .run_folder import RECORD, write_json, write_text
+from .upload import without_secrets
+
+SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)  # in names of environment variables
+LAST_ROWS = 20
+
+
+def write_report(out: Path, error: BaseException, **facts) -> Path | None:
+    """reports/TIME-process-R/ in the run's folder: report.json (error, facts, options, versions, machine), traceback.txt, log_tail.jsonl.
+
+    facts: what the caller knows, such as the step and the names of its samples. Returns the folder, or None where it could not be written:
+    that must never hide the error itself.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    folder = out / "reports" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-process-{rank}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "error": f"{type(error).__name__}: {clean(str(error), out)}",
+            "process": rank,
+            **facts,
+            "options": _options(out),
+            "versions": versions(),
+            "machine": _machine(out),
+        }
+        write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False))
+        write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")[-LAST_ROWS:]))
+        write_json(folder / "report.json", content)
+    except (OSError, TypeError, ValueError) as failure:
+        print(f"no report could be written to {folder} ({failure})", file=sys.stderr)
+        return None
+    print(f"for a bug report: {folder}", file=sys.stderr)
+    return folder
+
+
+def clean(text: str, out: Path, one_line: bool = True) -> str:
+    """The text without tokens, the values of environment variables that are named like secrets, and the folders of this machine."""
+    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6]
+    places = {str(out.resolve()): "OUT", str(out): "OUT", str(Path.cwd()): ".", str(Path.home()): "~"}
+    for value in sorted(secrets, key=len, reverse=True):
+        text = text.replace(value, "***")
+    lines = []
+    for line in [" ".join(text.split())] if one_line else text.splitlines():
+        for place, name in places.items():
+            line = line.replace(place, name) if len(place) > 1 else line
+        indent = line[: len(line) - len(line.lstrip())]
+        lines.append(indent + without_secrets(re.sub(r'"[^"\n]*/(?:site-packages|lib/python[\d.]+)/', '"', line)))
+    return "\n".join(lines)
+
+
+def _options(out: Path) -> dict:
+    """Of run.json, here or, for a stage of a method, in the folder above."""
+    record = next((path for path in (out / RECORD, out.parent / RECORD) if path.is_file()), None)
+    options = json.loads(record.read_text()) if record else {}
+    return {key: public(value) if isinstance(value, str) else value for key, value in options.items()}
+
+
+def _machine(out: Path) -> dict:
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(out))
+    return {
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "memory_gb": {"total": round(memory.total / 1e9, 1), "available": round(memory.available / 1e9, 1)},
+        "disk_free_gb": round(disk.free / 1e9, 1),
+    }

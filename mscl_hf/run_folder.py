@@ -1,0 +1,93 @@
+"""The folder of a run: run.json (the configuration), log.jsonl, checkpoints/, in the end the model; one run at a time writes in it."""
+
+import json
+import os
+from pathlib import Path
+
+from accelerate import Accelerator
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; there two runs in one folder are not noticed
+    fcntl = None
+
+# Settings that may change between a run and its continuation without changing what is computed.
+FREE_TO_CHANGE = (
+    "resume", "config", "output_dir", "data_dir", "num_workers", "shard", "save_every_steps", "keep_checkpoints", "log_every_steps",
+    "health_every_steps", "report_to", "push_to_hub", "private", "revision", "license",
+)  # fmt: skip
+# What may change in the middle of a run, since it is the way out of a run that stopped: the record keeps both values.
+MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
+RECORD, LOCK, UNFINISHED = "run.json", ".lock", ".tmp-"
+_locks: dict[Path, object] = {}  # open files of this process, whose locks end with it, however it ends
+
+
+def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelerator) -> None:
+    """Claim an output folder for a run, or check that the run in it is this one; a lock keeps a second run out while this one lives.
+
+    A folder with nothing but the record of a run that ended before its first step (a wrong path, say) may be claimed again.
+    Raises ValueError for a folder that holds another run or anything else, a run with another configuration, or one that goes on at this
+    moment, and OSError for one that cannot be written.
+    """
+    record = out / RECORD
+    there = {path.name for path in out.iterdir() if not path.name.startswith(UNFINISHED)} - {LOCK} if out.is_dir() else set()
+    started = bool(there - {RECORD})
+    if started and RECORD not in there:
+        raise ValueError(f"{out} is not empty and holds no run of ours; give a new or empty --output-dir")
+    if started and not resume:
+        raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
+    changed = _check_same(out, json.loads(record.read_text()), configuration) if started else configuration
+    accelerator.wait_for_everyone()  # no process may look after the main one has written
+    if accelerator.is_main_process:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _lock(out)
+            if changed:
+                write_json(record, changed)
+        except OSError as error:
+            raise OSError(f"cannot write to {out} ({error.strerror}); give another --output-dir") from error
+
+
+def _lock(out: Path) -> None:
+    """A POSIX lock: the system frees it when this process ends, and workers that are forked off do not inherit it."""
+    path = (out / LOCK).resolve()
+    if fcntl is None or path in _locks:
+        return
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = path.read_text().strip()
+        file.close()
+        raise ValueError(f"another run is at work in {out} ({owner}); wait for it, stop it, or give another --output-dir") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    _locks[path] = file
+
+
+def _check_same(out: Path, old: dict, new: dict) -> dict | None:
+    """The record to write when a setting changed that may; ValueError when another one did."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    history = old.pop("changed", [])
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
+    allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
+    if len(allowed) < len(changed):
+        differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed if key != "commit")
+        raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
+    return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
+
+
+def write_json(path: Path, content) -> None:
+    """Write through a temporary file, so that a reader never sees half of it."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text."""
+    temporary = path.with_name(f"{UNFINISHED}{path.name}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

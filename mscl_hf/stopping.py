@@ -1,0 +1,52 @@
+"""Being asked to stop, by a scheduler (SIGTERM) or at a keyboard (SIGINT)."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOPPED_BY_SIGNAL = 75  # exit status: not done, but resumable
+
+
+class StopSignal:
+    requested = False
+
+
+@contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """SIGTERM and SIGINT set a flag, which the loop reads between steps; the old handlers come back at the end."""
+    stop = StopSignal()
+
+    def ask(*_):
+        stop.requested = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def leave_on_signal(message: str) -> Iterator[None]:
+    """Outside of the loop, where no step is under way: SIGTERM and SIGINT end the process with STOPPED_BY_SIGNAL, and more of them change
+    nothing. Only the main thread may set handlers; elsewhere nothing is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def leave(*_):
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        print(message, flush=True)
+        sys.exit(STOPPED_BY_SIGNAL)
+
+    old = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,220 @@
+"""Runs a recipe with a fault planted in it; none of this is in the package.
+
+    python tests/faults/with_fault.py FAULT FIRED RECIPE FLAGS...
+
+FIRED: a file that is written when the fault fires, so that a test cannot pass without it. FAULT is a name below and its numbers, by colons.
+"""
+
+import errno
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import harness
+import torch
+
+from mscl_hf import checkpoint, evaluate, train
+from mscl_hf.methods.base import Method
+
+# Where a process can die while it saves: after each of these the disk looks different.
+BOUNDARIES = ((checkpoint, "_make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint, "_sync"), (Path, "rename"),
+              (checkpoint.shutil, "rmtree"))  # fmt: skip
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def after(place, name: str, action: Callable[[], None]) -> None:
+    """Call action() after each call of a function."""
+    old = getattr(place, name)
+
+    def inner(*args, **kwargs):
+        found = old(*args, **kwargs)
+        action()
+        return found
+
+    mock.patch.object(place, name, inner).start()
+
+
+def before_step(action: Callable[[int], None]) -> None:
+    """Call action(step) before each optimizer step, the first being 1."""
+    old = train._step
+
+    def inner(step, *args):
+        action(step + 1)
+        return old(step, *args)
+
+    mock.patch.object(train, "_step", inner).start()
+
+
+def die_in_save(fired: Path, number: int) -> None:
+    """SIGKILL after the number-th boundary of the second save."""
+    saves, passed = [0], [0]
+    old = checkpoint.save
+
+    def save(*args):
+        saves[0] += 1
+        return old(*args)
+
+    def boundary() -> None:
+        if saves[0] == 2:
+            passed[0] += 1
+            if passed[0] == number:
+                fired.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    mock.patch.object(checkpoint, "save", save).start()
+    for place, name in BOUNDARIES:
+        after(place, name, boundary)
+
+
+def file_limit(fired: Path, size: int) -> None:
+    """From the second save on, no file may grow beyond `size` bytes, as on a disk that is full: the system itself refuses."""
+    saves = [0]
+    old = checkpoint.save
+
+    def save(*args):
+        saves[0] += 1
+        if saves[0] == 2:
+            fired.touch()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            return old(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    mock.patch.object(checkpoint, "save", save).start()
+
+
+def disk_full(fired: Path, number: int) -> None:
+    """ENOSPC from the number-th call of fsync, which is where a full disk may first be noticed."""
+    calls = [0]
+    old = os.fsync
+
+    def fsync(handle):
+        calls[0] += 1
+        if calls[0] == number:
+            fired.touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return old(handle)
+
+    mock.patch.object(os, "fsync", fsync).start()
+
+
+def nan(fired: Path, on: int, at: int, what: str = "loss") -> None:
+    """On one process, at one step, the loss (or the gradient alone) is not a number."""
+    forward, now = Method.__call__, [0]
+    before_step(lambda step: now.__setitem__(0, step))
+
+    def spoilt(self, **batch):
+        terms = forward(self, **batch)
+        if now[0] == at and rank() == on:
+            fired.touch()
+            if what == "loss":
+                return terms | {"loss": terms["loss"] * float("nan")}
+            terms["loss"].register_hook(lambda gradient: gradient * float("nan"))
+        return terms
+
+    mock.patch.object(Method, "__call__", spoilt).start()
+
+
+def leave(fired: Path, on: int, at: int, status: int = 9) -> None:
+    """One process is gone at one step, as when the system kills it."""
+
+    def gone(step: int) -> None:
+        if step == at and rank() == on:
+            fired.touch()
+            os._exit(status)
+
+    before_step(gone)
+
+
+def raise_in_save(fired: Path) -> None:
+    """Only the main process raises, while the others wait for it."""
+
+    def broken(*_):
+        fired.touch()
+        raise RuntimeError("the planted fault")
+
+    mock.patch.object(checkpoint, "_publish", broken).start()
+
+
+def raise_in_evaluation(fired: Path, on: int) -> None:
+    old = evaluate._Predictor.__call__
+
+    def broken(self, sample):
+        if rank() == on:
+            fired.touch()
+            raise RuntimeError("the planted fault")
+        return old(self, sample)
+
+    mock.patch.object(evaluate._Predictor, "__call__", broken).start()
+
+
+def signal_at(fired: Path, on: int, at: int, number: int = int(signal.SIGTERM), times: int = 1) -> None:
+    """One process gets a signal before one step, and again before the following ones if asked to."""
+
+    def send(step: int) -> None:
+        if at <= step < at + times and rank() == on:
+            fired.touch()
+            os.kill(os.getpid(), number)
+
+    before_step(send)
+
+
+def signal_in_evaluation(fired: Path, on: int, number: int = int(signal.SIGTERM)) -> None:
+    old = evaluate._Predictor.__call__
+
+    def send(self, sample):
+        if rank() == on:
+            fired.touch()
+            os.kill(os.getpid(), number)
+        return old(self, sample)
+
+    mock.patch.object(evaluate._Predictor, "__call__", send).start()
+
+
+def worker_killed(fired: Path, at: int) -> None:
+    """A process that decodes images is killed, as the system does when memory runs out."""
+
+    def kill(step: int) -> None:
+        if step == at:
+            import psutil
+
+            children = psutil.Process().children()
+            children[0].kill()
+            fired.touch()
+            time.sleep(0.2)
+
+    before_step(kill)
+
+
+FAULTS = {fault.__name__: fault for fault in (
+    die_in_save, file_limit, disk_full, nan, leave, raise_in_save, raise_in_evaluation, signal_at, signal_in_evaluation, worker_killed,
+)}  # fmt: skip
+
+
+def plant(spec: str, fired: Path) -> None:
+    """`spec`: a name of FAULTS and its arguments, "nan:1:4"; "none" for an undisturbed run."""
+    name, *numbers = spec.split(":")
+    if name != "none":
+        FAULTS[name](fired, *(int(n) if n.isdigit() else n for n in numbers))
+
+
+def run(spec: str, fired: Path, recipe: str, flags: list[str]) -> None:
+    torch.use_deterministic_algorithms(True)
+    plant(spec, fired)
+    sys.argv = [recipe, *flags]
+    harness.load_recipe(recipe).main()
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -1,0 +1,290 @@
+"""Faults planted in real runs, each a process of its own: what is on the disk stays, and the same command goes on to the same result."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import harness
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mscl_hf import checkpoint
+from mscl_hf.log import read_log
+
+sys.path.append(str(Path(__file__).parent / "faults"))
+from with_fault import BOUNDARIES  # noqa: E402
+from zygote import Zygote  # noqa: E402
+
+STEPS = 6
+FLAGS = (*harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none", "--resume")
+SPEED = ("images_per_second", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    with Zygote(tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def straight(zygote, tmp_path_factory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 0, said
+    return out
+
+
+def steps_of(out: Path) -> list[int]:
+    return [int(folder.name[5:]) for folder in checkpoint.complete(out)]
+
+
+def assert_same(out: Path, straight: Path) -> None:
+    """Weights, optimizer, model, and every logged number, to the last bit; no leaves of a save."""
+    folders = [checkpoint.complete(place)[-1] for place in (out, straight)]
+    assert folders[0].name == folders[1].name
+    for name in ("method", "optimizer"):
+        one, other = (load_file(folder / f"{name}.safetensors") for folder in folders)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    one, other = (load_file(place / "model.safetensors") for place in (out, straight))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    rows = [[{k: v for k, v in row.items() if k not in SPEED} for row in read_log(place / "log.jsonl")] for place in (out, straight)]
+    assert rows[0] == rows[1]
+    assert not list(out.glob("**/.tmp-*"))
+
+
+def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
+    """The same command continues from this step and ends as the run that nothing happened to."""
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 0 and ("resuming" not in said if step == 0 else f"resuming from step {step} (" in said), said
+    assert_same(out, straight)
+
+
+@pytest.mark.parametrize("boundary", range(1, 15))
+def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, boundary):
+    """SIGKILL after each call that changes the disk: the newest complete checkpoint loads, the rest is swept, the run ends as if nothing
+    had happened."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    status, _ = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"die_in_save:{boundary}", fired=fired)
+    if not fired.exists():  # a save has fewer of them
+        assert boundary > 10 and status == 0
+        return
+    assert status == -signal.SIGKILL and steps_of(out) in ([1], [1, 2])
+    for folder in checkpoint.complete(out):
+        checkpoint.verify(folder)
+    if boundary in (4, 10):  # a whole run more for two of them
+        goes_on(zygote, out, straight, steps_of(out)[-1])
+
+
+def test_boundaries_cover_the_save():
+    """What the fault patches is what there is: it would miss a renamed function."""
+    assert all(hasattr(place, name) for place, name in BOUNDARIES)
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments(zygote, straight, tmp_path):
+    """Whenever it dies, every checkpoint that was published is there and whole, and the run goes on from the newest."""
+    draw, killed = random.Random(0), 0
+    for number in range(30):
+        out = tmp_path / str(number)
+        run = zygote.start("pretrain", *FLAGS, "--output-dir", out)
+        deadline = time.monotonic() + 60
+        while run.alive and not (out / "checkpoints").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.8))
+        before = steps_of(out)
+        run.kill()
+        killed += run.wait() == -signal.SIGKILL
+        after = steps_of(out)
+        assert not before or after[-1] >= before[-1]
+        for folder in checkpoint.complete(out):
+            checkpoint.verify(folder)
+        if number % 10 == 0:
+            goes_on(zygote, out, straight, after[-1] if after else 0)
+    assert killed > 15
+
+
+@pytest.mark.parametrize("fault", ["file_limit:20000", "disk_full:20"])
+def test_disk_full_while_saving(zygote, straight, tmp_path, fault):
+    """One sentence with the path, what the system said and the free space; status 1; no leaves; the checkpoint before is whole."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
+    assert fired.exists() and status == 1 and "Traceback" not in said
+    sentence = said.strip().splitlines()[-1]
+    reason = "File too large" if fault.startswith("file") else "No space left on device"
+    assert sentence.startswith(f"error: cannot save {out}/checkpoints/step-") and reason in sentence and "GB are free there" in sentence
+    assert not list(out.glob("checkpoints/.tmp-*"))
+    checkpoint.verify(checkpoint.complete(out)[-1])
+    goes_on(zygote, out, straight, steps_of(out)[-1])
+
+
+def damage_byte(folder: Path) -> str:
+    path = folder / "method.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return "method.safetensors is not the file that was written (SHA-256)"
+
+
+def damage_length(folder: Path) -> str:
+    path = folder / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    return "optimizer.safetensors has"
+
+
+def damage_absence(folder: Path) -> str:
+    (folder / "state.json").unlink()
+    return "state.json has no bytes"
+
+
+def damage_manifest(folder: Path) -> str:
+    (folder / "manifest.json").write_text("")
+    return "manifest.json cannot be read"
+
+
+@pytest.mark.parametrize("damage", [damage_byte, damage_length, damage_absence, damage_manifest])
+def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
+    """A flipped byte, a file cut short or missing, an empty manifest: a warning names it and the one before is taken; asking for it is an
+    error; where all are damaged the run stops instead of starting anew."""
+    out = tmp_path / "run"
+    assert zygote.run("pretrain", *FLAGS, "--output-dir", out, fault="leave:0:4", fired=tmp_path / "fired")[0] == 9
+    assert steps_of(out) == [2, 3]
+    newest = out / "checkpoints" / "step-00000003"
+    says = damage(newest)
+    with pytest.raises(checkpoint.DamagedCheckpoint) as refused:
+        checkpoint.verify(newest)
+    assert says in str(refused.value) and str(newest) in str(refused.value)
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in said and "resuming from step 2 (" in said
+    assert_same(out, straight)
+    for folder in checkpoint.published(out):
+        damage(folder)
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 1 and f"error: all 2 checkpoints of {out} are damaged" in said
+
+
+def test_rotation_counts_whole_checkpoints_only(tmp_path):
+    """Damaged ones neither count as kept nor push out a whole one."""
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, save_every_steps=1, keep_checkpoints=3)
+    for name in ("step-00000002", "step-00000003"):
+        (tmp_path / "checkpoints" / name / "state.json").unlink()
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=4, save_every_steps=4, keep_checkpoints=2)
+    assert steps_of(tmp_path) == [1, 4]
+    with pytest.raises(ValueError, match="--keep-checkpoints is 1; give at least 2"):
+        harness.options(keep_checkpoints=1)
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 3)])
+def test_signals_end_the_run_after_the_step(zygote, straight, tmp_path, number, times):
+    """The step is finished and published, status 75; more signals change nothing; the same command ends as if undisturbed."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    fault = f"signal_at:0:3:{int(number)}:{times}"
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
+    assert fired.exists() and status == 75 and "stopped after step 3, checkpoint saved" in said and steps_of(out)[-1] == 3
+    if times == 1 and number == signal.SIGTERM:
+        goes_on(zygote, out, straight, 3)
+
+
+def test_signal_during_evaluation(zygote, straight, tmp_path):
+    """Fine-tuning that is stopped while it scores has its last checkpoint, ends with 75, and the same command scores anew; evaluation
+    alone likewise."""
+    flags = ("--model", straight, *harness.SHORT, "--max-steps", 2, "--train-count", 4)
+    out, fired = tmp_path / "tuned", tmp_path / "fired"
+    status, said = zygote.run("finetune", *flags, "--output-dir", out, fault="signal_in_evaluation:0", fired=fired)
+    assert fired.exists() and status == 75 and "the same command goes on" in said and "Traceback" not in said
+    assert steps_of(out) == [2] and not (out / "results.json").exists()
+    assert zygote.run("finetune", *flags, "--output-dir", out, "--resume")[0] == 0
+    assert json.loads((out / "results.json").read_text())["num_images"] > 0
+    measure = ("--model", out, "--split", "val", "--output-dir", tmp_path / "measured")
+    assert zygote.run("evaluate", *measure, fault="signal_in_evaluation:0", fired=tmp_path / "again")[0] == 75
+    assert zygote.run("evaluate", *measure)[0] == 0
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, what):
+    """In the loss or in the gradient alone: the weights saved are those of the step before; the report has step, process and samples, and
+    the same command goes on."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    flags = (*FLAGS, "--save-every-steps", 0, "--output-dir", out)
+    status, said = zygote.run("pretrain", *flags, fault=f"nan:0:4:{what}", fired=fired)
+    assert fired.exists() and status == 1 and "error: step 4 gave loss" in said and steps_of(out) == [3]
+    report = json.loads(next(out.glob("reports/*/report.json")).read_text())
+    assert report["step"] == 4 and report["process"] == 0 and len(report["samples"]) == harness.BATCH
+    assert all(name in said.splitlines()[-1] for name in report["samples"])
+    assert zygote.run("pretrain", *flags)[0] == 0
+    assert_same(out, straight)
+
+
+def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
+    """A process that decodes images is killed, as for want of memory: one sentence, status 1, and the same command goes on."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    more = ("--num-workers", 1, "--output-dir", out)
+    status, said = zygote.run("pretrain", *FLAGS, *more, fault="worker_killed:3", fired=fired)
+    assert fired.exists() and status == 1 and "error: a process that reads images ended (" in said and "--num-workers" in said, said
+    goes_on(zygote, out, straight, 2)
+
+
+def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
+    """A second run is refused at once and names the first; the lock of a killed run does not block the next one."""
+    out = tmp_path / "run"
+    many = (*FLAGS, "--max-steps", 10_000, "--output-dir", out)
+    first = zygote.start("pretrain", *many)
+    deadline = time.monotonic() + 60
+    while not (out / "log.jsonl").exists() and first.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started = time.monotonic()
+    status, said = zygote.run("pretrain", *many)
+    assert status == 1 and f"error: another run is at work in {out} (process {first.pid} on " in said
+    assert time.monotonic() - started < 20 and first.alive
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    second = zygote.start("pretrain", *many)
+    deadline = time.monotonic() + 60
+    while "resuming from step" not in second.said and second.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "resuming from step" in second.said
+    second.kill(signal.SIGTERM)
+    assert second.wait() == 75
+
+
+def test_output_folder_that_cannot_be(zygote, tmp_path):
+    """Below a regular file: refused before anything is trained."""
+    (tmp_path / "file").write_text("")
+    started = time.monotonic()
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", tmp_path / "file" / "run")
+    assert status == 1 and "error: cannot write to" in said and "give another --output-dir" in said
+    assert time.monotonic() - started < 30
+
+
+def test_no_room_for_checkpoints_is_said_before_the_first_step(tmp_path, monkeypatch):
+    """Free space for those kept and the next one; else both sizes are named."""
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=300_000))
+    with pytest.raises(ValueError, match=r"has 0.00 GB free and the checkpoints need 0.\d\d GB"):
+        harness.train(harness.pretraining(), harness.training_data(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):
+    """Tokens in the error, in the environment and in the options, and folders of the machine, do not get into the report."""
+    from mscl_hf.report import write_report
+
+    monkeypatch.setenv("MY_API_KEY", "very-secret-value")
+    (tmp_path / "run.json").write_text(json.dumps({"data_dir": str(Path.home() / "pictures"), "push_to_hub": "org/hf_abcdefghijklmnop"}))
+    (tmp_path / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": 1.0}}\n' for i in range(1, 50)))
+    try:
+        raise RuntimeError(f"died in {Path.home()}/here with hf_abcdefghijklmnop and {os.environ['MY_API_KEY']}")
+    except RuntimeError as error:
+        folder = write_report(tmp_path, error, step=3, samples=["a"])
+    text = "".join(path.read_text() for path in folder.iterdir())
+    for secret in ("hf_abcdefghijklmnop", "very-secret-value", str(Path.home()), str(tmp_path)):
+        assert secret not in text
+    report = json.loads((folder / "report.json").read_text())
+    assert report["error"].startswith("RuntimeError: died in ~/here") and report["options"]["data_dir"] == "pictures"
+    assert report["versions"]["torch"] and [row["step"] for row in read_log(folder / "log_tail.jsonl")] == list(range(30, 50))
+    assert "test_faults.py" in (folder / "traceback.txt").read_text()
