@@ -20,6 +20,7 @@ from .figures import feature_maps_sheet, training_figure
 from .health import features
 from .log import read_log
 from .methods.base import Method
+from .run_folder import UNFINISHED
 
 
 def open_model(kind: type, name: str, **options) -> Any:
@@ -45,10 +46,15 @@ def open_model(kind: type, name: str, **options) -> Any:
 def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:
     """Write config.json, model.safetensors (float32), preprocessor_config.json, and the code that opens them, into `out`.
 
-    size: of the image processor, see `typical_size`.
+    size: of the image processor, see `typical_size`. Each file appears there whole, config.json last.
     """
-    network.float().save_pretrained(out)
-    image_processor(network.config, size).save_pretrained(out)
+    temporary = out / f"{UNFINISHED}model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    network.float().save_pretrained(temporary)
+    image_processor(network.config, size).save_pretrained(temporary)
+    for file in sorted(temporary.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
+        file.replace(out / file.name)
+    temporary.rmdir()
 
 
 def image_processor(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> SegformerImageProcessor:

@@ -46,7 +46,8 @@ def main() -> None:
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
-    open_run(out, flat(*options) | {"commit": commit()}, False, accelerator)
+    unfinished = not (out / "results.json").exists()  # an evaluation that was stopped is made anew, in the same place
+    open_run(out, flat(*options) | {"commit": commit()}, unfinished, accelerator)
     if open_model(MsclConfig, run.model).architectures == ["MsclForPreTraining"]:
         raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     network, loaded = open_model(MsclForSemanticSegmentation, run.model, output_loading_info=True)
@@ -65,7 +66,6 @@ def main() -> None:
         by_evaluate=run.by_evaluate,
     )  # fmt: skip
     if accelerator.is_main_process:
-        write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
         for name, iou in results["per_class_iou"].items():
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
         print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")
@@ -73,6 +73,7 @@ def main() -> None:
             publish(network, out)
             copy_beside(run.model, out)
             write_card(out, network, with_evaluation(record, results, data_options) | {"license": hub.license})
+        write_json(out / "results.json", results | {"commit": commit(), "model": run.model})  # the last: it says that all is there
     accelerator.end_training()
     if accelerator.is_main_process:
         push_result(out, hub)

@@ -6,6 +6,7 @@ FIRED: a file that is written when the fault fires, so that a test cannot pass w
 """
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -197,15 +198,30 @@ def worker_killed(fired: Path, at: int) -> None:
     before_step(kill)
 
 
+def record(fired: Path) -> None:
+    """No fault: the samples and the loss of each step, a line for each, in FIRED.RANK."""
+    old = train._step
+
+    def inner(step, method, model, optimizer, batches, *rest):
+        row = old(step, method, model, optimizer, batches, *rest)
+        names = [name for batch in batches for name in batch["name"]]
+        with Path(f"{fired}.{rank()}").open("a") as file:
+            file.write(json.dumps({"step": step + 1, "names": names, "loss": row["loss"]}) + "\n")
+        return row
+
+    mock.patch.object(train, "_step", inner).start()
+
+
 FAULTS = {fault.__name__: fault for fault in (
     die_in_save, file_limit, disk_full, nan, leave, raise_in_save, raise_in_evaluation, signal_at, signal_in_evaluation, worker_killed,
+    record,
 )}  # fmt: skip
 
 
 def plant(spec: str, fired: Path) -> None:
-    """`spec`: a name of FAULTS and its arguments, "nan:1:4"; "none" for an undisturbed run."""
-    name, *numbers = spec.split(":")
-    if name != "none":
+    """`spec`: a name of FAULTS and its arguments, "nan:1:4"; several by "+"; "none" for an undisturbed run."""
+    for part in spec.split("+") if spec != "none" else ():
+        name, *numbers = part.split(":")
         FAULTS[name](fired, *(int(n) if n.isdigit() else n for n in numbers))
 
 

@@ -49,10 +49,10 @@ class Zygote:
     def __init__(self, logs: Path, **environment: str):
         self.logs, self.count = logs, 0
         self.statuses: dict[int, int] = {}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        usual = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **usual, **environment}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self.process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
 
     def start(self, recipe: str, *flags, fault: str = "none", fired: Path | None = None) -> Run:
         self.count += 1

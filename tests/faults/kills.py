@@ -1,0 +1,218 @@
+"""Kills real runs at random moments of training, saving, evaluating and publishing, until each has ended; compares with undisturbed ones.
+
+    python tests/faults/kills.py --kills 200 --results results/kills.md
+
+Every method pre-trains, one network is fine-tuned and measured. A run is started, killed by SIGKILL, and started again by the same command,
+as often as its share of the kills says. Asserted: each checkpoint that was whole before a kill is whole after it (those rotated away
+excepted), the run goes on from the newest, and its final weights, optimizer, model and log are those of the undisturbed run.
+"""
+
+import argparse
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import harness
+import torch
+from safetensors.torch import load_file
+from zygote import Run, Zygote
+
+from mscl_hf import checkpoint
+from mscl_hf.log import read_log
+from mscl_hf.methods import METHODS
+from mscl_hf.publish import commit
+
+STEPS = 8
+SHORT = (*harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 2, "--resume")
+SPEED = ("images_per_second", "data_wait")
+
+
+@dataclass
+class Case:
+    """A command, its undisturbed outcome, and how long it takes."""
+
+    name: str
+    recipe: str
+    flags: tuple
+    straight: Path
+    seconds: float = 0.0
+    kills: int = 0
+    phases: Counter = field(default_factory=Counter)
+
+
+def pretraining(method: str, weights: Path, workers: int) -> tuple:
+    """Flags of a tiny run; some methods want a map with more cells, or a family that can be built at half its width."""
+    size = harness.method_size(method)
+    backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
+    flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--lr", 0.01, "--num-workers", workers)
+    flags += tuple(word for name, value in size.items() for word in (f"--{name.replace('_', '-')}", value))
+    return flags + (("--backbone-weights", weights) if method == "imagenet" else ())
+
+
+def phase(out: Path, said: str) -> str:
+    """What a run was at, by what it has left."""
+    if any(out.glob("checkpoints/.tmp-*")):
+        return "saving"
+    if (out / "model.safetensors").exists() or any(out.glob(".tmp-*")):
+        return "publishing"
+    if any(folder.name == f"step-{STEPS:08d}" for folder in checkpoint.published(out)):
+        return "evaluating or drawing"
+    return "training" if (out / "log.jsonl").exists() else "starting"
+
+
+def whole(out: Path) -> dict[str, str]:
+    return {folder.name: (folder / "manifest.json").read_text() for folder in checkpoint.complete(out)}
+
+
+def rows(out: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in SPEED} for row in read_log(out / "log.jsonl")]
+
+
+def differences(out: Path, straight: Path) -> list[str]:
+    """Names of what is not equal to the last bit."""
+    found = []
+    pairs = [(place / "model.safetensors") for place in (out, straight)]
+    newest = [checkpoint.complete(place)[-1:] for place in (out, straight)]
+    if newest[0] and newest[1]:
+        for name in ("method", "optimizer"):
+            found += unequal(*(place[0] / f"{name}.safetensors" for place in newest))
+    elif newest[0] or newest[1]:
+        found.append("checkpoints")
+    if pairs[1].exists():
+        found += unequal(*pairs)
+    return found + ["log.jsonl"] * (rows(out) != rows(straight)) + [str(left) for left in out.glob("**/.tmp-*")]
+
+
+def unequal(one: Path, other: Path) -> list[str]:
+    first, second = load_file(one), load_file(other)
+    if first.keys() != second.keys():
+        return [f"{one.name}: other names"]
+    return [f"{one.name}: {name}" for name in first if not torch.equal(first[name], second[name])]
+
+
+def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
+    """Kill the run that long after its start; False if it has ended before. Raises where a finished checkpoint is lost."""
+    deadline = time.monotonic() + moment
+    while time.monotonic() < deadline and run.alive:
+        time.sleep(0.002)
+    before = whole(out)
+    run.kill()
+    status = run.wait()
+    if status == 0:
+        return False
+    if status != -signal.SIGKILL:
+        raise AssertionError(f"{case.name} ended with {status} by itself\n{run.said[-3000:]}")
+    after = whole(out)
+    newest = max(before, default="")
+    if newest and (newest > max(after, default="") or after.get(newest, before[newest]) != before[newest]):
+        raise AssertionError(f"{case.name}: {newest} was lost; left: {sorted(after)}")
+    for folder in checkpoint.complete(out):
+        checkpoint.verify(folder)
+    case.phases[phase(out, run.said)] += 1
+    case.kills += 1
+    return True
+
+
+def campaign(case: Case, zygote: Zygote, kills: int, draw: random.Random, work: Path) -> int:
+    """Runs until the case has been killed so often; returns how many runs ended and were compared."""
+    ended = 0
+    while case.kills < kills:
+        out, goal = work / f"{case.name}-{ended}", min(kills, case.kills + draw.randint(2, 6))
+        while case.kills < goal:
+            run = zygote.start(case.recipe, *case.flags, "--output-dir", out)
+            if not kill_once(case, run, out, draw.uniform(0.05, case.seconds)):
+                break
+            continues(case, zygote, out)
+        status, said = zygote.run(case.recipe, *case.flags, "--output-dir", out)
+        wrong = [f"status {status}: {said[-2000:]}"] if status else differences(out, case.straight)
+        if wrong:
+            raise AssertionError(f"{case.name} {out}: {wrong[:5]}")
+        shutil.rmtree(out)
+        ended += 1
+    return ended
+
+
+def continues(case: Case, zygote: Zygote, out: Path) -> None:
+    """The run goes on from the newest checkpoint: seen when the next one says where it starts, which every life does in its log."""
+    latest = max((int(name[5:]) for name in whole(out)), default=0)
+    for log in sorted(zygote.logs.glob("*.log"))[-1:]:
+        said = [line for line in log.read_text().splitlines() if line.startswith("resuming from step")]
+        if said and int(said[-1].split()[3]) > latest:
+            raise AssertionError(f"{case.name} went on from step {said[-1]} and has only {latest}")
+
+
+def straight_runs(zygote: Zygote, work: Path, weights: Path) -> list[Case]:
+    cases = []
+    for number, method in enumerate(METHODS):
+        cases.append(Case(method, "pretrain", pretraining(method, weights, workers=2 * (number % 3 == 0)), work / "straight" / method))
+    start = work / "straight" / "mscl"
+    tuning = ("--model", start, *SHORT, "--train-count", 8)
+    cases.append(Case("finetune", "finetune", tuning, work / "straight" / "finetune"))
+    measuring = ("--model", work / "straight" / "finetune", "--split", "val")
+    cases.append(Case("evaluate", "evaluate", measuring, work / "straight" / "evaluate"))
+    for case in cases:
+        begun = time.monotonic()
+        status, said = zygote.run(case.recipe, *case.flags, "--output-dir", case.straight)
+        if status:
+            raise AssertionError(f"{case.name} ended with {status}\n{said[-3000:]}")
+        case.seconds = time.monotonic() - begun
+        print(f"{case.name}: {case.seconds:.1f} s undisturbed", flush=True)
+    return cases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path)
+    given = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="mscl_hf_kills_"))
+    (work / "logs").mkdir()
+    weights = work / "backbone.safetensors"
+    torch.manual_seed(0)
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    begun, draw = time.monotonic(), random.Random(given.seed)
+    with Zygote(work / "logs") as zygote:
+        cases = straight_runs(zygote, work, weights)
+        ended = []
+        for number, case in enumerate(cases):
+            share = given.kills * (number + 1) // len(cases) - given.kills * number // len(cases)
+            ended.append(campaign(case, zygote, share, draw, work))
+            print(f"{case.name}: {case.kills} kills, {ended[-1]} runs ended alike; {dict(case.phases)}", flush=True)
+    report(given, cases, ended, time.monotonic() - begun)
+    shutil.rmtree(work)
+
+
+def report(given: argparse.Namespace, cases: list[Case], ended: list[int], seconds: float) -> None:
+    phases = sum((case.phases for case in cases), Counter())
+    lines = [
+        "# Runs killed at random moments", "",
+        f"`python tests/faults/kills.py --kills {given.kills} --seed {given.seed}`, commit {commit()}, torch {torch.__version__}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {seconds / 60:.0f} min.", "",
+        f"**{sum(case.kills for case in cases)} kills, {sum(ended)} runs ended by the same command, all of them bit for bit as the "
+        "undisturbed ones (weights, optimizer, model, log); no finished checkpoint was lost.**", "",
+        "Where they were hit: " + ", ".join(f"{name} {count}" for name, count in phases.most_common()) + ".", "",
+        "| run | kills | runs that ended alike | undisturbed, s |", "|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [f"| {case.name} | {case.kills} | {count} | {case.seconds:.1f} |" for case, count in zip(cases, ended)]
+    print("\n".join(lines))
+    if given.results:
+        given.results.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The same with several processes: one of them dies, raises, is signalled or computes nonsense; their number changes; they hold shards."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import harness
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mscl_hf import checkpoint
+from mscl_hf.log import read_log
+
+pytestmark = pytest.mark.slow
+WITH_FAULT = Path(__file__).parent / "faults" / "with_fault.py"
+STEPS = 6
+# Nothing here has batch statistics, and negatives are gathered: any number of processes computes the same losses, but for rounding.
+FLAGS = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
+         "--pixel-scope", "batch", *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none",
+         "--no-channels-last", "--resume")  # fmt: skip
+
+
+def launch(tmp_path: Path, *flags, fault: str = "none", processes: int = 2, recipe: str = "pretrain", timeout: int = 90):
+    """The recipe by torchrun: (its end, the file that tells whether the fault fired). A hang is a failure."""
+    fired = tmp_path / f"fired-{len(list(tmp_path.iterdir()))}"
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, WITH_FAULT, fault, fired, recipe]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [str(word) for word in (*words, *flags)], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    return done, fired
+
+
+def finishes(tmp_path: Path, out: Path, straight: Path, *more, **how) -> str:
+    done, _ = launch(tmp_path, *FLAGS, *more, "--output-dir", out, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (load_file(place / "model.safetensors") for place in (out, straight))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    done, _ = launch(folder, *FLAGS, "--output-dir", folder / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run"
+
+
+def published_whole(out: Path) -> list[int]:
+    assert not list(out.glob("checkpoints/.tmp-*"))
+    for folder in checkpoint.complete(out):
+        checkpoint.verify(folder)
+    return [int(folder.name[5:]) for folder in checkpoint.complete(out)]
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, straight, on):
+    """They agree on the step, publish it once, and the same command ends as the undisturbed run. (torchrun makes 1 of our status.)"""
+    done, fired = launch(tmp_path, *FLAGS, "--output-dir", tmp_path / "run", fault=f"signal_at:{on}:3")
+    assert fired.exists() and done.returncode != 0 and "stopped after step 3, checkpoint saved" in done.stdout
+    assert published_whole(tmp_path / "run")[-1] == 3 and "exitcode  : 75" in done.stderr
+    assert "resuming from step 3" in finishes(tmp_path, tmp_path / "run", straight)
+
+
+def test_a_process_that_dies_ends_the_job(tmp_path, straight):
+    """In less than a minute, with its rank and status named; what was published is whole, and the same command goes on."""
+    started = time.monotonic()
+    done, fired = launch(tmp_path, *FLAGS, "--output-dir", tmp_path / "run", fault="leave:1:3")
+    assert fired.exists() and done.returncode != 0 and time.monotonic() - started < 60
+    root = done.stderr[done.stderr.index("Root Cause") :]
+    assert "rank      : 1" in root and "exitcode  : 9" in root
+    assert published_whole(tmp_path / "run") == [1, 2]
+    assert "resuming from step 2" in finishes(tmp_path, tmp_path / "run", straight)
+
+
+def test_only_the_main_process_fails_to_save(tmp_path):
+    """The others do not wait for ever; nothing half-written is there."""
+    started = time.monotonic()
+    done, fired = launch(tmp_path, *FLAGS, "--output-dir", tmp_path / "run", fault="raise_in_save")
+    assert fired.exists() and done.returncode != 0 and time.monotonic() - started < 60
+    assert "the planted fault" in done.stderr and "saving failed on another process; see the message there" in done.stderr
+    assert published_whole(tmp_path / "run") == []
+
+
+def test_one_process_fails_to_evaluate(tmp_path, straight):
+    """The other one, which waits to add up its counts, is told."""
+    flags = ("--model", straight, *harness.SHORT, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "run")
+    done, fired = launch(tmp_path, *flags, fault="raise_in_evaluation:1", recipe="finetune")
+    assert fired.exists() and done.returncode != 0
+    assert "the planted fault" in done.stderr and "failed on another process" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_not_a_number_on_one_process_stops_all_before_the_weights_move(tmp_path, straight, what):
+    """Each leaves a report with its own samples; the weights saved are those of the step before, and the same command goes on."""
+    out = tmp_path / "run"
+    done, fired = launch(tmp_path, *FLAGS, "--output-dir", out, fault=f"nan:1:4:{what}")
+    assert fired.exists() and done.returncode != 0 and done.stderr.count("error: step 4 gave loss") == 2
+    assert published_whole(out)[-1] == 3
+    reports = [json.loads(path.read_text()) for path in out.glob("reports/*/report.json")]
+    assert sorted(report["process"] for report in reports) == [0, 1] and {report["step"] for report in reports} == {4}
+    assert len(set(reports[0]["samples"]) | set(reports[1]["samples"])) == harness.BATCH
+    assert what == "gradient" or "process 1 loss nan" in done.stderr and "process 0 loss nan" not in done.stderr
+    assert "resuming from step 3" in finishes(tmp_path, out, straight)
+
+
+def test_another_number_of_processes_goes_on_with_the_same_run(tmp_path):
+    """One, then two, then one, then four: the same samples in each global batch, the same losses to rounding; three is refused at once."""
+    many = (*FLAGS, "--max-steps", 8)
+    whole, fired = launch(tmp_path, *many, "--output-dir", tmp_path / "one", fault="record", processes=1)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    wanted = {row["step"]: row for row in map(json.loads, Path(f"{fired}.0").read_text().splitlines())}
+    found: dict[int, list[dict]] = {}
+    for number, (processes, stop) in enumerate(((1, 2), (2, 4), (1, 6), (4, 8))):
+        if number:
+            kept = checkpoint.complete(tmp_path / "changing")[-1]
+            assert kept.name == f"step-{stop - 2:08d}"
+        fault = f"record+signal_at:0:{stop}" if stop < 8 else "record"
+        done, fired = launch(tmp_path, *many, "--output-dir", tmp_path / "changing", fault=fault, processes=processes)
+        assert (done.returncode == 0) == (stop == 8), done.stderr[-2000:]
+        for rank in range(processes):
+            for row in map(json.loads, Path(f"{fired}.{rank}").read_text().splitlines()):
+                found.setdefault(row["step"], []).append(row)
+    assert found.keys() == wanted.keys()
+    for step, rows in found.items():
+        assert sorted(name for row in rows for name in row["names"]) == sorted(wanted[step]["names"])
+        assert all(row["loss"] == pytest.approx(wanted[step]["loss"], rel=2e-5) for row in rows), step
+    done, _ = launch(tmp_path, *many, "--output-dir", tmp_path / "three", processes=3)
+    assert done.returncode != 0 and "--batch-size 4 cannot be split evenly over 3 processes" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["mscl", "moco_v2"])
+def test_sharded_training_is_replicated_training(tmp_path, method):
+    """FSDP2 on two processes trains, saves, is killed, goes on and publishes a folder that is that of DDP: same files, same configuration,
+    weights to rounding; the checkpoint of one is continued by the other and by a single process."""
+    flags = (*FLAGS, "--method", method) if method == "mscl" else (
+        *harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none",
+        "--no-channels-last", "--resume", "--method", method,
+    )  # fmt: skip
+    places = {name: tmp_path / name for name in ("replicated", "sharded", "crossed", "alone")}
+    done, _ = launch(tmp_path, *flags, "--output-dir", places["replicated"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for fault in ("leave:1:4", "none"):
+        done, fired = launch(tmp_path, *flags, "--shard", "--output-dir", places["sharded"], fault=fault)
+        assert fired.exists() == (fault != "none")
+    assert done.returncode == 0 and "resuming from step 3" in done.stdout, done.stderr[-3000:]
+    files = {path.name for path in checkpoint.complete(places["sharded"])[-1].iterdir()}
+    assert {"manifest.json", "state.json"} < files and sum(name.startswith("shard-") for name in files) == 2
+    for name, options, processes in (("crossed", ("--shard",), 2), ("alone", (), 1)):
+        source = places["replicated"] if name == "crossed" else places["sharded"]
+        (places[name] / "checkpoints").mkdir(parents=True)
+        for part in ("run.json", f"checkpoints/{checkpoint.complete(source)[0].name}"):
+            subprocess.run(["cp", "-r", source / part, places[name] / part], check=True)
+        done, _ = launch(tmp_path, *flags, *options, "--output-dir", places[name], processes=processes)
+        assert done.returncode == 0 and f"resuming from step {STEPS - 1}" in done.stdout, done.stderr[-3000:]
+    wanted = load_file(places["replicated"] / "model.safetensors")
+    kept = {path.name for path in places["replicated"].iterdir()}
+    for name in ("sharded", "crossed", "alone"):
+        found = load_file(places[name] / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        if name != "alone" or method == "mscl":  # one process has other batch statistics
+            for key, value in wanted.items():
+                torch.testing.assert_close(found[key], value, rtol=2e-4, atol=1e-5, msg=lambda m, key=key: f"{name} {key}: {m}")
+        assert {path.name for path in places[name].iterdir()} - {"reports"} == kept
+        assert (places[name] / "config.json").read_text() == (places["replicated"] / "config.json").read_text()
+    one, other = ([row["loss"] for row in read_log(places[name] / "log.jsonl") if "loss" in row] for name in ("replicated", "sharded"))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_sharding_is_refused_where_it_cannot_be(tmp_path):
+    """One process; together with --compile; by Accelerate's own settings."""
+    flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1, "--output-dir", tmp_path / "a")
+    assert "there is one" in harness.refused("pretrain", *flags, "--shard")
+    assert "--compile" in harness.refused("pretrain", *flags, "--shard", "--compile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        assert "give --shard" in harness.refused("pretrain", *flags)
