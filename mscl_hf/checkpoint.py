@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .processes import sum_over, together
 from .run_folder import UNFINISHED, write_json
@@ -67,7 +68,9 @@ def _make_new(temporary: Path) -> None:
 def _write_tensors(temporary: Path, method: nn.Module, optimizer: torch.optim.Optimizer, sharded: bool) -> None:
     of_optimizer = _flatten(optimizer)[0]
     if sharded:
-        state = {name: value.detach().contiguous() for name, value in (method.state_dict() | of_optimizer).items()}
+        # What is not sharded, such as batch statistics, is the main process's; PyTorch would take it from whichever has least to write.
+        of_all, main = method.state_dict() | of_optimizer, torch.distributed.get_rank() == 0
+        state = {name: value.detach().contiguous() for name, value in of_all.items() if main or isinstance(value, DTensor)}
         try:
             dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True))
         except dcp.CheckpointException as error:  # no Exception, but the failures of all processes

@@ -42,7 +42,7 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
         write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False))
         write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")[-LAST_ROWS:]))
         write_json(folder / "report.json", content)
-    except (OSError, TypeError, ValueError) as failure:
+    except Exception as failure:
         print(f"no report could be written to {folder} ({failure})", file=sys.stderr)
         return None
     print(f"for a bug report: {folder}", file=sys.stderr)

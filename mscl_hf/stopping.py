@@ -30,6 +30,17 @@ def stop_signal() -> Iterator[StopSignal]:
 
 
 @contextmanager
+def children_die_in_silence() -> Iterator[None]:
+    """torch raises whenever a child process ends while one of its data workers is dead: not while the first such error is dealt with."""
+    old = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
+    try:
+        yield
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGCHLD, old)
+
+
+@contextmanager
 def leave_on_signal(message: str) -> Iterator[None]:
     """Outside of the loop, where no step is under way: SIGTERM and SIGINT end the process with STOPPED_BY_SIGNAL, and more of them change
     nothing. Only the main thread may set handlers; elsewhere nothing is done."""

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from . import checkpoint
 from .data.loading import TrainingData
@@ -20,7 +21,7 @@ from .prepare import Buffers, check_batch, compiled_parts, keep_freed_memory, pr
 from .processes import any_process, together
 from .report import write_report
 from .sharding import gathered, take_back
-from .stopping import STOPPED_BY_SIGNAL, stop_signal
+from .stopping import STOPPED_BY_SIGNAL, children_die_in_silence, stop_signal
 from .train_options import TrainOptions, lr_at
 
 
@@ -57,12 +58,16 @@ def fit(
     buffers = Buffers(trained)
     skipped: set[str] = set()
     done, batches = first, []
-    with stop_signal() as stop, _reporting(out, lambda: {"step": done + 1, "samples": _names(batches)}), closing(log):
+
+    def facts() -> dict:
+        return {"step": done + 1, "samples": _names(batches)}
+
+    with stop_signal() as stop, _reporting(out, coming, facts), closing(log):
         for step in range(first, options.max_steps):
             started = time.perf_counter()
             batches = [next(coming) for _ in range(accumulate)]
             waited = time.perf_counter() - started
-            skipped.update(message for batch in batches for message in batch["bad"])
+            _tell_bad(batches, skipped)
             buffers.keep()
             try:
                 row = _step(step, trained, model, optimizer, batches, options, accelerator)
@@ -113,18 +118,28 @@ class _Saver:
 
 
 @contextmanager
-def _reporting(out: Path, facts: Callable[[], dict]) -> Iterator[None]:
+def _reporting(out: Path, coming: Iterator[dict], facts: Callable[[], dict]) -> Iterator[None]:
     """Leave a report of whatever ends the loop, and say in one sentence what torch does not."""
     try:
         yield
     except Exception as error:
-        write_report(out, error, **facts())
+        with children_die_in_silence():
+            coming.close()
+            write_report(out, error, **facts())
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise OSError(
                 f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --num-workers, and go "
                 "on with --resume"
             ) from error
         raise
+
+
+def _tell_bad(batches: list[dict], skipped: set[str]) -> None:
+    """Add what could not be read to the set, and name it the first time: it may have gone bad in the middle of a run."""
+    for message in dict.fromkeys(message for batch in batches for message in batch["bad"]):
+        if message not in skipped:
+            tqdm.write(f"skipped: {message}")
+        skipped.add(message)
 
 
 def _names(batches: list[dict]) -> list[str]:
