@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from traceback import extract_tb
 
 import torch
 from accelerate import Accelerator
@@ -126,12 +127,18 @@ def _reporting(out: Path, coming: Iterator[dict], facts: Callable[[], dict]) -> 
         with children_die_in_silence():
             coming.close()
             write_report(out, error, **facts())
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            raise OSError(
-                f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --num-workers, and go "
-                "on with --resume"
-            ) from error
-        raise
+        if not _is_of_dead_worker(error):
+            raise
+        raise OSError(
+            f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --num-workers, and go on "
+            "with --resume"
+        ) from error
+
+
+def _is_of_dead_worker(error: Exception) -> bool:
+    """torch says so, or the pipe to it is heard of first."""
+    reading = any(frame.name == "_try_get_data" for frame in extract_tb(error.__traceback__))
+    return "DataLoader worker (pid" in str(error) or reading and isinstance(error, ConnectionError | EOFError)
 
 
 def _tell_bad(batches: list[dict], skipped: set[str]) -> None:

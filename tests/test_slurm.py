@@ -1,0 +1,81 @@
+"""The SLURM script with stand-ins for `srun` and `scontrol`: a preempted job is queued again and goes on, a wrong one is not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import harness
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from mscl_hf import checkpoint
+
+SCRIPT = harness.ROOT / "recipes" / "slurm.sh"
+SRUN = """#!/bin/bash
+while [[ "$1" == --* ]]; do shift; done
+"$@" &
+echo $! > "$STUBS/pid"
+wait $!
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$STUBS/requeued"; fi
+"""
+FLAGS = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--save-every-steps", 5)
+
+
+@pytest.fixture
+def sbatch(tmp_path):
+    """Starts the script as SLURM does on the first of one node."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def start(*flags, restarts: int = 0) -> subprocess.Popen:
+        job = {"SLURM_SUBMIT_DIR": harness.ROOT, "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": 1, "SLURM_GPUS_ON_NODE": 1,
+               "SLURM_JOB_ID": os.getpid(), "SLURM_RESTART_COUNT": restarts, "STUBS": tmp_path, "PYTHONWARNINGS": "ignore",
+               "PYTHONPATH": harness.ROOT, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+        environment = {**os.environ, **{key: str(value) for key, value in job.items()}}
+        return subprocess.Popen([str(word) for word in (SCRIPT, *flags)], env=environment, cwd=tmp_path, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
+    """SIGTERM reaches torchrun: the step is finished and saved, the job queued again, and the next try trains on to the end."""
+    out = tmp_path / "run"
+    flags = (*FLAGS, "--max-steps", 300, "--output-dir", out)
+    job = sbatch(*flags)
+    deadline = time.monotonic() + 120
+    while not checkpoint.complete(out) and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    said = job.communicate(timeout=300)[0]
+    assert job.returncode != 0 and "checkpoint saved" in said and "queued again" in said, said[-3000:]
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    stopped = int(checkpoint.complete(out)[-1].name[5:])
+    job = sbatch(*flags, restarts=1)
+    said = job.communicate(timeout=300)[0]
+    assert job.returncode == 0 and f"resuming from step {stopped}" in said, said[-3000:]
+    assert (out / "model.safetensors").is_file() and len((tmp_path / "requeued").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_wrong_option_is_not_tried_for_ever(sbatch, tmp_path):
+    """What ends before its first step is not queued again."""
+    job = sbatch(*FLAGS, "--max-steps", 3, "--method", "msl", "--output-dir", tmp_path / "run")
+    said = job.communicate(timeout=300)[0]
+    assert job.returncode != 0 and "unknown method 'msl'" in said and not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (harness.ROOT / "recipes" / "configs").glob("accelerate_*.yaml")))
+def test_accelerate_takes_our_configurations(name):
+    """Each is read by Accelerate itself, and says as many machines and processes as its name."""
+    config = load_config_from_file(str(harness.ROOT / "recipes" / "configs" / name))
+    numbers = [int(part) for part in name.removeprefix("accelerate_").removesuffix("gpu.yaml").split("x")]
+    machines, per_machine = numbers if len(numbers) == 2 else (1, *numbers)
+    assert config.num_processes == machines * per_machine and getattr(config, "num_machines", 1) == machines
