@@ -77,9 +77,8 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     data = open_split(options, split)
     if isinstance(data, SegmentationData):
         return data
-    rows = datasets.Dataset.from_list(list(data.rows), features=data.rows.features)
-    for column in rows.column_names:
-        rows = rows.cast_column(column, datasets.Image())
+    columns = ("image", "mask") if data.labelled else ("image",)
+    rows = datasets.Dataset.from_list(list(data.rows()), features=datasets.Features({column: datasets.Image() for column in columns}))
     rows = rows.add_column("name", row_names(rows))
     return SegmentationData(rows, data.classes, data.name, data.split, data.label_table)
 
