@@ -1,6 +1,5 @@
 """Data sets: every layout, every fault of a file, nested subsets, streams."""
 
-import contextlib
 import json
 import pickle
 import shutil
@@ -8,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 
 import datasets
-import harness
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,7 @@ from mscl_hf.data import BadSample, check_data, choose_subset, load_data
 from mscl_hf.data.decoded import decoded
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Order
-from mscl_hf.data.views import PairView, TrainView, ViewOptions
+from mscl_hf.data.views import PairView, ViewOptions
 
 
 @pytest.fixture(autouse=True)

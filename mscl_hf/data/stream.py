@@ -122,7 +122,7 @@ def _told(address: str) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{address} cannot be read as a parquet file with the columns of the others ({error}); mend it or remove it") from error
+        raise ValueError(f"{address} cannot be read as parquet with the columns of the others ({error}); mend or remove it") from error
 
 
 @contextmanager
