@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import fsspec
 import harness
 import numpy as np
 import pyarrow as pa
@@ -23,10 +22,10 @@ from hub_routes import Repo
 from minihub import TOKEN, Minihub
 from PIL import Image
 
-from mscl_hf.data import BadSample, load_data, loading, stream
+from mscl_hf.data import BadSample, load_data, loading, shards, stream
 from mscl_hf.data.loading import TrainingData, shares
 from mscl_hf.data.order import permutation
-from mscl_hf.data.stream import gathered
+from mscl_hf.data.shards import gathered
 from mscl_hf.data.views import TrainView
 
 EQUAL, UNEQUAL = (20, 20, 20, 20), (30, 7, 19, 1, 23, 12)  # rows of the shards
@@ -192,15 +191,15 @@ def as_image_folder(rows, root):
 @pytest.fixture
 def opens(tmp_path, monkeypatch):
     """opens() -> {process id: files that it has opened}, also those of workers, which are forked."""
-    record, real = tmp_path / "opens.txt", fsspec.open
+    record, real = tmp_path / "opens.txt", shards._opened
 
-    def noted(address, *arguments, **options):
+    def noted(address):
         with record.open("a") as file:
             file.write(f"{os.getpid()} {Path(address).name}\n")
-        return real(address, *arguments, **options)
+        return real(address)
 
-    monkeypatch.setattr(stream.fsspec, "open", noted)
-    stream._stored_rows.cache_clear()
+    monkeypatch.setattr(shards, "_opened", noted)
+    shards._stored_rows.cache_clear()
 
     def found():
         by_process = {}

@@ -12,7 +12,8 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
 from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
-from .stream import ParquetShard, SegmentationStream, StreamedShard
+from .shards import ParquetShard, StreamedShard
+from .stream import SegmentationStream
 
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "jpg", "photo")
 MASK_COLUMNS = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask",

@@ -193,13 +193,15 @@ class TrainingData:
         parts = shares(self.batch_size, lanes, rank, world, workers)
         if rank == 0 and (lanes % world or len(parts) > lanes // world):
             _say_once(
-                f"{len(self.stream.shards)} shard(s) of {self.stream.name}/{self.stream.split} cannot be split over {world} process(es) of "
-                f"{len(parts)} reader(s) at batches of {self.batch_size}: several read the same shard, and each uses other rows of it"
+                f"{len(self.stream.shards)} shard(s) of {self.stream.name}/{self.stream.split} cannot be split over {world} process(es) "
+                f"and their workers in batches of {self.batch_size}: several read the same shard, and each uses other rows of it"
             )
         samples = StreamedSamples(self.stream, self.view, self.seed, self.batch_size, steps, parts)
         made = iter(DataLoader(samples, batch_size=None, num_workers=len(parts) if workers else 0, collate_fn=_as_it_is, **options))
+        if len(parts) == 1:
+            return made
         places = [torch.tensor([slot // world for slot in part]) for part in parts]  # slots of process r are r, r + world, ...
-        yield from (joined(of_all, places) for of_all in zip(*[made] * len(parts)))  # DataLoader asks its workers in turn
+        return (joined(of_all, places) for of_all in zip(*[made] * len(parts)))  # DataLoader asks its workers in turn
 
 
 def _as_it_is(part: dict) -> dict:
