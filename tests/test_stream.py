@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import fsspec
 import harness
 import numpy as np
 import pyarrow as pa
@@ -351,7 +352,22 @@ def test_a_broken_shard_is_named(tmp_path):
         batches(data, 0, 6)
 
 
-# -- the Hub
+# -- from elsewhere
+
+
+def test_any_address_of_fsspec_is_read_like_its_files(equal, unequal):
+    """As a bucket would be: the files of a split, at any depth below the address; the same batches with workers."""
+    files = fsspec.filesystem("memory")
+    for file in sorted(equal.iterdir()):
+        files.pipe_file(f"/bucket/pictures/{int(file.name[10]) % 2}/{file.name}", file.read_bytes())
+    files.pipe_file("/bucket/pictures/val-00000-of-00001.parquet", next(unequal.iterdir()).read_bytes())
+    data = opened("memory://bucket/pictures")
+    found = batches(data, 0, 10, 1, 2)
+    assert len(data.stream.shards) == 4 and len(set(names(found))) == 80
+    assert_same(batches(data, 7, 10, 2), found[7:])
+    with pytest.raises(ValueError, match="cannot open 'memory://bucket/nothing'"):
+        opened("memory://bucket/nothing")
+
 
 READER = """
 import json, sys

@@ -38,7 +38,8 @@ def build_hf(
     reduce_labels: bool = False,
 ) -> SegmentationData | SegmentationStream:
     """A split of what `data_dir` names: a folder of `save_to_disk`, a parquet file, a folder of parquet files or of images
-    with metadata (`file_name`, `mask_file_name`), or a name on the Hub (`subset`: its configuration; `revision`: its commit).
+    with metadata (`file_name`, `mask_file_name`), a name on the Hub (`subset`: its configuration; `revision`: its commit), or an address
+    such as s3://bucket/folder that fsspec opens, with files SPLIT-*.parquet at any depth.
 
     classes: names, a text file, "a,b,c", or the name of a column of class labels that holds them. Without classes and
     num_classes they are found in the masks, which a stream does not allow. The columns volume and position (any numbers that rise along a
@@ -81,7 +82,7 @@ def load_rows(
         return saved_rows(path, split, streaming)
     if path.is_file() and path.suffix not in FILE_READERS:
         raise ValueError(f"{path} is a file of an unknown kind; wanted one of {' '.join(FILE_READERS)}, a folder or a Hub name")
-    source = source_of(path, name, subset, revision)
+    source = source_of(name, split, subset, revision)
     try:
         there = datasets.get_dataset_split_names(
             source["path"],
@@ -99,19 +100,20 @@ def load_rows(
         ) from error
 
 
-def source_of(path: Path, name: str, subset: str | None, revision: str | None) -> dict:
+def source_of(name: str, split: str, subset: str | None, revision: str | None) -> dict:
     """How `load_dataset` is asked for it."""
-    if path.is_file():
-        return {"path": FILE_READERS[path.suffix], "data_files": {"train": str(path)}}
+    if Path(name).is_file():
+        return {"path": FILE_READERS[Path(name).suffix], "data_files": {"train": name}}
+    if "://" in name:
+        return {"path": "parquet", "data_files": {split: f"{name.rstrip('/')}/**/{split}-*.parquet"}}
     return {"path": name, "name": subset, "revision": revision}
 
 
 def parquet_files(name: str, split: str, subset: str | None, revision: str | None) -> list[str]:
     """Paths or addresses of a split's parquet files, in their order; [] where it is stored in another form. It can be opened, see above."""
-    path = Path(name)
-    if any((path / marker).is_file() for marker in SAVED):
+    if any((Path(name) / marker).is_file() for marker in SAVED):
         return []
-    builder = datasets.load_dataset_builder(**source_of(path, name, subset, revision))
+    builder = datasets.load_dataset_builder(**source_of(name, split, subset, revision))
     files = builder.config.data_files or {}
     there = there_is(split, list(files), name) if isinstance(builder, Parquet) else None
     return [] if there is None else [str(file) for file in files[there]]
