@@ -317,7 +317,7 @@ def test_bad_rows_end_the_run_beyond_the_limit(tmp_path):
 
 def test_a_block_without_a_usable_row_ends_it(tmp_path):
     """It names the shard, and the first of the bad rows."""
-    with pytest.raises(BadSample, match=r"none of 5 rows .*00000-of-00001.parquet.*the image of row"):
+    with pytest.raises(BadSample, match=r"none of 5 rows of a block of .*00000-of-00001.parquet.*the image of row"):
         batches(opened(write(tmp_path / "data", (5,), bad=range(5)), 1), 0, 1)
 
 

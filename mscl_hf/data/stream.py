@@ -58,13 +58,14 @@ class SegmentationStream:
     def batches(self, seed: int, batch_size: int, slots: Sequence[int], first: int = 0) -> Iterator[list[tuple[Sample, list[str]]]]:
         """What stands in these slots of the global batches from number `first` on, without an end; other slots are not decoded.
 
-        A sample comes with the messages of the rows that cannot be used and whose place it takes: it is the next one of the same block.
+        A sample comes with the messages of the rows that cannot be used and whose place it takes: it is the next one of the same block,
+        and comes again at its own place.
         To get to `first`, shards and row groups are passed over by their metadata where they have any.
         Raises BadSample when no row of a block can be used, ValueError when no shard has a row.
         """
-        lanes = self.lanes(batch_size)
+        lanes, wanted = self.lanes(batch_size), set(slots)
         each = batch_size // lanes  # rows of a lane in a batch
-        used = sorted({slot % lanes for slot in slots})
+        used = sorted({slot % lanes for slot in wanted})
         coming = [self._lane(seed, lane, lanes, first * each) for lane in used]
         with ThreadPoolExecutor(16) as pool:  # each lane finds its place by itself, over a network by many short requests
             heads = list(pool.map(next, coming))
@@ -74,7 +75,7 @@ class SegmentationStream:
             for lane, rows in zip(used, coming):
                 for slot in range(lane, batch_size, lanes):
                     place = next(rows)
-                    if slot in slots:
+                    if slot in wanted:
                         found[slot] = self._usable(*place)
             yield [found[slot] for slot in slots]
 
@@ -111,7 +112,7 @@ class SegmentationStream:
                 return self._sample(shard, *rows[(at + step) % len(rows)]), bad
             except BadSample as error:
                 bad.append(str(error))
-        raise BadSample(f"none of {len(rows)} rows in a row of {self.shards[shard].name} can be used; the first: {bad[0]}")
+        raise BadSample(f"none of {len(rows)} rows of a block of {self.shards[shard].name} can be used; the first: {bad[0]}")
 
     def _sample(self, shard: int, number: int, row: Row) -> Sample:
         files = {column: self._file(shard, number, row, column) for column in ("image", "mask")}

@@ -25,7 +25,7 @@ class DataOptions:
     """Which images, and how many of them with labels."""
 
     dataset: str = field(default="synthetic", metadata={"help": "synthetic, camvid, voc2012, cityscapes, ade20k, folder or hf"})
-    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; for hf: a path or a Hub name"})
+    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; for hf: a path, a Hub name, or s3://..."})
     train_split: str | None = field(default=None, metadata={"help": "split to train on; default: train (voc2012 also has trainaug)"})
     val_split: str | None = field(default=None, metadata={"help": "split for health checks and the final figure; none = no masks held out"})
     train_fraction: float | None = field(default=None, metadata={"help": "share of the training masks to use, nested over values"})
