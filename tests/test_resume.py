@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mscl_hf import checkpoint
+from mscl_hf.data.hub_source import streamed_shards
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.stream import SegmentationStream
 from mscl_hf.data.views import TrainView
@@ -111,20 +112,21 @@ def test_number_of_workers_changes_nothing(tmp_path):
     assert_same_run(tmp_path / "0", tmp_path / "2")
 
 
-def test_stream_goes_on_where_it_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_goes_on_where_it_stopped(tmp_path, workers):
     """A data set without random access: the resumed run reads on in the same pass, in the same order, with the same crops."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # seconds of rest at the end of a stream
     data = harness.scenes()
     rows = [{"image": data.rows[i]["image"], "mask": data.rows[i]["mask"]} for i in range(len(data))]
     features = datasets.Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
-    stream = SegmentationStream(datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(), data.classes, "drawn", "train")
+    shards = streamed_shards(datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(num_shards=2), "drawn/train")
+    stream = SegmentationStream(shards, data.classes, "drawn", "train")
     ready = TrainingData(None, None, TrainView(harness.SIZE, harness.SIZE), 0, stream=stream, batch_size=harness.BATCH)
     harness.train(harness.finetuning(), ready, tmp_path / "straight")
     method = harness.finetuning()
     harness.stop_after(method, 3, STEPS)  # in the second pass
     with pytest.raises(SystemExit):
-        harness.train(method, ready, tmp_path / "stopped")
-    harness.train(harness.finetuning(), ready, tmp_path / "stopped")
+        harness.train(method, ready, tmp_path / "stopped", num_workers=workers)
+    harness.train(harness.finetuning(), ready, tmp_path / "stopped", num_workers=workers)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
 

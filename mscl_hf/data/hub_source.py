@@ -8,15 +8,18 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
 from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
+from .shards import ParquetShard, StreamedShard
 from .stream import SegmentationStream
 
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "jpg", "photo")
 MASK_COLUMNS = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask",
                 "seg_map", "semantic_mask", "gt")  # fmt: skip
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
+SAVED = ("state.json", "dataset_dict.json")  # in folders written by `save_to_disk`
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}  # `datasets` calls it validation, most papers val
 
 
@@ -35,7 +38,8 @@ def build_hf(
     reduce_labels: bool = False,
 ) -> SegmentationData | SegmentationStream:
     """A split of what `data_dir` names: a folder of `save_to_disk`, a parquet file, a folder of parquet files or of images
-    with metadata (`file_name`, `mask_file_name`), or a name on the Hub (`subset`: its configuration; `revision`: its commit).
+    with metadata (`file_name`, `mask_file_name`), a name on the Hub (`subset`: its configuration; `revision`: its commit), or an address
+    such as s3://bucket/folder that fsspec opens, with files SPLIT-*.parquet at any depth.
 
     classes: names, a text file, "a,b,c", or the name of a column of class labels that holds them. Without classes and
     num_classes they are found in the masks, which a stream does not allow. The columns volume and position (any numbers that rise along a
@@ -51,15 +55,18 @@ def build_hf(
     table = make_table(label_map, reduce_labels)
     named = () if unlabelled else class_names(column_classes(features, classes), num_classes)
     slices = None if streaming else stored_slices(rows)
+    name = Path(data_dir).name if Path(data_dir).exists() else str(data_dir)
+    if streaming and named is None:
+        raise ValueError("a streamed data set cannot be searched for its classes; give --classes or --num-classes")
+    if streaming and (files := parquet_files(str(data_dir), split, subset, revision)):
+        shards = tuple(ParquetShard(file, tuple(columns.items())) for file in files)
+        return SegmentationStream(shards, named, name, split, table)
     rows = rows.select_columns(list(columns.values()))
     for wanted, column in columns.items():
         rows = rows if column == wanted else rows.rename_column(column, wanted)
         rows = rows.cast_column(wanted, datasets.Image(decode=not streaming))
-    name = Path(data_dir).name if Path(data_dir).exists() else str(data_dir)
     if streaming:
-        if named is None:
-            raise ValueError("a streamed data set cannot be searched for its classes; give --classes or --num-classes")
-        return SegmentationStream(rows, named, name, split, table)
+        return SegmentationStream(streamed_shards(rows, f"{name}/{split}"), named, name, split, table)
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)
@@ -71,15 +78,11 @@ def load_rows(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Open one split. Raises ValueError naming the splits there are, or why the data set cannot be opened."""
     path = Path(name)
-    if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+    if any((path / marker).is_file() for marker in SAVED):
         return saved_rows(path, split, streaming)
-    reader = FILE_READERS.get(path.suffix) if path.is_file() else None
-    if path.is_file() and reader is None:
+    if path.is_file() and path.suffix not in FILE_READERS:
         raise ValueError(f"{path} is a file of an unknown kind; wanted one of {' '.join(FILE_READERS)}, a folder or a Hub name")
-    if reader is not None:
-        source = {"path": reader, "data_files": {"train": str(path)}}
-    else:
-        source = {"path": name, "name": subset, "revision": revision}
+    source = source_of(name, split, subset, revision)
     try:
         there = datasets.get_dataset_split_names(
             source["path"],
@@ -95,6 +98,31 @@ def load_rows(
             f"`datasets` cannot open {name!r} ({type(error).__name__}: {error}); wanted a folder or file that is there, or a "
             "name on the Hub that can be reached"
         ) from error
+
+
+def source_of(name: str, split: str, subset: str | None, revision: str | None) -> dict:
+    """How `load_dataset` is asked for it."""
+    if Path(name).is_file():
+        return {"path": FILE_READERS[Path(name).suffix], "data_files": {"train": name}}
+    if "://" in name:
+        return {"path": "parquet", "data_files": {split: f"{name.rstrip('/')}/**/{split}-*.parquet"}}
+    return {"path": name, "name": subset, "revision": revision}
+
+
+def parquet_files(name: str, split: str, subset: str | None, revision: str | None) -> list[str]:
+    """Paths or addresses of a split's parquet files, in their order; [] where it is stored in another form. It can be opened, see above."""
+    if any((Path(name) / marker).is_file() for marker in SAVED):
+        return []
+    builder = datasets.load_dataset_builder(**source_of(name, split, subset, revision))
+    files = builder.config.data_files or {}
+    there = there_is(split, list(files), name) if isinstance(builder, Parquet) else None
+    return [] if there is None else [str(file) for file in files[there]]
+
+
+def streamed_shards(rows: datasets.IterableDataset, name: str) -> tuple[StreamedShard, ...]:
+    """The parts that `datasets` itself can divide such rows into: files of WebDataset, Arrow or JSON lines; one, where it cannot."""
+    parts = rows.num_shards
+    return tuple(StreamedShard(name if parts == 1 else f"{name} part {part}", rows.shard(parts, part)) for part in range(parts))
 
 
 def saved_rows(path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:

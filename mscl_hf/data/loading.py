@@ -3,15 +3,16 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from functools import cache
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from .order import Batches, Order, Ticket, sample_rng
 from .segmentation_data import BadSample, Sample, SegmentationData
@@ -31,9 +32,6 @@ class View(Protocol):
     def __call__(self, sample: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()) -> dict[str, Tensor]: ...
 
     def on_device(self, batch: dict) -> dict: ...
-
-
-SHUFFLE_BUFFER = 1000
 
 
 class Samples(Dataset):
@@ -77,31 +75,52 @@ def _read(data: SegmentationData, index: int, bad: list[str]) -> tuple[int, Samp
 
 
 class StreamedSamples(IterableDataset):
-    """Samples of a stream, pass after pass, each pass in another seeded order; process r of world takes every world-th.
+    """What one process makes of the global batches `first` .. `last` - 1 of a stream; rows that cannot be used are reported in "bad".
 
-    `skip` samples of this process are read and dropped, so that a resumed run goes on where it stopped. Rows that cannot be used are left
-    out and reported in "bad".
+    A worker makes its `shares` of every batch, and `joined` puts those of all workers together. Were a worker to make whole batches, as
+    DataLoader means it (the i-th by worker i mod n), each of them would open the shards of all lanes and read n times what it uses.
     """
 
-    def __init__(self, stream: SegmentationStream, view: View, seed: int, skip: int, shard: tuple[int, int]):
-        self.stream, self.view, self.seed, self.skip, self.shard = stream, view, seed, skip, shard
+    def __init__(self, stream: SegmentationStream, view: View, seed: int, batch_size: int, steps: range, shares: list[list[int]]):
+        self.stream, self.view, self.seed, self.batch_size, self.steps, self.shares = stream, view, seed, batch_size, steps, shares
 
     def __iter__(self) -> Iterator[dict]:
-        bad: list[str] = []  # rows left out since the sample before
-        for number, sample in islice(enumerate(self._endless(bad)), self.skip, None):
-            views = self.view(sample, sample_rng(self.seed, Ticket(number, self.shard[0], 0, True)))
-            yield {**views, "labelled": sample.mask is not None, "name": sample.name, "bad": bad[:]}
-            bad.clear()
+        worker = get_worker_info()
+        slots = self.shares[0 if worker is None else worker.id]
+        for step, samples in zip(self.steps, self.stream.batches(self.seed, self.batch_size, slots, self.steps.start)):
+            yield stack([self._item(step, slot, *sample) for slot, sample in zip(slots, samples)])
 
-    def _endless(self, bad: list[str]) -> Iterator[Sample]:
-        for epoch in count():
-            empty = True
-            for sample in self.stream.samples(shuffle_seed=self.seed + epoch, buffer=SHUFFLE_BUFFER, shard=self.shard, bad=bad):
-                empty = False
-                yield sample
-            if empty:
-                reason = f"; the first bad row: {bad[0]}" if bad else ""
-                raise BadSample(f"the stream {self.stream.name}/{self.stream.split} has no sample for process {self.shard[0]}{reason}")
+    def _item(self, step: int, slot: int, sample: Sample, bad: list[str]) -> dict:
+        views = self.view(sample, sample_rng(self.seed, Ticket(step, slot, 0, True)))
+        return {**views, "labelled": sample.mask is not None, "name": sample.name, "bad": bad}
+
+
+def shares(batch_size: int, lanes: int, rank: int, world: int, workers: int) -> list[list[int]]:
+    """The slots of a global batch that each worker of process `rank` fills: those of whole lanes, where it has a lane for each worker.
+
+    Otherwise, workers read the same lanes and use other rows of them. As many lists as workers, but none is empty.
+    """
+    slots = list(range(rank, batch_size, world))
+    own = sorted({slot % lanes for slot in slots})
+    workers = max(1, min(workers, len(slots)))
+    if workers > len(own):
+        return [slots[worker::workers] for worker in range(workers)]
+    return [[slot for slot in slots if own.index(slot % lanes) % workers == worker] for worker in range(workers)]
+
+
+def joined(parts: Sequence[dict], places: Sequence[Tensor]) -> dict:
+    """The batch of which each worker made a part; places: where in the batch the samples of each part stand."""
+    batch, size = {}, sum(map(len, places))
+    for key, value in parts[0].items():
+        if isinstance(value, Tensor) and key != "labelled":
+            batch[key] = torch.empty(size, *value.shape[1:], dtype=value.dtype, pin_memory=value.is_pinned())
+            for part, at in zip(parts, places):
+                batch[key][at] = part[key]
+    batch["labelled"] = torch.cat([at[part["labelled"]] for part, at in zip(parts, places)]).sort().values
+    names = dict(zip(torch.cat(list(places)).tolist(), chain.from_iterable(part["name"] for part in parts)))
+    batch["name"] = [names[place] for place in range(size)]
+    batch["bad"] = [message for part in parts for message in part["bad"]]
+    return batch
 
 
 def stack(samples: list[dict]) -> dict:
@@ -160,16 +179,38 @@ class TrainingData:
                     value.record_stream(torch.cuda.current_stream(device))
             ready = coming
 
-    def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
+    def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> Iterable[dict]:
         """Batches of this process for forward passes first .. last - 1."""
-        options = {"collate_fn": stack, "pin_memory": torch.cuda.is_available()}
+        options = {"worker_init_fn": _obey_parent_only, "pin_memory": torch.cuda.is_available()}
         if self.stream is not None:
-            per_process = self.batch_size // world
-            samples = StreamedSamples(self.stream, self.view, self.seed, first * per_process, (rank, world))
-            return DataLoader(samples, batch_size=per_process, num_workers=0, **options)  # a stream is not split over workers
+            return self._streamed(range(first, last), rank, world, workers, options)
         samples = Samples(self.labelled, self.unlabelled, self.view, self.seed)
         sampler = Batches(self.order, first, last, rank, world)
-        return DataLoader(samples, batch_sampler=sampler, num_workers=workers, worker_init_fn=_obey_parent_only, **options)
+        return DataLoader(samples, batch_sampler=sampler, num_workers=workers, collate_fn=stack, **options)
+
+    def _streamed(self, steps: range, rank: int, world: int, workers: int, options: dict) -> Iterator[dict]:
+        lanes = self.stream.lanes(self.batch_size)
+        parts = shares(self.batch_size, lanes, rank, world, workers)
+        if rank == 0 and (lanes % world or len(parts) > lanes // world):
+            _say_once(
+                f"{len(self.stream.shards)} shard(s) of {self.stream.name}/{self.stream.split} cannot be split over {world} process(es) "
+                f"and their workers in batches of {self.batch_size}: several read the same shard, and each uses other rows of it"
+            )
+        samples = StreamedSamples(self.stream, self.view, self.seed, self.batch_size, steps, parts)
+        made = iter(DataLoader(samples, batch_size=None, num_workers=len(parts) if workers else 0, collate_fn=_as_it_is, **options))
+        if len(parts) == 1:
+            return made
+        places = [torch.tensor([slot // world for slot in part]) for part in parts]  # slots of process r are r, r + world, ...
+        return (joined(of_all, places) for of_all in zip(*[made] * len(parts)))  # DataLoader asks its workers in turn
+
+
+def _as_it_is(part: dict) -> dict:
+    return part
+
+
+@cache
+def _say_once(message: str) -> None:
+    print(message, flush=True)
 
 
 def _obey_parent_only(_: int) -> None:

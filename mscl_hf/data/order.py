@@ -21,7 +21,8 @@ class Ticket(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _permutation(seed: int, part: int, epoch: int, length: int) -> np.ndarray:
+def permutation(seed: int, part: int, epoch: int, length: int) -> np.ndarray:
+    """range(length) in the order of one epoch. part: keeps the draws of labelled (0), unlabelled (1) and streamed (2) data apart."""
     return np.random.default_rng([seed, part, epoch]).permutation(length)
 
 
@@ -31,7 +32,7 @@ def draw(seed: int, part: int, step: int, count: int, length: int) -> list[int]:
     A batch across two epochs could hold an image twice, which in-batch contrast would push from itself. Where count > length it must.
     """
     batches = max(1, length // count)
-    order = _permutation(seed, part, step // batches, length)
+    order = permutation(seed, part, step // batches, length)
     start = step % batches * count
     return [int(order[place % length]) for place in range(start, start + count)]
 

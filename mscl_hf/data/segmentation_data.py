@@ -1,6 +1,7 @@
 """Images with masks of train ids, whatever the layout they were stored in; every fault of a file is named here."""
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -136,7 +137,8 @@ class SegmentationData:
 
 def unreadable(where: str, error: Exception) -> BadSample:
     """The message for a truncated file, a file that is no image, or one beyond Pillow's pixel limit."""
-    return BadSample(f"{where} cannot be read as an image ({error}); replace it, or skip it with --max-bad-images N")
+    reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # Pillow tells the address of a buffer, and one bad row would count as many
+    return BadSample(f"{where} cannot be read as an image ({reason}); replace it, or skip it with --max-bad-images N")
 
 
 def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:

@@ -1,27 +1,37 @@
-"""A data set read front to back: for what is too large to download, or has no length."""
+"""A data set read front to back: for what is too large to download, or has no length. Many processes share its shards.
 
-import hashlib
-import itertools
-import sys
-from collections.abc import Iterator
+The slots of a global batch are fed by *lanes*: slot j by lane j mod L, where L is the largest divisor of the batch size that is at most the
+number of shards. Shards are dealt to the lanes in turn, one permutation of all of them after another, so a pass is one such permutation
+and holds each row once. Inside a shard, row groups are put together in a drawn order to blocks of rows, and a block's rows are shuffled.
+What stands at a position of a lane is thus a function of (seed, lane, position): every number of processes and workers sees the same global
+batches, nothing is saved, and who makes only some of the slots opens only the shards of their lanes.
+
+Lanes whose shards have more rows fall behind the others: where shards are unequal, some lanes are in the next pass already. No row is left
+out or read twice in a pass for that; but near the end of a pass, as with any endless stream, a batch may hold a row of the pass before.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 
+from .order import permutation
 from .segmentation_data import DECODE_ERRORS, BadSample, Sample, to_sample, unreadable
+from .shards import Row, Shard
+
+SHUFFLED_ROWS = 1000  # rows that all lanes together hold at a time, at least
+LEAST_BLOCK = 64  # rows of a block, at least, however many lanes there are
 
 
 @dataclass(frozen=True)
 class SegmentationStream:
-    """A split that is streamed: no length and no random access, else like SegmentationData.
+    """A split that is streamed: no length and no random access, else like SegmentationData."""
 
-    rows: an IterableDataset whose columns "image" and (when there are classes) "mask" are not yet decoded.
-    """
-
-    rows: datasets.IterableDataset
+    shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     name: str
     split: str
@@ -35,47 +45,78 @@ class SegmentationStream:
     def labelled(self) -> bool:
         return bool(self.classes)
 
-    def samples(
-        self,
-        skip: int = 0,
-        shuffle_seed: int | None = None,
-        buffer: int = 1000,
-        shard: tuple[int, int] = (0, 1),
-        bad: list[str] | None = None,
-    ) -> Iterator[Sample]:
-        """One pass over the stream; the same arguments give the same samples in the same order.
+    def rows(self) -> Iterator[Row]:
+        """All rows once, as they are stored, not decoded."""
+        for shard in self.shards:
+            for block in shard.blocks(LEAST_BLOCK, None):
+                yield from (row for _, row in block.read())
 
-        skip: rows of the whole stream already used (by all processes together). shuffle_seed: None keeps the stored
-        order, a number draws from a buffer of `buffer` rows. shard: (rank, world): rank r gets the rows r, r + world, ...
-        after the skipped ones, so processes share one stream and no row is read by two. Rows of others are not decoded.
-        bad: takes the message of each row that cannot be used, which is then left out; None = such a row raises.
-        Raises ValueError inside a DataLoader worker, where `datasets` would divide the stream a second time, and
-        BadSample for a row that cannot be used.
+    def lanes(self, batch_size: int) -> int:
+        """How many lanes feed batches of this size, see the head of this file."""
+        return next(lanes for lanes in range(min(batch_size, len(self.shards)), 0, -1) if batch_size % lanes == 0)
+
+    def batches(self, seed: int, batch_size: int, slots: Sequence[int], first: int = 0) -> Iterator[list[tuple[Sample, list[str]]]]:
+        """What stands in these slots of the global batches from number `first` on, without an end; other slots are not decoded.
+
+        A sample comes with the messages of the rows that cannot be used and whose place it takes: it is the next one of the same block,
+        and comes again at its own place.
+        To get to `first`, shards and row groups are passed over by their metadata where they have any.
+        Raises BadSample when no row of a block can be used, ValueError when no shard has a row.
         """
-        rank, world = shard
-        if not 0 <= rank < world or skip < 0:
-            raise ValueError(f"got shard {shard} and skip={skip}; wanted 0 <= rank < world and skip >= 0")
-        if _in_dataloader_worker():
-            raise ValueError("a streamed data set cannot be read inside a DataLoader worker; use num_workers=0")
-        rows = self.rows
-        if shuffle_seed is not None:
-            rows = rows.shuffle(seed=shuffle_seed, buffer_size=buffer)
-        return self._decoded(itertools.islice(enumerate(rows), skip + rank, None, world), shuffle_seed is not None, bad)
+        lanes, wanted = self.lanes(batch_size), set(slots)
+        each = batch_size // lanes  # rows of a lane in a batch
+        used = sorted({slot % lanes for slot in wanted})
+        coming = [self._lane(seed, lane, lanes, first * each) for lane in used]
+        with ThreadPoolExecutor(16) as pool:  # each lane finds its place by itself, over a network by many short requests
+            heads = list(pool.map(next, coming))
+        coming = [chain([head], rows) for head, rows in zip(heads, coming)]
+        while True:
+            found = {}
+            for lane, rows in zip(used, coming):
+                for slot in range(lane, batch_size, lanes):
+                    place = next(rows)
+                    if slot in wanted:
+                        found[slot] = self._usable(*place)
+            yield [found[slot] for slot in slots]
 
-    def _decoded(self, rows: Iterator[tuple[int, dict[str, Any]]], shuffled: bool, bad: list[str] | None) -> Iterator[Sample]:
-        for position, row in rows:
-            try:
-                sample = self._sample(position, row, shuffled)
-            except BadSample as error:
-                if bad is None:
-                    raise
-                bad.append(str(error))
+    def _lane(self, seed: int, lane: int, lanes: int, position: int) -> Iterator[tuple[int, list[tuple[int, Row]], int]]:
+        """From this position of a lane on: (shard, the rows of a block as shuffled, place among them)."""
+        left, known = position, {}  # rows to pass over; of shards read to their end, how many they have
+        size = max(LEAST_BLOCK, -(-SHUFFLED_ROWS // lanes))
+        for turn in count(lane, lanes):
+            which, place = divmod(turn, len(self.shards))
+            number = int(permutation(seed, 2, which, len(self.shards))[place])
+            shard, seen = self.shards[number], 0
+            rows = (known.get(number) or shard.rows()) if left else None
+            if rows and rows <= left:
+                left -= rows
                 continue
-            yield sample
+            for part, block in enumerate(shard.blocks(size, np.random.default_rng([seed, 78, turn]))):
+                seen += block.rows
+                if block.rows <= left:
+                    left -= block.rows
+                    continue
+                stored = block.read()
+                mixed = [stored[i] for i in np.random.default_rng([seed, 78, turn, part]).permutation(len(stored))]
+                yield from ((number, mixed, at) for at in range(left, len(mixed)))
+                left = 0
+            known[number] = seen
+            if len(known) == len(self.shards) and not any(known.values()):
+                raise ValueError(f"none of the {len(self.shards)} shards of {self.name}/{self.split} has a row; give others")
 
-    def _sample(self, position: int, row: dict[str, Any], shuffled: bool) -> Sample:
-        files = {column: self._file(row, column, None if shuffled else position) for column in ("image", "mask")}
-        decoded = {"name": f"{position:08d}_{Path(files['image']).stem}"}
+    def _usable(self, shard: int, rows: list[tuple[int, Row]], at: int) -> tuple[Sample, list[str]]:
+        """The sample at this place of a block, or the next one that can be used: a bad row moves no other from its place."""
+        bad: list[str] = []
+        for step in range(len(rows)):
+            try:
+                return self._sample(shard, *rows[(at + step) % len(rows)]), bad
+            except BadSample as error:
+                bad.append(str(error))
+        raise BadSample(f"none of {len(rows)} rows of a block of {self.shards[shard].name} can be used; the first: {bad[0]}")
+
+    def _sample(self, shard: int, number: int, row: Row) -> Sample:
+        files = {column: self._file(shard, number, row, column) for column in ("image", "mask")}
+        decoded: Row = {"name": f"{shard:05d}_{number:08d}_{Path(files['image']).stem}"}
         for column in ("image", "mask") if self.labelled else ("image",):
             try:
                 decoded[column] = None if row[column] is None else datasets.Image().decode_example(row[column])
@@ -83,15 +124,6 @@ class SegmentationStream:
                 raise unreadable(files[column], error) from error
         return to_sample(decoded, self, files.__getitem__)
 
-    def _file(self, row: dict[str, Any], column: str, position: int | None) -> str:
-        """How to name what lies behind a column; a shuffled pass has no row numbers that mean anything, so there its content names it."""
-        stored = row.get(column) or {}
-        if stored.get("path"):
-            return stored["path"]
-        which = f"of row {position}" if position is not None else f"with MD5 {hashlib.md5(stored.get('bytes') or b'').hexdigest()}"
-        return f"the {column} {which} of {self.name}/{self.split}"
-
-
-def _in_dataloader_worker() -> bool:
-    torch_data = sys.modules.get("torch.utils.data")
-    return torch_data is not None and torch_data.get_worker_info() is not None
+    def _file(self, shard: int, number: int, row: Row, column: str) -> str:
+        """How to name what lies behind a column."""
+        return (row.get(column) or {}).get("path") or f"the {column} of row {number} of {self.shards[shard].name}"

@@ -25,7 +25,7 @@ class DataOptions:
     """Which images, and how many of them with labels."""
 
     dataset: str = field(default="synthetic", metadata={"help": "synthetic, camvid, voc2012, cityscapes, ade20k, folder or hf"})
-    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; for hf: a path or a Hub name"})
+    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; for hf: a path, a Hub name, or s3://..."})
     train_split: str | None = field(default=None, metadata={"help": "split to train on; default: train (voc2012 also has trainaug)"})
     val_split: str | None = field(default=None, metadata={"help": "split for health checks and the final figure; none = no masks held out"})
     train_fraction: float | None = field(default=None, metadata={"help": "share of the training masks to use, nested over values"})
@@ -77,9 +77,8 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     data = open_split(options, split)
     if isinstance(data, SegmentationData):
         return data
-    rows = datasets.Dataset.from_list(list(data.rows), features=data.rows.features)
-    for column in rows.column_names:
-        rows = rows.cast_column(column, datasets.Image())
+    columns = ("image", "mask") if data.labelled else ("image",)
+    rows = datasets.Dataset.from_list(list(data.rows()), features=datasets.Features({column: datasets.Image() for column in columns}))
     rows = rows.add_column("name", row_names(rows))
     return SegmentationData(rows, data.classes, data.name, data.split, data.label_table)
 
