@@ -149,7 +149,8 @@ def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_every_steps=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     for folder in checkpoint.complete(tmp_path):
-        assert sorted(path.name for path in folder.iterdir()) == ["method.safetensors", "optimizer.safetensors", "state.json"]
+        found = sorted(path.name for path in folder.iterdir())
+        assert found == ["manifest.json", "method.safetensors", "optimizer.safetensors", "state.json"]
 
 
 def pretrain(out, *more, **patches):

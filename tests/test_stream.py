@@ -24,6 +24,7 @@ from minihub import TOKEN, Minihub
 from PIL import Image
 
 from mscl_hf.data import BadSample, load_data, loading, shards, stream
+from mscl_hf.data.hub_source import streamed_shards
 from mscl_hf.data.loading import TrainingData, shares
 from mscl_hf.data.order import permutation
 from mscl_hf.data.shards import gathered
@@ -408,3 +409,17 @@ def make_repository(hub, root):
     repo = Repo("dataset", "org/pictures", False)
     repo.commit("main", {f"data/{file.name}": hub.store(file.read_bytes(), True) for file in sorted(root.iterdir())}, "shards")
     return repo
+
+
+def test_lanes_that_find_their_place_side_by_side_lose_no_row():
+    """Parts of one stream of `datasets` share what it keeps of it; read by two threads at once, a part now and then seemed empty."""
+    scenes = harness.scenes()
+    rows = [{column: scenes.rows[i][column] for column in ("image", "mask")} for i in range(len(scenes))]
+    features = datasets.Features({column: datasets.Image(decode=False) for column in ("image", "mask")})
+    stored = datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(num_shards=4)
+    data = stream.SegmentationStream(streamed_shards(stored, "drawn/train"), scenes.classes, "drawn", "train")
+    wanted = None
+    for _ in range(60):
+        found = [sample.name for sample, _ in next(data.batches(0, 4, range(4), first=1))]
+        assert wanted in (None, found)
+        wanted = found

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import datasets
@@ -66,6 +67,9 @@ class ParquetShard:
         return [(number, dict(zip((column for column, _ in self.columns), row))) for number, row in zip(numbers, values)]
 
 
+_one_thread = Lock()  # parts of one stream share what `datasets` keeps of it: two threads that read at once lose rows
+
+
 @dataclass(frozen=True)
 class StreamedShard:
     """Rows of any other form that `datasets` streams: only reading them tells how many there are, and their blocks come as stored."""
@@ -79,7 +83,12 @@ class StreamedShard:
     def blocks(self, size: int, rng: np.random.Generator | None) -> Iterator[Block]:
         start = 0
         # Unlike iter(), .iter() does not deal the rows out to the workers of a DataLoader, which lanes have done already.
-        for columns in self.stored.iter(batch_size=size):
+        coming = self.stored.iter(batch_size=size)
+        while True:
+            with _one_thread:
+                columns = next(coming, None)
+            if columns is None:
+                return
             rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
             yield Block(len(rows), partial(list, enumerate(rows, start)))
             start += len(rows)
