@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
-    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "configuration_mscl", "decoders_mscl", "heads_mscl",
-     "towers_mscl", "modeling_mscl", "half_width", "backbones"},
+    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "checks_mscl", "configuration_mscl", "decoders_mscl",
+     "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones"},
     {"data", "methods", "figures"},
     {"checkpoint", "train", "evaluate", "probe", "health", "publish", "provenance", "card", "export", "similarity", "demo"},
 )
@@ -77,11 +77,11 @@ def test_losses_import_torch_and_nothing_else():
 
 def test_models_can_travel_as_remote_code():
     """Configuration, decoders, towers and modeling import only torch, timm, transformers and each other."""
-    for name in ("configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
+    for name in ("checks_mscl", "configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
         for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
             if isinstance(node, ast.ImportFrom):
                 flat = node.level == 1 and node.module.endswith("_mscl")
-                assert flat or node.module.split(".")[0] in {"torch", "timm", "transformers", "dataclasses", "re"}, (name, node.module)
+                assert flat or node.module.split(".")[0] in {"torch", "timm", "transformers", "dataclasses", "pathlib"}, (name, node.module)
 
 
 def test_nothing_is_unpickled():
