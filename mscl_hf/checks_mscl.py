@@ -1,6 +1,6 @@
 """What is refused of a checkpoint, which may be a stranger's, before memory is taken or the network asked.
 
-Self-contained (transformers), so that a checkpoint can carry it as remote code.
+Self-contained (safetensors, transformers), so that a checkpoint can carry it as remote code.
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import reprlib
 from pathlib import Path
 
+from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, is_peft_available
 
@@ -15,6 +16,7 @@ CONFIG_BYTES = 4 * 1024**2  # of config.json; that of a network with a thousand 
 MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 10_000, 4096, 16_384
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "proxies")  # how from_pretrained is told where files lie
@@ -101,7 +103,10 @@ def check_fields(fields: dict) -> None:
 
 
 def check_keys(config: dict, own: set[str]) -> None:
-    """ValueError for keys of a config.json that no mscl_hf model has. own: the fields of its configuration class."""
+    """ValueError for keys of a config.json that no mscl_hf model has, or that is another's. own: the fields of its configuration class."""
+    if config.get("model_type", "mscl") != "mscl":
+        whose = reprlib.repr(config.get("architectures") or config["model_type"])
+        raise ValueError(f"the configuration is that of {whose}, which is no model of mscl_hf; give one that is")
     if unknown := sorted(set(config) - own - OF_TRANSFORMERS):
         raise ValueError(
             f"the configuration has the unknown field {reprlib.repr(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
@@ -132,7 +137,9 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
     """
     where = {key: options[key] for key in PLACES if options.get(key) is not None}
     names = [_variant(file, options.get("variant")) for file in (WEIGHTS, INDEX)]
-    if cached_file(name, names[0], **where, **SILENT) is None:
+    if file := cached_file(name, names[0], **where, **SILENT):
+        _check_types(name, file)
+    else:
         index = cached_file(name, names[1], **where, **SILENT)
         if index is not None:
             _check_index(name, Path(index))
@@ -144,6 +151,15 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
             raise OSError(f"{name} has no {names[0]}, or it cannot be reached; give a model saved as safetensors")
     if is_peft_available() and cached_file(name, "adapter_config.json", **where, **SILENT) is not None:
         raise ValueError(f"{name} holds an adapter, which may name other models and bring files of other kinds; give a whole model")
+
+
+def _check_types(name: str | os.PathLike, file: str) -> None:
+    """Weights must be floating-point: others would be converted without a word."""
+    with safe_open(file, "pt") as weights:
+        keys = [key for key in weights.keys() if key.endswith((".weight", ".bias"))]  # noqa: SIM118
+        kinds = {key: weights.get_slice(key).get_dtype() for key in keys}
+    if wrong := next((key for key, kind in kinds.items() if kind not in FLOATS), None):
+        raise ValueError(f"{name} stores {wrong} as {kinds[wrong]}; give a model whose weights are one of {', '.join(FLOATS)}")
 
 
 def _variant(file: str, variant: str | None) -> str:
@@ -159,6 +175,9 @@ def _check_index(name: str | os.PathLike, index: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{index.name} of {name} cannot be read ({what}); give a model as it was saved") from error
+    for file in files if not wrong else ():
+        if (index.parent / file).is_file():  # those of the Hub are fetched later
+            _check_types(name, str(index.parent / file))
     if wrong:
         raise ValueError(f"{index.name} of {name} names {wrong[0]!r}; give a model whose weights are *.safetensors beside it")
 

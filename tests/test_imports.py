@@ -1,7 +1,6 @@
-"""The shape of the house: imports only go down, and nothing is ever unpickled."""
+"""The shape of the house: imports only go down."""
 
 import ast
-import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
@@ -76,16 +75,10 @@ def test_losses_import_torch_and_nothing_else():
 
 
 def test_models_can_travel_as_remote_code():
-    """Configuration, decoders, towers and modeling import only torch, timm, transformers and each other."""
+    """Configuration, decoders, towers and modeling import only torch, timm, transformers, safetensors and each other."""
     for name in ("checks_mscl", "configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
         for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
             if isinstance(node, ast.ImportFrom):
                 flat = node.level == 1 and node.module.endswith("_mscl")
-                assert flat or node.module.split(".")[0] in {"torch", "timm", "transformers", "dataclasses", "pathlib"}, (name, node.module)
-
-
-def test_nothing_is_unpickled():
-    """Checkpoints are safetensors and JSON: neither the package nor the recipes name pickle or torch.load."""
-    for folder in (PACKAGE, PACKAGE.parent / "recipes"):
-        for path in folder.rglob("*.py"):
-            assert not re.search(r"\bimport pickle\b|\bpickle\.|torch\.load\(", path.read_text()), path
+                allowed = {"torch", "timm", "transformers", "safetensors", "dataclasses", "pathlib"}
+                assert flat or node.module.split(".")[0] in allowed, (name, node.module)

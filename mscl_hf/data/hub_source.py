@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
+from .files import SCAN_AT_MOST, class_names, found_classes, make_table, refuse_packed, slices_of
 from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
 from .stream import SegmentationStream
 
@@ -71,6 +71,8 @@ def load_rows(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Open one split. Raises ValueError naming the splits there are, or why the data set cannot be opened."""
     path = Path(name)
+    if path.exists():  # `datasets` would unpack what it finds
+        refuse_packed(path)
     if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
         return saved_rows(path, split, streaming)
     reader = FILE_READERS.get(path.suffix) if path.is_file() else None
