@@ -1,7 +1,7 @@
 """Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def build_hf(
         if named is None:
             raise ValueError("a streamed data set cannot be searched for its classes; give --classes or --num-classes")
         return SegmentationStream(rows, named, name, split, table)
+    refuse_addresses(rows, columns)
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)
@@ -155,6 +156,16 @@ def row_names(rows: datasets.Dataset) -> list[str]:
     if all(stems) and len(set(stems)) == len(stems):
         return stems
     return [f"row_{index:06d}" for index in range(len(rows))]
+
+
+def refuse_addresses(rows: datasets.Dataset, columns: Iterable[str]) -> None:
+    """ValueError where a row holds the address of an image instead of the image: reading it would ask a server of the row's choice."""
+    for column in columns:
+        stored = rows.with_format("arrow")[:][column]
+        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
+        foreign = pc.match_substring_regex(paths, r"(^|::)(https?|ftp|s3|gs|gcs|abfs|webhdfs|hdfs|ssh|sftp|smb)://")
+        if (index := pc.index(foreign, True).as_py()) >= 0:
+            raise ValueError(f"the {column} of row {index} is the address {paths[index].as_py()}; give data that holds its images")
 
 
 def stored_slices(rows: datasets.Dataset) -> tuple[Slice, ...] | None:
