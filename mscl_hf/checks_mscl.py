@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file, is_peft_available
+from transformers.utils import cached_file, has_file, is_peft_available
 
 CONFIG_BYTES = 4 * 1024**2  # of config.json; that of a network with a thousand classes has a twentieth of it
 MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 10_000, 4096, 16_384
@@ -187,5 +187,6 @@ def _pickled(name: str | os.PathLike, where: dict) -> str | None:
     folder = Path(name) / where.get("subfolder", "")
     if folder.is_dir():
         return next((file.name for file in sorted(folder.iterdir()) if file.name.removesuffix(".index.json").endswith(PICKLED)), None)
-    files = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    return next((file for file in files if cached_file(name, file, **where, **SILENT) is not None), None)
+    there = {key: value for key, value in where.items() if key != "subfolder"}
+    files = (os.path.join(where.get("subfolder", ""), file) for file in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+    return next((file for file in files if has_file(name, file, **there)), None)  # it is asked for, and not fetched
