@@ -193,6 +193,28 @@ def test_pickles_beside_safetensors_stay_closed(models, tmp_path, sentinel):
     assert not sentinel.exists()
 
 
+def test_adapters_are_refused(models, tmp_path, monkeypatch):
+    """Where peft is installed transformers would follow them, to another model or to a pickle; without it they are files like others."""
+    folder = copied(models, tmp_path, "tuned")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
+    open_model(MsclForSemanticSegmentation, str(folder))
+    monkeypatch.setattr(checks_mscl, "is_peft_available", lambda: True)
+    assert "holds an adapter" in refusal(open_model, MsclForSemanticSegmentation, str(folder))
+
+
+def test_a_planted_checkpoint_of_trainer_runs_no_code(models, tmp_path, sentinel):
+    """recipes/trainer.py --resume reads what transformers' Trainer has saved, tensors only: a file with more in it ends the run."""
+    flags = ("--model", models / "pretrained", "--train-count", 4, "--val-split", "none", "--per-device-train-batch-size", 2,
+             "--save-steps", 1, "--output-dir", tmp_path / "out", "--report-to", "none")  # fmt: skip
+    harness.run("trainer", *flags, "--max-steps", 1)
+    folder = tmp_path / "out" / "checkpoint-1"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        pickled(sentinel, folder / name)
+    with pytest.raises((SystemExit, pickle.UnpicklingError)):
+        harness.run("trainer", *flags, "--max-steps", 2, "--resume")
+    assert not sentinel.exists()
+
+
 def test_backbone_weights_are_safetensors(tmp_path, sentinel):
     """Any other file is refused before it is opened, with the way to convert it; a pickle called .safetensors is no safetensors."""
     network = MsclForPreTraining(harness.config())

@@ -1,19 +1,11 @@
-"""Models and data by their names on tests/minihub.py: which commits runs take and record, and what of pickles; to FOLDER/facts.json.
-
-    python tests/pinned_worker.py FOLDER
-"""
+"""Part of tests/hub_worker.py: which commits of models and data runs take and record, and what becomes of pickles on the Hub."""
 
 import json
-import os
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from hub_routes import Repo
-from minihub import TOKEN, Minihub
 
-FOLDER = Path(sys.argv[1])
-NAME, DATA = "org/net", "org/scenes"
+NAME, DATA = "org/start", "org/scenes"
 
 
 def commit(hub, name: str, files: dict[str, bytes], kind: str = "model") -> str:
@@ -27,9 +19,9 @@ def read(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def main(hub, facts: dict) -> None:
+def pinned_life(hub, folder: Path) -> dict:
+    """Runs by a bare name and by NAME@COMMIT, an export, and repositories of pickles; what was seen of them."""
     import harness
-    import huggingface_hub.utils._http as client
     import timm
     import torch
     from test_recipes import write_parquet
@@ -41,40 +33,40 @@ def main(hub, facts: dict) -> None:
     from mscl_hf.provenance import FILE, pinned_options
     from mscl_hf.publish import open_model, pinned, publish
 
-    client.time = SimpleNamespace(sleep=lambda seconds: None)
+    facts: dict = {}
+    folder.mkdir()
 
     def made(seed: int) -> dict[str, bytes]:
         torch.manual_seed(seed)
-        folder = FOLDER / f"made{seed}"
-        folder.mkdir()
-        publish(MsclForPreTraining(harness.config()), folder)
-        return read(folder)
+        (folder / f"made{seed}").mkdir()
+        publish(MsclForPreTraining(harness.config()), folder / f"made{seed}")
+        return read(folder / f"made{seed}")
 
     # Two commits of a model, one of data; a run by the bare name, and one by NAME@COMMIT
     files = {1: made(1), 2: made(2)}
     commits = {number: commit(hub, NAME, content) for number, content in files.items()}
-    facts["data commit"] = commit(hub, DATA, read(write_parquet(FOLDER / "parquet", count=4)), "dataset")
+    facts["data commit"] = commit(hub, DATA, read(write_parquet(folder / "parquet", count=4)), "dataset")
     facts["commits"], facts["head"] = list(commits.values()), pinned(NAME)
     facts["by commit"] = pinned(f"{NAME}@{commits[1]}")
     short = ("--batch-size", 2, "--num-workers", 0, "--max-steps", 1, "--val-split", "none")
     data = ("--dataset", "hf", "--data-dir", DATA, "--num-classes", 8)
     for name, model, more in (("newest", NAME, ("--train-count", 4)), ("first", f"{NAME}@{commits[1]}", data)):
         start = len(hub.log)
-        harness.run("finetune", *short, *more, "--model", model, "--output-dir", FOLDER / name, draw_training=lambda *_: None)
-        facts[name] = json.loads((FOLDER / name / FILE).read_text())["stages"][-1]
-        facts[f"{name} run"] = (FOLDER / name / "run.json").read_text()
+        harness.run("finetune", *short, *more, "--model", model, "--output-dir", folder / name, draw_training=lambda *_: None)
+        facts[name] = json.loads((folder / name / FILE).read_text())["stages"][-1]
+        facts[f"{name} run"] = (folder / name / "run.json").read_text()
         facts[f"{name} asked for"] = [path for _, path, _ in hub.log[start:] if f"/{NAME}/resolve/" in path]
-    one, other = (open_model(MsclForPreTraining, place) for place in (f"{NAME}@{commits[1]}", str(FOLDER / "made1")))
+    one, other = (open_model(MsclForPreTraining, place) for place in (f"{NAME}@{commits[1]}", str(folder / "made1")))
     facts["first weights"] = torch.equal(one.decoder.fuse[0].weight, other.decoder.fuse[0].weight)
     facts["onward"] = pinned_options((harness.load_recipe("pretrain").PretrainOptions(start_from=NAME),))[0].start_from
     start = len(hub.log)
-    export(f"{NAME}@{commits[1]}", "timm", FOLDER / "exported")
+    export(f"{NAME}@{commits[1]}", "timm", folder / "exported")
     facts["exported asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
 
     # Pickles on the Hub
-    sentinel = FOLDER / "code_was_run"
-    pickled(sentinel, FOLDER / "trap.bin")
-    trap = (FOLDER / "trap.bin").read_bytes()
+    sentinel = folder / "code_was_run"
+    pickled(sentinel, folder / "trap.bin")
+    trap = (folder / "trap.bin").read_bytes()
     bare = {name: content for name, content in files[1].items() if not name.endswith(".safetensors")}
     index = json.dumps({"metadata": {}, "weight_map": {"trap": "pytorch_model-1.bin"}}).encode()
     facts["refused"], start = {}, len(hub.log)
@@ -90,7 +82,7 @@ def main(hub, facts: dict) -> None:
                 open_model(kind, name)
             except ValueError as error:
                 facts["refused"][name] = str(error)
-        facts["refused by a command"] = harness.refused("finetune", *short, "--model", name, "--output-dir", FOLDER / "no")
+        facts["refused by a command"] = harness.refused("finetune", *short, "--model", name, "--output-dir", folder / "no")
     timm_name = timm.get_pretrained_cfg("test_resnet").hf_hub_id
     commit(hub, timm_name, {"pytorch_model.bin": trap})
     try:
@@ -99,11 +91,4 @@ def main(hub, facts: dict) -> None:
         facts["refused"][timm_name] = str(error)
     facts["asked"] = [(method, path) for method, path, _ in hub.log[start:]]
     facts["code was run"] = sentinel.exists()
-
-
-if __name__ == "__main__":
-    found: dict = {}
-    with Minihub(FOLDER / "hub") as server:
-        os.environ |= {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}  # before anything of Hugging Face is imported
-        main(server, found)
-    (FOLDER / "facts.json").write_text(json.dumps(found))
+    return facts
