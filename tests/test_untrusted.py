@@ -315,11 +315,11 @@ HOSTILE = {
 
 def refusal(call, *arguments) -> str:
     """One sentence, and quick."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError) as caught:
         call(*arguments)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 1000 and time.monotonic() - start < 5, message
+    assert "\n" not in message and len(message) < 1000 and time.process_time() - start < 5, message
     return message
 
 
