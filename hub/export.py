@@ -16,7 +16,7 @@ class ExportOptions:
 
     to: str = field(metadata={"help": f"one of {', '.join(EXPORTS)}"})
     output_dir: str = field(metadata={"help": "new or empty folder"})
-    model: str = field(default="runs/finetune", metadata={"help": "model folder or Hub name"})
+    model: str = field(default="runs/finetune", metadata={"help": "model folder, Hub name or NAME@REVISION"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub model"})
     backbone_only: bool = field(default=False, metadata={"help": "smp, torchvision: the encoder without its decoder"})
     height: int | None = field(default=None, metadata={"help": "onnx, torch: a graph for images of this height in px; default: any"})

@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import math
 from dataclasses import asdict, dataclass, field
-from pickle import UnpicklingError
 
 import timm
 import torch
@@ -25,7 +24,7 @@ class NetworkOptions:
 
     backbone: str = field(default="resnet18", metadata={"help": "any timm name"})
     pretrained: bool = field(default=False, metadata={"help": "start from timm's pre-trained weights (needs a network)"})
-    backbone_weights: str | None = field(default=None, metadata={"help": "start from a local file of timm weights"})
+    backbone_weights: str | None = field(default=None, metadata={"help": "start from a local .safetensors file of timm weights"})
     two_towers: bool = field(default=False, metadata={"help": "two backbones of half the width, one for lightness and one for colour"})
     decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
     decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
@@ -145,16 +144,19 @@ def build_config(
 def load_timm_weights(
     model: MsclForPreTraining | MsclForSemanticSegmentation, pretrained: bool = True, file: str | None = None
 ) -> None:
-    """Put timm's pre-trained weights into the backbone: from a local file, or from the Hub (needs a network).
+    """Put timm's pre-trained weights into the backbone: from a local file of safetensors, or from the Hub (needs a network).
 
-    Position embeddings and the stem's input channels are adapted by timm. Raises ValueError when there are no weights, or when
-    they do not fit the backbone.
+    From the Hub timm reads safetensors where a repository has them, else tensors alone of what it has (weights_only).
+    Position embeddings and the stem's input channels are adapted by timm. Raises ValueError when there are no weights, or when they do
+    not fit the backbone.
     """
     name = model.config.backbone
     if file is None and not pretrained:
         return
     if model.config.two_towers:
         raise ValueError(f"timm has no weights for two towers of {name}; leave out --pretrained and --backbone-weights, or --two-towers")
+    if file is not None and not str(file).endswith(".safetensors"):
+        raise ValueError(f"--backbone-weights is {file}, and only .safetensors is read; convert it as docs/backbones.md says")
     try:
         overlay = None if file is None else {"state_dict": _without_classifier(name, file), "num_classes": 0}
         source = timm.create_model(
@@ -165,10 +167,10 @@ def load_timm_weights(
             in_chans=model.config.num_channels,
             **model.config.backbone_kwargs,
         )
-    except (OSError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         what = f"timm's pre-trained {name} cannot be fetched" if file is None else f"{file} holds no weights that fit timm's {name}"
         reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"{what} ({reason}); give --backbone-weights a .safetensors or .pth file saved from that model") from error
+        raise ValueError(f"{what} ({reason}); give --backbone-weights a .safetensors file saved from that model") from error
     model.backbone.timm_model.load_state_dict(source.state_dict())
 
 
@@ -177,7 +179,7 @@ def _without_classifier(name: str, file: str) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         heads = timm.create_model(name, num_classes=0).default_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    weights = timm.models.load_state_dict(str(file))  # reads .pth with weights_only=True: nothing is executed
+    weights = timm.models.load_state_dict(str(file))
     return {key: value for key, value in weights.items() if not key.startswith(heads)}
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .provenance import FILE, MEASURED, SILENT, versions
-from .publish import hub_folder
+from .publish import hub_folder, split_revision
 from .run_folder import write_json
 from .upload import UNNAMED
 
@@ -80,8 +80,9 @@ def in_words(options: dict[str, Any]) -> str:
 
 def copy_beside(model: str, out: Path) -> None:
     """What a model has beside its weights, from its folder or the Hub, for a copy that was measured anew."""
+    place, revision = split_revision(model)
     for name in ("training.png", "features.png", "preprocessor_config.json"):
-        if file := cached_file(model, name, **SILENT):
+        if file := cached_file(place, name, revision=revision, **SILENT):
             shutil.copyfile(file, out / name)
 
 

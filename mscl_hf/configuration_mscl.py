@@ -1,7 +1,12 @@
 """The configuration of every mscl_hf model: self-contained, so that a checkpoint can carry it as remote code."""
 
+import inspect
+import os
+
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+
+from .checks_mscl import check_fields, check_keys, read_config
 
 # Which class of the files beside this one opens a checkpoint where mscl_hf is not installed.
 AUTO_MAP = {
@@ -38,6 +43,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: height of the training crop in px; image_width: its width, None = square;
         base_size: short side of the image before cropping in px, 0 = native.
     image_mean, image_std: of the images in 0..1 that the backbone expects (timm's own; ImageNet's where unknown).
+
+    Raises ValueError for a field of another type or beyond the bounds of `checks_mscl`.
     """
 
     model_type = "mscl"
@@ -82,6 +89,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         image_std: list[float] | None = None,
         **kwargs,
     ):
+        check_fields({name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")} | kwargs)
         self.backbone = backbone
         self.backbone_kwargs = dict(backbone_kwargs or {})
         self.two_towers = two_towers
@@ -127,8 +135,16 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
             super().set_output_features_output_indices(out_features, out_indices)
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
+        """As in transformers, within bounds."""
+        return cls._decode_special_floats(read_config(json_file))
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; label2id follows an id2label that is given alone, and it is remembered whether a label set was given."""
+        """As in transformers; label2id follows an id2label that is given alone, and it is remembered whether a label set was given. Unknown
+        fields are refused."""
+        check_keys(config_dict, set(inspect.signature(cls.__init__).parameters))
+        check_fields({name: kwargs[name] for name in ("id2label", "num_labels") if name in kwargs})
         given = bool(kwargs.get("id2label") or kwargs.get("num_labels"))
         found = super().from_dict(config_dict, **_with_label2id(kwargs))
         (found[0] if isinstance(found, tuple) else found).labels_given = given

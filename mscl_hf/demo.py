@@ -20,6 +20,7 @@ from .data.files import find_images
 from .data.synthetic import draw_scene
 from .options import command, parse
 from .palette import class_colours
+from .publish import split_revision
 from .similarity import View, enlargement, heat_colours, open_checkpoint, read_image, segmentation_picture, similarity_picture, view_of
 
 try:
@@ -127,7 +128,7 @@ def checkpoint_name(typed: str | None, models: Sequence[str], local: bool) -> st
     if not name or local or name in models:
         return name
     try:
-        validate_repo_id(name)
+        validate_repo_id(split_revision(name)[0])
         on_hub = "/" in name and not Path(name).exists()
     except HFValidationError:
         on_hub = False

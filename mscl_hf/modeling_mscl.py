@@ -17,7 +17,9 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput
+from transformers.utils.hub import resolve_revision
 
+from .checks_mscl import check_weights
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
@@ -81,7 +83,13 @@ class MsclPreTrainedModel(PreTrainedModel):
 
         New are only the heads of another stage: a classifier on a pre-training checkpoint, whose label set is given by
         `id2label` or `num_labels`. A classifier for other classes replaces one that is there with `ignore_mismatched_sizes=True`.
+        Weights are read from safetensors only.
         """
+        name = pretrained_model_name_or_path
+        if name is not None and not kwargs.get("gguf_file"):
+            known = {key: kwargs[key] for key in ("token", "local_files_only", "cache_dir") if key in kwargs}
+            kwargs |= {"revision": resolve_revision(name, kwargs.get("revision"), **known), "use_safetensors": True}
+            check_weights(name, kwargs)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
@@ -219,6 +227,12 @@ def stage_names(levels: list[dict]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}.{index}" for index, name in enumerate(names)]
 
 
+def _decoder(channels: list[int], strides: list[int], config: MsclConfig) -> nn.Module:
+    if config.decoder not in DECODERS:
+        raise ValueError(f"the configuration has decoder {config.decoder!r}; give one of {', '.join(DECODERS)}")
+    return DECODERS[config.decoder](channels, strides, config)
+
+
 def _chosen(given: bool | None, default: bool) -> bool:
     return default if given is None else given
 
@@ -248,7 +262,7 @@ class MsclForPreTraining(MsclPreTrainedModel):
         super().__init__(config)
         self.backbone = MsclBackbone(config)
         channels = self.backbone.channels
-        self.decoder = DECODERS[config.decoder](channels, self.backbone.strides, config)
+        self.decoder = _decoder(channels, self.backbone.strides, config)
         coarse = config.decoder_channels if config.attach == "decoder" else channels[-1]
         fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
         self.global_head = self.local_head = self.pixel_head = None
@@ -324,7 +338,7 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         super().__init__(config)
         self.backbone = MsclBackbone(config)
         channels = self.backbone.channels
-        self.decoder = DECODERS[config.decoder](channels, self.backbone.strides, config)
+        self.decoder = _decoder(channels, self.backbone.strides, config)
         self.dropout = nn.Dropout2d(config.decoder_dropout)
         self.classifier = _classifier(config.decoder_channels, config.num_labels)
         self.auxiliary_head = None

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
+from transformers.utils.hub import resolve_revision
 
 import mscl_hf
 
 from .data.loading import TrainingData
 from .data.training import DataOptions
-from .publish import commit
+from .publish import commit, pinned, split_revision
 from .train_options import TrainOptions
 from .upload import without_secrets
 
@@ -32,12 +33,13 @@ MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
 def provenance(model: str, say: Callable[[str], None] = print) -> dict:
-    """What is known of a model, a folder or a Hub name.
+    """What is known of a model, a folder, a Hub name or NAME@REVISION.
 
     title; license, as the Hub names it; stages and evaluations, oldest first. All empty for a model of another origin, and, which is
     said, where the record cannot be read: it is a stranger's file, and no reason to lose a run.
     """
-    file = cached_file(model, FILE, **SILENT)
+    place, revision = split_revision(model)
+    file = cached_file(place, FILE, revision=revision, **SILENT)
     nothing = {"title": None, "license": None, "stages": [], "evaluations": []}
     if file is None:
         return nothing
@@ -67,7 +69,7 @@ def stage_record(
     height, width = config.image_size, config.image_width or config.image_size
     start_facts = {"seed": train.seed, "started from": "random weights" if start is None else public(start)}
     facts = {
-        "data": f"{data_name(of_data)}, {source.split}",
+        "data": f"{data_name(of_data)}, {source.split}" + (f" at {of_data.data_revision}" if of_data.data_revision else ""),
         "images with labels": "a stream" if data.stream else len(data.labelled) if data.labelled else 0,
         "images without labels": len(data.unlabelled) if data.unlabelled else 0,
         "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
@@ -80,7 +82,7 @@ def stage_record(
         "stage": stage,
         "facts": what | (facts if trained else {"budget": "no training"}) | start_facts,
         "data_set": _hub_name(of_data),
-        "base_model": None if start is None or Path(start).exists() else start,
+        "base_model": None if start is None or Path(start).exists() else split_revision(start)[0],
         "command": command_line(options, accelerator.num_processes, accelerator.device.type == "cuda"),
         "versions": versions(),
     }
@@ -97,6 +99,18 @@ def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
 def data_name(options: DataOptions) -> str:
     """Of the data set, for people: that of its folder where it has no other."""
     return _hub_name(options) or (Path(options.data_dir).name if options.dataset in ("folder", "hf") else options.dataset)
+
+
+def pinned_options(options: tuple) -> tuple:
+    """A recipe's options with what they take from the Hub at the commits of this moment: models as NAME@COMMIT, data by --data-revision."""
+    found = []
+    for of in options:
+        changes = {name: pinned(getattr(of, name)) for name in ("model", "start_from") if hasattr(of, name)}
+        if isinstance(of, DataOptions) and (name := _hub_name(of)):
+            commit_of_data = resolve_revision(name, of.data_revision, repo_type="dataset")
+            changes["data_revision"] = getattr(commit_of_data, "resolved", of.data_revision)
+        found.append(replace(of, **changes) if changes else of)
+    return tuple(found)
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,9 @@ from statistics import median_low
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProcessor
 from transformers.utils import logging
+from transformers.utils.hub import resolve_revision
 
 from .data.crops import central_crop, cut
 from .data.segmentation_data import SegmentationData
@@ -24,23 +24,45 @@ from .run_folder import UNFINISHED
 
 
 def open_model(kind: type, name: str, **options) -> Any:
-    """`kind.from_pretrained`, kind a model or configuration class; ValueError in one sentence when there is none at `name`, a folder or a
-    Hub name."""
-    if not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):  # nor can it be a Hub name
+    """`kind.from_pretrained`, kind a model, a configuration or an Auto class; ValueError in one sentence when there is none at `name`: a
+    folder, a Hub name, or NAME@REVISION. No code of a model is run, and nothing is unpickled."""
+    place, revision = split_revision(name)
+    if not Path(place).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):  # nor can it be a Hub name
         raise ValueError(f"there is no model folder {name}; give the output folder of a finished run, or a name on the Hub")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise ValueError(f"the folder {name} holds no model (no config.json); give one in which a run has ended")
+    if revision is not None and options.get("revision") is None:
+        options["revision"] = revision
+    if kind.__name__.startswith("Auto"):
+        options["trust_remote_code"] = False
     if issubclass(kind, PreTrainedModel):
         options = {"dtype": torch.float32} | options  # whatever it was saved in
     verbosity = logging.get_verbosity()
     try:
         logging.set_verbosity_error()  # a head that is new is no news here
-        return kind.from_pretrained(name, **options)
-    except (OSError, SafetensorError) as error:
-        first = str(error).splitlines()[0].rstrip(".")
+        return kind.from_pretrained(place, **options)
+    except Exception as error:  # a stranger's files can fail anywhere
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"cannot open a model at {name!r} ({first}); give a folder of a finished run, or a name on the Hub") from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model's name and its revision (a branch, a tag or a commit) where it is NAME@REVISION; a folder is its name alone."""
+    place, _, revision = (name, "", "") if Path(name).exists() else name.rpartition("@")
+    return (place, revision) if place and re.fullmatch(r"[\w./-]+", revision) else (name, None)
+
+
+def pinned(name: str | None) -> str | None:
+    """NAME@COMMIT for a model on the Hub, so that all its files are of one commit, and a record tells which; else the name as it is."""
+    if name is None or Path(name).exists():
+        return name
+    place, revision = split_revision(name)
+    commit = getattr(resolve_revision(place, revision), "resolved", None)  # not there: whoever opens the model says why
+    return f"{place}@{commit}" if commit else name
 
 
 def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:

@@ -14,7 +14,7 @@ from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
-from mscl_hf.provenance import provenance, with_evaluation
+from mscl_hf.provenance import pinned_options, provenance, with_evaluation
 from mscl_hf.publish import commit, open_model, publish
 from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.upload import HubOptions, check_can_push, push_result
@@ -24,7 +24,7 @@ from mscl_hf.upload import HubOptions, check_can_push, push_result
 class EvaluateOptions:
     """What to measure, and on what."""
 
-    model: str = field(default="runs/finetune", metadata={"help": "model folder or Hub name"})
+    model: str = field(default="runs/finetune", metadata={"help": "model folder, Hub name or NAME@REVISION"})
     output_dir: str = field(default="runs/evaluate", metadata={"help": "new or empty folder for results.json and pictures"})
     split: str = field(default="test", metadata={"help": "split to measure on"})
     score_classes: list[str] | None = field(default=None, metadata={"help": "take the mean over these classes only"})
@@ -41,7 +41,7 @@ KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
 
 @command
 def main() -> None:
-    run, inference, data_options, hub = options = parse(KINDS, __doc__.splitlines()[0])
+    run, inference, data_options, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.precision not in ("fp32", "bf16"):
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)

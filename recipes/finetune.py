@@ -20,7 +20,7 @@ from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.probe import start_classifier
-from mscl_hf.provenance import data_name, provenance, stage_record, with_evaluation
+from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
 from mscl_hf.publish import commit, draw_training, open_model, publish, typical_size
 from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.train import TrainOptions, fit
@@ -31,7 +31,7 @@ from mscl_hf.upload import HubOptions, check_can_push, push_result
 class FinetuneOptions:
     """Where from, where to, and the augmentation."""
 
-    model: str = field(default="runs/pretrain", metadata={"help": "model folder or Hub name to start from"})
+    model: str = field(default="runs/pretrain", metadata={"help": "model folder, Hub name or NAME@REVISION to start from"})
     output_dir: str = field(default="runs/finetune", metadata={"help": "new or empty folder for the model and its records"})
     list_losses: bool = field(default=False, metadata={"help": "print the losses and stop"})
     image_size: int | None = field(default=None, metadata={"help": "height of the training crop in px; default: as pre-trained"})
@@ -74,7 +74,7 @@ KINDS = (FinetuneOptions, LossOptions, FinetuneTrainOptions, DataOptions, HubOpt
 
 @command
 def main() -> None:
-    run, loss, train, data_options, hub = options = parse(KINDS, __doc__.splitlines()[0])
+    run, loss, train, data_options, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.list_losses:
         print_losses()
         return

@@ -21,8 +21,8 @@ from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, defaults_of, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
-from mscl_hf.provenance import provenance, stage_record
-from mscl_hf.publish import commit, draw_features, draw_training, open_model, publish, typical_size
+from mscl_hf.provenance import pinned_options, provenance, stage_record
+from mscl_hf.publish import commit, draw_features, draw_training, open_model, pinned, publish, typical_size
 from mscl_hf.run_folder import open_run
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
@@ -35,7 +35,7 @@ class PretrainOptions:
     output_dir: str = field(default="runs/pretrain", metadata={"help": "new or empty folder for the model and its records"})
     method: str = field(default="mscl", metadata={"help": "how to pre-train; see --list-methods"})
     list_methods: bool = field(default=False, metadata={"help": "print the methods and stop"})
-    start_from: str | None = field(default=None, metadata={"help": "model folder or Hub name to take backbone and decoder from"})
+    start_from: str | None = field(default=None, metadata={"help": "model folder, Hub name or NAME@REVISION to take the network from"})
     unlabelled: str = field(default="none", metadata={"help": "images without labels: none, rest (of the training split), or a folder"})
     labelled_share: float = field(default=0.5, metadata={"help": "share of labelled images in a batch that also has unlabelled ones"})
     health_every_steps: int = field(default=100, metadata={"help": "steps between health checks; 0 = only at the end"})
@@ -50,7 +50,7 @@ KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOption
 
 @command
 def main() -> None:
-    run, _, loss, _, data, net, train, hub = options = parse(KINDS, __doc__.splitlines()[0])
+    run, _, loss, _, data, net, train, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.list_methods:
         print_table(table())
         return
@@ -140,7 +140,7 @@ def timm_weights(run: PretrainOptions, net: NetworkOptions) -> str | None:
     """Where a backbone's first weights are from: a file, a Hub name, or None for random ones."""
     if net.backbone_weights or not (net.pretrained or run.method == "imagenet"):
         return net.backbone_weights
-    return timm.get_pretrained_cfg(net.backbone).hf_hub_id
+    return pinned(timm.get_pretrained_cfg(net.backbone).hf_hub_id)
 
 
 def check_options(run: PretrainOptions, stages: list[type[Method]], views: ViewOptions, net: NetworkOptions, options: dict) -> None:

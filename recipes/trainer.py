@@ -26,6 +26,7 @@ from mscl_hf.data.training import DataOptions, labelled_part, open_held_out
 from mscl_hf.data.views import TrainView
 from mscl_hf.metrics import MeanIoU
 from mscl_hf.options import command, parse
+from mscl_hf.provenance import pinned_options
 from mscl_hf.publish import open_model
 
 
@@ -33,7 +34,7 @@ from mscl_hf.publish import open_model
 class ModelOptions:
     """Where from."""
 
-    model: str = field(default="runs/pretrain", metadata={"help": "model folder or Hub name to start from"})
+    model: str = field(default="runs/pretrain", metadata={"help": "model folder, Hub name or NAME@REVISION to start from"})
     resume: bool = field(default=False, metadata={"help": "continue from the last checkpoint in --output-dir"})
 
 
@@ -82,7 +83,7 @@ def class_ids(logits: Tensor, labels: Tensor) -> Tensor:
 
 @command
 def main() -> None:
-    run, arguments, options = parse((ModelOptions, Arguments, DataOptions), __doc__.splitlines()[0])
+    run, arguments, options = pinned_options(parse((ModelOptions, Arguments, DataOptions), __doc__.splitlines()[0]))
     if options.streaming or arguments.max_steps < 1:
         raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
     there = Path(arguments.output_dir).is_dir() and get_last_checkpoint(arguments.output_dir) is not None

@@ -45,6 +45,7 @@ def main(hub, facts: dict) -> None:
     import numpy as np
     import timm
     import torch
+    from hub_pinned import pinned_life
     from huggingface_hub import HfApi, constants, snapshot_download
     from PIL import Image
     from transformers import AutoBackbone, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
@@ -149,6 +150,8 @@ def main(hub, facts: dict) -> None:
     loaded = timm.create_model("hf-hub:org/timm", pretrained=True).eval()
     with torch.no_grad():
         facts["timm"] = [digest(model(pixels())), digest(loaded(pixels()))]
+
+    facts["pinned"] = pinned_life(hub, FOLDER / "pinned")
 
 
 def offline(facts: dict, revision: str) -> None:

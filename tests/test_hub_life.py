@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 from minihub import TOKEN
 
+from mscl_hf.publish import pinned, split_revision
+
 WORKER = ROOT / "tests" / "hub_worker.py"
 
 
@@ -37,6 +39,12 @@ def work(tmp_path_factory):
 @pytest.fixture(scope="module")
 def life(work) -> dict:
     return work(path=ROOT, offline="0")
+
+
+@pytest.fixture(scope="module")
+def pinned_facts(life) -> dict:
+    """What tests/hub_pinned.py saw."""
+    return life["pinned"]
 
 
 def test_pushed_model_loads_by_name(life):
@@ -102,3 +110,58 @@ def test_space_and_cache_without_a_network(life, work):
     facts = work(life["first_sha"], path=life["space_folder"], offline="1")
     assert facts["package"] == f"{life['space_folder']}/mscl_hf/__init__.py"
     assert facts["from_cache"] == life["second"] and facts["first_from_cache"] == life["first"]
+
+
+def test_a_name_stands_for_its_newest_commit(pinned_facts):
+    """NAME becomes NAME@COMMIT before anything is opened, and all files of the run are asked for by that commit."""
+    first, newest = pinned_facts["commits"]
+    assert pinned_facts["head"] == f"org/start@{newest}" and pinned_facts["by commit"] == f"org/start@{first}"
+    for name, commit in (("newest", newest), ("first", first)):
+        assert pinned_facts[f"{name} asked for"] and all(f"/resolve/{commit}/" in path for path in pinned_facts[f"{name} asked for"])
+    assert all(f"/resolve/{first}/" in path for path in pinned_facts["exported asked for"])
+    assert pinned_facts["first weights"]
+
+
+def test_the_commit_is_recorded(pinned_facts):
+    """In the card's facts, in the command to run again, in run.json; the card's base model is the bare name."""
+    for name, commit in zip(("first", "newest"), pinned_facts["commits"]):
+        record = pinned_facts[name]
+        assert record["facts"]["started from"] == f"org/start@{commit}" and record["base_model"] == "org/start"
+        assert f"--model org/start@{commit}" in record["command"]
+        assert f"org/start@{commit}" in pinned_facts[f"{name} run"]
+    assert pinned_facts["onward"] == f"org/start@{pinned_facts['commits'][1]}"
+
+
+def test_the_commit_of_the_data_is_recorded(pinned_facts):
+    """Without --data-revision the newest one is taken, named in the card, and given in the command to run again."""
+    record = pinned_facts["first"]
+    assert record["facts"]["data"] == f"org/scenes, train at {pinned_facts['data commit']}" and record["data_set"] == "org/scenes"
+    assert f"--data-revision {pinned_facts['data commit']}" in record["command"]
+
+
+def test_no_pickle_of_the_hub_is_fetched(pinned_facts):
+    """A repository without safetensors is refused in one sentence, its other weights stay there, and nobody is asked to convert them."""
+    for name, says in {
+        "org/pickled": "pytorch_model.bin, which could run code", "org/shards": "pytorch_model.bin.index.json, which could run code",
+        "org/renamed": "names 'pytorch_model-1.bin'", "org/empty": "has no model.safetensors",
+    }.items():  # fmt: skip
+        assert says in pinned_facts["refused"][name] and "\n" not in pinned_facts["refused"][name]
+    assert "has no model.safetensors" in pinned_facts["refused by a command"]
+    assert [(method, path) for method, path in pinned_facts["asked"] if method == "GET" and ".bin" in path and "/timm/" not in path] == []
+    assert not any("convert" in path or "discussions" in path for _, path in pinned_facts["asked"])
+
+
+def test_no_code_of_timms_repositories_is_run(pinned_facts):
+    """timm would read a pickle where there is no safetensors, but tensors only: one with more in it is refused."""
+    (said,) = (text for name, text in pinned_facts["refused"].items() if name.startswith("timm/"))
+    assert "cannot be fetched" in said and not pinned_facts["code was run"]
+
+
+def test_a_folder_is_no_revision(tmp_path, monkeypatch):
+    """A folder whose name has an @ is that folder, and stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a@b").mkdir()
+    assert split_revision("a@b") == ("a@b", None) and pinned("a@b") == "a@b"
+    assert split_revision("org/net@refs/pr/1") == ("org/net", "refs/pr/1")
+    assert split_revision("org/net") == ("org/net", None) and split_revision("@x") == ("@x", None)
+    assert pinned(None) is None

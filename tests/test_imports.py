@@ -1,13 +1,13 @@
-"""The shape of the house: imports only go down, and nothing is ever unpickled."""
+"""The shape of the house: imports only go down."""
 
 import ast
-import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
-    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "configuration_mscl", "decoders_mscl", "heads_mscl",
-     "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "sharding", "train_options"},
+    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "checks_mscl", "configuration_mscl", "decoders_mscl",
+     "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "sharding",
+     "train_options"},
     {"data", "methods", "figures"},
     {"checkpoint", "prepare", "report", "train", "evaluate", "probe", "health", "publish", "provenance", "card",
      "export", "similarity", "demo"},
@@ -77,16 +77,10 @@ def test_losses_import_torch_and_nothing_else():
 
 
 def test_models_can_travel_as_remote_code():
-    """Configuration, decoders, towers and modeling import only torch, timm, transformers and each other."""
-    for name in ("configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
+    """Configuration, decoders, towers and modeling import only torch, timm, transformers, safetensors and each other."""
+    for name in ("checks_mscl", "configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
         for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
             if isinstance(node, ast.ImportFrom):
                 flat = node.level == 1 and node.module.endswith("_mscl")
-                assert flat or node.module.split(".")[0] in {"torch", "timm", "transformers", "dataclasses", "re"}, (name, node.module)
-
-
-def test_nothing_is_unpickled():
-    """Checkpoints are safetensors and JSON: neither the package nor the recipes name pickle or torch.load."""
-    for folder in (PACKAGE, PACKAGE.parent / "recipes"):
-        for path in folder.rglob("*.py"):
-            assert not re.search(r"\bimport pickle\b|\bpickle\.|torch\.load\(", path.read_text()), path
+                allowed = {"torch", "timm", "transformers", "safetensors", "dataclasses", "pathlib"}
+                assert flat or node.module.split(".")[0] in allowed, (name, node.module)

@@ -117,7 +117,7 @@ def test_what_a_folder_says_of_itself(kind, name, tmp_path):
 def test_a_configuration_saved_alone_brings_its_code(tmp_path):
     """What AutoConfig needs to open it anywhere."""
     config_of().save_pretrained(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "configuration_mscl.py"}
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "checks_mscl.py", "configuration_mscl.py"}
 
 
 @torch.no_grad()

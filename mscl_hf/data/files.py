@@ -14,6 +14,9 @@ from PIL import Image
 from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, BadSample, Slice, index_array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# How archives and compressed files begin; tar says so at its 258th byte.
+PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd",
+          b"\x04\x22\x4d\x18")  # fmt: skip
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
 
 
@@ -37,6 +40,21 @@ def find_images(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"found no images in {folder} (looked for {' '.join(IMAGE_SUFFIXES)} in it and its sub-folders)")
     return sorted(found)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is an archive, or compressed, by its content."""
+    with path.open("rb") as file:
+        start = file.read(262)
+    return start.startswith(PACKED) or start[257:] == b"ustar"
+
+
+def refuse_packed(place: Path) -> None:
+    """ValueError where a data set is an archive, or a folder that holds one: nothing is unpacked here."""
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)
+    packed = next((path for path in files if path.is_file() and is_packed(path)), None)
+    if packed is not None:
+        raise ValueError(f"{packed} is packed, and archives are not opened here; unpack it yourself, and give a folder without archives")
 
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:

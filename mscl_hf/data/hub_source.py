@@ -1,7 +1,7 @@
 """Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
+from .files import SCAN_AT_MOST, class_names, found_classes, make_table, refuse_packed, slices_of
 from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
 from .shards import ParquetShard, StreamedShard
 from .stream import SegmentationStream
@@ -67,6 +67,7 @@ def build_hf(
         rows = rows.cast_column(wanted, datasets.Image(decode=not streaming))
     if streaming:
         return SegmentationStream(streamed_shards(rows, f"{name}/{split}"), named, name, split, table)
+    refuse_addresses(rows, columns)
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)
@@ -78,6 +79,8 @@ def load_rows(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Open one split. Raises ValueError naming the splits there are, or why the data set cannot be opened."""
     path = Path(name)
+    if path.exists():  # `datasets` would unpack what it finds
+        refuse_packed(path)
     if any((path / marker).is_file() for marker in SAVED):
         return saved_rows(path, split, streaming)
     if path.is_file() and path.suffix not in FILE_READERS:
@@ -181,6 +184,16 @@ def row_names(rows: datasets.Dataset) -> list[str]:
     if all(stems) and len(set(stems)) == len(stems):
         return stems
     return [f"row_{index:06d}" for index in range(len(rows))]
+
+
+def refuse_addresses(rows: datasets.Dataset, columns: Iterable[str]) -> None:
+    """ValueError where a row holds the address of an image instead of the image: reading it would ask a server of the row's choice."""
+    for column in columns:
+        stored = rows.with_format("arrow")[:][column]
+        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
+        foreign = pc.match_substring_regex(paths, r"(^|::)(https?|ftp|s3|gs|gcs|abfs|webhdfs|hdfs|ssh|sftp|smb)://")
+        if (index := pc.index(foreign, True).as_py()) >= 0:
+            raise ValueError(f"the {column} of row {index} is the address {paths[index].as_py()}; give data that holds its images")
 
 
 def stored_slices(rows: datasets.Dataset) -> tuple[Slice, ...] | None:

@@ -16,6 +16,7 @@ from .files import (
     found_classes,
     make_table,
     open_masks,
+    refuse_packed,
     require_files,
     require_masks,
     slices_by_name,
@@ -291,6 +292,8 @@ def load_data(
         raise ValueError(f"the data set {dataset!r} needs a data folder (--data-dir): {source.layout}")
     if data_dir is not None and dataset != "hf":  # hf may name a data set of the Hub, which is no folder
         data_dir = Path(data_dir)
+        if data_dir.is_file():
+            refuse_packed(data_dir)
         if not data_dir.is_dir():
             raise ValueError(f"the data folder {data_dir} is not there; wanted {source.layout}")
     return source.build(split, data_dir, unlabelled, **options)

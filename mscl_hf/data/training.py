@@ -40,7 +40,7 @@ class DataOptions:
     image_column: str | None = field(default=None, metadata={"help": "hf: column of images"})
     mask_column: str | None = field(default=None, metadata={"help": "hf: column of masks"})
     subset: str | None = field(default=None, metadata={"help": "hf: configuration name of a Hub data set"})
-    data_revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set"})
+    data_revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set; default: the newest"})
     streaming: bool = field(default=False, metadata={"help": "hf: read the data set as it comes instead of downloading it"})
     reduce_labels: bool = field(default=False, metadata={"help": "folder, hf: label 0 becomes ignored, the others count from 0"})
     classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them"})

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_mscl import MsclConfig
 from ..modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from ..publish import open_model
+from ..publish import open_model, pinned
 from .card import export_card
 from .graphs import save_graph
 from .state_dicts import save_state_dict
@@ -43,7 +43,8 @@ def export(
         raise ValueError(f"--height and --width fix the images of a graph; --to {to} writes weights, leave them out")
     if out.is_file() or out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; give a new or empty --output-dir")
-    network = open_network(name, revision)
+    name = pinned(f"{name}@{revision}" if revision and not Path(name).exists() else name)  # its card, too, is of one commit
+    network = open_network(name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
         folder = Path(scratch)
@@ -71,8 +72,8 @@ def check_packages(to: str) -> None:
         raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def open_network(name: str, revision: str | None = None) -> PreTrainedModel:
+def open_network(name: str) -> PreTrainedModel:
     """The model as it was saved, fine-tuned or pre-trained, in float32 and evaluation mode."""
-    config = open_model(MsclConfig, name, revision=revision)
+    config = open_model(MsclConfig, name)
     kind = MsclForPreTraining if config.architectures == ["MsclForPreTraining"] else MsclForSemanticSegmentation
-    return open_model(kind, name, revision=revision).float().eval()
+    return open_model(kind, name).float().eval()

@@ -6,7 +6,7 @@ from transformers.utils import cached_file
 
 from ..card import cell, licence_text
 from ..provenance import SILENT, provenance
-from ..publish import hub_folder
+from ..publish import hub_folder, split_revision
 from ..upload import UNNAMED
 
 # Library by the Hub's name, what the folder is, how to open it.
@@ -35,7 +35,8 @@ logits = program(pixels)  # (B, 3, H, W) float32 -> (B, classes, H, W)"""),
 def export_card(config: PreTrainedConfig, name: str, to: str, segments: bool, said: str) -> ModelCard:
     """The card of the export of the model `name`, a folder or Hub name, with the terms that the model's own card states."""
     library, about, code = SHOWN[to]
-    own = cached_file(name, "README.md", **SILENT)
+    place, revision = split_revision(name)
+    own = cached_file(place, "README.md", revision=revision, **SILENT)
     licence = ModelCard.load(own).data.license if own else None
     data = ModelCardData(
         library_name=library, license=licence, pipeline_tag="image-segmentation" if segments else "image-feature-extraction",

@@ -1,0 +1,27 @@
+# Each target but `test` makes a fresh environment below $(ENVS) by uv (https://docs.astral.sh/uv, `pip install uv`) and runs the tests in it.
+#
+#   make test-floor                              the oldest releases that setup.cfg allows
+#   make test-newest PYTEST="-n 2 -k 'not demo'" what pytest is given
+PYTHON ?= 3.11
+ENVS ?= build/envs
+UV ?= uv
+PYTEST ?=
+
+.PHONY: test test-slow test-floor test-newest
+
+test:
+	python -m pytest $(PYTEST)
+
+test-slow:
+	python -m pytest --runslow $(PYTEST)
+
+# lowest-direct: the packages that setup.cfg names at their floors, what these need as new as they take it.
+test-floor:
+	$(UV) venv --clear --python $(PYTHON) $(ENVS)/floor
+	$(UV) pip install --python $(ENVS)/floor --resolution lowest-direct -e ".[test]"
+	$(ENVS)/floor/bin/python -m pytest $(PYTEST)
+
+test-newest:
+	$(UV) venv --clear --python $(PYTHON) $(ENVS)/newest
+	$(UV) pip install --python $(ENVS)/newest --upgrade -e ".[test]"
+	$(ENVS)/newest/bin/python -m pytest $(PYTEST)

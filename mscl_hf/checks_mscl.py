@@ -1,0 +1,192 @@
+"""What is refused of a checkpoint, which may be a stranger's, before memory is taken or the network asked.
+
+Self-contained (safetensors, transformers), so that a checkpoint can carry it as remote code.
+"""
+
+import json
+import os
+import reprlib
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file, has_file, is_peft_available
+
+CONFIG_BYTES = 4 * 1024**2  # of config.json; that of a network with a thousand classes has a twentieth of it
+MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 10_000, 4096, 16_384
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "proxies")  # how from_pretrained is told where files lie
+# What transformers writes of its own into config.json. It would act on more: other files, other repositories, kernels to fetch.
+OF_TRANSFORMERS = {
+    *PreTrainedConfig().to_dict(), "torch_dtype", "num_labels", "auto_map", "name_or_path", "_commit_hash", "use_return_dict", "use_cache",
+    "gradient_checkpointing", "tie_word_embeddings", "torchscript", "finetuning_task", "task_specific_params", "pruned_heads",
+}  # fmt: skip
+
+
+# A field is what it wants, in words, and a function that says whether a value is that.
+
+
+def _whole(least: int, most: int, or_none: bool = False) -> tuple:
+    def fits(value) -> bool:
+        return or_none if value is None else type(value) is int and least <= value <= most
+
+    return f"a whole number of {least}..{most}" + " or null" * or_none, fits
+
+
+def _number(least: float, most: float) -> tuple:
+    return f"a number of {least:g}..{most:g}", lambda value: type(value) in (int, float) and least <= value <= most  # which NaN is not
+
+
+def _one_of(*names: str) -> tuple:
+    return f"one of {', '.join(names)}", lambda value: type(value) is str and value in names
+
+
+def _list_of(field: tuple, or_none: bool = True, most: int = 1024) -> tuple:
+    def fits(value) -> bool:
+        return or_none if value is None else isinstance(value, (list, tuple)) and len(value) <= most and all(map(field[1], value))
+
+    return f"at most {most} values in a list, each {field[0]}", fits
+
+
+def _options(most: int) -> tuple:
+    """Of a constructor."""
+    def fits(value, depth: int = 4) -> bool:
+        if isinstance(value, (dict, list, tuple)):
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            return depth > 0 and len(value) <= 256 and all(fits(part, depth - 1) for part in parts)
+        if isinstance(value, str):
+            return len(value) <= 256
+        return value is None or type(value) in (int, float, bool) and -most <= value <= most
+
+    said = f"options by name: texts up to 256 characters, numbers up to {most}, lists and options of these, 4 deep"
+    return said, lambda value: value is None or isinstance(value, dict) and fits(value)
+
+
+def _by_name(value) -> bool:
+    return value is None or type(value) is dict and len(value) <= MOST_CLASSES
+
+
+TEXT = ("a text of at most 256 characters", lambda value: value is None or type(value) is str and len(value) <= 256)
+FLAG = ("true or false", lambda value: type(value) is bool)
+PIXELS = _whole(1, MOST_PIXELS, or_none=True)
+CHANNELS = _whole(1, MOST_CHANNELS)
+FIELDS = {
+    "backbone": TEXT, "backbone_kwargs": _options(MOST_PIXELS), "contrast": _options(2**31), "two_towers": FLAG,
+    "num_channels": CHANNELS, "out_indices": _list_of(_whole(-1024, 1023)), "out_features": _list_of(TEXT), "stage_names": _list_of(TEXT),
+    "size_multiple": _whole(1, MOST_PIXELS), "fixed_size": PIXELS, "norm_features": FLAG,
+    "decoder": TEXT, "decoder_channels": CHANNELS, "decoder_rates": _list_of(_whole(1, MOST_PIXELS), most=16),
+    "decoder_dropout": _number(0, 1), "heads": _list_of(_one_of("g", "l", "p"), most=3),
+    "global_dim": CHANNELS, "local_dim": CHANNELS, "pixel_dim": CHANNELS, "local_grid": _whole(1, MOST_PIXELS),
+    "local_layers": _whole(1, 64), "pixel_layers": _whole(1, 64), "pixel_bn": FLAG, "pixel_grid": PIXELS,
+    "attach": _one_of("ancestor", "backbone", "decoder"), "bn_views": _one_of("joint", "separate"),
+    "use_auxiliary_head": FLAG, "auxiliary_loss_weight": _number(0, 1e6), "semantic_loss_ignore_index": _whole(-(2**31), 2**31),
+    "image_size": _whole(1, MOST_PIXELS), "image_width": PIXELS, "base_size": _whole(0, MOST_PIXELS, or_none=True),
+    "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
+    "num_labels": _whole(1, MOST_CLASSES, or_none=True), "architectures": _list_of(TEXT),
+    "id2label": (f"names of at most {MOST_CLASSES} classes", _by_name), "label2id": (f"ids of at most {MOST_CLASSES} classes", _by_name),
+    "dtype": (f"one of {', '.join(DTYPES)}", lambda value: type(value) is not str or value in DTYPES),
+    "return_dict": FLAG, "output_hidden_states": FLAG, "output_attentions": FLAG,
+}  # fmt: skip
+FIELDS["torch_dtype"] = FIELDS["dtype"]
+
+
+def check_fields(fields: dict) -> None:
+    """ValueError for the first field of a configuration that has a wrong type or is beyond its bounds; only then are they used."""
+    for name, value in fields.items():
+        wanted, fits = FIELDS.get(name, ("", lambda value: True))
+        if not fits(value):
+            raise ValueError(f"the configuration has {name} {reprlib.repr(value)}; give {wanted}, or a config.json as it was saved")
+
+
+def check_keys(config: dict, own: set[str]) -> None:
+    """ValueError for keys of a config.json that no mscl_hf model has, or that is another's. own: the fields of its configuration class."""
+    if config.get("model_type", "mscl") != "mscl":
+        whose = reprlib.repr(config.get("architectures") or config["model_type"])
+        raise ValueError(f"the configuration is that of {whose}, which is no model of mscl_hf; give one that is")
+    if unknown := sorted(set(config) - own - OF_TRANSFORMERS):
+        raise ValueError(
+            f"the configuration has the unknown field {reprlib.repr(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
+            "newer one wrote it"
+        )
+
+
+def read_config(file: str | os.PathLike) -> dict:
+    """config.json, whose size is looked at first. Raises ValueError, and for what is no JSON at all json's own error."""
+    size = os.path.getsize(file)
+    if size > CONFIG_BYTES:
+        raise ValueError(f"{file} has {size:,} bytes; give a config.json of at most {CONFIG_BYTES:,}")
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise ValueError(f"{file} cannot be read ({error}); give a config.json as it was saved") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}; give a config.json as it was saved, with its fields by name")
+    return found
+
+
+def check_weights(name: str | os.PathLike, options: dict) -> None:
+    """Raise unless a model, a folder or a Hub name, has its weights as safetensors; other files of weights are never opened.
+
+    options: of from_pretrained.
+    """
+    where = {key: options[key] for key in PLACES if options.get(key) is not None}
+    names = [_variant(file, options.get("variant")) for file in (WEIGHTS, INDEX)]
+    if file := cached_file(name, names[0], **where, **SILENT):
+        _check_types(name, file)
+    else:
+        index = cached_file(name, names[1], **where, **SILENT)
+        if index is not None:
+            _check_index(name, Path(index))
+        elif pickled := _pickled(name, where):
+            raise ValueError(
+                f"{name} has no {names[0]} but {pickled}, which could run code when opened and is not; give a model saved as safetensors"
+            )
+        else:
+            raise OSError(f"{name} has no {names[0]}, or it cannot be reached; give a model saved as safetensors")
+    if is_peft_available() and cached_file(name, "adapter_config.json", **where, **SILENT) is not None:
+        raise ValueError(f"{name} holds an adapter, which may name other models and bring files of other kinds; give a whole model")
+
+
+def _check_types(name: str | os.PathLike, file: str) -> None:
+    """Weights must be floating-point: others would be converted without a word."""
+    with safe_open(file, "pt") as weights:
+        keys = [key for key in weights.keys() if key.endswith((".weight", ".bias"))]  # noqa: SIM118
+        kinds = {key: weights.get_slice(key).get_dtype() for key in keys}
+    if wrong := next((key for key, kind in kinds.items() if kind not in FLOATS), None):
+        raise ValueError(f"{name} stores {wrong} as {kinds[wrong]}; give a model whose weights are one of {', '.join(FLOATS)}")
+
+
+def _variant(file: str, variant: str | None) -> str:
+    start, _, end = file.rpartition(".")
+    return f"{start}.{variant}.{end}" if variant else file
+
+
+def _check_index(name: str | os.PathLike, index: Path) -> None:
+    """Shards must be safetensors that lie beside their index."""
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        wrong = sorted(file for file in files if not file.endswith(".safetensors") or os.path.basename(file) != file or "\\" in file)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{index.name} of {name} cannot be read ({what}); give a model as it was saved") from error
+    for file in files if not wrong else ():
+        if (index.parent / file).is_file():  # those of the Hub are fetched later
+            _check_types(name, str(index.parent / file))
+    if wrong:
+        raise ValueError(f"{index.name} of {name} names {wrong[0]!r}; give a model whose weights are *.safetensors beside it")
+
+
+def _pickled(name: str | os.PathLike, where: dict) -> str | None:
+    """A file of weights that is there and no safetensors."""
+    folder = Path(name) / where.get("subfolder", "")
+    if folder.is_dir():
+        return next((file.name for file in sorted(folder.iterdir()) if file.name.removesuffix(".index.json").endswith(PICKLED)), None)
+    there = {key: value for key, value in where.items() if key != "subfolder"}
+    files = (os.path.join(where.get("subfolder", ""), file) for file in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+    return next((file for file in files if has_file(name, file, **there)), None)  # it is asked for, and not fetched
