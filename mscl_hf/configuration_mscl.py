@@ -1,5 +1,9 @@
 """The configuration of every mscl_hf model: self-contained, so that a checkpoint can carry it as remote code."""
 
+import inspect
+from types import UnionType
+from typing import Any, get_args, get_origin
+
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -82,6 +86,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         image_std: list[float] | None = None,
         **kwargs,
     ):
+        _refuse_ill_typed({name: value for name, value in locals().items() if name in FIELDS})
         self.backbone = backbone
         self.backbone_kwargs = dict(backbone_kwargs or {})
         self.two_towers = two_towers
@@ -123,6 +128,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         """As in transformers; before the stages have names, the choice is kept and checked when they get them."""
         if self.stage_names is None:
             self._out_features, self._out_indices = out_features, None if out_indices is None else list(out_indices)
+        elif not self.stage_names:
+            raise ValueError("stage_names is []; a network has at least one stage")
         else:
             super().set_output_features_output_indices(out_features, out_indices)
 
@@ -145,9 +152,38 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
             self.set_output_features_output_indices(self._out_features, self._out_indices)
 
 
+FIELDS = {each.name: each.annotation for each in inspect.signature(MsclConfig.__init__).parameters.values() if each.annotation != each.empty}
+SIZES = ("num_channels", "size_multiple", "fixed_size", "decoder_channels", "global_dim", "local_dim", "pixel_dim", "local_grid",
+         "local_layers", "pixel_layers", "pixel_grid", "image_size", "image_width")  # fmt: skip
+MOST_LABELS = 65535
+
+
+def _refuse_ill_typed(given: dict) -> None:
+    """ValueError for a field that is not of its type, or a size that is none: a config.json can hold anything."""
+    for name, value in given.items():
+        no_size = name in SIZES and isinstance(value, int) and value < 1
+        if no_size or not _is(value, FIELDS[name]):
+            wanted = getattr(FIELDS[name], "__name__", str(FIELDS[name])) + " of at least 1" * (name in SIZES)
+            raise ValueError(f"the configuration's {name} is {str(value)[:100]!r}; wanted {wanted}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_is(value, part) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, (list, tuple)) and all(_is(part, get_args(kind)[0]) for part in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+
+
 def _with_label2id(fields: dict) -> dict:
     """The fields with a label2id that follows from id2label, where only that is given."""
-    names = fields.get("id2label")
+    names, count = fields.get("id2label"), fields.get("num_labels")
+    if count is not None and not (_is(count, int) and 0 <= count <= MOST_LABELS):
+        raise ValueError(f"num_labels is {str(count)[:100]!r}; wanted a number of classes, at most {MOST_LABELS}")
+    if names is not None and not isinstance(names, dict):
+        raise ValueError(f"id2label is {str(names)[:100]!r}; wanted a name for each of 0, 1, 2, ...")
     if not names:
         return fields
     known = [str(index) for index in range(len(names))]
