@@ -152,7 +152,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
             self.set_output_features_output_indices(self._out_features, self._out_indices)
 
 
-FIELDS = {each.name: each.annotation for each in inspect.signature(MsclConfig.__init__).parameters.values() if each.annotation != each.empty}
+FIELDS = {name: kind for name, kind in inspect.get_annotations(MsclConfig.__init__).items() if name != "return"}
 SIZES = ("num_channels", "size_multiple", "fixed_size", "decoder_channels", "global_dim", "local_dim", "pixel_dim", "local_grid",
          "local_layers", "pixel_layers", "pixel_grid", "image_size", "image_width")  # fmt: skip
 MOST_LABELS = 65535

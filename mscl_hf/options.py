@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 

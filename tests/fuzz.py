@@ -56,10 +56,11 @@ def stated(also: str = ""):
 
 # -- hostile values ------------------------------------------------------------------------------------------------------------
 
-ODD_TEXT = st.sampled_from(["", " ", "\n", "a\nb", "\x00", "\u2028", "None", "null", "nan", "-inf", "1e999", "0x10", "٣", "½", "é/../", "%s", "{}", "~"])
-TEXT = st.one_of(ODD_TEXT, st.text(max_size=8))
+ODD_TEXT = ("", " ", "\n", "a\nb", "\x00", "\u2028", "None", "null", "nan", "-inf", "1e999", "0x10", "٣", "½", "é/../", "%s", "{}", "~")
+TEXT = st.one_of(st.sampled_from(ODD_TEXT), st.text(max_size=8))
 INTEGERS = st.one_of(st.integers(-3, 40), st.sampled_from([255, 256, -(2**31), 2**31, 2**63, 2**64, 10**30]), st.integers())
 NUMBERS = st.one_of(INTEGERS, st.floats(), st.sampled_from([0.0, -0.0, 1e-300, 1e300, 1 + 1e-9]))
+AMOUNTS = st.one_of(st.floats(0, 3), st.sampled_from([1e-300, 1e-9, 1e-3, 1e-3, 7.0, 7.0, 1e2, 1e3, 1e9, 1e300]))
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXT)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=4)
 

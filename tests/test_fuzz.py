@@ -46,6 +46,10 @@ def as_flags(options: dict) -> list[str]:
     return [word for word in words if not word.startswith(("-h", "--h"))]  # --help ends the process, as it should
 
 
+def as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
 def check_parsed(recipe: str, argv: list[str]) -> None:
     """It is refused, or gives what the records and trackers of a run, and what the recipe makes of it, can live with."""
     module = harness.load_recipe(recipe)
@@ -60,18 +64,28 @@ def check_parsed(recipe: str, argv: list[str]) -> None:
 CASES = st.sampled_from(RECIPES).flatmap(lambda recipe: st.tuples(st.just(recipe), some_options(recipe)))
 
 
+@example(case=("pretrain", {"lambda_g": -1.0}))
+@example(case=("pretrain", {"head_lr_scale": -1.0}))
+@example(case=("finetune", {"max_scale": float("inf")}))
+@example(case=("finetune", {"lr": 0.1, "weight_decay": float("inf")}))
 @fuzzed(case=CASES)
 def test_flags(case):
     """Any words as flags: options of the right types, or one sentence."""
     check_parsed(case[0], as_flags(case[1]))
 
 
+@example(recipe="pretrain", words=["\n"])
+@example(recipe="pretrain", words=[""])
 @fuzzed(recipe=st.sampled_from(RECIPES), words=st.lists(TEXT, max_size=4))
 def test_words(recipe, words):
     """Words that are no flags at all."""
     check_parsed(recipe, [word for word in words if not word.startswith(("-h", "--h"))])
 
 
+@example(case=("pretrain", {"decoder_rates": []}), extra={})
+@example(case=("finetune", {"classes": [None]}), extra={})
+@example(case=("finetune", {"classes": [["a"]]}), extra={})
+@example(case=("evaluate", {"split": b"test"}), extra={})
 @fuzzed(case=CASES, extra=st.dictionaries(SCALARS, SCALARS, max_size=1))
 def test_yaml_values(tmp_path_factory, case, extra):
     """Any values under the options' names in a file, null, lists and tables among them."""
@@ -80,7 +94,12 @@ def test_yaml_values(tmp_path_factory, case, extra):
     check_parsed(case[0], ["--config", str(path)])
 
 
-@fuzzed(recipe=st.sampled_from(RECIPES), content=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))))
+@example(recipe="pretrain", content=b"\x80")
+@example(recipe="pretrain", content=b"seed: 2024-99-99")
+@example(recipe="pretrain", content=b"seed: !!bool x")
+@example(recipe="pretrain", content=b"seed: !!timestamp x")
+@example(recipe="pretrain", content=b"[" * 3000)
+@fuzzed(recipe=st.sampled_from(RECIPES), content=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(as_bytes)))
 def test_yaml_bytes(tmp_path_factory, recipe, content):
     """Any bytes as the file."""
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
@@ -100,6 +119,13 @@ def some_fields(draw):
     return found
 
 
+@example(fields={"backbone_kwargs": 5})
+@example(fields={"backbone_kwargs": {0: None, "": None}})
+@example(fields={"heads": 7})
+@example(fields={"image_size": 0})
+@example(fields={"stage_names": []})
+@example(fields={"id2label": []})
+@example(fields={"num_labels": 10**30})
 @fuzzed(fields=some_fields())
 def test_model_configuration(fields):
     """A configuration of any fields is refused, or written to JSON and read back the same."""

@@ -12,9 +12,13 @@ from mscl_hf.data.subset import choose_subset
 
 IDS = st.one_of(st.integers(0, 255), SCALARS)
 MAP_TEXTS = st.one_of(TEXT, st.lists(st.tuples(IDS, IDS), max_size=3).map(lambda pairs: ",".join(f"{a}:{b}" for a, b in pairs)))
+NAME_LINES = st.lists(TEXT, max_size=4).map(lambda names: "\n".join(names).encode("utf-8", "replace"))
 LABEL_MAPS = st.one_of(st.none(), MAP_TEXTS, st.dictionaries(st.one_of(st.integers(0, 255), SCALARS), IDS, max_size=3))
 
 
+@example(label_map={0: None}, reduce=False)
+@example(label_map={0: float("inf")}, reduce=False)
+@example(label_map={0: 1.5}, reduce=False)
 @fuzzed(label_map=LABEL_MAPS, reduce=st.booleans())
 def test_label_maps(label_map, reduce):
     """A table of 256 ids that does what the map says and leaves the rest alone, or one sentence."""
@@ -31,6 +35,10 @@ def test_label_maps(label_map, reduce):
             assert [int(train) for train in table] == [wanted.get(stored, stored) for stored in range(256)]
 
 
+@example(classes=[""], count=None)
+@example(classes=[[]], count=None)
+@example(classes=None, count=10**9)
+@example(classes=",".join(f"class {i}" for i in range(60)), count=60)
 @fuzzed(classes=st.one_of(st.none(), TEXT, st.lists(TEXT, max_size=4), st.lists(SCALARS, max_size=2)), count=st.one_of(st.none(), INTEGERS))
 def test_class_names(classes, count):
     """As many different names as there are classes, or one sentence."""
@@ -41,7 +49,8 @@ def test_class_names(classes, count):
         assert count is None or count == len(names)
 
 
-@fuzzed(content=st.one_of(st.binary(max_size=30), st.lists(TEXT, max_size=4).map(lambda names: "\n".join(names).encode("utf-8", "replace"))))
+@example(content=b"\x80")
+@fuzzed(content=st.one_of(st.binary(max_size=30), NAME_LINES))
 def test_file_of_class_names(tmp_path_factory, content):
     """Any bytes as the file of names: read, or one sentence that names it."""
     path = tmp_path_factory.getbasetemp() / "names.txt"
@@ -62,6 +71,7 @@ def test_classes_found_in_masks(ids, table):
         assert len(names) == 1 + max({v if table is None else int(table[v]) for v in stored} - {255})
 
 
+@example(total=0, first=1.0, second=0, seed=0, groups=None)
 @fuzzed(total=st.integers(0, 40), first=st.one_of(st.floats(), st.floats(0, 1)), second=st.one_of(INTEGERS, st.floats(0, 1)),
         seed=INTEGERS, groups=st.one_of(st.none(), st.lists(TEXT, min_size=1, max_size=3)))  # fmt: skip
 def test_subsets_lie_in_each_other(total, first, second, seed, groups):
@@ -82,8 +92,11 @@ def test_subsets_lie_in_each_other(total, first, second, seed, groups):
         assert smaller <= larger
 
 
-@fuzzed(labelled=st.integers(0, 12), unlabelled=st.integers(0, 12), batch=st.integers(-1, 8), share=st.integers(-1, 9), world=st.integers(-1, 4),
-        seed=st.integers(0, 2**32 - 1), step=st.one_of(st.integers(0, 50), st.integers(0, 2**40)))  # fmt: skip
+@example(labelled=1, unlabelled=1, batch=0, share=1, world=1, seed=0, step=0)
+@example(labelled=1, unlabelled=0, batch=1, share=1, world=0, seed=0, step=0)
+@example(labelled=1, unlabelled=0, batch=1, share=1, world=-1, seed=0, step=0)
+@fuzzed(labelled=st.integers(0, 12), unlabelled=st.integers(0, 12), batch=st.integers(-1, 8), share=st.integers(-1, 9),
+        world=st.integers(-1, 4), seed=st.integers(0, 2**32 - 1), step=st.one_of(st.integers(0, 50), st.integers(0, 2**40)))  # fmt: skip
 def test_orders(labelled, unlabelled, batch, share, world, seed, step):
     """A global batch is the same however many processes share it, and no image comes twice in an epoch."""
     with stated():

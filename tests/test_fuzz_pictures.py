@@ -6,19 +6,18 @@ import struct
 import harness
 import numpy as np
 import torch
-from fuzz import fuzzed, stated
+from fuzz import AMOUNTS, fuzzed, stated
 from hypothesis import example
 from hypothesis import strategies as st
 from PIL import Image
-from test_views import coordinates
 
 from mscl_hf.data.files import file_rows
 from mscl_hf.data.loading import stack
-from mscl_hf.data.order import Ticket
-from mscl_hf.data.segmentation_data import BadSample, Sample, SegmentationData, check_data
+from mscl_hf.data.segmentation_data import Sample, SegmentationData, check_data
 from mscl_hf.data.views import GEOMETRIES, PRESETS, VIEWS, TrainView, ViewOptions, make_view
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "I", "I;16", "F", "YCbCr", "LAB", "HSV")
+TRANSPARENT = {"1": (0, 255), "L": (0, 255, 40000), "RGB": ((1, 2, 3), (0, 0, 40000)), "P": (0, 200, b"\x00\x10", b"")}  # as files say it
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 SIDES = st.one_of(st.integers(1, 20), st.sampled_from([3, 64, 500]))
 SIZES = st.one_of(st.tuples(SIDES, SIDES), st.sampled_from([(1, 1), (3, 500), (500, 3), (1, 500)]))
@@ -44,8 +43,8 @@ def pictures(draw, sizes=SIZES):
         picture = picture.convert(mode) if mode in ("HSV", "YCbCr", "CMYK") else picture
     if draw(st.booleans()):
         picture.getexif()[0x0112] = draw(st.one_of(st.integers(0, 9), st.text(max_size=2)))
-    if mode in ("P", "L", "RGB") and draw(st.integers(0, 4)) == 0:
-        picture.info["transparency"] = draw(st.sampled_from([0, 300, b"\x00\x10", (1, 2, 3), "x"]))
+    if mode in TRANSPARENT and draw(st.integers(0, 4)) == 0:
+        picture.info["transparency"] = draw(st.sampled_from(TRANSPARENT[mode]))
     return picture
 
 
@@ -81,7 +80,8 @@ def test_pictures_in_memory(image, mask, same, classes, table):
     """Read as RGB and train ids, or BadSample."""
     if same and mask is not None:
         mask = mask.resize(image.size)
-    data = SegmentationData(DrawnRows([{"image": image, "mask": mask, "name": "a"}]), tuple(map(str, range(classes))), "drawn", "train", table)
+    rows = DrawnRows([{"image": image, "mask": mask, "name": "a"}])
+    data = SegmentationData(rows, tuple(map(str, range(classes))), "drawn", "train", table)
     with stated() as said:
         check_sample(data.read(0), data)
     with stated() as checked:
@@ -128,9 +128,6 @@ def test_damaged_files(tmp_path_factory, image, mask, classes):
 
 # -- views ---------------------------------------------------------------------------------------------------------------------
 
-AMOUNTS = st.one_of(st.floats(0, 3), st.sampled_from([1e-300, 1e-9, 1e-3, 1e-3, 7.0, 7.0, 1e2, 1e3, 1e9, 1e300]))
-
-
 SHARES = st.one_of(st.floats(0.01, 1), st.sampled_from([0.0, 1e-300, 1e-6, 1.0, 2.0]))
 SCALES = st.lists(AMOUNTS, min_size=2, max_size=2).map(sorted).map(lambda pair: dict(zip(("min_scale", "max_scale"), pair)))
 
@@ -138,8 +135,8 @@ SCALES = st.lists(AMOUNTS, min_size=2, max_size=2).map(sorted).map(lambda pair: 
 @st.composite
 def view_options(draw) -> dict:
     """Options of the views, extremes among them."""
-    kinds = {"geometry": st.sampled_from(GEOMETRIES), "min_overlap": SHARES, "colour": AMOUNTS, "blur": SHARES, "augment_both": st.booleans()}
-    kinds |= {"preset": st.sampled_from(sorted(PRESETS)), "min_area": SHARES}
+    kinds = {"geometry": st.sampled_from(GEOMETRIES), "min_overlap": SHARES, "colour": AMOUNTS, "blur": SHARES}
+    kinds |= {"augment_both": st.booleans(), "preset": st.sampled_from(sorted(PRESETS)), "min_area": SHARES}
     chosen = draw(st.lists(st.sampled_from(sorted(kinds)), max_size=3, unique=True))
     return {name: draw(kinds[name]) for name in chosen} | draw(st.one_of(st.just({}), SCALES))
 
@@ -148,6 +145,9 @@ SHAPES = st.fixed_dictionaries({
     "image_size": st.sampled_from([16, 17, 32, 50]), "base_size": st.one_of(st.sampled_from([0, 1, 32, 1000]), st.integers(0, 64)),
     "image_width": st.sampled_from([None, 16, 33, 64]),
 })  # fmt: skip
+
+SEEDS = st.integers(0, 99)
+PLAIN = {"image_size": 16, "base_size": 32, "image_width": None}
 
 
 def places(width: int, height: int, across: bool) -> Sample:
@@ -171,17 +171,32 @@ def check_alignment(image, mask, sample: Sample, across: bool) -> None:
     assert (image[0 if across else 1][~padding].float() - shown).abs().le(max(of_a_pixel, step) + 1.01).all()
 
 
-@fuzzed(kind=st.sampled_from(sorted(VIEWS)), options=view_options(), shape=SHAPES, size=SIZES, across=st.booleans(), seed=st.integers(0, 99))
+def check_box(image, box, size) -> None:
+    """The middle of a view shows the middle of its box, within a pixel of the coarser of view and image."""
+    for channel, low, high, side, pixels in zip((0, 1), box, box[2:], size, image.shape[:0:-1]):
+        of_a_pixel = 254 / max(1, side - 1)
+        wanted = min(max((low + high) / 2 - 0.5, 0), side - 1) * of_a_pixel if side > 1 else 0
+        assert abs(float(image[channel].float().mean()) - wanted) <= of_a_pixel * max(1, abs(high - low) / pixels) + 1.01
+
+
+@example(kind="pair", options={"preset": "cmc"}, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@example(kind="pair", options={"min_scale": 1e-300, "max_scale": 1e300}, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@example(kind="pair", options={"colour": 1e300}, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@fuzzed(kind=st.sampled_from(sorted(VIEWS)), options=view_options(), shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
 def test_views(kind, options, shape, size, across, seed):
     """Options are refused, or every view of every image has its shape, its mask on it, and colours that are none of the padding's."""
     sample = places(*size, across)
     with stated():
-        view = make_view(kind, None if kind == "pair" else "simclr", shape["image_size"], shape["base_size"], ViewOptions(**options), shape["image_width"])
+        preset = None if kind == "pair" else "simclr"
+        view = make_view(kind, preset, shape["image_size"], shape["base_size"], ViewOptions(**options), shape["image_width"])
         assert view.short_side >= 0
         drawn = view(sample, np.random.default_rng(seed), [sample] * view.others)
         for name in ("", "enhanced_"):
             if f"{name}mask" in drawn:
                 check_alignment(drawn[name[:-1] or "image"], drawn[f"{name}mask"], sample, across)
+        if kind in ("two_crop", "slices"):
+            for name, box in zip(("view1", "view2"), drawn["boxes"].tolist()):
+                check_box(drawn[name], box, size)
         batch = view.on_device(stack([{**drawn, "labelled": True, "name": "a", "bad": []}] * 2))
         wanted = (2, 3, shape["image_size"], shape["image_width"] or shape["image_size"])
         images = [value for value in batch.values() if torch.is_tensor(value) and value.dim() == 4]
@@ -190,7 +205,9 @@ def test_views(kind, options, shape, size, across, seed):
             assert batch["boxes"].isfinite().all()
 
 
-@fuzzed(scales=SCALES, colour=AMOUNTS, shape=SHAPES, size=SIZES, across=st.booleans(), seed=st.integers(0, 99))
+@example(scales={"min_scale": 1.0, "max_scale": 1.7e308}, colour=0.0, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@example(scales={"min_scale": 1.0, "max_scale": 1.0}, colour=1e300, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@fuzzed(scales=SCALES, colour=AMOUNTS, shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
 def test_finetuning_view(scales, colour, shape, size, across, seed):
     """The same of the views of fine-tuning."""
     sample = places(*size, across)
