@@ -48,10 +48,15 @@ def stated(also: str = ""):
         yield said
     except (ValueError, OSError) as error:
         said.append(str(error))
-        where = traceback.extract_tb(error.__traceback__)[-1].filename
-        spoken = where.startswith(OURS) or (also and f"{os.sep}{also}{os.sep}" in where)
-        if not (spoken and said[0].strip() and said[0].splitlines() == [said[0]]):
-            raise AssertionError(f"no sentence of the package's, from {where}: {said[0]!r}") from error
+        check_stated(error, also)
+
+
+def check_stated(error: Exception, also: str = "") -> None:
+    """Asserts that a line of the package raises it, not one that it calls, and that it is one sentence."""
+    last, said = traceback.extract_tb(error.__traceback__)[-1], str(error)
+    ours = last.filename.startswith(OURS) or (also and f"{os.sep}{also}{os.sep}" in last.filename)
+    if not (ours and "raise " in last.line and said.strip() and said.splitlines() == [said]):
+        raise AssertionError(f"no sentence of the package's, from {last.filename}: {said!r}") from error
 
 
 # -- hostile values ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mscl_hf import MsclConfig
 from mscl_hf.options import flat, parse, printable
 
+KNOWN_WITH_DATA = ("train_fraction", "labelled_share")  # are checked where the images are counted
 RECIPES = ("pretrain", "finetune", "evaluate")
 
 
@@ -50,15 +51,19 @@ def as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def check_parsed(recipe: str, argv: list[str]) -> None:
-    """It is refused, or gives what the records and trackers of a run, and what the recipe makes of it, can live with."""
+def check_parsed(recipe: str, argv: list[str]) -> list[str]:
+    """It is refused, or gives what the records and trackers of a run, and what the recipe makes of it, can live with: no factor is below
+    zero, no number infinite. Returns the refusal."""
     module = harness.load_recipe(recipe)
-    with stated():
+    with stated() as said:
         options = parse(module.KINDS, "drawn", argv)
         json.dumps(flat(*options), allow_nan=False)
         assert all(isinstance(value, (bool, int, float, str)) for value in printable(*options).values())
         if recipe == "pretrain":
             module.resolve(options)
+        factors = {name: value for name, value in flat(*options).items() if isinstance(value, float)}
+        assert all(value >= 0 for name, value in factors.items() if name not in KNOWN_WITH_DATA), factors
+    return said
 
 
 CASES = st.sampled_from(RECIPES).flatmap(lambda recipe: st.tuples(st.just(recipe), some_options(recipe)))
@@ -88,10 +93,13 @@ def test_words(recipe, words):
 @example(case=("evaluate", {"split": b"test"}), extra={})
 @fuzzed(case=CASES, extra=st.dictionaries(SCALARS, SCALARS, max_size=1))
 def test_yaml_values(tmp_path_factory, case, extra):
-    """Any values under the options' names in a file, null, lists and tables among them."""
+    """Any values under the options' names in a file; what is no number, truth or text, in a list too, is refused."""
     path = tmp_path_factory.getbasetemp() / "drawn.yaml"
     path.write_text(yaml.safe_dump(case[1] | extra, allow_unicode=True), encoding="utf-8")
-    check_parsed(case[0], ["--config", str(path)])
+    said = check_parsed(case[0], ["--config", str(path)])
+    parts = [part for value in case[1].values() for part in (value if isinstance(value, list) else [value])]
+    in_lists = [part for value in case[1].values() if isinstance(value, list) for part in value]
+    assert said or not any(isinstance(part, (dict, list, bytes)) for part in parts) and None not in in_lists
 
 
 @example(recipe="pretrain", content=b"\x80")
