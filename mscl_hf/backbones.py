@@ -57,8 +57,8 @@ class NetworkOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        if self.decoder_rates is not None and min(self.decoder_rates) < 1:
-            raise ValueError(f"--decoder-rates is {' '.join(map(str, self.decoder_rates))}; each must be at least 1")
+        if self.decoder_rates is not None and not (self.decoder_rates and min(self.decoder_rates) >= 1):
+            raise ValueError(f"--decoder-rates is {' '.join(map(str, self.decoder_rates)) or '[]'}; give some, each at least 1")
 
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""

@@ -56,6 +56,8 @@ def _options(most: int) -> tuple:
     """Of a constructor."""
     def fits(value, depth: int = 4) -> bool:
         if isinstance(value, (dict, list, tuple)):
+            if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
+                return False
             parts = [*value, *value.values()] if isinstance(value, dict) else value
             return depth > 0 and len(value) <= 256 and all(fits(part, depth - 1) for part in parts)
         if isinstance(value, str):
@@ -107,7 +109,7 @@ def check_keys(config: dict, own: set[str]) -> None:
     if config.get("model_type", "mscl") != "mscl":
         whose = reprlib.repr(config.get("architectures") or config["model_type"])
         raise ValueError(f"the configuration is that of {whose}, which is no model of mscl_hf; give one that is")
-    if unknown := sorted(set(config) - own - OF_TRANSFORMERS):
+    if unknown := sorted(set(config) - own - OF_TRANSFORMERS, key=str):
         raise ValueError(
             f"the configuration has the unknown field {reprlib.repr(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
             "newer one wrote it"

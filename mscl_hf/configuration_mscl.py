@@ -131,6 +131,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         """As in transformers; before the stages have names, the choice is kept and checked when they get them."""
         if self.stage_names is None:
             self._out_features, self._out_indices = out_features, None if out_indices is None else list(out_indices)
+        elif not self.stage_names:
+            raise ValueError("stage_names is []; a network has at least one stage")
         else:
             super().set_output_features_output_indices(out_features, out_indices)
 

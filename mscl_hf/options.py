@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .stopping import leave_on_signal
+
+# What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
+NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
 
 class _Parser(HfArgumentParser):
@@ -36,6 +40,9 @@ def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = 
     *instances, extra, remaining = parsed if len(parsed) == len(kinds) + 2 else (*parsed, None)
     if remaining:
         raise ValueError(_unknown(remaining[0], [flag for action in parser._actions for flag in action.option_strings]))
+    for name, value in flat(*instances).items():
+        if any(isinstance(number, float) and not math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be finite")
     return tuple(instances)
 
 
@@ -53,7 +60,7 @@ def _read_yaml(path: str, known: dict) -> dict:
         raise ValueError(f"no configuration file {path}; give the path of a YAML file to --config")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except NO_YAML as error:
         raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); write 'option: value' lines") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'option: value' lines, got a {type(content).__name__}")
@@ -72,7 +79,7 @@ def _typed(path: str, key: str, value, action):
     if value is None and action.default is None:
         return None
     try:
-        if value is None or isinstance(value, (dict, list)) and not many:
+        if isinstance(value, list) and not many:
             raise ValueError
         values = [_scalar(action.type, v) for v in (value if isinstance(value, list) else [value])]
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
@@ -81,7 +88,7 @@ def _typed(path: str, key: str, value, action):
 
 
 def _scalar(kind: Callable, value):
-    if isinstance(value, bool) and kind is not string_to_bool:
+    if value is None or isinstance(value, (dict, list, bytes)) or isinstance(value, bool) and kind is not string_to_bool:
         raise ValueError
     return kind(str(value))
 
@@ -89,7 +96,8 @@ def _scalar(kind: Callable, value):
 def _unknown(word: str, known: list[str]) -> str:
     flags = [flag.replace("_", "-") for flag in known]
     near = difflib.get_close_matches(word.split("=")[0].replace("_", "-"), flags, n=3)
-    return f"unknown option {word}; near: {', '.join(dict.fromkeys(near)) or 'none'}; all options: --help"
+    shown = word if word and word.isprintable() else repr(word)
+    return f"unknown option {shown}; near: {', '.join(dict.fromkeys(near)) or 'none'}; all options: --help"
 
 
 def flat(*instances) -> dict:

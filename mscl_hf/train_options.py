@@ -45,7 +45,7 @@ class TrainOptions:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup_steps", "save_every_steps", "num_workers", "weight_decay", "clip_norm"):
+        for name in ("warmup_steps", "save_every_steps", "num_workers", "weight_decay", "clip_norm", "head_lr_scale"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
         if self.shard and self.compile:

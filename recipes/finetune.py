@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from mscl_hf import MsclConfig, checkpoint
 from mscl_hf.card import in_words, write_card
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
-from mscl_hf.data.views import TrainView
+from mscl_hf.data.views import TrainView, check_colour, check_scales
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
@@ -45,8 +45,8 @@ class FinetuneOptions:
     probe_batches: int = field(default=24, metadata={"help": "batches of frozen features to fit a new classifier on; 0 = a random one"})
 
     def __post_init__(self):
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"scales {self.min_scale} to {self.max_scale} are no range; give 0 < --min-scale <= --max-scale")
+        check_scales(self.min_scale, self.max_scale)
+        check_colour(self.colour)
         if self.probe_batches < 0:
             raise ValueError(f"--probe-batches is {self.probe_batches}; it must be at least 0")
         if not 0 <= self.dropout < 1:
@@ -56,9 +56,8 @@ class FinetuneOptions:
                 f"--image-size {self.image_size}, --image-width {self.image_width} and --base-size {self.base_size}: give at least 16, 16 "
                 "and 0 (native)"
             )
-        for name in ("colour", "auxiliary_loss_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
+        if not self.auxiliary_loss_weight >= 0:
+            raise ValueError(f"--auxiliary-loss-weight is {self.auxiliary_loss_weight}; it must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -59,3 +59,21 @@ def recipe():
         return done
 
     return run
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """How many cases were drawn (tests/fuzz.py) travels with the report, from whichever process ran the test."""
+    report = (yield).get_result()
+    if call.when == "call" and getattr(item.obj, "cases", 0):
+        report.user_properties.append(("cases", item.obj.cases))
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, ()) if report.when == "call"]
+    counts = {report.nodeid: count for report in reports for name, count in report.user_properties if name == "cases"}
+    if counts:
+        terminalreporter.section("drawn cases")
+        for node, count in sorted(counts.items()):
+            terminalreporter.line(f"{count:8d}  {node}")
+        terminalreporter.line(f"{sum(counts.values()):8d}  in all")

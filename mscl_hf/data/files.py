@@ -1,6 +1,7 @@
 """From paths on disk to rows: finding images, pairing them with masks, and saying what is missing."""
 
 import contextlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -109,21 +110,32 @@ def first_three(items: Sequence[str]) -> str:
 def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
     """Names from a list, a text file with one name a line, "sky,road,car", or a number of classes; None when not given."""
     if isinstance(classes, (str, Path)):
-        is_file = Path(classes).is_file()
+        is_file = os.path.isfile(classes)  # of a Path, a long list of names is no answer but an error
         if not is_file and Path(classes).suffix == ".txt":
             raise ValueError(f"the file of class names {classes} is not there; give an existing file or a list of names")
-        classes = Path(classes).read_text(encoding="utf-8").splitlines() if is_file else str(classes).split(",")
+        classes = _lines(Path(classes)) if is_file else str(classes).split(",")
         classes = [name.strip() for name in classes if name.strip()]
     if classes is None:
         if num_classes is None:
             return None
+        if not 1 <= num_classes <= 255:
+            raise ValueError(f"num_classes={num_classes}; wanted 1 to 255 classes")
         classes = [f"class_{i}" for i in range(num_classes)]
     if num_classes is not None and num_classes != len(classes):
         raise ValueError(f"got {len(classes)} class names but num_classes={num_classes}; give one of them, or equal ones")
+    if not all(isinstance(name, str) and name.strip() for name in classes):
+        raise ValueError(f"the class names are {str(classes)[:100]!r}; wanted a text for each, and none of them empty")
     repeated = [name for name, times in Counter(classes).items() if times > 1]
     if not 1 <= len(classes) <= 255 or repeated:
         raise ValueError(f"got {len(classes)} class names, repeated: {repeated}; wanted 1 to 255 different names")
     return tuple(classes)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file of class names {path} is no UTF-8 text ({error}); write one name a line") from error
 
 
 def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = False) -> np.ndarray | None:
@@ -141,10 +153,10 @@ def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = Fal
     try:
         pairs = [p.split(":") for p in label_map.split(",")] if isinstance(label_map, str) else label_map.items()
         for stored, train in pairs:
-            if not (0 <= int(stored) <= 255 and 0 <= int(train) <= 255):
+            if any(isinstance(id, (bool, float)) or not 0 <= int(id) <= 255 for id in (stored, train)):
                 raise ValueError
             table[int(stored)] = int(train)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f'the label map is {label_map!r}; wanted "stored:train,..." with ids in 0..255, as "255:1"') from None
     return table
 

@@ -49,6 +49,8 @@ class Order:
     seed: int
 
     def __post_init__(self):
+        if not (self.batch_size >= 1 and 0 <= self.labelled_per_batch <= self.batch_size):
+            raise ValueError(f"a batch of {self.batch_size} images, {self.labelled_per_batch} of them labelled; wanted 1 image or more")
         from_labelled, from_unlabelled = self.labelled_per_batch, self.batch_size - self.labelled_per_batch
         for count, indices, what in ((from_labelled, self.labelled, "labelled"), (from_unlabelled, self.unlabelled, "unlabelled")):
             if count and not indices:
@@ -72,7 +74,7 @@ class Order:
 
     def check_world(self, world: int) -> None:
         """ValueError unless every process gets the same number of labelled and of unlabelled samples."""
-        if self.batch_size % world or self.labelled_per_batch % world:
+        if world < 1 or self.batch_size % world or self.labelled_per_batch % world:
             raise ValueError(
                 f"a batch of {self.batch_size} images, {self.labelled_per_batch} of them labelled, cannot be split evenly over {world} "
                 f"processes; make both multiples of {world} (--batch-size, --labelled-share)"

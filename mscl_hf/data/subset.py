@@ -33,6 +33,8 @@ def choose_subset(
 
 def subset_size(total: int, fraction: float | None, count: int | None) -> int:
     """The number of rows that a fraction or a count means. Raises ValueError when it is not in 1..total."""
+    if total < 1:
+        raise ValueError("there are no images to take a part of; give a data set that has some")
     if fraction is not None and count is not None:
         raise ValueError(f"got both a train fraction ({fraction}) and a train count ({count}); give only one of them")
     if fraction is not None:

@@ -19,6 +19,22 @@ from .presets import PRESETS, Preset
 from .segmentation_data import Sample
 
 GEOMETRIES = ("shared", "crops", "none")
+SCALES = (0.001, 1000)  # beyond them a crop is a dot or a desert, and then no number
+MOST_COLOUR = 100
+
+
+def check_scales(least: float, most: float) -> None:
+    """ValueError for what is no range of random scales."""
+    if not SCALES[0] <= least <= most <= SCALES[1]:
+        raise ValueError(
+            f"scales {least} to {most} are no range; give --min-scale <= --max-scale, both in {SCALES[0]}..{SCALES[1]}"
+        )
+
+
+def check_colour(strength: float) -> None:
+    """ValueError for what is no strength of a colour distortion."""
+    if not 0 <= strength <= MOST_COLOUR:
+        raise ValueError(f"--colour is {strength}; give a strength of at least 0 and at most {MOST_COLOUR}")
 
 
 @dataclass(frozen=True)
@@ -44,10 +60,10 @@ class ViewOptions:
     def __post_init__(self):
         if self.geometry not in (None, *GEOMETRIES):
             raise ValueError(f"geometry is {self.geometry!r}; choose one of {', '.join(GEOMETRIES)}")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"scales {self.min_scale} to {self.max_scale} are no range; give 0 < --min-scale <= --max-scale")
-        if not (self.colour >= 0 and 0 <= self.blur <= 1):
-            raise ValueError(f"colour is {self.colour} and blur {self.blur}; give a strength of at least 0, and a probability")
+        check_scales(self.min_scale, self.max_scale)
+        check_colour(self.colour)
+        if not 0 <= self.blur <= 1:
+            raise ValueError(f"--blur is {self.blur}; give a probability")
         if not 0 < self.min_overlap <= 1:
             raise ValueError(f"min_overlap is {self.min_overlap}; give a share above 0 and at most 1: crops must share something")
         if self.preset is not None and self.preset not in PRESETS:
@@ -76,7 +92,7 @@ class PairView:
             enhanced = Colours.simclr(options.colour, options.blur)
             self.colours = {"enhanced": enhanced} | ({"image": enhanced} if options.augment_both else {})
         else:
-            self.colours = dict(zip(("enhanced", "image"), preset.colours))
+            self.colours = {name: colours for name, colours in zip(("enhanced", "image"), preset.colours) if colours}
         self.aspect = (image_width or image_size) / image_size
         self.short_side = largest_side(base_size, options.max_scale if options.geometry != "none" else 1)
 

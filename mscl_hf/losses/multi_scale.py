@@ -58,6 +58,9 @@ class MultiScaleLoss:
         for name in ("lambda_g", "lambda_l"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, 0.1 if "p" in heads else 1.0)
+        for name in ("lambda_g", "lambda_l", "lambda_p"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a weight must be at least 0")
         for name, known in (
             ("negatives", GLOBAL_NEGATIVES),
             ("local_scope", LOCAL_SCOPES),
