@@ -151,7 +151,7 @@ def main(hub, facts: dict) -> None:
     with torch.no_grad():
         facts["timm"] = [digest(model(pixels())), digest(loaded(pixels()))]
 
-    facts["pinned"] = pinned_life(hub, FOLDER / "pinned")
+    facts["commits of runs"] = pinned_life(hub, FOLDER / "pinned")
 
 
 def offline(facts: dict, revision: str) -> None:

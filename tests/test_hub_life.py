@@ -44,7 +44,7 @@ def life(work) -> dict:
 @pytest.fixture(scope="module")
 def pinned_facts(life) -> dict:
     """What tests/hub_pinned.py saw."""
-    return life["pinned"]
+    return life["commits of runs"]
 
 
 def test_pushed_model_loads_by_name(life):

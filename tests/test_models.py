@@ -214,12 +214,11 @@ def test_bfloat16(name, tmp_path):
         assert F.cosine_similarity(wanted.flatten(), found.flatten(), dim=0) > 0.95
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_timm_weights_from_a_file(ending, tmp_path):
+def test_timm_weights_from_a_file(tmp_path):
     """The backbone takes them over, classifier or not, and heads stay as they are; files that do not fit raise."""
     torch.manual_seed(9)
-    source, file = timm.create_model("test_resnet"), tmp_path / f"weights.{ending}"
-    save_file(source.state_dict(), file) if ending == "safetensors" else torch.save(source.state_dict(), file)
+    source, file = timm.create_model("test_resnet"), tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), file)
     model = MsclForSemanticSegmentation(config_of())
     decoder = model.decoder.fuse[0].weight.clone()
     load_timm_weights(model, file=str(file))
@@ -227,7 +226,7 @@ def test_timm_weights_from_a_file(ending, tmp_path):
     assert all(torch.equal(value, found[key]) for key, value in source.state_dict().items() if key in found)
     assert set(source.state_dict()) - set(found) == {"fc.weight", "fc.bias"} and torch.equal(model.decoder.fuse[0].weight, decoder)
     with pytest.raises(ValueError, match="holds no weights that fit"):
-        load_timm_weights(model, file=str(tmp_path / f"none.{ending}"))
+        load_timm_weights(model, file=str(tmp_path / "none.safetensors"))
     with pytest.raises(ValueError, match="holds no weights that fit timm's test_vit"):
         load_timm_weights(MsclForSemanticSegmentation(config_of("test_vit")), file=str(file))
 
