@@ -39,7 +39,7 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
             "versions": versions(),
             "machine": _machine(out),
         }
-        write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False))
+        write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False) + "\n")
         write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")[-LAST_ROWS:]))
         write_json(folder / "report.json", content)
     except Exception as failure:
@@ -52,7 +52,8 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
 def clean(text: str, out: Path, one_line: bool = True) -> str:
     """The text without tokens, the values of environment variables that are named like secrets, and the folders of this machine."""
     secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6]
-    places = {str(out.resolve()): "OUT", str(out): "OUT", str(Path.cwd()): ".", str(Path.home()): "~"}
+    sources = Path(__file__).resolve().parents[1]
+    places = {str(out.resolve()): "OUT", str(out): "OUT", str(sources): "SOURCES", str(Path.cwd()): ".", str(Path.home()): "~"}
     for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, "***")
     lines = []

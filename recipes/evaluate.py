@@ -46,8 +46,7 @@ def main() -> None:
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
-    unfinished = not (out / "results.json").exists()  # an evaluation that was stopped is made anew, in the same place
-    open_run(out, flat(*options) | {"commit": commit()}, unfinished, accelerator)
+    open_run(out, flat(*options) | {"commit": commit()}, True, accelerator)  # the same command measures anew, what was stopped too
     if open_model(MsclConfig, run.model).architectures == ["MsclForPreTraining"]:
         raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     network, loaded = open_model(MsclForSemanticSegmentation, run.model, output_loading_info=True)

@@ -282,7 +282,7 @@ def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):
     except RuntimeError as error:
         folder = write_report(tmp_path, error, step=3, samples=["a"])
     text = "".join(path.read_text() for path in folder.iterdir())
-    for secret in ("hf_abcdefghijklmnop", "very-secret-value", str(Path.home()), str(tmp_path)):
+    for secret in ("hf_abcdefghijklmnop", "very-secret-value", str(Path.home()), str(tmp_path), str(harness.ROOT)):
         assert secret not in text
     report = json.loads((folder / "report.json").read_text())
     assert report["error"].startswith("RuntimeError: died in ~/here") and report["options"]["data_dir"] == "pictures"

@@ -171,6 +171,9 @@ def test_rows_fetch_nothing(tmp_path, column, monkeypatch):
         root = with_row(write_parquet(tmp_path / address[:3], count=3), column, {"bytes": None, "path": address})
         with pytest.raises(ValueError, match=f"the {column} of row 1 is the address {re.escape(address)}; give data"):
             load_data("hf", "train", root, num_classes=8)
+        batch = next(load_data("hf", "train", root, num_classes=8, streaming=True).batches(0, 3, range(3)))
+        bad = [message for _, messages in batch for message in messages]
+        assert len(bad) == 1 and f"the {column} of row 1" in bad[0] and f"is the address {address}; give images" in bad[0]
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])

@@ -50,6 +50,10 @@ def is_packed(path: Path) -> bool:
     return start.startswith(PACKED) or start[257:] == b"ustar"
 
 
+# A row may hold the address of an image instead of the image; `datasets` would ask a server of the row's choice for it.
+FOREIGN = r"(^|::)(https?|ftp|s3|gs|gcs|abfs|webhdfs|hdfs|ssh|sftp|smb)://"
+
+
 def refuse_packed(place: Path) -> None:
     """ValueError where a data set is an archive, or a folder that holds one: nothing is unpacked here."""
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from .files import SCAN_AT_MOST, class_names, found_classes, make_table, refuse_packed, slices_of
+from .files import FOREIGN, SCAN_AT_MOST, class_names, found_classes, make_table, refuse_packed, slices_of
 from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
 from .shards import ParquetShard, StreamedShard
 from .stream import SegmentationStream
@@ -191,7 +191,7 @@ def refuse_addresses(rows: datasets.Dataset, columns: Iterable[str]) -> None:
     for column in columns:
         stored = rows.with_format("arrow")[:][column]
         paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
-        foreign = pc.match_substring_regex(paths, r"(^|::)(https?|ftp|s3|gs|gcs|abfs|webhdfs|hdfs|ssh|sftp|smb)://")
+        foreign = pc.match_substring_regex(paths, FOREIGN)
         if (index := pc.index(foreign, True).as_py()) >= 0:
             raise ValueError(f"the {column} of row {index} is the address {paths[index].as_py()}; give data that holds its images")
 

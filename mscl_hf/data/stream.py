@@ -10,6 +10,7 @@ Lanes whose shards have more rows fall behind the others: where shards are unequ
 out or read twice in a pass for that; but near the end of a pass, as with any endless stream, a batch may hold a row of the pass before.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from .files import FOREIGN
 from .order import permutation
 from .segmentation_data import DECODE_ERRORS, BadSample, Sample, to_sample, unreadable
 from .shards import Row, Shard
@@ -118,6 +120,9 @@ class SegmentationStream:
         files = {column: self._file(shard, number, row, column) for column in ("image", "mask")}
         decoded: Row = {"name": f"{shard:05d}_{number:08d}_{Path(files['image']).stem}"}
         for column in ("image", "mask") if self.labelled else ("image",):
+            stored = row[column] or {}
+            if stored.get("bytes") is None and re.search(FOREIGN, stored.get("path") or ""):
+                raise BadSample(f"the {column} of row {number} of {self.shards[shard].name} is the address {files[column]}; give images")
             try:
                 decoded[column] = None if row[column] is None else datasets.Image().decode_example(row[column])
             except DECODE_ERRORS as error:

@@ -152,9 +152,11 @@ def continues(case: Case, zygote: Zygote, out: Path) -> None:
             raise AssertionError(f"{case.name} went on from step {said[-1]} and has only {latest}")
 
 
-def straight_runs(zygote: Zygote, work: Path, weights: Path) -> list[Case]:
+def straight_runs(zygote: Zygote, work: Path, weights: Path, only: list[str] | None) -> list[Case]:
     cases = []
     for number, method in enumerate(METHODS):
+        if only and method not in (*only, "mscl"):
+            continue
         cases.append(Case(method, "pretrain", pretraining(method, weights, workers=2 * (number % 3 == 0)), work / "straight" / method))
     start = work / "straight" / "mscl"
     tuning = ("--model", start, *SHORT, "--train-count", 8)
@@ -175,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="names of runs to kill; the others run undisturbed where these need them")
     parser.add_argument("--results", type=Path)
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mscl_hf_kills_"))
@@ -187,7 +190,7 @@ def main() -> None:
     save_file(timm.create_model("test_resnet").state_dict(), weights)
     begun, draw = time.monotonic(), random.Random(given.seed)
     with Zygote(work / "logs") as zygote:
-        cases = straight_runs(zygote, work, weights)
+        cases = [case for case in straight_runs(zygote, work, weights, given.only) if not given.only or case.name in given.only]
         ended = []
         for number, case in enumerate(cases):
             share = given.kills * (number + 1) // len(cases) - given.kills * number // len(cases)
