@@ -92,9 +92,10 @@ class Soak:
             time.sleep(0.9)
 
     def look(self) -> None:
+        # What is resident. What is its own would rise by itself: pages shared with the process that forked it are copied one by one.
         process = psutil.Process(self.run.pid)
-        own = process.memory_full_info().uss / MEGABYTE
-        workers = sum(child.memory_full_info().uss for child in process.children()) / MEGABYTE
+        own = process.memory_info().rss / MEGABYTE
+        workers = sum(child.memory_info().rss for child in process.children()) / MEGABYTE
         self.memory.append((time.monotonic(), own, own + workers))
 
     def cut_file(self) -> None:
@@ -177,6 +178,7 @@ def trial(given: argparse.Namespace, soak: Soak) -> tuple[list[tuple[float, floa
         soak.watch(15)
         soak.cut_file()
     slopes, length = [soak.slope(1), soak.slope(2)], (time.monotonic() - begun) / 60
+    print(f"MB a minute, and mean: {slopes}", flush=True)
     deeds = []
     while time.monotonic() - begun < 60 * given.minutes:
         soak.watch(soak.draw.uniform(3, 20))
@@ -204,7 +206,7 @@ command.
     for fault, count in soak.faults.most_common():
         text += f"| {fault} | {count} | {NAMED.get(fault, 'nothing (SIGKILL); it went on')} |\n"
     text += f"""
-Longest time between two lines of the log (20 steps each): {soak.slowest:.1f} s. Memory that is the processes' own, over one life of
+Longest time between two lines of the log (20 steps each): {soak.slowest:.1f} s. Resident memory, over one life of
 {length:.1f} minutes without its first eighth: training process {own:+.3f} MB a minute (mean {mean:.0f} MB), with its two data workers
 {all_:+.3f} MB a minute (mean {all_mean:.0f} MB).
 """
