@@ -35,7 +35,7 @@ RESULTS = {"mean_iou", "per_class_iou", "overall_accuracy", "split", "num_images
 
 
 def listed(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {".lock"}  # which says no more than who runs
 
 
 def finite(value: float) -> bool:

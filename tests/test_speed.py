@@ -51,6 +51,7 @@ def test_costs_of_methods_are_measured(tmp_path):
     assert 0 < float(row["mean_iou"]) < 1 and row["labels"] == "no" and "| moco_v2 | no |" in (tmp_path / "m.md").read_text()
 
 
+@pytest.mark.slow
 def test_loss_step_and_metric_are_measured(tmp_path):
     """One command leaves figures, a page and a picture; the phases of a step add up to it; a part measured later is added."""
     out = tmp_path / "speed.json"

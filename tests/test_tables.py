@@ -250,6 +250,7 @@ def test_a_stage_names_all_commits_that_it_was_run_with(tmp_path):
         assert stages._commits(stage) == known
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
     """SIGKILL to everything in mid pre-training, then to the benchmark alone in mid fine-tuning: the same figures, nothing lost."""
     for alone, sign in ((False, "pretrain/simclr*/checkpoints/step-00000002"), (True, "finetune/simclr*/checkpoints/step-00000001")):
@@ -269,6 +270,7 @@ def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
     assert scores(tmp_path) == scores(undisturbed)
 
 
+@pytest.mark.slow
 def test_two_benchmarks_share_the_cells(tmp_path, undisturbed):
     """Started together on one folder, they run every stage once, both finish, and the table is that of one alone."""
     both = [subprocess.Popen(command(tmp_path, *CELLS), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
