@@ -48,7 +48,7 @@ def build_hf(
     if data_dir is None:
         raise ValueError("the data set 'hf' needs --data-dir: a Hub name, a parquet file or a folder that `datasets` reads")
     rows = load_rows(str(data_dir), split, subset, revision, streaming)
-    features = rows.features if rows.features is not None else rows._resolve_features().features
+    features = features_of(rows, str(data_dir))
     columns = {"image": pick_column(features, image_column, IMAGE_COLUMNS, "image")}
     if not unlabelled:
         columns["mask"] = pick_column(features, mask_column, MASK_COLUMNS, "mask", taken=columns["image"])
@@ -101,6 +101,16 @@ def load_rows(
             f"`datasets` cannot open {name!r} ({type(error).__name__}: {error}); wanted a folder or file that is there, or a "
             "name on the Hub that can be reached"
         ) from error
+
+
+def features_of(rows: datasets.Dataset | datasets.IterableDataset, name: str) -> datasets.Features:
+    """Those stored, or told by the first row of a stream; ValueError where it has none."""
+    if rows.features is not None:
+        return rows.features
+    try:
+        return rows._resolve_features().features
+    except StopIteration:
+        raise ValueError(f"`datasets` cannot open {name!r}, which holds no row; give a place that has some") from None
 
 
 def source_of(name: str, split: str, subset: str | None, revision: str | None) -> dict:
