@@ -88,7 +88,7 @@ FIELDS = {
     "use_auxiliary_head": FLAG, "auxiliary_loss_weight": _number(0, 1e6), "semantic_loss_ignore_index": _whole(-(2**31), 2**31),
     "image_size": _whole(1, MOST_PIXELS), "image_width": PIXELS, "base_size": _whole(0, MOST_PIXELS, or_none=True),
     "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
-    "num_labels": _whole(1, MOST_CLASSES, or_none=True), "architectures": _list_of(TEXT),
+    "num_labels": _whole(1, MOST_CLASSES), "architectures": _list_of(TEXT),
     "id2label": (f"names of at most {MOST_CLASSES} classes", _by_name), "label2id": (f"ids of at most {MOST_CLASSES} classes", _by_name),
     "dtype": (f"one of {', '.join(DTYPES)}", lambda value: type(value) is not str or value in DTYPES),
     "return_dict": FLAG, "output_hidden_states": FLAG, "output_attentions": FLAG,

@@ -134,6 +134,7 @@ def some_fields(draw):
 @example(fields={"stage_names": []})
 @example(fields={"id2label": []})
 @example(fields={"num_labels": 10**30})
+@example(fields={"num_labels": None})
 @fuzzed(fields=some_fields())
 def test_model_configuration(fields):
     """A configuration of any fields is refused, or written to JSON and read back the same."""
