@@ -16,8 +16,6 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from .stopping import leave_on_signal
-
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
@@ -138,8 +136,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def inner() -> None:
         try:
-            with leave_on_signal("stopped; the same command goes on, with --resume if it trains"):
-                main()
+            main()
         except (ValueError, OSError) as error:
             if os.environ.get("MSCL_HF_TRACEBACK"):
                 raise

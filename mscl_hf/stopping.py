@@ -42,8 +42,8 @@ def children_die_in_silence() -> Iterator[None]:
 
 @contextmanager
 def leave_on_signal(message: str) -> Iterator[None]:
-    """Outside of the loop, where no step is under way: SIGTERM and SIGINT end the process with STOPPED_BY_SIGNAL, and more of them change
-    nothing. Only the main thread may set handlers; elsewhere nothing is done."""
+    """Around a recipe, also as its decorator, for where no step is under way: SIGTERM and SIGINT end the process with STOPPED_BY_SIGNAL,
+    and more of them change nothing. Only the main thread may set handlers; elsewhere nothing is done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

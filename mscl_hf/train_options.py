@@ -24,7 +24,8 @@ class TrainOptions:
     compile: bool = field(default=False, metadata={"help": "torch.compile backbone and decoder: minutes first, then faster steps"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute the backbone's activations"})
     shard: bool = field(
-        default=False, metadata={"help": "divide weights, gradients and optimizer state over the processes (FSDP2), for large networks"}
+        default=False,
+        metadata={"help": "divide weights, gradients and optimizer state over the processes (FSDP2); weights are not channels-last then"},
     )
     num_workers: int = field(default=2, metadata={"help": "processes that decode and augment, per training process"})
     save_every_steps: int = field(default=500, metadata={"help": "optimizer steps between checkpoints; 0 = only at the end"})

@@ -17,6 +17,7 @@ from mscl_hf.options import command, flat, make_accelerator, parse
 from mscl_hf.provenance import pinned_options, provenance, with_evaluation
 from mscl_hf.publish import commit, open_model, publish
 from mscl_hf.run_folder import open_run, write_json
+from mscl_hf.stopping import leave_on_signal
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
 
@@ -40,6 +41,7 @@ KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
 
 
 @command
+@leave_on_signal("stopped; the same command measures anew")
 def main() -> None:
     run, inference, data_options, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.precision not in ("fp32", "bf16"):

@@ -23,6 +23,7 @@ from mscl_hf.probe import start_classifier
 from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
 from mscl_hf.publish import commit, draw_training, open_model, publish, typical_size
 from mscl_hf.run_folder import open_run, write_json
+from mscl_hf.stopping import leave_on_signal
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -72,6 +73,7 @@ KINDS = (FinetuneOptions, LossOptions, FinetuneTrainOptions, DataOptions, HubOpt
 
 
 @command
+@leave_on_signal("stopped; the same command with --resume continues")
 def main() -> None:
     run, loss, train, data_options, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.list_losses:

@@ -24,6 +24,7 @@ from mscl_hf.options import command, flat, make_accelerator, parse, print_table,
 from mscl_hf.provenance import pinned_options, provenance, stage_record
 from mscl_hf.publish import commit, draw_features, draw_training, open_model, pinned, publish, typical_size
 from mscl_hf.run_folder import open_run
+from mscl_hf.stopping import leave_on_signal
 from mscl_hf.train import TrainOptions, fit
 from mscl_hf.upload import HubOptions, check_can_push, push_result
 
@@ -49,6 +50,7 @@ KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOption
 
 
 @command
+@leave_on_signal("stopped; the same command with --resume continues")
 def main() -> None:
     run, _, loss, _, data, net, train, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.list_methods:

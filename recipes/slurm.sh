@@ -1,6 +1,6 @@
 #!/bin/bash
 # Pre-training on several nodes under SLURM: sbatch --nodes 4 recipes/slurm.sh --dataset hf --data-dir ORG/IMAGES --streaming --output-dir OUT ...
-# The options are those of recipes/pretrain.py; OUT must be on a file system that all nodes see. What was preempted, lost a node or ran out of
+# The options are those of recipes/pretrain.py, --output-dir among them and not in a file; OUT must be on a file system that all nodes see. What was preempted, lost a node or ran out of
 # its time is queued again and goes on from the newest checkpoint, until it is done.
 #SBATCH --job-name=mscl
 #SBATCH --nodes=2
@@ -31,6 +31,7 @@ out=runs/pretrain
 previous=
 for word in "$@"; do
     [ "$previous" = --output-dir ] && out=$word
+    [ "${word#--output-dir=}" != "$word" ] && out=${word#--output-dir=}
     previous=$word
 done
 if [ $status -ne 0 ] && [ -d "$out/checkpoints" ] && [ "$restarts" -lt "${MAX_REQUEUES:-20}" ]; then

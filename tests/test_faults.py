@@ -196,7 +196,7 @@ def test_signal_during_evaluation(zygote, straight, tmp_path):
     flags = ("--model", straight, *harness.SHORT, "--max-steps", 2, "--train-count", 4)
     out, fired = tmp_path / "tuned", tmp_path / "fired"
     status, said = zygote.run("finetune", *flags, "--output-dir", out, fault="signal_in_evaluation:0", fired=fired)
-    assert fired.exists() and status == 75 and "the same command goes on" in said and "Traceback" not in said
+    assert fired.exists() and status == 75 and "the same command with --resume continues" in said and "Traceback" not in said
     assert steps_of(out) == [2] and not (out / "results.json").exists()
     assert zygote.run("finetune", *flags, "--output-dir", out, "--resume")[0] == 0
     assert json.loads((out / "results.json").read_text())["num_images"] > 0

@@ -4,7 +4,6 @@ import ast
 import io
 import json
 import pickle
-import re
 import runpy
 import shutil
 import sys
@@ -400,10 +399,3 @@ def test_integers_for_weights_are_refused(models, tmp_path):
     whole = {key: value.to(torch.int32) if value.is_floating_point() else value for key, value in weights.items()}
     save_file(whole, folder / "model.safetensors", {"format": "pt"})
     assert "as I32; give a model" in refusal(open_network, str(folder))
-
-
-def test_every_promise_names_its_test():
-    """The tests that SECURITY.md names are there."""
-    there = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text()))
-    assert len(named) > 20 and named <= there, named - there

@@ -130,11 +130,15 @@ def campaign(case: Case, zygote: Zygote, kills: int, draw: random.Random, work: 
     while case.kills < kills:
         out, goal = work / f"{case.name}-{ended}", min(kills, case.kills + draw.randint(2, 6))
         while case.kills < goal:
+            newest = newest_step(out)
             run = zygote.start(case.recipe, *case.flags, "--output-dir", out)
-            if not kill_once(case, run, out, draw.uniform(0.05, case.seconds)):
+            killed = kill_once(case, run, out, draw.uniform(0.05, case.seconds))
+            check_start(case, run.said, out, newest, ended=not killed)
+            if not killed:
                 break
-            continues(case, zygote, out)
+        newest = newest_step(out)
         status, said = zygote.run(case.recipe, *case.flags, "--output-dir", out)
+        check_start(case, said, out, newest, ended=True)
         wrong = [f"status {status}: {said[-2000:]}"] if status else differences(out, case.straight)
         if wrong:
             raise AssertionError(f"{case.name} {out}: {wrong[:5]}")
@@ -143,13 +147,16 @@ def campaign(case: Case, zygote: Zygote, kills: int, draw: random.Random, work: 
     return ended
 
 
-def continues(case: Case, zygote: Zygote, out: Path) -> None:
-    """The run goes on from the newest checkpoint: seen when the next one says where it starts, which every life does in its log."""
-    latest = max((int(name[5:]) for name in whole(out)), default=0)
-    for log in sorted(zygote.logs.glob("*.log"))[-1:]:
-        said = [line for line in log.read_text().splitlines() if line.startswith("resuming from step")]
-        if said and int(said[-1].split()[3]) > latest:
-            raise AssertionError(f"{case.name} went on from step {said[-1]} and has only {latest}")
+def newest_step(out: Path) -> int:
+    return max((int(name[5:]) for name in whole(out)), default=0)
+
+
+def check_start(case: Case, said: str, out: Path, newest: int, ended: bool) -> None:
+    """Raise unless a life went on from the newest checkpoint that it found; one that was killed may not have come so far."""
+    starts = [line for line in said.splitlines() if line.startswith("resuming from step") and f"({out}/checkpoints/" in line]
+    wanted = [f"resuming from step {newest} ({out}/checkpoints/step-{newest:08d})"] if newest else []
+    if starts != wanted and (ended or starts):
+        raise AssertionError(f"{case.name} had step {newest} and said {starts}")
 
 
 def straight_runs(zygote: Zygote, work: Path, weights: Path, only: list[str] | None) -> list[Case]:
