@@ -11,12 +11,19 @@ Result = TypeVar("Result")
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
     """True on all processes if it is on one."""
-    return flag if accelerator.num_processes == 1 else bool(sum_over(accelerator, int(flag)))
+    return bool(sum_over(accelerator, int(flag)))
 
 
 def sum_over(accelerator: Accelerator, number: int) -> int:
     """Of all processes, the same on each; of a number that only the main process knows, its own where the others give 0."""
-    return int(accelerator.reduce(torch.tensor(number, device=accelerator.device), "sum"))
+    return sums_over(accelerator, number)[0]
+
+
+def sums_over(accelerator: Accelerator, *numbers: int) -> list[int]:
+    """The same for several numbers, at the price of one."""
+    if accelerator.num_processes == 1:
+        return list(numbers)
+    return accelerator.reduce(torch.tensor(numbers, device=accelerator.device), "sum").tolist()
 
 
 def together(accelerator: Accelerator, work: Callable[[], Result], what: str, on_all: bool = False) -> Result | None:

@@ -7,6 +7,8 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,10 +17,32 @@ import torch
 from .log import read_log
 from .provenance import public, versions
 from .run_folder import RECORD, write_json, write_text
+from .stopping import children_die_in_silence
 from .upload import without_secrets
 
-SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)  # in names of environment variables
+SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|KEY|CREDENTIAL|CONNECTION|AUTH|COOKIE", re.IGNORECASE)  # in names of the environment
+# Who asks and what signs it, of an address; the folders, of any other path of this machine.
+USER, QUERY = re.compile(r"(\w://)[^\s/@]+@"), re.compile(r"(\w://[^\s?'\"]+)\?[^\s'\"]+")
+QUOTED = re.compile(r"""(?<=['"])(?:[A-Za-z]:)?[/\\][^'"\n]*[/\\](?=[^'"/\\\n]*['"])""")  # blanks and all
+FOLDERS = re.compile(r"(?<![\w.~:/\\])(?:[A-Za-z]:[/\\]|\\\\|/)(?:[^\s/\\'\":,;()]+[/\\])+")
 LAST_ROWS = 20
+
+
+@contextmanager
+def reporting(out: Path, now: dict) -> Iterator[None]:
+    """Leave a report of whatever ends what is inside with an error, once. now: what is under way, such as the step and its samples.
+
+    Before the first step (None) what is wrong with the input or the disk is no crash: a sentence says it.
+    """
+    try:
+        yield
+    except Exception as error:
+        no_crash = isinstance(error, (ValueError, OSError)) and now.get("step") is None
+        if not no_crash and not getattr(error, "reported", False):
+            with children_die_in_silence():
+                write_report(out, error, **now)
+            error.reported = True
+        raise
 
 
 def write_report(out: Path, error: BaseException, **facts) -> Path | None:
@@ -32,7 +56,7 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = {
-            "error": f"{type(error).__name__}: {clean(str(error), out)}",
+            "error": f"{type(error).__name__}: {error}",
             "process": rank,
             **facts,
             "options": _options(out),
@@ -41,7 +65,7 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
         }
         write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False) + "\n")
         write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")[-LAST_ROWS:]))
-        write_json(folder / "report.json", content)
+        write_json(folder / "report.json", _cleaned(content, out))
     except Exception as failure:
         print(f"no report could be written to {folder} ({failure})", file=sys.stderr)
         return None
@@ -50,7 +74,8 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
 
 
 def clean(text: str, out: Path, one_line: bool = True) -> str:
-    """The text without tokens, the values of environment variables that are named like secrets, and the folders of this machine."""
+    """The text without tokens, the values of environment variables that are named like secrets, users and queries in addresses, and
+    the folders of this machine."""
     secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6]
     sources = Path(__file__).resolve().parents[1]
     places = {str(out.resolve()): "OUT", str(out): "OUT", str(sources): "SOURCES", str(Path.cwd()): ".", str(Path.home()): "~"}
@@ -60,9 +85,20 @@ def clean(text: str, out: Path, one_line: bool = True) -> str:
     for line in [" ".join(text.split())] if one_line else text.splitlines():
         for place, name in places.items():
             line = line.replace(place, name) if len(place) > 1 else line
+        line = re.sub(r'"[^"\n]*/(?:site-packages|lib/python[\d.]+)/', '"', line)
+        line = FOLDERS.sub(".../", QUOTED.sub(".../", QUERY.sub(r"\1?...", USER.sub(r"\1", line))))
         indent = line[: len(line) - len(line.lstrip())]
-        lines.append(indent + without_secrets(re.sub(r'"[^"\n]*/(?:site-packages|lib/python[\d.]+)/', '"', line)))
+        lines.append(indent + without_secrets(line))
     return "\n".join(lines)
+
+
+def _cleaned(content, out: Path):
+    """Every text in it."""
+    if isinstance(content, dict):
+        return {key: _cleaned(value, out) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_cleaned(value, out) for value in content]
+    return clean(content, out) if isinstance(content, str) else content
 
 
 def _options(out: Path) -> dict:

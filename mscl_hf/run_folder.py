@@ -1,7 +1,9 @@
 """The folder of a run: run.json (the configuration), log.jsonl, checkpoints/, in the end the model; one run at a time writes in it."""
 
+import errno
 import json
 import os
+import warnings
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -19,6 +21,7 @@ FREE_TO_CHANGE = (
 # What may change in the middle of a run, since it is the way out of a run that stopped: the record keeps both values.
 MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
 RECORD, LOCK, UNFINISHED = "run.json", ".lock", ".tmp-"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as of Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files of this process, whose locks end with it, however it ends
 
 
@@ -36,14 +39,13 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
         raise ValueError(f"{out} is not empty and holds no run of ours; give a new or empty --output-dir")
     if started and not resume:
         raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
-    changed = _check_same(out, json.loads(record.read_text()), configuration) if started else configuration
+    wanted = _check_same(out, json.loads(record.read_text()), configuration) if started else configuration
     accelerator.wait_for_everyone()  # no process may look after the main one has written
     if accelerator.is_main_process:
         try:
             out.mkdir(parents=True, exist_ok=True)
             _lock(out)
-            if changed:
-                write_json(record, changed)
+            write_json(record, wanted)
         except OSError as error:
             raise OSError(f"cannot write to {out} ({error.strerror}); give another --output-dir") from error
 
@@ -56,9 +58,12 @@ def _lock(out: Path) -> None:
     file = path.open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         owner = path.read_text().strip()
         file.close()
+        if error.errno in NO_LOCKS:
+            warnings.warn(f"no locks where {out} lies ({error.strerror}): a second run in it would not be noticed", stacklevel=2)
+            return
         raise ValueError(f"another run is at work in {out} ({owner}); wait for it, stop it, or give another --output-dir") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
@@ -66,8 +71,8 @@ def _lock(out: Path) -> None:
     _locks[path] = file
 
 
-def _check_same(out: Path, old: dict, new: dict) -> dict | None:
-    """The record to write when a setting changed that may; ValueError when another one did."""
+def _check_same(out: Path, old: dict, new: dict) -> dict:
+    """The record to write, which keeps both values of a setting that matters and may change; ValueError when another one did."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     history = old.pop("changed", [])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
@@ -75,7 +80,8 @@ def _check_same(out: Path, old: dict, new: dict) -> dict | None:
     if len(allowed) < len(changed):
         differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed if key != "commit")
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
-    return {**old, **{key: new[key] for key in allowed}, "changed": [*history, allowed]} if allowed else None
+    history += [allowed] if allowed else []
+    return new | ({"changed": history} if history else {})
 
 
 def write_json(path: Path, content) -> None:

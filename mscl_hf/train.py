@@ -10,6 +10,7 @@ from traceback import extract_tb
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -17,10 +18,11 @@ from tqdm import tqdm
 from . import checkpoint
 from .data.loading import TrainingData
 from .log import Log
+from .manifest import newest
 from .methods.base import Method
 from .prepare import Buffers, check_batch, compiled_parts, keep_freed_memory, prepare
-from .processes import any_process, together
-from .report import write_report
+from .processes import any_process, sums_over, together
+from .report import reporting
 from .sharding import gathered, take_back
 from .stopping import STOPPED_BY_SIGNAL, children_die_in_silence, stop_signal
 from .train_options import TrainOptions, lr_at
@@ -51,82 +53,94 @@ def fit(
     check_batch(method, data, options, world)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    trained, model, optimizer = prepare(method, data, options, accelerator)
-    first, pending = _resume(out, trained, optimizer, options, accelerator)
-    coming = data.batches(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers, accelerator.device)
-    log = Log(out, first, options, accelerator, pending, steps_before)
-    saver = _Saver(out, trained, optimizer, options, accelerator, first)
-    buffers = Buffers(trained)
-    skipped: set[str] = set()
-    done, batches = first, []
-
-    def facts() -> dict:
-        return {"step": done + 1, "samples": _names(batches)}
-
-    with stop_signal() as stop, _reporting(out, coming, facts), closing(log):
-        for step in range(first, options.max_steps):
-            started = time.perf_counter()
-            batches = [next(coming) for _ in range(accumulate)]
-            waited = time.perf_counter() - started
-            _tell_bad(batches, skipped)
-            buffers.keep()
-            try:
-                row = _step(step, trained, model, optimizer, batches, options, accelerator)
-            except NonFinite:
-                buffers.restore()
-                saver.save(done, log.rows)
-                raise
-            done = step + 1
-            log.add(done, row, time.perf_counter() - started, waited)
-            if watch and _is_due(done, watch_every_steps, options.max_steps):
-                log.write(done, _in_eval(watch, trained, done, row))
-            stopping = any_process(accelerator, stop.requested or len(skipped) > max_bad_images)
-            if stopping or _is_due(done, options.save_every_steps, options.max_steps):
-                saver.save(done, log.rows)
-            if stopping:
-                break
+    now = {"step": None, "samples": []}  # what a report tells of
+    with reporting(out, now):
+        trained, model, optimizer = prepare(method, data, options, accelerator)
+        first, pending = _resume(out, trained, optimizer, data, options, accelerator)
+        coming = data.batches(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers, accelerator.device)
+        log = Log(out, first, options, accelerator, pending, steps_before)
+        saver = _Saver(out, trained, optimizer, data, options, accelerator, first)
+        buffers = Buffers(trained)
+        skipped: set[str] = set()
+        done, asked = first, 0
+        with stop_signal() as stop, _reading(coming), closing(log):
+            for step in range(first, options.max_steps):
+                now.update(step=step + 1, samples=[])
+                started = time.perf_counter()
+                batches = [next(coming) for _ in range(accumulate)]
+                waited = time.perf_counter() - started
+                now["samples"] = _names(batches)
+                bad = _tell_bad(batches, skipped)
+                buffers.keep()
+                try:
+                    row = _step(step, trained, model, optimizer, batches, options, accelerator)
+                except NonFinite:
+                    buffers.restore()
+                    saver.save(done, log.rows)
+                    raise
+                done = step + 1
+                now["samples"] = []  # what fails from here on is not theirs
+                log.add(done, row, time.perf_counter() - started, waited)
+                if watch and _is_due(done, watch_every_steps, options.max_steps):
+                    log.write(done, _in_eval(watch, trained, done, row))
+                asked, found = sums_over(accelerator, int(stop.requested), len(bad))
+                if found:
+                    skipped.update(gather_object(bad))
+                stopping = asked or len(skipped) > max_bad_images
+                if stopping or _is_due(done, options.save_every_steps, options.max_steps):
+                    saver.save(done, log.rows)
+                if stopping:
+                    break
+            asked = any_process(accelerator, stop.requested)  # while the last step was saved, too
     for part in compiled_parts(trained) if options.compile else ():
         part._compiled_call_impl = None  # evaluation sees other sizes, and each would be compiled
-    _end_early(done, skipped, max_bad_images, options, accelerator)
+    _end_early(asked, done, skipped, max_bad_images, accelerator)
     if options.shard:
         take_back(method, trained, accelerator.device)
         return method
     return trained
 
 
-def _resume(out: Path, method: Method, optimizer, options: TrainOptions, accelerator: Accelerator) -> tuple[int, list[dict]]:
+def _resume(
+    out: Path, method: Method, optimizer, data: TrainingData, options: TrainOptions, accelerator: Accelerator
+) -> tuple[int, list[dict]]:
     """The step to go on from, and the rows that the next line of the log will average over."""
-    found = checkpoint.newest(out, accelerator)
+    found = newest(out, accelerator)
     together(accelerator, lambda: checkpoint.check_space(out, method, optimizer.optimizer, options.keep_checkpoints), "looking for room")
     if found is None:
         return 0, []
-    first, pending = checkpoint.load(found, method, optimizer.optimizer)
-    accelerator.print(f"resuming from step {first} ({found})")
-    return first, pending
+    state = checkpoint.load(found, method, optimizer.optimizer)
+    accelerator.print(f"resuming from step {state['step']} ({found})")
+    if state["data"] != data.identity():
+        sizes = f"{state['data']['size']}, now {data.identity()['size']}"
+        accelerator.print(f"warning: the images are not those of the checkpoint ({sizes}); the run goes on with these")
+    return state["step"], state["pending"]
 
 
 class _Saver:
     """Saves a step once: it may be due, and then be asked for again by a signal or a bad step."""
 
-    def __init__(self, out: Path, method: Method, optimizer, options: TrainOptions, accelerator: Accelerator, saved: int):
+    def __init__(
+        self, out: Path, method: Method, optimizer, data: TrainingData, options: TrainOptions, accelerator: Accelerator, saved: int
+    ):
         self.out, self.method, self.optimizer, self.options, self.accelerator = out, method, optimizer.optimizer, options, accelerator
-        self.saved = saved
+        self.data, self.saved = data.identity(), saved
 
     def save(self, step: int, pending: list[dict]) -> None:
         if step != self.saved:
-            checkpoint.save(self.out, step, self.method, self.optimizer, self.options.keep_checkpoints, pending, self.accelerator)
+            notes = {"pending": list(pending), "data": self.data}
+            checkpoint.save(self.out, step, self.method, self.optimizer, self.options.keep_checkpoints, notes, self.accelerator)
             self.saved = step
 
 
 @contextmanager
-def _reporting(out: Path, coming: Iterator[dict], facts: Callable[[], dict]) -> Iterator[None]:
-    """Leave a report of whatever ends the loop, and say in one sentence what torch does not."""
+def _reading(coming: Iterator[dict]) -> Iterator[None]:
+    """End the workers when what is inside ends, and say in one sentence what torch does not: that one of them had died."""
     try:
         yield
     except Exception as error:
         with children_die_in_silence():
             coming.close()
-            write_report(out, error, **facts())
         if not _is_of_dead_worker(error):
             raise
         raise OSError(
@@ -141,26 +155,26 @@ def _is_of_dead_worker(error: Exception) -> bool:
     return "DataLoader worker (pid" in str(error) or reading and isinstance(error, ConnectionError | EOFError)
 
 
-def _tell_bad(batches: list[dict], skipped: set[str]) -> None:
-    """Add what could not be read to the set, and name it the first time: it may have gone bad in the middle of a run."""
-    for message in dict.fromkeys(message for batch in batches for message in batch["bad"]):
-        if message not in skipped:
-            tqdm.write(f"skipped: {message}")
-        skipped.add(message)
+def _tell_bad(batches: list[dict], skipped: set[str]) -> list[str]:
+    """What could not be read, and was not known of: named here, it may have gone bad in the middle of a run."""
+    new = [message for message in dict.fromkeys(message for batch in batches for message in batch["bad"]) if message not in skipped]
+    for message in new:
+        tqdm.write(f"skipped: {message}")
+    return new
 
 
 def _names(batches: list[dict]) -> list[str]:
     return [name for batch in batches for name in batch["name"]]
 
 
-def _end_early(done: int, skipped: set[str], max_bad_images: int, options: TrainOptions, accelerator: Accelerator) -> None:
-    """Say why a run ends before its time, if it does; its checkpoint is saved."""
+def _end_early(asked: bool, done: int, skipped: set[str], max_bad_images: int, accelerator: Accelerator) -> None:
+    """Say why a run ends here, if it does; its checkpoint is saved. One that was asked to stop ends also where only scoring is left."""
     if len(skipped) > max_bad_images:
         raise ValueError(
             f"{len(skipped)} bad image(s), more than --max-bad-images {max_bad_images}; the last: {sorted(skipped)[-1]}; a checkpoint of "
             f"step {done} is saved: mend them, or raise the limit, and go on with --resume"
         )
-    if done < options.max_steps:
+    if asked:
         accelerator.print(f"stopped after step {done}, checkpoint saved; the same command with --resume continues")
         accelerator.end_training()
         sys.exit(STOPPED_BY_SIGNAL)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from mscl_hf import MsclConfig, checkpoint
+from mscl_hf import MsclConfig, manifest
 from mscl_hf.card import in_words, write_card
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
 from mscl_hf.data.views import TrainView, check_colour, check_scales
@@ -116,7 +116,7 @@ def main() -> None:
 
     accelerator.init_trackers("mscl_hf", printable(*options))
     method = SegmentationTraining(network, **asdict(loss))
-    if run.probe_batches and has_new_classifier(loaded) and not checkpoint.complete(out):
+    if run.probe_batches and has_new_classifier(loaded) and not manifest.complete(out):
         right = start_classifier(method.to(accelerator.device), data, run.probe_batches)
         accelerator.print("no labelled pixel to fit the classifier on" if right is None else f"classifier fitted: {right:.1%} of the cells")
     method = fit(method, data, train, out, accelerator, max_bad_images=data_options.max_bad_images)

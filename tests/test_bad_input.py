@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_recipes import write_folder, write_parquet
 
-from mscl_hf import checkpoint
+from mscl_hf import manifest
 from mscl_hf.data import load_data
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Order
@@ -355,7 +355,7 @@ def test_divergence_ends_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path, p
     flags = (*BASE[recipe][:-1], 30, "--lr", 1e30, "--save-every-steps", 1, *model)
     message = harness.refused(recipe, *flags, "--output-dir", tmp_path / "out")
     assert "gave loss" in message and "train_0" in message and "lower --lr" in message
-    newest = checkpoint.complete(tmp_path / "out")[-1]
+    newest = manifest.complete(tmp_path / "out")[-1]
     assert f"the weights are those of step {int(newest.name[5:])}" in message
     saved = load_file(newest / "method.safetensors")
     assert all(np.isfinite(value.numpy()).all() for name, value in saved.items() if "running" not in name)

@@ -1,8 +1,10 @@
 """Faults planted in real runs, each a process of its own: what is on the disk stays, and the same command goes on to the same result."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -11,9 +13,10 @@ from pathlib import Path
 import harness
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from mscl_hf import checkpoint
+from mscl_hf import checkpoint, manifest
 from mscl_hf.log import read_log
 
 sys.path.append(str(Path(__file__).parent / "faults"))
@@ -41,12 +44,12 @@ def straight(zygote, tmp_path_factory) -> Path:
 
 
 def steps_of(out: Path) -> list[int]:
-    return [int(folder.name[5:]) for folder in checkpoint.complete(out)]
+    return [int(folder.name[5:]) for folder in manifest.complete(out)]
 
 
 def assert_same(out: Path, straight: Path) -> None:
     """Weights, optimizer, model, and every logged number, to the last bit; no leaves of a save."""
-    folders = [checkpoint.complete(place)[-1] for place in (out, straight)]
+    folders = [manifest.complete(place)[-1] for place in (out, straight)]
     assert folders[0].name == folders[1].name
     for name in ("method", "optimizer"):
         one, other = (load_file(folder / f"{name}.safetensors") for folder in folders)
@@ -65,19 +68,19 @@ def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
     assert_same(out, straight)
 
 
-@pytest.mark.parametrize("boundary", range(1, 15))
-def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, boundary):
+# The second save, to its end; the third also deletes the first: the new one is renamed (11), the old one hidden (13), then deleted (14).
+@pytest.mark.parametrize(("save", "boundary"), [*((2, number) for number in range(1, 13)), *((3, number) for number in range(11, 15))])
+def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, save, boundary):
     """SIGKILL after each call that changes the disk: the newest complete checkpoint loads, the rest is swept, the run ends as if nothing
     had happened."""
     out, fired = tmp_path / "run", tmp_path / "fired"
-    status, _ = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"die_in_save:{boundary}", fired=fired)
-    if not fired.exists():  # a save has fewer of them
-        assert boundary > 10 and status == 0
-        return
-    assert status == -signal.SIGKILL and steps_of(out) in ([1], [1, 2])
-    for folder in checkpoint.complete(out):
-        checkpoint.verify(folder)
-    if boundary in (4, 10):  # a whole run more for two of them
+    status, _ = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"die_in_save:{save}:{boundary}", fired=fired)
+    assert fired.exists() and status == -signal.SIGKILL
+    there = list(range(1, save + (boundary >= 11)))
+    assert steps_of(out) == (there[1:] if boundary >= 13 else there)
+    for folder in manifest.complete(out):
+        manifest.verify(folder)
+    if (save, boundary) in ((2, 4), (2, 10), (3, 11), (3, 13)):  # a whole run more
         goes_on(zygote, out, straight, steps_of(out)[-1])
 
 
@@ -102,8 +105,8 @@ def test_thirty_kills_at_random_moments(zygote, straight, tmp_path):
         killed += run.wait() == -signal.SIGKILL
         after = steps_of(out)
         assert not before or after[-1] >= before[-1]
-        for folder in checkpoint.complete(out):
-            checkpoint.verify(folder)
+        for folder in manifest.complete(out):
+            manifest.verify(folder)
         if number % 10 == 0:
             goes_on(zygote, out, straight, after[-1] if after else 0)
     assert killed > 15
@@ -119,7 +122,7 @@ def test_disk_full_while_saving(zygote, straight, tmp_path, fault):
     reason = "File too large" if fault.startswith("file") else "No space left on device"
     assert sentence.startswith(f"error: cannot save {out}/checkpoints/step-") and reason in sentence and "GB are free there" in sentence
     assert not list(out.glob("checkpoints/.tmp-*"))
-    checkpoint.verify(checkpoint.complete(out)[-1])
+    manifest.verify(manifest.complete(out)[-1])
     goes_on(zygote, out, straight, steps_of(out)[-1])
 
 
@@ -156,25 +159,46 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
     assert steps_of(out) == [2, 3]
     newest = out / "checkpoints" / "step-00000003"
     says = damage(newest)
-    with pytest.raises(checkpoint.DamagedCheckpoint) as refused:
-        checkpoint.verify(newest)
+    with pytest.raises(manifest.DamagedCheckpoint) as refused:
+        manifest.verify(newest)
     assert says in str(refused.value) and str(newest) in str(refused.value)
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in said and "resuming from step 2 (" in said
     assert_same(out, straight)
-    for folder in checkpoint.published(out):
+    assert [path.name for path in out.glob("checkpoints/damaged-*")] == ["damaged-step-00000003"]
+    for folder in manifest.published(out):
         damage(folder)
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 1 and f"error: all 2 checkpoints of {out} are damaged" in said
 
 
-def test_rotation_counts_whole_checkpoints_only(tmp_path):
-    """Damaged ones neither count as kept nor push out a whole one."""
+def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
+    """What the disk refuses to give is damage too: the one before is taken."""
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_every_steps=1)
+    old = manifest._fingerprint
+
+    def broken(path: Path) -> dict:
+        if path.parent.name == "step-00000002":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return old(path)
+
+    monkeypatch.setattr(manifest, "_fingerprint", broken)
+    assert manifest.newest(tmp_path, Accelerator()).name == "step-00000001"
+    assert "step-00000002 is damaged: method.safetensors cannot be read (Input/output error)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [damage_byte, damage_absence])
+def test_rotation_counts_whole_checkpoints_only(tmp_path, damage):
+    """Damaged ones, though of the right size and of later steps, neither count as kept nor push out a whole one; other folders stay."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, save_every_steps=1, keep_checkpoints=3)
     for name in ("step-00000002", "step-00000003"):
-        (tmp_path / "checkpoints" / name / "state.json").unlink()
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=4, save_every_steps=4, keep_checkpoints=2)
-    assert steps_of(tmp_path) == [1, 4]
+        damage(tmp_path / "checkpoints" / name)
+    copy = tmp_path / "checkpoints" / "step-00000001.bak"
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000001", copy)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_every_steps=2, keep_checkpoints=2)
+    assert steps_of(tmp_path) == [1, 2] and copy.is_dir()
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=4, save_every_steps=1, keep_checkpoints=2)
+    assert steps_of(tmp_path) == [3, 4] and copy.is_dir()
     with pytest.raises(ValueError, match="--keep-checkpoints is 1; give at least 2"):
         harness.options(keep_checkpoints=1)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_losses import CLOSE, fill, labels_of
 from test_resume import STEPS, assert_same_run, final_state
 
-from mscl_hf import checkpoint
+from mscl_hf import manifest
 from mscl_hf.losses import (
     adaptive_affinity,
     affinity,
@@ -586,9 +586,9 @@ def test_recipe_fine_tunes_by_name(tmp_path):
     assert (record["loss"], record["affinity_margin"], record["rmi_lam"]) == ("ce+aaf", 2.0, None)
     rows = [json.loads(line) for line in (tmp_path / "aaf" / "log.jsonl").read_text().splitlines()]
     assert all({"loss_ce", "loss_aaf", "loss_auxiliary"} <= row.keys() for row in rows)
-    assert "size_logits" in load_file(checkpoint.complete(tmp_path / "aaf")[-1] / "method.safetensors")
+    assert "size_logits" in load_file(manifest.complete(tmp_path / "aaf")[-1] / "method.safetensors")
     message = harness.refused("finetune", *short, "--loss", "bce+rmi", "--rmi-pool", 32, "--output-dir", tmp_path / "rmi")
-    assert "--rmi-pool" in message and not checkpoint.complete(tmp_path / "rmi")
+    assert "--rmi-pool" in message and not manifest.complete(tmp_path / "rmi")
 
 
 def test_the_classifier_of_a_sigmoid_loss_starts_one_against_the_rest():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf import checkpoint
+from mscl_hf import manifest
 from mscl_hf.health import HealthCheck, complaints, effective_rank, embedding_spaces, spread
 from mscl_hf.log import read_log
 
@@ -141,7 +141,7 @@ def test_watching_changes_no_bit_of_training(tmp_path, stage):
         harness.train(method, harness.training_data(stage), tmp_path / name, max_steps=4, log_every_steps=1, **given)
         rows[name] = [(row["loss"], row["grad_norm"]) for row in read_log(tmp_path / name / "log.jsonl") if "loss" in row]
     assert rows["with"] == rows["without"]
-    files = [(checkpoint.complete(tmp_path / name)[-1] / "method.safetensors").read_bytes() for name in rows]
+    files = [(manifest.complete(tmp_path / name)[-1] / "method.safetensors").read_bytes() for name in rows]
     assert files[0] == files[1]
 
 

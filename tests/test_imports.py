@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
     {"losses", "metrics", "palette", "options", "log", "inference", "upload", "checks_mscl", "configuration_mscl", "decoders_mscl",
-     "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "sharding",
+     "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "manifest", "sharding",
      "train_options"},
     {"data", "methods", "figures"},
     {"checkpoint", "prepare", "report", "train", "evaluate", "probe", "health", "publish", "provenance", "card",

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, checkpoint
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, manifest
 from mscl_hf.data import load_data
 from mscl_hf.data.sources import CAMVID_CLASSES
 from mscl_hf.log import read_log
@@ -479,7 +479,7 @@ def test_a_method_of_two_stages_trains_the_encoder_then_the_decoder(tmp_path):
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", *STAGED[2:6], "--output-dir", tmp_path / "start")
     harness.run("pretrain", *harness.TINY, *harness.SHORT, *STAGED, "--output-dir", tmp_path / "out")
     start, end = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
-    middle = load_file(checkpoint.complete(tmp_path / "out" / "stage1")[-1] / "method.safetensors")
+    middle = load_file(manifest.complete(tmp_path / "out" / "stage1")[-1] / "method.safetensors")
     middle = {key.removeprefix("network."): value for key, value in middle.items() if key.startswith("network.")}
     weight = next(key for key in end if key.startswith("backbone.") and key.endswith("weight"))
     decoder = next(key for key in end if key.startswith("decoder.") and key.endswith("weight"))
@@ -495,11 +495,11 @@ def test_two_stages_resume(tmp_path):
     flags = (*harness.TINY, *harness.SHORT, *STAGED)
     harness.run("pretrain", *flags, "--output-dir", tmp_path / "whole", pictures=False)
     harness.run("pretrain", *flags, "--output-dir", tmp_path / "cut", pictures=False)
-    shutil.rmtree(checkpoint.complete(tmp_path / "cut")[-1])
-    written = checkpoint.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns
+    shutil.rmtree(manifest.complete(tmp_path / "cut")[-1])
+    written = manifest.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns
     harness.run("pretrain", *flags, "--output-dir", tmp_path / "cut", "--resume", pictures=False)
-    assert checkpoint.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns == written
-    one, other = (load_file(checkpoint.complete(tmp_path / name)[-1] / "method.safetensors") for name in ("whole", "cut"))
+    assert manifest.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns == written
+    one, other = (load_file(manifest.complete(tmp_path / name)[-1] / "method.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mscl_hf import checkpoint, prepare, train
+from mscl_hf import manifest, prepare, train
 from mscl_hf.data import loading
 from mscl_hf.log import read_log
 from mscl_hf.prepare import build_optimizer, freeze_unreached
@@ -157,7 +157,7 @@ def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
         harness.train(method, harness.training_data(), tmp_path, save_every_steps=1)
     assert len(method.calls) == 4 and all(name in str(raised.value) for name in method.calls[-1])
     assert "\n" not in str(raised.value)
-    newest = checkpoint.complete(tmp_path)[-1]
+    newest = manifest.complete(tmp_path)[-1]
     assert newest.name == "step-00000002"
     saved = load_file(newest / "method.safetensors")
     assert all(torch.equal(saved[name], p) for name, p in method.named_parameters())
@@ -173,7 +173,7 @@ def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
         harness.train(method, harness.training_data(), tmp_path / "bad", save_every_steps=0)
     healthy = harness.pretraining(contrast=contrast)
     harness.train(healthy, harness.training_data(), tmp_path / "good", save_every_steps=2, keep_checkpoints=9)
-    assert [folder.name for folder in checkpoint.complete(tmp_path / "bad")] == ["step-00000002"]
+    assert [folder.name for folder in manifest.complete(tmp_path / "bad")] == ["step-00000002"]
     left = load_file(tmp_path / "bad" / "checkpoints" / "step-00000002" / "method.safetensors")
     right = load_file(tmp_path / "good" / "checkpoints" / "step-00000002" / "method.safetensors")
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -226,7 +226,7 @@ def test_bad_images_are_counted_once_and_limited(tmp_path):
     object.__setattr__(data, "loader", loader)
     with pytest.raises(ValueError, match=r"2 bad image\(s\), more than --max-bad-images 1.*b\.png broken.*step 4 is saved"):
         harness.fit(harness.pretraining(), data, harness.options(max_steps=6), tmp_path, harness.fresh_accelerator(), max_bad_images=1)
-    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004"]
+    assert [folder.name for folder in manifest.complete(tmp_path)] == ["step-00000004"]
 
 
 # -- what does not train -----------------------------------------------------------------------------------------------------

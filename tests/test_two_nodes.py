@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mscl_hf import checkpoint
+from mscl_hf import manifest
 
 IP = shutil.which("ip")
 pytestmark = [
@@ -98,7 +98,7 @@ def until(what, node: Node, seconds: float = 150):
 
 
 def steps_of(out: Path) -> list[int]:
-    return [int(folder.name[5:]) for folder in checkpoint.complete(out)]
+    return [int(folder.name[5:]) for folder in manifest.complete(out)]
 
 
 @pytest.mark.parametrize("loss", ["killed", "cut off"])

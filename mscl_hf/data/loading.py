@@ -1,5 +1,6 @@
 """From tickets to batches on a device: decode, draw views, stack; in this process or in workers, with the same result."""
 
+import hashlib
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -157,6 +159,15 @@ class TrainingData:
     def images(self) -> int | None:
         """How many there are, None for a stream."""
         return None if self.stream is not None else sum(len(part) for part in (self.labelled, self.unlabelled) if part is not None)
+
+    def identity(self) -> dict[str, str]:
+        """Their number and a digest of their names, by which another data set is noticed wherever it lies."""
+        if self.stream is not None:
+            size, names = f"{len(self.stream.shards)} shards", [PurePath(shard.name).name for shard in self.stream.shards]
+        else:
+            parts = [part for part in (self.labelled, self.unlabelled) if part is not None]
+            size, names = f"{self.images} images", [name for part in parts for name in part.names]
+        return {"size": size, "names": hashlib.sha256("\n".join(names).encode()).hexdigest()}
 
     def batches(
         self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0, device: torch.device | str = "cpu"

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 from zygote import Run, Zygote
 
-from mscl_hf import checkpoint
+from mscl_hf import manifest
 from mscl_hf.log import read_log
 from mscl_hf.methods import METHODS
 from mscl_hf.publish import commit
@@ -66,13 +66,13 @@ def phase(out: Path, said: str) -> str:
         return "saving"
     if (out / "model.safetensors").exists() or any(out.glob(".tmp-*")):
         return "publishing"
-    if any(folder.name == f"step-{STEPS:08d}" for folder in checkpoint.published(out)):
+    if any(folder.name == f"step-{STEPS:08d}" for folder in manifest.published(out)):
         return "evaluating or drawing"
     return "training" if (out / "log.jsonl").exists() else "starting"
 
 
 def whole(out: Path) -> dict[str, str]:
-    return {folder.name: (folder / "manifest.json").read_text() for folder in checkpoint.complete(out)}
+    return {folder.name: (folder / "manifest.json").read_text() for folder in manifest.complete(out)}
 
 
 def rows(out: Path) -> list[dict]:
@@ -83,7 +83,7 @@ def differences(out: Path, straight: Path) -> list[str]:
     """Names of what is not equal to the last bit."""
     found = []
     pairs = [(place / "model.safetensors") for place in (out, straight)]
-    newest = [checkpoint.complete(place)[-1:] for place in (out, straight)]
+    newest = [manifest.complete(place)[-1:] for place in (out, straight)]
     if newest[0] and newest[1]:
         for name in ("method", "optimizer"):
             found += unequal(*(place[0] / f"{name}.safetensors" for place in newest))
@@ -117,8 +117,8 @@ def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
     newest = max(before, default="")
     if newest and (newest > max(after, default="") or after.get(newest, before[newest]) != before[newest]):
         raise AssertionError(f"{case.name}: {newest} was lost; left: {sorted(after)}")
-    for folder in checkpoint.complete(out):
-        checkpoint.verify(folder)
+    for folder in manifest.complete(out):
+        manifest.verify(folder)
     case.phases[phase(out, run.said)] += 1
     case.kills += 1
     return True

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from zygote import Run, Zygote
 
-from mscl_hf import checkpoint
+from mscl_hf import manifest
 from mscl_hf.log import read_log
 from mscl_hf.publish import commit
 
@@ -135,8 +135,8 @@ class Soak:
         if found != status or NAMED.get(fault, "") not in self.run.said:
             raise AssertionError(f"{fault}: status {found}\n{self.run.said[-3000:]}")
         self.faults[fault] += 1
-        newest = checkpoint.complete(self.out)[-1]
-        checkpoint.verify(newest)
+        newest = manifest.complete(self.out)[-1]
+        manifest.verify(newest)
         self.start()
         if f"resuming from step {int(newest.name[5:])} (" not in self.run.said:
             raise AssertionError(f"{fault}: {self.run.said[-3000:]}")

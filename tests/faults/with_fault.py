@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import harness
 import torch
 
-from mscl_hf import checkpoint, evaluate, train
+from mscl_hf import checkpoint, evaluate, manifest, train
 from mscl_hf.methods.base import Method
 
 # Where a process can die while it saves: after each of these the disk looks different.
-BOUNDARIES = ((checkpoint, "_make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint, "_sync"), (Path, "rename"),
-              (checkpoint.shutil, "rmtree"))  # fmt: skip
+BOUNDARIES = ((checkpoint, "make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (manifest, "write_json"),
+              (manifest, "_sync"), (Path, "rename"), (manifest.shutil, "rmtree"))  # fmt: skip
 
 
 def rank() -> int:
@@ -56,8 +56,8 @@ def before_step(action: Callable[[int], None]) -> None:
     mock.patch.object(train, "_step", inner).start()
 
 
-def die_in_save(fired: Path, number: int) -> None:
-    """SIGKILL after the number-th boundary of the second save."""
+def die_in_save(fired: Path, save_number: int, number: int) -> None:
+    """SIGKILL after the number-th boundary of one save, the first being 1."""
     saves, passed = [0], [0]
     old = checkpoint.save
 
@@ -66,7 +66,7 @@ def die_in_save(fired: Path, number: int) -> None:
         return old(*args)
 
     def boundary() -> None:
-        if saves[0] == 2:
+        if saves[0] == save_number:
             passed[0] += 1
             if passed[0] == number:
                 fired.touch()
@@ -96,7 +96,7 @@ def file_limit(fired: Path, size: int) -> None:
 
 
 def disk_full(fired: Path, number: int) -> None:
-    """ENOSPC from the number-th call of fsync, which is where a full disk may first be noticed."""
+    """ENOSPC from the number-th call of fsync, and from no other: there a full disk may first be noticed."""
     calls = [0]
     old = os.fsync
 
