@@ -22,6 +22,7 @@ import mscl_hf
 from .data.loading import TrainingData
 from .data.training import DataOptions
 from .publish import commit, pinned, split_revision
+from .run_folder import RECORD
 from .train_options import TrainOptions
 from .upload import without_secrets
 
@@ -102,15 +103,34 @@ def data_name(options: DataOptions) -> str:
 
 
 def pinned_options(options: tuple) -> tuple:
-    """A recipe's options with what they take from the Hub at the commits of this moment: models as NAME@COMMIT, data by --data-revision."""
-    found = []
+    """A recipe's options with what they take from the Hub at the commits of this moment: models as NAME@COMMIT, data by --data-revision.
+
+    A run that goes on keeps its commits, whatever became of the repositories, and though the Hub is out of reach.
+    """
+    before, found = _record_to_continue(options), []
     for of in options:
-        changes = {name: pinned(getattr(of, name)) for name in ("model", "start_from") if hasattr(of, name)}
+        changes = {name: _pinned_as(getattr(of, name), before.get(name)) for name in ("model", "start_from") if hasattr(of, name)}
         if isinstance(of, DataOptions) and (name := _hub_name(of)):
-            commit_of_data = resolve_revision(name, of.data_revision, repo_type="dataset")
-            changes["data_revision"] = getattr(commit_of_data, "resolved", of.data_revision)
+            if of.data_revision is None and before.get("data_dir") == name and before.get("data_revision"):
+                changes["data_revision"] = before["data_revision"]
+            else:
+                commit_of_data = resolve_revision(name, of.data_revision, repo_type="dataset")
+                changes["data_revision"] = getattr(commit_of_data, "resolved", of.data_revision)
         found.append(replace(of, **changes) if changes else of)
     return tuple(found)
+
+
+def _record_to_continue(options: tuple) -> dict:
+    """run.json of the folder that the options write to, where they go on with the run in it; an evaluation always does."""
+    out, resume = (next((getattr(of, name) for of in options if hasattr(of, name)), None) for name in ("output_dir", "resume"))
+    record = Path(out or "", RECORD)
+    return json.loads(record.read_text(encoding="utf-8")) if out and resume is not False and record.is_file() else {}
+
+
+def _pinned_as(name: str | None, recorded: str | None) -> str | None:
+    """The commit in the record, where it is one of this name."""
+    same = name is not None and recorded is not None and not Path(name).exists() and split_revision(recorded)[0] == name
+    return recorded if same else pinned(name)
 
 
 def versions() -> dict[str, str]:

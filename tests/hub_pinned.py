@@ -59,6 +59,16 @@ def pinned_life(hub, folder: Path) -> dict:
     one, other = (open_model(MsclForPreTraining, place) for place in (f"{NAME}@{commits[1]}", str(folder / "made1")))
     facts["first weights"] = torch.equal(one.decoder.fuse[0].weight, other.decoder.fuse[0].weight)
     facts["onward"] = pinned_options((harness.load_recipe("pretrain").PretrainOptions(start_from=NAME),))[0].start_from
+    # Both repositories move on; what was begun does not, and what is new takes the newest
+    again = (*short, *data, "--model", NAME, "--output-dir", folder / "continued")
+    harness.run("finetune", *again, draw_training=lambda *_: None)
+    before = (folder / "continued" / "run.json").read_text()
+    commit(hub, NAME, files[1])
+    facts["moved"] = commit(hub, DATA, read(write_parquet(folder / "more", count=5)), "dataset")
+    harness.run("finetune", *again, "--resume", draw_training=lambda *_: None)
+    records = [json.loads(text) for text in (before, (folder / "continued" / "run.json").read_text())]
+    facts["continued"] = [[record[key] for key in ("model", "data_revision")] for record in records]
+    facts["a new one"] = pinned_options((harness.load_recipe("pretrain").DataOptions(dataset="hf", data_dir=DATA),))[0].data_revision
     start = len(hub.log)
     export(f"{NAME}@{commits[1]}", "timm", folder / "exported")
     facts["exported asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]

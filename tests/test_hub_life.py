@@ -139,6 +139,13 @@ def test_the_commit_of_the_data_is_recorded(pinned_facts):
     assert f"--data-revision {pinned_facts['data commit']}" in record["command"]
 
 
+def test_a_run_goes_on_with_its_commits(pinned_facts):
+    """The same command with --resume takes the model and the data that it began with, though their repositories have moved on."""
+    before, after = pinned_facts["continued"]
+    assert before == after == [f"org/start@{pinned_facts['commits'][1]}", pinned_facts["data commit"]]
+    assert pinned_facts["a new one"] == pinned_facts["moved"] != pinned_facts["data commit"]
+
+
 def test_no_pickle_of_the_hub_is_fetched(pinned_facts):
     """A repository without safetensors is refused in one sentence, its other weights stay there, and nobody is asked to convert them."""
     for name, says in {
