@@ -214,6 +214,15 @@ def test_signals_end_the_run_after_the_step(zygote, straight, tmp_path, number, 
         goes_on(zygote, out, straight, 3)
 
 
+def test_signal_in_the_last_step(zygote, straight, tmp_path):
+    """What is left is writing and scoring, which takes its time too: that is for the next life."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"signal_at:0:{STEPS}", fired=fired)
+    assert fired.exists() and status == 75 and f"stopped after step {STEPS}, checkpoint saved" in said
+    assert not (out / "model.safetensors").exists()
+    goes_on(zygote, out, straight, STEPS)
+
+
 def test_signal_during_evaluation(zygote, straight, tmp_path):
     """Fine-tuning that is stopped while it scores has its last checkpoint, ends with 75, and the same command scores anew; evaluation
     alone likewise."""
@@ -242,6 +251,20 @@ def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, 
     assert all(name in said.splitlines()[-1] for name in report["samples"])
     assert zygote.run("pretrain", *flags)[0] == 0
     assert_same(out, straight)
+
+
+@pytest.mark.parametrize(("fault", "step", "error"), [
+    ("loader_fails:3", 3, "RuntimeError: the planted fault"), ("out_of_memory", None, "OutOfMemoryError: CUDA out of memory (planted)"),
+])  # fmt: skip
+def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
+    """Also before the first step; a batch that was never there blames no samples; the options are those of this life."""
+    out, fired = tmp_path / "run", tmp_path / "fired"
+    if step:
+        zygote.run("pretrain", *FLAGS, "--output-dir", out, fault="leave:0:2", fired=tmp_path / "gone")
+    status, said = zygote.run("pretrain", *FLAGS, "--keep-checkpoints", 3, "--output-dir", out, fault=fault, fired=fired)
+    assert fired.exists() and status == 1 and "for a bug report: " in said
+    (report,) = (json.loads(path.read_text()) for path in out.glob("reports/*/report.json"))
+    assert report["step"] == step and report["samples"] == [] and report["error"] == error and report["options"]["keep_checkpoints"] == 3
 
 
 def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
@@ -299,14 +322,19 @@ def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):
     from mscl_hf.report import write_report
 
     monkeypatch.setenv("MY_API_KEY", "very-secret-value")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "another-secret-value")
     (tmp_path / "run.json").write_text(json.dumps({"data_dir": str(Path.home() / "pictures"), "push_to_hub": "org/hf_abcdefghijklmnop"}))
     (tmp_path / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": 1.0}}\n' for i in range(1, 50)))
     try:
-        raise RuntimeError(f"died in {Path.home()}/here with hf_abcdefghijklmnop and {os.environ['MY_API_KEY']}")
+        raise RuntimeError(
+            f"died in {Path.home()}/here with hf_abcdefghijklmnop and {os.environ['MY_API_KEY']} another-secret-value at "
+            "https://bob:pw12345@proxy.org/a.png?X-Sig=signed of '/mnt/client 7/a.png' and /mnt/clinic/b.png"
+        )
     except RuntimeError as error:
         folder = write_report(tmp_path, error, step=3, samples=["a"])
     text = "".join(path.read_text() for path in folder.iterdir())
-    for secret in ("hf_abcdefghijklmnop", "very-secret-value", str(Path.home()), str(tmp_path), str(harness.ROOT)):
+    for secret in ("hf_abcdefghijklmnop", "very-secret-value", "another-secret", str(Path.home()), str(tmp_path), str(harness.ROOT),
+                   "bob", "pw12345", "signed", "client", "clinic"):  # fmt: skip
         assert secret not in text
     report = json.loads((folder / "report.json").read_text())
     assert report["error"].startswith("RuntimeError: died in ~/here") and report["options"]["data_dir"] == "pictures"

@@ -67,6 +67,16 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, straigh
     assert "resuming from step 3" in finishes(tmp_path, tmp_path / "run", straight)
 
 
+def test_bad_images_are_counted_over_all_processes(tmp_path, straight):
+    """Each finds one, twice: two in all. Beyond the limit all end with the same sentence, and a checkpoint; within it the run goes on."""
+    many = (*FLAGS, "--output-dir", tmp_path / "run")
+    done, fired = launch(tmp_path, *many, "--max-bad-images", 1, fault="bad_images:3")
+    assert fired.exists() and done.returncode != 0 and "stopped after" not in done.stdout
+    sentence = "error: 2 bad image(s), more than --max-bad-images 1; the last: 1.png cannot be read; a checkpoint of step 3 is saved"
+    assert done.stderr.count(sentence) == 2 and published_whole(tmp_path / "run")[-1] == 3
+    finishes(tmp_path, tmp_path / "run", straight, "--max-bad-images", 2, fault="bad_images:4")
+
+
 def test_a_process_that_dies_ends_the_job(tmp_path, straight):
     """In less than a minute, with its rank and status named; what was published is whole, and the same command goes on."""
     started = time.monotonic()

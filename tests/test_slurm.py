@@ -15,6 +15,7 @@ from mscl_hf import manifest
 
 SCRIPT = harness.ROOT / "recipes" / "slurm.sh"
 SRUN = """#!/bin/bash
+echo "cpus $SRUN_CPUS_PER_TASK $*" >> "$STUBS/asked"
 while [[ "$1" == --* ]]; do shift; done
 "$@" &
 echo $! > "$STUBS/pid"
@@ -35,6 +36,7 @@ def sbatch(tmp_path):
 
     def start(*flags, restarts: int = 0) -> subprocess.Popen:
         job = {"SLURM_SUBMIT_DIR": harness.ROOT, "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": 1, "SLURM_GPUS_ON_NODE": 1,
+               "SLURM_CPUS_PER_TASK": 12,
                "SLURM_JOB_ID": os.getpid(), "SLURM_RESTART_COUNT": restarts, "STUBS": tmp_path, "PYTHONWARNINGS": "ignore",
                "PYTHONPATH": harness.ROOT, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
         environment = {**os.environ, **{key: str(value) for key, value in job.items()}}
@@ -62,6 +64,13 @@ def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
     said = job.communicate(timeout=300)[0]
     assert job.returncode == 0 and f"resuming from step {stopped}" in said, said[-3000:]
     assert (out / "model.safetensors").is_file() and len((tmp_path / "requeued").read_text().splitlines()) == 1
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 2 and all(line.startswith("cpus 12 --kill-on-bad-exit=1 torchrun ") for line in asked)
+    # Other settings for a run that has checkpoints: refused each time, with nothing new saved
+    job = sbatch(*flags, "--batch-size", 8, restarts=2)
+    said = job.communicate(timeout=300)[0]
+    assert job.returncode != 0 and "other settings" in said and "without a new checkpoint: not queued again" in said, said[-3000:]
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -70,6 +79,20 @@ def test_a_wrong_option_is_not_tried_for_ever(sbatch, tmp_path):
     job = sbatch(*FLAGS, "--max-steps", 3, "--method", "msl", "--output-dir", tmp_path / "run")
     said = job.communicate(timeout=300)[0]
     assert job.returncode != 0 and "unknown method 'msl'" in said and not (tmp_path / "requeued").exists()
+
+
+def test_requeues_end(sbatch, tmp_path, monkeypatch):
+    """After MAX_REQUEUES a job that still gets on is not queued again, and says so. torchrun is a stand-in that saves, and fails."""
+    out = tmp_path / "run"
+    (tmp_path / "torchrun").write_text(f'#!/bin/bash\nmkdir -p "{out}/checkpoints/step-0000000$SLURM_RESTART_COUNT"; exit 1\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    monkeypatch.setenv("MAX_REQUEUES", "2")
+    for restarts, says in enumerate(("queued again", "queued again", "after 2 requeues: not queued again")):
+        job = sbatch(f"--output-dir={out}", restarts=restarts)
+        assert says in job.communicate(timeout=60)[0] and job.returncode == 1
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 2
+    job = sbatch(f"--output-dir={out}", restarts=2)
+    assert "without a new checkpoint: not queued again" in job.communicate(timeout=60)[0]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (harness.ROOT / "recipes" / "configs").glob("accelerate_*.yaml")))

@@ -22,6 +22,7 @@ import harness
 import torch
 
 from mscl_hf import checkpoint, evaluate, manifest, train
+from mscl_hf.data.loading import TrainingData
 from mscl_hf.methods.base import Method
 
 # Where a process can die while it saves: after each of these the disk looks different.
@@ -198,6 +199,44 @@ def worker_killed(fired: Path, at: int) -> None:
     before_step(kill)
 
 
+def bad_images(fired: Path, at: int) -> None:
+    """Each process finds that a file of its own cannot be read, at one step and again at the next one."""
+    old = TrainingData.batches
+
+    def batches(self, first, *args, **more):
+        for step, batch in enumerate(old(self, first, *args, **more), first + 1):
+            if step in (at, at + 1):
+                fired.touch()
+                batch["bad"].append(f"{rank()}.png cannot be read")
+            yield batch
+
+    mock.patch.object(TrainingData, "batches", batches).start()
+
+
+def loader_fails(fired: Path, at: int) -> None:
+    """The batch of one step cannot be made, for a reason of our own."""
+    old = TrainingData.batches
+
+    def batches(self, first, *args, **more):
+        for step, batch in enumerate(old(self, first, *args, **more), first + 1):
+            if step == at:
+                fired.touch()
+                raise RuntimeError("the planted fault")
+            yield batch
+
+    mock.patch.object(TrainingData, "batches", batches).start()
+
+
+def out_of_memory(fired: Path) -> None:
+    """In the first forward pass, which is where a GPU's memory ends."""
+
+    def full(*_, **__):
+        fired.touch()
+        raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+
+    mock.patch.object(Method, "__call__", full).start()
+
+
 def record(fired: Path) -> None:
     """No fault: the samples and the loss of each step, a line for each, in FIRED.RANK."""
     old = train._step
@@ -214,7 +253,7 @@ def record(fired: Path) -> None:
 
 FAULTS = {fault.__name__: fault for fault in (
     die_in_save, file_limit, disk_full, nan, leave, raise_in_save, raise_in_evaluation, signal_at, signal_in_evaluation, worker_killed,
-    record,
+    bad_images, loader_fails, out_of_memory, record,
 )}  # fmt: skip
 
 
