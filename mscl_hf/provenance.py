@@ -99,7 +99,7 @@ def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
 
 def data_name(options: DataOptions) -> str:
     """Of the data set, for people: that of its folder where it has no other."""
-    return _hub_name(options) or (Path(options.data_dir).name if options.dataset in ("folder", "hf") else options.dataset)
+    return _hub_name(options) or (Path(without_secrets(options.data_dir)).name if options.dataset in ("folder", "hf") else options.dataset)
 
 
 def pinned_options(options: tuple) -> tuple:
@@ -160,13 +160,13 @@ def command_line(options: Sequence, processes: int = 1, gpu: bool = False) -> st
 
 
 def public(text: str) -> str:
-    """A value without the folders of the machine that it stands for, or a token; several by commas."""
+    """A value without the folders of the machine that it stands for, or a secret; several by commas."""
     def short(part: str) -> str:
         steps = re.split(r"[/\\]+", part)
-        elsewhere = re.match(r"[/\\~]|[A-Za-z]:|\w+://", part) or ".." in steps
+        elsewhere = re.match(r"[/\\~]|[A-Za-z]:|[\w+.-]+:/", part) or ".." in steps
         return next((step for step in reversed(steps) if step not in ("", ".", "..")), "DIR") if elsewhere else part
 
-    return without_secrets(",".join(map(short, text.split(","))))
+    return ",".join(map(short, without_secrets(text).split(",")))
 
 
 def _device(device: torch.device) -> str:

@@ -21,10 +21,9 @@ from .stopping import children_die_in_silence
 from .upload import without_secrets
 
 SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|KEY|CREDENTIAL|CONNECTION|AUTH|COOKIE", re.IGNORECASE)  # in names of the environment
-# Who asks and what signs it, of an address; the folders, of any other path of this machine.
-USER, QUERY = re.compile(r"(\w://)[^\s/@]+@"), re.compile(r"(\w://[^\s?'\"]+)\?[^\s'\"]+")
+# The folders of a path: one in quotes, with its blanks, and any other one.
 QUOTED = re.compile(r"""(?<=['"])(?:[A-Za-z]:)?[/\\][^'"\n]*[/\\](?=[^'"/\\\n]*['"])""")  # blanks and all
-FOLDERS = re.compile(r"(?<![\w.~:/\\])(?:[A-Za-z]:[/\\]|\\\\|/)(?:[^\s/\\'\":,;()]+[/\\])+")
+FOLDERS = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:[/\\]|\\\\|/)(?:[^\s/\\'\":,;()]+[/\\])+")
 LAST_ROWS = 20
 
 
@@ -64,7 +63,8 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
             "machine": _machine(out),
         }
         write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False) + "\n")
-        write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in read_log(out / "log.jsonl")[-LAST_ROWS:]))
+        rows = read_log(out / "log.jsonl")[-LAST_ROWS:]
+        write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in _cleaned(rows, out)))
         write_json(folder / "report.json", _cleaned(content, out))
     except Exception as failure:
         print(f"no report could be written to {folder} ({failure})", file=sys.stderr)
@@ -74,11 +74,12 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
 
 
 def clean(text: str, out: Path, one_line: bool = True) -> str:
-    """The text without tokens, the values of environment variables that are named like secrets, users and queries in addresses, and
-    the folders of this machine."""
+    """The text without what `without_secrets` takes out, the values of environment variables that are named like secrets, and the folders
+    of this machine."""
     secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6]
     sources = Path(__file__).resolve().parents[1]
-    places = {str(out.resolve()): "OUT", str(out): "OUT", str(sources): "SOURCES", str(Path.cwd()): ".", str(Path.home()): "~"}
+    home = os.path.expanduser("~")  # itself where nobody knows one, as in some containers
+    places = {str(out.resolve()): "OUT", str(out): "OUT", str(sources): "SOURCES", str(Path.cwd()): ".", home: "~"}
     for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, "***")
     lines = []
@@ -86,7 +87,7 @@ def clean(text: str, out: Path, one_line: bool = True) -> str:
         for place, name in places.items():
             line = line.replace(place, name) if len(place) > 1 else line
         line = re.sub(r'"[^"\n]*/(?:site-packages|lib/python[\d.]+)/', '"', line)
-        line = FOLDERS.sub(".../", QUOTED.sub(".../", QUERY.sub(r"\1?...", USER.sub(r"\1", line))))
+        line = FOLDERS.sub(".../", QUOTED.sub(".../", re.sub(r"\bfile:/+", "/", line)))
         indent = line[: len(line) - len(line.lstrip())]
         lines.append(indent + without_secrets(line))
     return "\n".join(lines)
@@ -105,7 +106,7 @@ def _options(out: Path) -> dict:
     """Of run.json, here or, for a stage of a method, in the folder above."""
     record = next((path for path in (out / RECORD, out.parent / RECORD) if path.is_file()), None)
     options = json.loads(record.read_text()) if record else {}
-    return {key: public(value) if isinstance(value, str) else value for key, value in options.items()}
+    return {key: public(value) if isinstance(value, str) else value for key, value in options.items()}  # lists hold classes and losses
 
 
 def _machine(out: Path) -> dict:

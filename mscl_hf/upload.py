@@ -253,8 +253,9 @@ def _reason(error: Exception) -> str:
 
 
 def without_secrets(text: str, token: str | None = None) -> str:
-    """One line, without the token, anything that looks like one, and the signatures in addresses."""
+    """One line, without the token, anything that looks like one, and who asks or what signs it in addresses."""
     text = " ".join(text.split())
     if token:
         text = text.replace(token, "hf_***")
-    return re.sub(r"(https?://[^\s?]+)\?[^\s'\")]+", r"\1", re.sub(r"\bhf_\w{8,}", "hf_***", text))
+    text = re.sub(r"(?i)\b(bearer) [\w.~+/=-]+", r"\1 ***", re.sub(r"\bhf_\w{8,}", "hf_***", text))
+    return re.sub(r"(\w://[^\s?'\"]+)\?[^\s'\")]+", r"\1", re.sub(r"(\w://)[^\s/@]+@", r"\1", text))

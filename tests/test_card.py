@@ -98,6 +98,8 @@ def test_nothing_of_the_machine_gets_out(chain):
 HIDDEN = {
     "/data/secret/CamVid": "CamVid", "~/masks": "masks", "../up/there": "there", "runs/../../home/me": "me", "./x/../../home/me/d": "d",
     r"C:\Users\me\data": "data", "file:///home/me/d": "d", "a,/home/me/b": "a,b", "/": "DIR",
+    "file:/home/me/d": "d", "sftp://alice:hunter22@store.org": "store.org", "s3://KEY:SECRET@bucket": "bucket",
+    "https://account.org/train?sv=1&sig=signed": "train",
 }  # fmt: skip
 
 
@@ -256,6 +258,7 @@ def test_names_of_data_sets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("streets").mkdir()
     assert data_name(DataOptions(dataset="folder", data_dir="/home/me/streets")) == "streets"
+    assert data_name(DataOptions(dataset="hf", data_dir="sftp://alice:hunter22@store.org")) == "store.org"
     on_hub = DataOptions(dataset="hf", data_dir="org/streets")
     assert data_name(on_hub) == _hub_name(on_hub) == "org/streets"
     assert _hub_name(DataOptions(dataset="hf", data_dir="streets")) is None and _hub_name(DataOptions(data_dir="org/streets")) is None

@@ -328,7 +328,8 @@ def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):
     try:
         raise RuntimeError(
             f"died in {Path.home()}/here with hf_abcdefghijklmnop and {os.environ['MY_API_KEY']} another-secret-value at "
-            "https://bob:pw12345@proxy.org/a.png?X-Sig=signed of '/mnt/client 7/a.png' and /mnt/clinic/b.png"
+            "https://bob:pw12345@proxy.org/a.png?X-Sig=signed of '/mnt/client 7/a.png' and /mnt/clinic/b.png "
+            "scan:/mnt/clinic/c.png file:///mnt/clinic/d.png Authorization: Bearer abc.pw12345"
         )
     except RuntimeError as error:
         folder = write_report(tmp_path, error, step=3, samples=["a"])
