@@ -28,15 +28,16 @@ LAST_ROWS = 20
 
 
 @contextmanager
-def reporting(out: Path, now: dict) -> Iterator[None]:
-    """Leave a report of whatever ends what is inside with an error, once. now: what is under way, such as the step and its samples.
+def reporting(out: Path, now: dict | None = None) -> Iterator[None]:
+    """Leave a report of whatever ends what is inside with an error, once. now: the step under way and its samples.
 
-    Before the first step (None) what is wrong with the input or the disk is no crash: a sentence says it.
+    Where no step is under way, what is wrong with the input or the disk is no crash: a sentence says it.
     """
     try:
         yield
     except Exception as error:
-        no_crash = isinstance(error, (ValueError, OSError)) and now.get("step") is None
+        now = now or {"step": None, "samples": []}
+        no_crash = isinstance(error, (ValueError, OSError)) and now["step"] is None
         if not no_crash and not getattr(error, "reported", False):
             with children_die_in_silence():
                 write_report(out, error, **now)

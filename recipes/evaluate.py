@@ -7,6 +7,8 @@ accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir D
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from mscl_hf import MsclConfig
 from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
@@ -16,6 +18,7 @@ from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
 from mscl_hf.provenance import pinned_options, provenance, with_evaluation
 from mscl_hf.publish import commit, open_model, publish
+from mscl_hf.report import reporting
 from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.stopping import leave_on_signal
 from mscl_hf.upload import HubOptions, check_can_push, push_result
@@ -43,12 +46,19 @@ KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
 @command
 @leave_on_signal("stopped; the same command measures anew")
 def main() -> None:
-    run, inference, data_options, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
+    run, *_ = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.precision not in ("fp32", "bf16"):
         raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
     open_run(out, flat(*options) | {"commit": commit()}, True, accelerator)  # the same command measures anew, what was stopped too
+    with reporting(out):
+        evaluate(options, out, accelerator)
+
+
+def evaluate(options: tuple, out: Path, accelerator: Accelerator) -> None:
+    """Measure the model, and leave results.json and pictures in `out`."""
+    run, inference, data_options, hub = options
     if open_model(MsclConfig, run.model).architectures == ["MsclForPreTraining"]:
         raise ValueError(f"{run.model} is pre-trained and has no classifier yet; fine-tune it first, and give that folder to --model")
     network, loaded = open_model(MsclForSemanticSegmentation, run.model, output_loading_info=True)

@@ -7,6 +7,7 @@ accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DI
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, manifest
@@ -22,6 +23,7 @@ from mscl_hf.options import command, flat, make_accelerator, parse, print_table,
 from mscl_hf.probe import start_classifier
 from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
 from mscl_hf.publish import commit, draw_training, open_model, publish, typical_size
+from mscl_hf.report import reporting
 from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.stopping import leave_on_signal
 from mscl_hf.train import TrainOptions, fit
@@ -75,7 +77,7 @@ KINDS = (FinetuneOptions, LossOptions, FinetuneTrainOptions, DataOptions, HubOpt
 @command
 @leave_on_signal("stopped; the same command with --resume continues")
 def main() -> None:
-    run, loss, train, data_options, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
+    run, _, train, _, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.list_losses:
         print_losses()
         return
@@ -83,7 +85,15 @@ def main() -> None:
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
     open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
+    with reporting(out):
+        finetune(options, out, accelerator)
+    if accelerator.is_main_process:
+        push_result(out, hub)
 
+
+def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
+    """Train the classifier and what lies below it on the masks, measure, and leave the model in `out`."""
+    run, loss, train, data_options, hub = options
     trained_as = open_model(MsclConfig, run.model)
     image_size = trained_as.image_size if run.image_size is None else run.image_size
     base_size = trained_as.base_size if run.base_size is None else run.base_size
@@ -141,8 +151,6 @@ def main() -> None:
         write_card(out, method.network, record)
         print(f"fine-tuned model: {out}")
     accelerator.end_training()
-    if accelerator.is_main_process:
-        push_result(out, hub)
 
 
 def has_new_classifier(loaded: dict) -> bool:

@@ -23,6 +23,7 @@ from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.provenance import pinned_options, provenance, stage_record
 from mscl_hf.publish import commit, draw_features, draw_training, open_model, pinned, publish, typical_size
+from mscl_hf.report import reporting
 from mscl_hf.run_folder import open_run
 from mscl_hf.stopping import leave_on_signal
 from mscl_hf.train import TrainOptions, fit
@@ -52,7 +53,7 @@ KINDS = (PretrainOptions, MethodOptions, MultiScaleLoss, ViewOptions, DataOption
 @command
 @leave_on_signal("stopped; the same command with --resume continues")
 def main() -> None:
-    run, _, loss, _, data, net, train, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
+    run, _, loss, _, _, net, train, hub = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
     if run.list_methods:
         print_table(table())
         return
@@ -68,6 +69,16 @@ def main() -> None:
     accelerator = make_accelerator(train.precision, train.report_to, run.output_dir)
     out = Path(run.output_dir)
     open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
+    with reporting(out):
+        pretrain(options, given, config, out, accelerator)
+    if accelerator.is_main_process:
+        push_result(out, hub)
+
+
+def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, accelerator: Accelerator) -> None:
+    """Train a network by the method's stages, and leave it in `out` with its pictures and card."""
+    run, _, _, _, data, net, train, hub = options
+    kind = method_class(run.method)
     network = start_network(run, net, config)
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages_of(kind)]
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []
@@ -90,8 +101,6 @@ def main() -> None:
         write_card(out, method.network, {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []})
         print(f"pre-trained model: {out}")
     accelerator.end_training()
-    if accelerator.is_main_process:
-        push_result(out, hub)
 
 
 def stages_of(kind: type[Method]) -> list[type[Method]]:

@@ -267,6 +267,15 @@ def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
     assert report["step"] == step and report["samples"] == [] and report["error"] == error and report["options"]["keep_checkpoints"] == 3
 
 
+def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):
+    """What comes after training, too."""
+    flags = ("--model", straight, *harness.SHORT, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "run")
+    status, said = zygote.run("finetune", *flags, fault="raise_in_evaluation:0", fired=tmp_path / "fired")
+    assert (tmp_path / "fired").exists() and status == 1 and "for a bug report: " in said
+    (report,) = (json.loads(path.read_text()) for path in (tmp_path / "run").glob("reports/*/report.json"))
+    assert report["step"] is None and report["error"] == "RuntimeError: the planted fault" and report["options"]["max_steps"] == 1
+
+
 def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
     """A process that decodes images is killed, as for want of memory: one sentence, status 1, and the same command goes on."""
     out, fired = tmp_path / "run", tmp_path / "fired"
