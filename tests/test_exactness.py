@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from test_resume import assert_same_run
+from same_run import differences
 
 from mscl_hf.methods import METHODS
 from mscl_hf.methods.queue import Queue
@@ -52,7 +52,7 @@ def test_stopped_anywhere_and_resumed_is_the_straight_run(tmp_path, name, worker
         out = tmp_path / str(stop)
         stopped_at(name, stop, out, **options)
         harness.train(method_of(name, seed=9), data_of(name), out, **options)
-        assert_same_run(tmp_path / "straight", out)
+        assert differences(out, tmp_path / "straight") == []
 
 
 def test_queue_is_a_ring_of_the_newest_rows():

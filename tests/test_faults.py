@@ -12,9 +12,8 @@ from pathlib import Path
 
 import harness
 import pytest
-import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from same_run import differences
 
 from mscl_hf import checkpoint, manifest
 from mscl_hf.log import read_log
@@ -25,7 +24,6 @@ from zygote import Zygote  # noqa: E402
 
 STEPS = 6
 FLAGS = (*harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none", "--resume")
-SPEED = ("images_per_second", "data_wait")
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +45,11 @@ def steps_of(out: Path) -> list[int]:
     return [int(folder.name[5:]) for folder in manifest.complete(out)]
 
 
-def assert_same(out: Path, straight: Path) -> None:
-    """Weights, optimizer, model, and every logged number, to the last bit; no leaves of a save."""
-    folders = [manifest.complete(place)[-1] for place in (out, straight)]
-    assert folders[0].name == folders[1].name
-    for name in ("method", "optimizer"):
-        one, other = (load_file(folder / f"{name}.safetensors") for folder in folders)
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    one, other = (load_file(place / "model.safetensors") for place in (out, straight))
-    assert all(torch.equal(one[key], other[key]) for key in other)
-    rows = [[{k: v for k, v in row.items() if k not in SPEED} for row in read_log(place / "log.jsonl")] for place in (out, straight)]
-    assert rows[0] == rows[1]
-    assert not list(out.glob("**/.tmp-*"))
-
-
 def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
     """The same command continues from this step and ends as the run that nothing happened to."""
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0 and ("resuming" not in said if step == 0 else f"resuming from step {step} (" in said), said
-    assert_same(out, straight)
+    assert differences(out, straight) == []
 
 
 # The second save, to its end; the third also deletes the first: the new one is renamed (11), the old one hidden (13), then deleted (14).
@@ -164,7 +148,7 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
     assert says in str(refused.value) and str(newest) in str(refused.value)
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in said and "resuming from step 2 (" in said
-    assert_same(out, straight)
+    assert differences(out, straight) == []
     assert [path.name for path in out.glob("checkpoints/damaged-*")] == ["damaged-step-00000003"]
     for folder in manifest.published(out):
         damage(folder)
@@ -250,7 +234,7 @@ def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, 
     assert report["step"] == 4 and report["process"] == 0 and len(report["samples"]) == harness.BATCH
     assert all(name in said.splitlines()[-1] for name in report["samples"])
     assert zygote.run("pretrain", *flags)[0] == 0
-    assert_same(out, straight)
+    assert differences(out, straight) == []
 
 
 @pytest.mark.parametrize(("fault", "step", "error"), [

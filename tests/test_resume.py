@@ -12,6 +12,7 @@ import harness
 import pytest
 import torch
 from safetensors.torch import load_file
+from same_run import differences, final_state, logged
 
 from mscl_hf import manifest
 from mscl_hf.data.hub_source import streamed_shards
@@ -21,7 +22,6 @@ from mscl_hf.data.views import TrainView
 from mscl_hf.log import read_log
 from mscl_hf.stopping import STOPPED_BY_SIGNAL
 
-SPEED = ("images_per_second", "data_wait")
 STEPS = 6
 # stage and network, options of the loop, step of the stop. 8 scenes, batches of 4: an epoch is two forward passes.
 CASES = {
@@ -48,22 +48,6 @@ def mixed_data(stage: str):
     return harness.training_data(stage, unlabelled=6, geometry="crops") if stage == "pretrain" else harness.training_data(stage)
 
 
-def final_state(out) -> dict:
-    folder = manifest.complete(out)[-1]
-    return {f"{name}/{key}": value for name in ("method", "optimizer") for key, value in load_file(folder / f"{name}.safetensors").items()}
-
-
-def logged(out) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in SPEED} for row in read_log(out / "log.jsonl")]
-
-
-def assert_same_run(one, other) -> None:
-    first, second = final_state(one), final_state(other)
-    assert first.keys() == second.keys()
-    assert not [name for name in first if not torch.equal(first[name], second[name])]
-    assert logged(one) == logged(other) and logged(one)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_and_resumed_equals_straight(tmp_path, case):
     """SIGTERM after step k, then a resumed run: weights, optimizer and every logged number equal those of an undisturbed run."""
@@ -78,7 +62,7 @@ def test_stopped_and_resumed_equals_straight(tmp_path, case):
     assert [folder.name for folder in manifest.complete(tmp_path / "stopped")] == [f"step-{stop:08d}"]
     resumed = make(stage, fields | {"seed": 99})  # what it starts from must not matter
     harness.train(resumed, mixed_data(stage), tmp_path / "stopped", **options)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert differences(tmp_path / "stopped", tmp_path / "straight") == []
 
 
 def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
@@ -93,7 +77,7 @@ def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
     with pytest.raises(SystemExit):
         harness.train(method, harness.training_data(), tmp_path / "stopped", watch, 2)
     harness.train(harness.pretraining(), harness.training_data(), tmp_path / "stopped", watch, 2)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert differences(tmp_path / "stopped", tmp_path / "straight") == []
     assert [row["step"] for row in logged(tmp_path / "stopped") if "probe" in row] == [2, 4, 6]
 
 
@@ -109,7 +93,7 @@ def test_number_of_workers_changes_nothing(tmp_path):
     """Zero or two worker processes: the same batches, the same weights."""
     for workers in (0, 2):
         harness.train(harness.finetuning(), harness.training_data("finetune"), tmp_path / str(workers), num_workers=workers)
-    assert_same_run(tmp_path / "0", tmp_path / "2")
+    assert differences(tmp_path / "2", tmp_path / "0") == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -127,7 +111,7 @@ def test_stream_goes_on_where_it_stopped(tmp_path, workers):
     with pytest.raises(SystemExit):
         harness.train(method, ready, tmp_path / "stopped", num_workers=workers)
     harness.train(harness.finetuning(), ready, tmp_path / "stopped", num_workers=workers)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert differences(tmp_path / "stopped", tmp_path / "straight") == []
 
 
 def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
@@ -141,7 +125,7 @@ def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
     with (killed / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
     harness.train(harness.pretraining(), harness.training_data(), killed, log_every_steps=1)
-    assert_same_run(tmp_path / "straight", killed)
+    assert differences(killed, tmp_path / "straight") == []
 
 
 def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
@@ -242,4 +226,4 @@ def test_sigterm_to_the_process_group(tmp_path):
     assert "Traceback" not in errors and not (out / "model.safetensors").exists()
     harness.run("pretrain", *arguments, "--output-dir", out, "--resume", pictures=False)
     harness.run("pretrain", *arguments, "--output-dir", straight, pictures=False)
-    assert_same_run(straight, out)
+    assert differences(out, straight) == []

@@ -25,17 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import harness
 import torch
-from safetensors.torch import load_file
+from same_run import differences
 from zygote import Run, Zygote
 
 from mscl_hf import manifest
-from mscl_hf.log import read_log
 from mscl_hf.methods import METHODS
 from mscl_hf.publish import commit
 
 STEPS = 8
 SHORT = (*harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 2, "--resume")
-SPEED = ("images_per_second", "data_wait")
 
 
 @dataclass
@@ -73,32 +71,6 @@ def phase(out: Path, said: str) -> str:
 
 def whole(out: Path) -> dict[str, str]:
     return {folder.name: (folder / "manifest.json").read_text() for folder in manifest.complete(out)}
-
-
-def rows(out: Path) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in SPEED} for row in read_log(out / "log.jsonl")]
-
-
-def differences(out: Path, straight: Path) -> list[str]:
-    """Names of what is not equal to the last bit."""
-    found = []
-    pairs = [(place / "model.safetensors") for place in (out, straight)]
-    newest = [manifest.complete(place)[-1:] for place in (out, straight)]
-    if newest[0] and newest[1]:
-        for name in ("method", "optimizer"):
-            found += unequal(*(place[0] / f"{name}.safetensors" for place in newest))
-    elif newest[0] or newest[1]:
-        found.append("checkpoints")
-    if pairs[1].exists():
-        found += unequal(*pairs)
-    return found + ["log.jsonl"] * (rows(out) != rows(straight)) + [str(left) for left in out.glob("**/.tmp-*")]
-
-
-def unequal(one: Path, other: Path) -> list[str]:
-    first, second = load_file(one), load_file(other)
-    if first.keys() != second.keys():
-        return [f"{one.name}: other names"]
-    return [f"{one.name}: {name}" for name in first if not torch.equal(first[name], second[name])]
 
 
 def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
