@@ -18,7 +18,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data.loading import TrainingData
 from .log import Log
-from .manifest import newest
+from .manifest import newest, step_of
 from .methods.base import Method
 from .prepare import Buffers, check_batch, compiled_parts, keep_freed_memory, prepare
 from .processes import any_process, sums_over, together
@@ -106,7 +106,8 @@ def _resume(
 ) -> tuple[int, list[dict]]:
     """The step to go on from, and the rows that the next line of the log will average over."""
     found = newest(out, accelerator)
-    together(accelerator, lambda: checkpoint.check_space(out, method, optimizer.optimizer, options.keep_checkpoints), "looking for room")
+    if found is None or step_of(found) < options.max_steps:
+        together(accelerator, lambda: checkpoint.check_space(out, method, optimizer.optimizer, options.keep_checkpoints), "looking for room")
     if found is None:
         return 0, []
     state = checkpoint.load(found, method, optimizer.optimizer)

@@ -308,6 +308,10 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"has 0.00 GB free and the checkpoints need 0.\d\d GB"):
         harness.train(harness.pretraining(), harness.training_data(), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+    with monkeypatch.context() as roomy:
+        roomy.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+        harness.train(harness.pretraining(), harness.training_data(), tmp_path / "run", max_steps=1)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "run", max_steps=1)  # nothing is left to save
 
 
 def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):

@@ -163,6 +163,14 @@ def test_resume_in_an_empty_place_starts(tmp_path):
     assert manifest.complete(tmp_path / "new")
 
 
+def test_other_images_are_said(tmp_path, capsys):
+    """The place of the data may change; what lies there is compared by number and names."""
+    for steps, count, said in ((1, 8, False), (2, 8, False), (3, 6, True)):
+        harness.train(harness.pretraining(), harness.training_data(labelled=count), tmp_path, max_steps=steps)
+        warning = "warning: the images are not those of the checkpoint (8 images, now 6 images); the run goes on with these"
+        assert (warning in capsys.readouterr().out) == said
+
+
 def test_resume_with_other_settings_is_refused(tmp_path):
     """Every changed setting is named with its old and new value; how often to save or log may change."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
