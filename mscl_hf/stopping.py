@@ -1,10 +1,11 @@
-"""Being asked to stop, by a scheduler (SIGTERM) or at a keyboard (SIGINT)."""
+"""Being asked to stop, by a scheduler (SIGTERM) or at a keyboard (SIGINT), and what becomes of the processes that read images."""
 
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import extract_tb
 
 STOPPED_BY_SIGNAL = 75  # exit status: not done, but resumable
 
@@ -38,6 +39,28 @@ def children_die_in_silence() -> Iterator[None]:
     finally:
         if old is not None:
             signal.signal(signal.SIGCHLD, old)
+
+
+@contextmanager
+def reading(coming: Iterator[dict]) -> Iterator[None]:
+    """End the workers when what is inside ends, and say in one sentence what torch does not: that one of them had died."""
+    try:
+        yield
+    except Exception as error:
+        with children_die_in_silence():
+            coming.close()
+        if not _is_of_dead_worker(error):
+            raise
+        raise OSError(
+            f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --num-workers, and go on "
+            "with --resume"
+        ) from error
+
+
+def _is_of_dead_worker(error: Exception) -> bool:
+    """torch says so, or the pipe to it is heard of first."""
+    reading = any(frame.name == "_try_get_data" for frame in extract_tb(error.__traceback__))
+    return "DataLoader worker (pid" in str(error) or reading and isinstance(error, ConnectionError | EOFError)
 
 
 @contextmanager

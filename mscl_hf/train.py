@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from traceback import extract_tb
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +23,7 @@ from .prepare import Buffers, check_batch, compiled_parts, keep_freed_memory, pr
 from .processes import any_process, sums_over, together
 from .report import reporting
 from .sharding import gathered, take_back
-from .stopping import STOPPED_BY_SIGNAL, children_die_in_silence, stop_signal
+from .stopping import STOPPED_BY_SIGNAL, reading, stop_signal
 from .train_options import TrainOptions, lr_at
 
 
@@ -63,7 +62,7 @@ def fit(
         buffers = Buffers(trained)
         skipped: set[str] = set()
         done, asked = first, 0
-        with stop_signal() as stop, _reading(coming), closing(log):
+        with stop_signal() as stop, reading(coming), closing(log):
             for step in range(first, options.max_steps):
                 now.update(step=step + 1, samples=[])
                 started = time.perf_counter()
@@ -107,7 +106,8 @@ def _resume(
     """The step to go on from, and the rows that the next line of the log will average over."""
     found = newest(out, accelerator)
     if found is None or step_of(found) < options.max_steps:
-        together(accelerator, lambda: checkpoint.check_space(out, method, optimizer.optimizer, options.keep_checkpoints), "looking for room")
+        keep = options.keep_checkpoints
+        together(accelerator, lambda: checkpoint.check_space(out, method, optimizer.optimizer, keep), "looking for room")
     if found is None:
         return 0, []
     state = checkpoint.load(found, method, optimizer.optimizer)
@@ -132,28 +132,6 @@ class _Saver:
             notes = {"pending": list(pending), "data": self.data}
             checkpoint.save(self.out, step, self.method, self.optimizer, self.options.keep_checkpoints, notes, self.accelerator)
             self.saved = step
-
-
-@contextmanager
-def _reading(coming: Iterator[dict]) -> Iterator[None]:
-    """End the workers when what is inside ends, and say in one sentence what torch does not: that one of them had died."""
-    try:
-        yield
-    except Exception as error:
-        with children_die_in_silence():
-            coming.close()
-        if not _is_of_dead_worker(error):
-            raise
-        raise OSError(
-            f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --num-workers, and go on "
-            "with --resume"
-        ) from error
-
-
-def _is_of_dead_worker(error: Exception) -> bool:
-    """torch says so, or the pipe to it is heard of first."""
-    reading = any(frame.name == "_try_get_data" for frame in extract_tb(error.__traceback__))
-    return "DataLoader worker (pid" in str(error) or reading and isinstance(error, ConnectionError | EOFError)
 
 
 def _tell_bad(batches: list[dict], skipped: set[str]) -> list[str]:
