@@ -16,7 +16,8 @@ CONFIG_BYTES = 4 * 1024**2  # of config.json; that of a network with a thousand 
 MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 10_000, 4096, 16_384
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
+FLOATS, WHOLE = ("F32", "F16", "BF16", "F64"), ("I64", "I32", "I16", "I8", "U8")  # as safetensors calls them
+MOST_NEW = 1024**3  # bytes of a model that no file brings: heads of another stage, buffers that are computed
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "proxies")  # how from_pretrained is told where files lie
@@ -139,9 +140,7 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
     """
     where = {key: options[key] for key in PLACES if options.get(key) is not None}
     names = [_variant(file, options.get("variant")) for file in (WEIGHTS, INDEX)]
-    if file := cached_file(name, names[0], **where, **SILENT):
-        _check_types(name, file)
-    else:
+    if cached_file(name, names[0], **where, **SILENT) is None:
         index = cached_file(name, names[1], **where, **SILENT)
         if index is not None:
             _check_index(name, Path(index))
@@ -155,13 +154,30 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
         raise ValueError(f"{name} holds an adapter, which may name other models and bring files of other kinds; give a whole model")
 
 
-def _check_types(name: str | os.PathLike, file: str) -> None:
-    """Weights must be floating-point: others would be converted without a word."""
+def stored(file: str | os.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{key: (type, shape)} of a file of safetensors; its header alone is read."""
     with safe_open(file, "pt") as weights:
-        keys = [key for key in weights.keys() if key.endswith((".weight", ".bias"))]  # noqa: SIM118
-        kinds = {key: weights.get_slice(key).get_dtype() for key in keys}
-    if wrong := next((key for key, kind in kinds.items() if kind not in FLOATS), None):
-        raise ValueError(f"{name} stores {wrong} as {kinds[wrong]}; give a model whose weights are one of {', '.join(FLOATS)}")
+        slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
+        return {key: (found.get_dtype(), tuple(found.get_shape())) for key, found in slices.items()}
+
+
+def check_types(name: str, found: dict[str, tuple], wanted: dict) -> None:
+    """ValueError unless every tensor is floating-point where the model's is, and whole where that is: others would be converted without
+    a word. found: as `stored` returns it, by the model's names. wanted: the model's state_dict."""
+    for key in found.keys() & wanted.keys():
+        kinds = FLOATS if wanted[key].is_floating_point() else WHOLE
+        if found[key][0] not in kinds:
+            raise ValueError(f"{name} stores {key} as {found[key][0]}; give a model that has it as one of {', '.join(kinds)}")
+
+
+def check_new(name: str, tensors: list) -> None:
+    """ValueError where a model has too much that is in none of its files. tensors: these, without memory yet."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MOST_NEW:
+        raise ValueError(
+            f"the configuration of {name} asks for {size / 1e9:.1f} GB that its files do not hold, and at most {MOST_NEW / 1e9:.1f} GB are "
+            "made; give it with the config.json that it was saved with"
+        )
 
 
 def _variant(file: str, variant: str | None) -> str:
@@ -177,9 +193,6 @@ def _check_index(name: str | os.PathLike, index: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{index.name} of {name} cannot be read ({what}); give a model as it was saved") from error
-    for file in files if not wrong else ():
-        if (index.parent / file).is_file():  # those of the Hub are fetched later
-            _check_types(name, str(index.parent / file))
     if wrong:
         raise ValueError(f"{index.name} of {name} names {wrong[0]!r}; give a model whose weights are *.safetensors beside it")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, PreTrainedModel, pipeline
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation, checks_mscl, demo
 from mscl_hf.backbones import load_timm_weights
@@ -292,6 +292,8 @@ HOSTILE = {
     "many layers": ({"local_layers": 10**9}, "local_layers 1000000000"),
     "many channels": ({"num_channels": 10**9}, "num_channels 1000000000"),
     "a wide backbone": ({"backbone_kwargs": {"base_width": 10**9}}, "backbone_kwargs {'base_width': 1000000000}"),
+    "blocks without end": (
+        {"backbone": "resnet18", "stage_names": None, "backbone_kwargs": {"layers": [16384] * 4}}, "more than 8,000 modules"),
     "text for a number": ({"image_size": "large"}, "image_size 'large'"),
     "true for a number": ({"decoder_channels": True}, "decoder_channels True"),
     "a number for a list": ({"decoder_rates": 6}, "decoder_rates 6"),
@@ -392,10 +394,52 @@ def test_hostile_weights(models, tmp_path, damage):
         assert folder.name in harness.refused(recipe, "--model", folder, *more, "--output-dir", tmp_path / recipe)
 
 
-def test_integers_for_weights_are_refused(models, tmp_path):
-    """Weights of another kind are not taken for floats without a word."""
+KINDS = {
+    "a statistic as integers": ("test_resnet", "decoder.fuse.1.running_var", torch.int32, "as I32; give a model"),
+    "a statistic in eight bits": ("test_resnet", "decoder.fuse.1.running_mean", torch.float8_e4m3fn, "as F8_E4M3; give a model"),
+    "a count as a number": ("test_resnet", "decoder.fuse.1.num_batches_tracked", torch.float32, "as F32; give a model"),
+    "a weight as integers": ("test_resnet", "classifier.weight", torch.int64, "as I64; give a model"),
+    "positions as integers": ("test_vit", "backbone.timm_model.pos_embed", torch.int32, "as I32; give a model"),
+    "a token as truth values": ("test_vit", "backbone.timm_model.cls_token", torch.bool, "as BOOL; give a model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["whole", "in shards"])
+@pytest.mark.parametrize("case", KINDS)
+def test_integers_for_weights_are_refused(tmp_path, case, shards):
+    """One tensor of another kind than the model's own, a weight or a buffer, in a file or a shard, is not converted without a word."""
+    backbone, key, kind, says = KINDS[case]
+    network = MsclForSemanticSegmentation(harness.config(backbone, id2label=CLASSES, label2id={"sky": 0, "road": 1}))
+    network.save_pretrained(tmp_path, max_shard_size="200KB" if shards else "1GB")
+    (file,) = (file for file in tmp_path.glob("*.safetensors") if key in load_file(file))
+    assert ("-of-" in file.name) is shards
+    save_file(load_file(file) | {key: load_file(file)[key].to(kind)}, file, {"format": "pt"})
+    message = refusal(open_network, str(tmp_path))
+    assert key in message and says in message
+
+
+UNHELD = {
+    "a decoder": {"decoder_channels": 2048, "decoder_rates": list(range(1, 17))},
+    "a backbone": {"backbone": "resnet50", "stage_names": None, "decoder_channels": 4096, "backbone_kwargs": {"channels": [16384] * 4}},
+    "blocks": {"backbone": "resnet50", "stage_names": None, "backbone_kwargs": {"layers": [150] * 4}},
+}
+
+
+@pytest.mark.parametrize("case", UNHELD)
+def test_what_no_file_holds_is_refused_before_it_takes_memory(models, tmp_path, case, monkeypatch):
+    """A configuration that asks for gigabytes beside a few bytes of weights: refused by the headers, while the model is without memory."""
     folder = copied(models, tmp_path, "tuned")
-    weights = load_file(folder / "model.safetensors")
-    whole = {key: value.to(torch.int32) if value.is_floating_point() else value for key, value in weights.items()}
-    save_file(whole, folder / "model.safetensors", {"format": "pt"})
-    assert "as I32; give a model" in refusal(open_network, str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | UNHELD[case]))
+    save_file({"classifier.bias": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", None)  # where memory is taken
+    assert "lacks" in refusal(open_network, str(folder)) and "lacks" in refusal(open_checkpoint, str(folder))
+
+
+def test_what_begins_anew_is_bounded(models, monkeypatch):
+    """Heads of another stage are in no file: they are made up to a bound, beyond it they are refused before they take memory."""
+    new = {"id2label": CLASSES, "label2id": None}
+    assert open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new).classifier.bias.shape == (2,)
+    monkeypatch.setattr(checks_mscl, "MOST_NEW", 100)
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", None)
+    assert "that its files do not hold" in refusal(lambda: open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new))
