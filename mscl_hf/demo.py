@@ -6,6 +6,7 @@ mscl-demo --model runs/finetune --compare runs/pretrain --examples DIR
 
 from __future__ import annotations  # gradio's types are named below, and it may be absent
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -109,6 +110,9 @@ class Visit:
                     views[name] = visit.views.get(name) or view_of(network, visit.image)
             except ValueError as error:
                 errors.append(str(error))
+            except Exception as error:  # a stranger's configuration can fail anywhere in its network
+                logging.getLogger(__name__).exception("cannot show %s", name)
+                errors.append(f"{name} cannot be shown ({type(error).__name__}, see the log of this page); give another checkpoint")
             found.append(name)
         return replace(visit, names=tuple(found), views=views, errors=tuple(dict.fromkeys(errors)))
 

@@ -212,17 +212,22 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         out = BackboneOutput(feature_maps=tapped, hidden_states=tuple(maps) if everything else None)
         return out if _chosen(return_dict, self.config.return_dict) else out.to_tuple()
 
-    def _fit_size(self, pixel_values: Tensor) -> Tensor:
-        """Resize to the nearest size that the family accepts; resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
-        size, multiple = tuple(pixel_values.shape[-2:]), self.config.size_multiple
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in px that the family is given for an image of this size: the nearest that it accepts."""
+        multiple = self.config.size_multiple
         if self.config.fixed_size is not None:
-            wanted = (self.config.fixed_size, self.config.fixed_size)
-        elif multiple == 1:
-            return pixel_values
-        else:  # the nearest in integers, from halfway to an even number as round() does, because an exported graph has symbols for sides
-            cells = ((2 * side + multiple - 1 + side // multiple % 2) // (2 * multiple) for side in size)
-            wanted = tuple(torch.sym_max(1, count) * multiple for count in cells)
-        if not torch.compiler.is_exporting() and wanted == size:  # comparing them would bind the graph to the example's size
+            return self.config.fixed_size, self.config.fixed_size
+        if multiple == 1:
+            return size
+        # the nearest in integers, from halfway to an even number as round() does, because an exported graph has symbols for sides
+        cells = ((2 * side + multiple - 1 + side // multiple % 2) // (2 * multiple) for side in size)
+        return tuple(torch.sym_max(1, count) * multiple for count in cells)
+
+    def _fit_size(self, pixel_values: Tensor) -> Tensor:
+        """Resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
+        size = tuple(pixel_values.shape[-2:])
+        wanted = self.input_size(size)
+        if wanted is size or not torch.compiler.is_exporting() and wanted == size:  # comparing would bind a graph to the example's size
             return pixel_values
         return F.interpolate(pixel_values, size=wanted, mode="bilinear", align_corners=False, antialias=True)
 

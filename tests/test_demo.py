@@ -276,6 +276,39 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(folders, tmp_path):
     assert "classifier" in sentence(open_checkpoint, str(headless))
 
 
+SIZES = {
+    "fixed": (MsclForSemanticSegmentation, {"fixed_size": 16384}, "as 16384 x 16384"),
+    "multiple": (MsclForSemanticSegmentation, {"size_multiple": 16384}, "as 16384 x 16384"),
+    "base": (MsclForSemanticSegmentation, {"base_size": 16384}, "base_size 16384"),
+    "grid": (MsclForPreTraining, {"pixel_grid": 16384}, "pixel_grid"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_of_a_configuration_are_bounded_before_the_network_runs(case, monkeypatch):
+    """What the backbone and the pixel head would really be given is computed from every field that sets it."""
+    kind, fields, says = SIZES[case]
+    network = tiny(kind, image=scene())
+    for name, value in fields.items():
+        setattr(network.config, name, value)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", None)  # what would take the memory
+    monkeypatch.setattr(type(network), "forward", None)
+    assert says in sentence(view_of, network, scene())
+
+
+def test_whatever_fails_in_a_network_is_a_short_message(folders, scene_file, monkeypatch, caplog):
+    """A visitor reads a sentence, the log has the traceback, and the other checkpoint is shown."""
+    def fails(network, image):
+        if network is demo.opened(folders["tuned"], None):
+            raise TypeError("unhashable type: 'list'\nline 2")
+        return view_of(network, image)
+
+    monkeypatch.setattr(demo, "view_of", fails)
+    page = shown(visit(scene_file, folders["tuned"], folders["other"]))
+    assert "cannot be shown (TypeError" in page["messages"].value and "line 2" not in page["messages"].value
+    assert page["left2"].visible and "unhashable" in caplog.text
+
+
 def test_a_pixel_head_without_weights_is_not_shown(folders, tmp_path):
     """A pre-training checkpoint that has lost its pixel head shows the backbone's map, not random numbers."""
     weights = load_file(Path(folders["pretrained"], "model.safetensors"))

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanti
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation, checks_mscl, demo
 from mscl_hf.backbones import load_timm_weights
 from mscl_hf.export import open_network
+from mscl_hf.provenance import provenance
 from mscl_hf.publish import open_model, publish
 from mscl_hf.similarity import open_checkpoint
 
@@ -305,6 +306,12 @@ HOSTILE = {
     "no number": ({"decoder_dropout": float("nan")}, "decoder_dropout nan"),
     "no mean": ({"image_mean": [float("nan")] * 3}, "image_mean [nan, nan, nan]"),
     "no deviation": ({"image_std": [0, 1, 1]}, "image_std [0, 1, 1]"),
+    "a single mean": ({"image_mean": [0.5]}, "1 values of image_mean"),
+    "many deviations": ({"image_std": [0.5] * 1000}, "1000 values of image_std"),
+    "a method that is a list": ({"contrast": {"method": ["x"]}, "heads": ["g"]}, "contrast {'method': ['x']}"),
+    "an escape code in a class": ({"id2label": {"0": "sky", "1": "ro\x1b[2Jad"}, "label2id": None}, "id2label"),
+    "half a character in a class": ({"id2label": {"0": "sky", "1": "\ud800"}, "label2id": None}, "id2label"),
+    "an escape code in a name": ({"decoder": "\x1b[31mfcn"}, "decoder '\\x1b[31mfcn'"),
     "an infinite weight": ({"auxiliary_loss_weight": float("inf")}, "auxiliary_loss_weight inf"),
     "an unknown decoder": ({"decoder": "unet"}, "'unet'"),
     "an unknown head": ({"heads": ["q"]}, "heads ['q']"),
@@ -342,7 +349,7 @@ def test_hostile_files_of_configurations(models, tmp_path):
     whole = json.loads((folder / "config.json").read_text())
     labels = ",".join(f'"{i}":"c"' for i in range(400_000))  # the rest of ten million adds nothing: the size is looked at first
     texts = {
-        f'{{"id2label": {{{labels}}}}}': f"at most {checks_mscl.CONFIG_BYTES:,}",
+        f'{{"id2label": {{{labels}}}}}': f"at most {checks_mscl.JSON_BYTES:,}",
         json.dumps(whole | {"id2label": {str(i): f"c{i}" for i in range(20_000)}, "label2id": None}): "at most 10000 classes",
         '{"contrast": ' + "[" * 100_000 + "]" * 100_000 + "}": "cannot be read",
         '{"image_size": ' + "9" * 6000 + "}": "cannot be read",
@@ -351,6 +358,17 @@ def test_hostile_files_of_configurations(models, tmp_path):
     for text, says in texts.items():
         (folder / "config.json").write_text(text)
         assert says in refusal(open_model, MsclConfig, str(folder)), text[:40]
+
+
+def test_files_beside_the_weights_are_bounded(models, tmp_path, capsys):
+    """An index, or a record of the model's history, that is beyond the bound of config.json is not read."""
+    folder = copied(models, tmp_path, "tuned")
+    (folder / "provenance.json").write_text(json.dumps({"stages": [], "evaluations": [], "title": "x" * checks_mscl.JSON_BYTES}))
+    assert provenance(str(folder))["title"] is None and f"at most {checks_mscl.JSON_BYTES:,}" in capsys.readouterr().out
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}, "metadata": "x" * checks_mscl.JSON_BYTES}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"at most {checks_mscl.JSON_BYTES:,}" in refusal(open_network, str(folder))
 
 
 # -- weights -------------------------------------------------------------------------------------------------------------------
