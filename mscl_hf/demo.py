@@ -6,6 +6,7 @@ mscl-demo --model runs/finetune --compare runs/pretrain --examples DIR
 
 from __future__ import annotations  # gradio's types are named below, and it may be absent
 
+import ipaddress
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +69,7 @@ class DemoOptions:
     model: list[str] = field(default_factory=lambda: ["runs/finetune"], metadata={"help": "model folders or Hub names to choose from"})
     compare: str | None = field(default=None, metadata={"help": "folder or Hub name of a second one, shown beside the first"})
     examples: str | None = field(default=None, metadata={"help": f"folder of images; its first {FILES} are offered beside drawn scenes"})
-    host: str = field(default="127.0.0.1", metadata={"help": "address to serve at; 0.0.0.0 = to the whole network"})
+    host: str = field(default="127.0.0.1", metadata={"help": "address to serve at; 0.0.0.0 = to all; others type Hub names only"})
     port: int = field(default=7860, metadata={"help": "port to serve at"})
     max_side: int = field(default=MAX_SIDE, metadata={"help": "longer side in px to which larger images are reduced"})
 
@@ -272,6 +273,14 @@ def launch(page: gr.Blocks, **options) -> tuple:
     )  # fmt: skip
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address: a name may lead anywhere, but for localhost."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @command
 def main() -> None:
     (run,) = parse((DemoOptions,), __doc__.splitlines()[0])
@@ -279,7 +288,8 @@ def main() -> None:
         raise ValueError("the page needs gradio, which is not installed; pip install gradio")
     for name in (*run.model, *([run.compare] if run.compare else [])):
         opened(name, None)
-    launch(build(run.model, run.compare, run.examples, max_side=run.max_side), server_name=run.host, server_port=run.port)
+    page = build(run.model, run.compare, run.examples, local=is_loopback(run.host), max_side=run.max_side)
+    launch(page, server_name=run.host, server_port=run.port)
 
 
 if __name__ == "__main__":

@@ -452,6 +452,25 @@ def test_the_command_refuses_bad_flags_in_one_sentence(folders, tmp_path, monkey
     assert "port" in refused("--model", folders["tuned"], "--port", "99999", monkeypatch=monkeypatch)
 
 
+@pytest.mark.parametrize(("host", "local"), [
+    ("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("::1", True),
+    ("0.0.0.0", False), ("::", False), ("192.168.1.4", False), ("localhost.example.org", False), ("", False),
+])  # fmt: skip
+def test_a_page_for_others_opens_no_folders(folders, monkeypatch, host, local):
+    """Served beyond this machine, it takes folders from its command line alone, and no token goes out for what is typed."""
+    asked, seen = [], {}
+    monkeypatch.setattr(demo, "opened", lambda name, token: asked.append((name, token)))
+    monkeypatch.setattr(demo, "build", lambda models, *_, local, **__: seen.update(models=models, local=local))
+    monkeypatch.setattr(demo, "launch", lambda page, **_: None)
+    monkeypatch.setattr(sys, "argv", ["mscl-demo", "--model", folders["tuned"], "--host", host])
+    demo.main()
+    assert seen["local"] is local and asked == [(folders["tuned"], None)]
+    asked.clear()
+    for typed in (folders["other"], "owner/name", folders["tuned"]):
+        demo.Visit().looks_at(None, (typed,), seen["models"], seen["local"], 100)
+    assert asked == [*[(folders["other"], None)] * local, ("owner/name", None if local else False), (folders["tuned"], None)]
+
+
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     """Where gradio is missing the module can be imported, and its command ends in one sentence and status 1."""
     monkeypatch.setitem(sys.modules, "gradio", None)
