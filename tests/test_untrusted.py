@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanti
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation, checks_mscl, demo
 from mscl_hf.backbones import load_timm_weights
+from mscl_hf.data.files import class_names
 from mscl_hf.export import open_network
 from mscl_hf.provenance import provenance
 from mscl_hf.publish import open_model, publish
@@ -369,6 +370,15 @@ def test_files_beside_the_weights_are_bounded(models, tmp_path, capsys):
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}, "metadata": "x" * checks_mscl.JSON_BYTES}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert f"at most {checks_mscl.JSON_BYTES:,}" in refusal(open_network, str(folder))
+
+
+@pytest.mark.parametrize("name", ["ro\x1b[31mad", "\ud800", "a\tb", "\x00"])
+def test_names_of_classes_reach_no_terminal_with_control_characters(name):
+    """Neither from a configuration, nor from a list or a data set that names them; other letters of the world are names."""
+    for call in (lambda: class_names(["sky", name], None), lambda: MsclConfig(id2label={0: "sky", 1: name})):
+        assert name not in refusal(call)
+    good = ["ciel d'été", "mặt đường", "می‌خواهم", "$x$", "道路 1"]
+    assert class_names(good, None) == tuple(good) == tuple(MsclConfig(id2label=dict(enumerate(good))).id2label.values())
 
 
 # -- weights -------------------------------------------------------------------------------------------------------------------
