@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from .provenance import FILE, MEASURED, SILENT, versions
 from .publish import hub_folder, split_revision
 from .run_folder import write_json
-from .upload import UNNAMED
+from .upload import UNNAMED, leads_away
 
 WRITTEN = ".card.sha256"  # of the card as it was written
 PICTURES = ("predictions.png", "training.png", "features.png")
@@ -78,11 +78,15 @@ def in_words(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given.items()) or "-"
 
 
-def copy_beside(model: str, out: Path) -> None:
-    """What a model has beside its weights, from its folder or the Hub, for a copy that was measured anew."""
+def copy_beside(model: str, out: Path, say: Callable[[str], None] = print) -> None:
+    """What a model has beside its weights, from its folder or the Hub, for a copy that was measured anew; links to elsewhere stay behind,
+    which is said."""
     place, revision = split_revision(model)
     for name in ("training.png", "features.png", "preprocessor_config.json"):
-        if file := cached_file(place, name, revision=revision, **SILENT):
+        file = cached_file(place, name, revision=revision, **SILENT)
+        if file and leads_away(Path(file)):
+            say(f"{name} of {model} is a link to a file elsewhere, and is not published; put the file itself there")
+        elif file:
             shutil.copyfile(file, out / name)
 
 

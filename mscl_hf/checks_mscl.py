@@ -6,17 +6,19 @@ Self-contained (safetensors, transformers), so that a checkpoint can carry it as
 import json
 import os
 import reprlib
+import unicodedata
 from pathlib import Path
 
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, has_file, is_peft_available
 
-CONFIG_BYTES = 4 * 1024**2  # of config.json; that of a network with a thousand classes has a twentieth of it
+JSON_BYTES = 4 * 1024**2  # of config.json, an index, a record; the configuration of a thousand classes has a twentieth of it
 MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 10_000, 4096, 16_384
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
+FLOATS, WHOLE = ("F32", "F16", "BF16", "F64"), ("I64", "I32", "I16", "I8", "U8")  # as safetensors calls them
+MOST_NEW = 1024**3  # bytes of a model that no file brings: heads of another stage, buffers that are computed
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "proxies")  # how from_pretrained is told where files lie
@@ -25,6 +27,17 @@ OF_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(), "torch_dtype", "num_labels", "auto_map", "name_or_path", "_commit_hash", "use_return_dict", "use_cache",
     "gradient_checkpointing", "tie_word_embeddings", "torchscript", "finetuning_task", "task_specific_params", "pruned_heads",
 }  # fmt: skip
+
+
+def shown(value) -> str:
+    """A stranger's value in a message, cut off: aliases and lists in lists would fill it."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def is_plain(text) -> bool:
+    """Whether it is a text that a terminal can be given: no control characters, which escape codes begin with, and no halves of others."""
+    return type(text) is str and not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 # A field is what it wants, in words, and a function that says whether a value is that.
@@ -69,15 +82,22 @@ def _options(most: int) -> tuple:
 
 
 def _by_name(value) -> bool:
-    return value is None or type(value) is dict and len(value) <= MOST_CLASSES
+    if type(value) is not dict:
+        return value is None
+    return len(value) <= MOST_CLASSES and all(type(part) is not str or is_plain(part) for part in (*value, *value.values()))
 
 
-TEXT = ("a text of at most 256 characters", lambda value: value is None or type(value) is str and len(value) <= 256)
+def _contrast() -> tuple:
+    said, fits = _options(2**31)
+    return f"{said}, the method a text", lambda value: fits(value) and (not value or type(value.get("method", "")) is str)
+
+
+TEXT = ("a text of at most 256 characters", lambda value: value is None or is_plain(value) and len(value) <= 256)
 FLAG = ("true or false", lambda value: type(value) is bool)
 PIXELS = _whole(1, MOST_PIXELS, or_none=True)
 CHANNELS = _whole(1, MOST_CHANNELS)
 FIELDS = {
-    "backbone": TEXT, "backbone_kwargs": _options(MOST_PIXELS), "contrast": _options(2**31), "two_towers": FLAG,
+    "backbone": TEXT, "backbone_kwargs": _options(MOST_PIXELS), "contrast": _contrast(), "two_towers": FLAG,
     "num_channels": CHANNELS, "out_indices": _list_of(_whole(-1024, 1023)), "out_features": _list_of(TEXT), "stage_names": _list_of(TEXT),
     "size_multiple": _whole(1, MOST_PIXELS), "fixed_size": PIXELS, "norm_features": FLAG,
     "decoder": TEXT, "decoder_channels": CHANNELS, "decoder_rates": _list_of(_whole(1, MOST_PIXELS), most=16),
@@ -89,7 +109,8 @@ FIELDS = {
     "image_size": _whole(1, MOST_PIXELS), "image_width": PIXELS, "base_size": _whole(0, MOST_PIXELS, or_none=True),
     "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
     "num_labels": _whole(1, MOST_CLASSES), "architectures": _list_of(TEXT),
-    "id2label": (f"names of at most {MOST_CLASSES} classes", _by_name), "label2id": (f"ids of at most {MOST_CLASSES} classes", _by_name),
+    "id2label": (f"names of at most {MOST_CLASSES} classes without control characters", _by_name),
+    "label2id": (f"ids of at most {MOST_CLASSES} classes without control characters", _by_name),
     "dtype": (f"one of {', '.join(DTYPES)}", lambda value: type(value) is not str or value in DTYPES),
     "return_dict": FLAG, "output_hidden_states": FLAG, "output_attentions": FLAG,
 }  # fmt: skip
@@ -101,34 +122,38 @@ def check_fields(fields: dict) -> None:
     for name, value in fields.items():
         wanted, fits = FIELDS.get(name, ("", lambda value: True))
         if not fits(value):
-            raise ValueError(f"the configuration has {name} {reprlib.repr(value)}; give {wanted}, or a config.json as it was saved")
+            raise ValueError(f"the configuration has {name} {shown(value)}; give {wanted}, or a config.json as it was saved")
+    channels = fields.get("num_channels", 3)
+    for name in ("image_mean", "image_std"):
+        if fields.get(name) and len(fields[name]) not in (channels, 3):  # 3: of colour, where nobody has said another
+            raise ValueError(f"the configuration has {len(fields[name])} values of {name}; give as many as it has channels, {channels}")
 
 
 def check_keys(config: dict, own: set[str]) -> None:
     """ValueError for keys of a config.json that no mscl_hf model has, or that is another's. own: the fields of its configuration class."""
     if config.get("model_type", "mscl") != "mscl":
-        whose = reprlib.repr(config.get("architectures") or config["model_type"])
+        whose = shown(config.get("architectures") or config["model_type"])
         raise ValueError(f"the configuration is that of {whose}, which is no model of mscl_hf; give one that is")
     if unknown := sorted(set(config) - own - OF_TRANSFORMERS, key=str):
         raise ValueError(
-            f"the configuration has the unknown field {reprlib.repr(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
+            f"the configuration has the unknown field {shown(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
             "newer one wrote it"
         )
 
 
-def read_config(file: str | os.PathLike) -> dict:
-    """config.json, whose size is looked at first. Raises ValueError, and for what is no JSON at all json's own error."""
+def read_json(file: str | os.PathLike) -> dict:
+    """A stranger's file of fields by name, whose size is looked at first. ValueError; for what is no JSON at all, json's own error."""
     size = os.path.getsize(file)
-    if size > CONFIG_BYTES:
-        raise ValueError(f"{file} has {size:,} bytes; give a config.json of at most {CONFIG_BYTES:,}")
+    if size > JSON_BYTES:
+        raise ValueError(f"{file} has {size:,} bytes; give a {os.path.basename(file)} of at most {JSON_BYTES:,}")
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
-        raise ValueError(f"{file} cannot be read ({error}); give a config.json as it was saved") from error
+        raise ValueError(f"{file} cannot be read ({error}); give a {os.path.basename(file)} as it was saved") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}; give a config.json as it was saved, with its fields by name")
+        raise ValueError(f"{file} holds a {type(found).__name__}; give a {os.path.basename(file)} as it was saved, with its fields by name")
     return found
 
 
@@ -139,9 +164,7 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
     """
     where = {key: options[key] for key in PLACES if options.get(key) is not None}
     names = [_variant(file, options.get("variant")) for file in (WEIGHTS, INDEX)]
-    if file := cached_file(name, names[0], **where, **SILENT):
-        _check_types(name, file)
-    else:
+    if cached_file(name, names[0], **where, **SILENT) is None:
         index = cached_file(name, names[1], **where, **SILENT)
         if index is not None:
             _check_index(name, Path(index))
@@ -155,13 +178,30 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
         raise ValueError(f"{name} holds an adapter, which may name other models and bring files of other kinds; give a whole model")
 
 
-def _check_types(name: str | os.PathLike, file: str) -> None:
-    """Weights must be floating-point: others would be converted without a word."""
+def stored(file: str | os.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{key: (type, shape)} of a file of safetensors; its header alone is read."""
     with safe_open(file, "pt") as weights:
-        keys = [key for key in weights.keys() if key.endswith((".weight", ".bias"))]  # noqa: SIM118
-        kinds = {key: weights.get_slice(key).get_dtype() for key in keys}
-    if wrong := next((key for key, kind in kinds.items() if kind not in FLOATS), None):
-        raise ValueError(f"{name} stores {wrong} as {kinds[wrong]}; give a model whose weights are one of {', '.join(FLOATS)}")
+        slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
+        return {key: (found.get_dtype(), tuple(found.get_shape())) for key, found in slices.items()}
+
+
+def check_types(name: str, found: dict[str, tuple], wanted: dict) -> None:
+    """ValueError unless every tensor is floating-point where the model's is, and whole where that is: others would be converted without
+    a word. found: as `stored` returns it, by the model's names. wanted: the model's state_dict."""
+    for key in found.keys() & wanted.keys():
+        kinds = FLOATS if wanted[key].is_floating_point() else WHOLE
+        if found[key][0] not in kinds:
+            raise ValueError(f"{name} stores {key} as {found[key][0]}; give a model that has it as one of {', '.join(kinds)}")
+
+
+def check_new(name: str, tensors: list) -> None:
+    """ValueError where a model has too much that is in none of its files. tensors: these, without memory yet."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MOST_NEW:
+        raise ValueError(
+            f"the configuration of {name} asks for {size / 1e9:.1f} GB that its files do not hold, and at most {MOST_NEW / 1e9:.1f} GB are "
+            "made; give it with the config.json that it was saved with"
+        )
 
 
 def _variant(file: str, variant: str | None) -> str:
@@ -172,14 +212,11 @@ def _variant(file: str, variant: str | None) -> str:
 def _check_index(name: str | os.PathLike, index: Path) -> None:
     """Shards must be safetensors that lie beside their index."""
     try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(read_json(index)["weight_map"].values())
         wrong = sorted(file for file in files if not file.endswith(".safetensors") or os.path.basename(file) != file or "\\" in file)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{index.name} of {name} cannot be read ({what}); give a model as it was saved") from error
-    for file in files if not wrong else ():
-        if (index.parent / file).is_file():  # those of the Hub are fetched later
-            _check_types(name, str(index.parent / file))
     if wrong:
         raise ValueError(f"{index.name} of {name} names {wrong[0]!r}; give a model whose weights are *.safetensors beside it")
 

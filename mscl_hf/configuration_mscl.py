@@ -6,7 +6,7 @@ import os
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .checks_mscl import check_fields, check_keys, read_config
+from .checks_mscl import check_fields, check_keys, read_json
 
 # Which class of the files beside this one opens a checkpoint where mscl_hf is not installed.
 AUTO_MAP = {
@@ -139,7 +139,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
         """As in transformers, within bounds."""
-        return cls._decode_special_floats(read_config(json_file))
+        return cls._decode_special_floats(read_json(json_file))
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

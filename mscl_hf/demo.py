@@ -6,6 +6,8 @@ mscl-demo --model runs/finetune --compare runs/pretrain --examples DIR
 
 from __future__ import annotations  # gradio's types are named below, and it may be absent
 
+import ipaddress
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -67,7 +69,7 @@ class DemoOptions:
     model: list[str] = field(default_factory=lambda: ["runs/finetune"], metadata={"help": "model folders or Hub names to choose from"})
     compare: str | None = field(default=None, metadata={"help": "folder or Hub name of a second one, shown beside the first"})
     examples: str | None = field(default=None, metadata={"help": f"folder of images; its first {FILES} are offered beside drawn scenes"})
-    host: str = field(default="127.0.0.1", metadata={"help": "address to serve at; 0.0.0.0 = to the whole network"})
+    host: str = field(default="127.0.0.1", metadata={"help": "address to serve at; 0.0.0.0 = to all; others type Hub names only"})
     port: int = field(default=7860, metadata={"help": "port to serve at"})
     max_side: int = field(default=MAX_SIDE, metadata={"help": "longer side in px to which larger images are reduced"})
 
@@ -109,6 +111,9 @@ class Visit:
                     views[name] = visit.views.get(name) or view_of(network, visit.image)
             except ValueError as error:
                 errors.append(str(error))
+            except Exception as error:  # a stranger's configuration can fail anywhere in its network
+                logging.getLogger(__name__).exception("cannot show %s", name)
+                errors.append(f"{name} cannot be shown ({type(error).__name__}, see the log of this page); give another checkpoint")
             found.append(name)
         return replace(visit, names=tuple(found), views=views, errors=tuple(dict.fromkeys(errors)))
 
@@ -268,6 +273,14 @@ def launch(page: gr.Blocks, **options) -> tuple:
     )  # fmt: skip
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address: a name may lead anywhere, but for localhost."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @command
 def main() -> None:
     (run,) = parse((DemoOptions,), __doc__.splitlines()[0])
@@ -275,7 +288,8 @@ def main() -> None:
         raise ValueError("the page needs gradio, which is not installed; pip install gradio")
     for name in (*run.model, *([run.compare] if run.compare else [])):
         opened(name, None)
-    launch(build(run.model, run.compare, run.examples, max_side=run.max_side), server_name=run.host, server_port=run.port)
+    page = build(run.model, run.compare, run.examples, local=is_loopback(run.host), max_side=run.max_side)
+    launch(page, server_name=run.host, server_port=run.port)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -64,7 +65,10 @@ def evaluate_model(
     try:
         metric = _count_everywhere(predict, data, accelerator, second)
         if pictures_dir is not None and accelerator.is_main_process:
-            _draw(predict, data, Path(pictures_dir), num_pictures)
+            try:
+                _draw(predict, data, Path(pictures_dir), num_pictures)
+            except Exception:  # what was counted, for hours perhaps, is not lost for a picture
+                logging.getLogger(__name__).exception("predictions.png is not drawn; the figures are whole")
     finally:
         network.train(was_training)
     results = _results(metric, data.classes, scored)

@@ -129,7 +129,7 @@ def training_figure(log: Sequence[dict], path: str | Path, title: str = "") -> N
     for axis in axes[len(panels) :]:
         axis.remove()
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(_literal(title), fontsize=11)
     _save(figure, path)
 
 
@@ -149,7 +149,7 @@ def _panels(log: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
 
 def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
     for (key, points), colour in zip(curves.items(), class_palette(len(curves)) / 255):
-        style = {"color": colour, "linewidth": 1.3, "label": _words(key)}
+        style = {"color": colour, "linewidth": 1.3, "label": _literal(_words(key))}
         if key.startswith("floor_"):
             style |= {"linestyle": "--", "linewidth": 1.0}
         elif len(points) <= 40:
@@ -164,7 +164,7 @@ def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
         axis.set_yscale("log")
     if name in FROM_ZERO:
         axis.set_ylim(0, 1.08 * values.max() if values.size and values.max() > 0 else 1)
-    axis.set_title(name, fontsize=9)
+    axis.set_title(_literal(name), fontsize=9)
     axis.set_xlabel("step", fontsize=7, labelpad=1)
     axis.tick_params(labelsize=7)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -179,6 +179,11 @@ def _words(key: str) -> str:
     for prefix in SHORTER:
         key = key.removeprefix(prefix)
     return key.replace("_", " ")
+
+
+def _literal(text: str) -> str:
+    """For matplotlib, which would set what stands between two $ as mathematics; halves of characters, of file names, have no letter."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _smoothed(points: np.ndarray, width: int) -> np.ndarray:
@@ -214,17 +219,17 @@ class _Sheet:
         smooth = "antialiased" if picture.shape[:2] == (height, width) else "bilinear"
         axis.imshow(picture, extent=(0, width, height, 0), interpolation=smooth, aspect="auto")
         if line == 0:
-            axis.set_title(self.titles[column], fontsize=10, pad=4)
+            axis.set_title(_literal(self.titles[column]), fontsize=10, pad=4)
         if name:
             fits = int(self.heights[line] / 0.062)  # inches a letter, at this size
             shown = name if len(name) <= fits else "…" + name[-max(fits - 1, 1) :]
             place = {"transform": axis.transAxes, "rotation": 90, "ha": "right", "va": "center"}
-            axis.text(-0.02, 0.5, shown, fontsize=7, **place)
+            axis.text(-0.02, 0.5, _literal(shown), fontsize=7, **place)
 
     def _legend(self, swatches: dict[str, tuple], per_line: int) -> None:
         from matplotlib.patches import Patch
 
-        handles = [Patch(facecolor=np.array(c) / 255, label=name) for name, c in swatches.items()]
+        handles = [Patch(facecolor=np.array(c) / 255, label=_literal(name)) for name, c in swatches.items()]
         self.figure.legend(
             handles=handles, loc="lower center", ncols=per_line, fontsize=8, frameon=False, borderaxespad=0.1,
             handlelength=1.2, handleheight=1.0, columnspacing=1.2, labelspacing=0.3,

@@ -4,26 +4,32 @@ Self-contained (torch, timm, transformers and its sibling files *_mscl), so that
 code and load where mscl_hf is not installed. Letters: B batch, C channels, h w feature grid, H W image, K classes, S blocks.
 """
 
+import contextlib
 import re
+import threading
 from dataclasses import dataclass
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
+from transformers.core_model_loading import rename_source_key
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 from transformers.utils.hub import resolve_revision
 
-from .checks_mscl import check_weights
+from .checks_mscl import check_new, check_types, check_weights, stored
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
 from .towers_mscl import TwoTowers
+
+MOST_MODULES = 8000  # of a backbone; the deepest of timm has a third of them
 
 # The image-segmentation pipeline looks only here before it complains about an unsupported model.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
@@ -99,28 +105,49 @@ class MsclPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} is pre-trained and has no classifier; fine-tune it, or name the classes of a new one: "
                 'id2label={0: "road", 1: "car"}'
             )
-        if wrong := _absent_weights(model, info):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(wrong)} weights of {cls.__name__} (first: {wrong[0]}); "
-                f"it was made for another backbone or decoder, or is damaged: load it with the config.json it was saved with"
-            )
+        _refuse_absent(model, str(name), info["missing_keys"], {key for key, *_ in info["mismatched_keys"]})
         # Tensors lie in memory as in the file, and CPU kernels round by alignment: outputs would differ in the last bit.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """As in transformers, which comes here with all files on the disk and a model on the meta device: what is wrong is said before it
+        takes memory."""
+        if state_dict is None:
+            _check_files(model, checkpoint_files, load_config)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
 
-def _absent_weights(model: MsclPreTrainedModel, info: dict) -> list[str]:
-    """Names of weights that should have been in the checkpoint. info: what from_pretrained says of them."""
-    missing, own = set(info["missing_keys"]), model.config.architectures == [type(model).__name__]
-    new = set()
+
+def _check_files(model: MsclPreTrainedModel, files: list[str], load_config) -> None:
+    """ValueError for files that do not make this model: weights that are absent, of another shape or type, or much that is in no file."""
+    name, own = str(load_config.pretrained_model_name_or_path), model.state_dict(keep_vars=True)
+    found = {}
+    for key, kind in {key: kind for file in files for key, kind in stored(file).items()}.items():
+        found[rename_source_key(key, load_config.weight_mapping or [], [], model.base_model_prefix, own)[0]] = kind
+    check_types(name, found, own)
+    there = {id(own[key]) for key in found.keys() & own.keys()}  # a weight that is used twice is saved once
+    mismatched = {key for key in found.keys() & own.keys() if tuple(own[key].shape) != found[key][1]}
+    _refuse_absent(model, name, {key for key, tensor in own.items() if id(tensor) not in there}, mismatched)
+    there -= {id(own[key]) for key in mismatched}
+    check_new(name, [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in there])
+
+
+def _refuse_absent(model: MsclPreTrainedModel, name: str, missing: set[str], mismatched: set[str]) -> None:
+    """ValueError for weights that should have been in the checkpoint, or have another shape there."""
+    own, new = model.config.architectures == [type(model).__name__], set()
     for part in model._heads:
         keys = {key for key in model.state_dict() if key.startswith(f"{part}.")}
-        if keys <= missing and not (own and part == "classifier"):
+        if keys <= set(missing) and not (own and part == "classifier"):
             new |= keys
-    mismatched = {key for key, *_ in info["mismatched_keys"] if not key.startswith(model._heads)}
-    return sorted(missing - new | mismatched)
+    wrong = sorted(set(missing) - new | {key for key in mismatched if not key.startswith(model._heads)})
+    if wrong:
+        raise ValueError(
+            f"{name} lacks {len(wrong)} weights of {type(model).__name__} (first: {wrong[0]}); "
+            f"it was made for another backbone or decoder, or is damaged: load it with the config.json it was saved with"
+        )
 
 
 class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
@@ -135,12 +162,13 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
 
     def __init__(self, config: MsclConfig):
         _refuse_foreign_weights(config)
-        if config.two_towers:
-            timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
-        else:
-            timm_model = timm.create_model(
-                config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
-            )
+        with _at_most_modules(config):
+            if config.two_towers:
+                timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
+            else:
+                timm_model = timm.create_model(
+                    config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
+                )
         levels = feature_levels(timm_model)
         config.name_stages(stage_names(levels))
         super().__init__(config)
@@ -184,17 +212,22 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         out = BackboneOutput(feature_maps=tapped, hidden_states=tuple(maps) if everything else None)
         return out if _chosen(return_dict, self.config.return_dict) else out.to_tuple()
 
-    def _fit_size(self, pixel_values: Tensor) -> Tensor:
-        """Resize to the nearest size that the family accepts; resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
-        size, multiple = tuple(pixel_values.shape[-2:]), self.config.size_multiple
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in px that the family is given for an image of this size: the nearest that it accepts."""
+        multiple = self.config.size_multiple
         if self.config.fixed_size is not None:
-            wanted = (self.config.fixed_size, self.config.fixed_size)
-        elif multiple == 1:
-            return pixel_values
-        else:  # the nearest in integers, from halfway to an even number as round() does, because an exported graph has symbols for sides
-            cells = ((2 * side + multiple - 1 + side // multiple % 2) // (2 * multiple) for side in size)
-            wanted = tuple(torch.sym_max(1, count) * multiple for count in cells)
-        if not torch.compiler.is_exporting() and wanted == size:  # comparing them would bind the graph to the example's size
+            return self.config.fixed_size, self.config.fixed_size
+        if multiple == 1:
+            return size
+        # the nearest in integers, from halfway to an even number as round() does, because an exported graph has symbols for sides
+        cells = ((2 * side + multiple - 1 + side // multiple % 2) // (2 * multiple) for side in size)
+        return tuple(torch.sym_max(1, count) * multiple for count in cells)
+
+    def _fit_size(self, pixel_values: Tensor) -> Tensor:
+        """Resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
+        size = tuple(pixel_values.shape[-2:])
+        wanted = self.input_size(size)
+        if wanted is size or not torch.compiler.is_exporting() and wanted == size:  # comparing would bind a graph to the example's size
             return pixel_values
         return F.interpolate(pixel_values, size=wanted, mode="bilinear", align_corners=False, antialias=True)
 
@@ -213,6 +246,27 @@ def _refuse_foreign_weights(config: MsclConfig) -> None:
     if named or not re.fullmatch(r"[A-Za-z0-9_.]+", config.backbone or ""):
         what = f"backbone_kwargs {', '.join(named)}" if named else f"backbone {config.backbone!r}"
         raise ValueError(f"the configuration has {what}; give a plain timm name and options of its architecture")
+
+
+@contextlib.contextmanager
+def _at_most_modules(config: MsclConfig):
+    """Ends the building of a backbone that has no end: families call their depth by many names, but each block is a module."""
+    thread, count = threading.get_ident(), 0
+
+    def seen(*_) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MOST_MODULES:
+            raise ValueError(
+                f"the configuration asks for more than {MOST_MODULES:,} modules of {config.backbone}; give less depth in backbone_kwargs, "
+                "or a config.json as it was saved"
+            )
+
+    hook = register_module_module_registration_hook(seen)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def feature_levels(timm_model: nn.Module) -> list[dict]:

@@ -16,6 +16,8 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from .checks_mscl import shown
+
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
@@ -81,7 +83,7 @@ def _typed(path: str, key: str, value, action):
             raise ValueError
         values = [_scalar(action.type, v) for v in (value if isinstance(value, list) else [value])]
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{path}: {key} is {value!r}, which cannot be read as {'a list of ' * many}{kind}") from error
+        raise ValueError(f"{path}: {key} is {shown(value)}, which cannot be read as {'a list of ' * many}{kind}") from error
     return values if many else values[0]
 
 

@@ -19,6 +19,7 @@ from transformers.utils.hub import resolve_revision
 
 import mscl_hf
 
+from .checks_mscl import read_json
 from .data.loading import TrainingData
 from .data.training import DataOptions
 from .publish import commit, pinned, split_revision
@@ -45,9 +46,9 @@ def provenance(model: str, say: Callable[[str], None] = print) -> dict:
     if file is None:
         return nothing
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = read_json(file)
         _check(found)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         say(f"the {FILE} of {public(model)} cannot be read ({type(error).__name__}: {error}); its history is left out of the model card")
         return nothing
     return nothing | found

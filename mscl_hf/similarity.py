@@ -28,6 +28,7 @@ Network = MsclForSemanticSegmentation | MsclForPreTraining
 KINDS = {kind.__name__: kind for kind in (MsclForSemanticSegmentation, MsclForPreTraining)}
 MAX_CLASSES = 255  # the id after them stands for no class
 MAX_INPUT = 4 * 1024**2  # px that a network is given at once
+MAX_MAP = 16 * MAX_INPUT  # numbers in the map of a pixel head
 GRID = 128  # embeddings along the longer side of an image, so that a click finds its own
 LEAST_SIDE = 768  # px, of a picture in a page: a browser misplaces clicks in one that it has to enlarge
 
@@ -112,12 +113,7 @@ def view_of(network: Network, image: np.ndarray) -> View:
     Raises ValueError when the image becomes too large for one pass, or the network answers with NaN.
     """
     config, size = network.config, image.shape[:2]
-    scale = config.base_size / min(size) if config.base_size else 1.0
-    if size[0] * size[1] * scale**2 > MAX_INPUT:
-        raise ValueError(
-            f"the image of {size[1]} x {size[0]} px would reach the network as {size[1] * scale:.0f} x {size[0] * scale:.0f}, because the "
-            f"checkpoint brings the short side to {config.base_size} px; crop it to a less long one"
-        )
+    _check_sizes(network, size)
     segments, seen = isinstance(network, MsclForSemanticSegmentation), []
 
     def model(pixel_values: Tensor) -> SemanticSegmenterOutput:
@@ -134,6 +130,27 @@ def view_of(network: Network, image: np.ndarray) -> View:
     mask = logits[0].argmax(0).byte().cpu().numpy() if segments else None
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) if segments else ()
     return View(_about(network), size, classes, mask, embeddings.cpu().numpy(), _source(network, seen[0]))
+
+
+def _check_sizes(network: Network, size: tuple[int, int]) -> None:
+    """ValueError where an image of this size (H, W) becomes too large, by the sizes that the checkpoint's configuration asks for."""
+    config, most = network.config, MAX_INPUT
+    scale = config.base_size / min(size) if config.base_size else 1.0
+    given = height, width = tuple(max(1, round(side * scale)) for side in size)
+    if height * width <= most:
+        given = height, width = network.backbone.input_size(given)
+    if height * width > most:
+        asked = ", ".join(f"{name} {getattr(config, name)}" for name in ("base_size", "size_multiple", "fixed_size"))
+        raise ValueError(
+            f"the image of {size[1]} x {size[0]} px would reach the network as {width} x {height}, because the checkpoint asks for {asked}"
+            "; crop it to a less long one, or give another checkpoint"
+        )
+    grid, wide = config.pixel_grid or 0, max(config.pixel_dim, config.decoder_channels, *network.backbone.channels)
+    if isinstance(network, MsclForPreTraining) and "p" in config.heads and grid**2 * max(1, width / height) * wide > MAX_MAP:
+        raise ValueError(
+            f"the checkpoint brings the map before its pixel head to a height of {grid} cells (pixel_grid), too large for {wide} channels; "
+            "give another checkpoint"
+        )
 
 
 def normalised(image: np.ndarray, network: Network) -> Tensor:

@@ -121,7 +121,18 @@ def model_files(folder: Path, allow_patterns: Sequence[str] = MODEL_FILES) -> di
     names = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
     if not any(fnmatch(name, pattern) for name in names for pattern in (*WEIGHTS, *EXPORTS)):
         raise ValueError(f"the folder {folder} holds no model (no model.safetensors, *.onnx or *.pt2); give one in which a run has ended")
-    return {name: Path(folder) / name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns)}
+    files = {name: Path(folder) / name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns)}
+    if away := next((name for name, file in files.items() if leads_away(file)), None):
+        raise ValueError(f"{away} in {folder} is a link to a file elsewhere, and not published; put the file itself there, or remove it")
+    return files
+
+
+def leads_away(file: Path) -> bool:
+    """Whether a file is a link out of its folder, to what nobody meant to publish; those of the Hub's cache, from a snapshot to its blobs,
+    are the file itself."""
+    home, target = file.parent.resolve(), file.resolve()
+    in_cache = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+    return not (target.is_relative_to(home) or in_cache)
 
 
 def push_folder(folder: Path, repo_id: str, *, allow_patterns: Sequence[str] = MODEL_FILES, **options) -> str:

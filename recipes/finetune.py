@@ -140,7 +140,6 @@ def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         title = f"{config.backbone}, fine-tuned on {data_name(data_options)}"
         publish(method.network, out, typical_size(data.labelled or held_out, config.base_size))
-        draw_training(out, title)
         what = {"loss": loss.loss, "options": in_words(asdict(loss) | {"loss": None, "auxiliary_loss_weight": run.auxiliary_loss_weight})}
         stage = stage_record("Fine-tuning", what, data, options, config, accelerator, run.model)
         record = {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []}
@@ -148,6 +147,7 @@ def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
             write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
             record = with_evaluation(record, results, data_options)
             print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
+        draw_training(out, title)
         write_card(out, method.network, record)
         print(f"fine-tuned model: {out}")
     accelerator.end_training()

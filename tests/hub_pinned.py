@@ -24,6 +24,7 @@ def pinned_life(hub, folder: Path) -> dict:
     import harness
     import timm
     import torch
+    from safetensors.torch import load_file, save_file
     from test_recipes import write_parquet
     from test_untrusted import pickled
 
@@ -93,6 +94,16 @@ def pinned_life(hub, folder: Path) -> dict:
             except ValueError as error:
                 facts["refused"][name] = str(error)
         facts["refused by a command"] = harness.refused("finetune", *short, "--model", name, "--output-dir", folder / "no")
+    # Shards, which are looked at when they have been fetched
+    network = MsclForPreTraining(harness.config())
+    network.save_pretrained(folder / "shards", max_shard_size="200KB")
+    last = max((folder / "shards").glob("*.safetensors"))
+    save_file({key: value.int() for key, value in load_file(last).items()}, last, {"format": "pt"})
+    commit(hub, "org/integers", read(folder / "shards"))
+    try:
+        open_model(MsclForPreTraining, "org/integers")
+    except ValueError as error:
+        facts["refused"]["org/integers"] = str(error)
     timm_name = timm.get_pretrained_cfg("test_resnet").hf_hub_id
     commit(hub, timm_name, {"pytorch_model.bin": trap})
     try:

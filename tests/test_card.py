@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from mscl_hf.data.training import DataOptions
 from mscl_hf.options import parse
 from mscl_hf.provenance import _hub_name, command_line, data_name, provenance, public, with_evaluation
 from mscl_hf.publish import typical_size
-from mscl_hf.upload import UNNAMED
+from mscl_hf.upload import UNNAMED, model_files
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,20 @@ def test_evaluation_on_another_split_goes_into_the_card_that_is_pushed(chain, tm
     assert {result.dataset_split for result in data.eval_results} == {"val", "test"} and data.license == "cc-by-4.0"
     for name in ("model.safetensors", "training.png", "preprocessor_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (chain / "tuned" / name).read_bytes()
+
+
+def test_a_link_beside_a_strangers_model_is_not_published(chain, tmp_path, monkeypatch, capsys):
+    """evaluate --push-to-hub takes pictures along from the model's folder, but not what a link there leads to, and says so."""
+    pushed, module = [], load_recipe("evaluate")
+    monkeypatch.setattr(module, "check_can_push", lambda hub: None)
+    monkeypatch.setattr(module, "push_result", lambda out, hub: pushed.extend(model_files(out)))
+    stranger = shutil.copytree(chain / "tuned", tmp_path / "stranger")
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    (stranger / "training.png").unlink()
+    (stranger / "training.png").symlink_to(tmp_path / "id_rsa")
+    run("evaluate", "--model", stranger, "--output-dir", tmp_path / "out", "--pictures", 1, "--push-to-hub", "org/name")
+    assert "training.png of" in capsys.readouterr().out
+    assert "model.safetensors" in pushed and "training.png" not in pushed and not (tmp_path / "out" / "training.png").exists()
 
 
 def test_one_evaluation_a_split(chain):

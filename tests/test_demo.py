@@ -276,6 +276,39 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(folders, tmp_path):
     assert "classifier" in sentence(open_checkpoint, str(headless))
 
 
+SIZES = {
+    "fixed": (MsclForSemanticSegmentation, {"fixed_size": 16384}, "as 16384 x 16384"),
+    "multiple": (MsclForSemanticSegmentation, {"size_multiple": 16384}, "as 16384 x 16384"),
+    "base": (MsclForSemanticSegmentation, {"base_size": 16384}, "base_size 16384"),
+    "grid": (MsclForPreTraining, {"pixel_grid": 16384}, "pixel_grid"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_of_a_configuration_are_bounded_before_the_network_runs(case, monkeypatch):
+    """What the backbone and the pixel head would really be given is computed from every field that sets it."""
+    kind, fields, says = SIZES[case]
+    network = tiny(kind, image=scene())
+    for name, value in fields.items():
+        setattr(network.config, name, value)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", None)  # what would take the memory
+    monkeypatch.setattr(type(network), "forward", None)
+    assert says in sentence(view_of, network, scene())
+
+
+def test_whatever_fails_in_a_network_is_a_short_message(folders, scene_file, monkeypatch, caplog):
+    """A visitor reads a sentence, the log has the traceback, and the other checkpoint is shown."""
+    def fails(network, image):
+        if network is demo.opened(folders["tuned"], None):
+            raise TypeError("unhashable type: 'list'\nline 2")
+        return view_of(network, image)
+
+    monkeypatch.setattr(demo, "view_of", fails)
+    page = shown(visit(scene_file, folders["tuned"], folders["other"]))
+    assert "cannot be shown (TypeError" in page["messages"].value and "line 2" not in page["messages"].value
+    assert page["left2"].visible and "unhashable" in caplog.text
+
+
 def test_a_pixel_head_without_weights_is_not_shown(folders, tmp_path):
     """A pre-training checkpoint that has lost its pixel head shows the backbone's map, not random numbers."""
     weights = load_file(Path(folders["pretrained"], "model.safetensors"))
@@ -417,6 +450,25 @@ def test_the_command_refuses_bad_flags_in_one_sentence(folders, tmp_path, monkey
     assert "not/there/either" in refused("--model", folders["tuned"], "--compare", "not/there/either", monkeypatch=monkeypatch)
     assert "no images" in refused("--model", folders["tuned"], "--examples", str(tmp_path), monkeypatch=monkeypatch)
     assert "port" in refused("--model", folders["tuned"], "--port", "99999", monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize(("host", "local"), [
+    ("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("::1", True),
+    ("0.0.0.0", False), ("::", False), ("192.168.1.4", False), ("localhost.example.org", False), ("", False),
+])  # fmt: skip
+def test_a_page_for_others_opens_no_folders(folders, monkeypatch, host, local):
+    """Served beyond this machine, it takes folders from its command line alone, and no token goes out for what is typed."""
+    asked, seen = [], {}
+    monkeypatch.setattr(demo, "opened", lambda name, token: asked.append((name, token)))
+    monkeypatch.setattr(demo, "build", lambda models, *_, local, **__: seen.update(models=models, local=local))
+    monkeypatch.setattr(demo, "launch", lambda page, **_: None)
+    monkeypatch.setattr(sys, "argv", ["mscl-demo", "--model", folders["tuned"], "--host", host])
+    demo.main()
+    assert seen["local"] is local and asked == [(folders["tuned"], None)]
+    asked.clear()
+    for typed in (folders["other"], "owner/name", folders["tuned"]):
+        demo.Visit().looks_at(None, (typed,), seen["models"], seen["local"], 100)
+    assert asked == [*[(folders["other"], None)] * local, ("owner/name", None if local else False), (folders["tuned"], None)]
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):

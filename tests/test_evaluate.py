@@ -291,6 +291,17 @@ def test_pictures_are_written(accelerator, tmp_path):
     assert plain["mean_iou"] == drawn["mean_iou"]
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_figures(accelerator, tmp_path, monkeypatch, caplog):
+    """What was counted comes back, and the log says what is not there and why."""
+    def fails(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("mscl_hf.figures.prediction_sheet", fails)
+    results = evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator, pictures_dir=tmp_path)
+    assert results["mean_iou"] == evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator)["mean_iou"]
+    assert "predictions.png is not drawn" in caplog.text and "no font" in caplog.text
+
+
 def test_bf16_is_used_where_the_accelerator_says_so():
     """Under mixed precision the model computes in bf16, while the answer stays float32 and close."""
     from accelerate import Accelerator

@@ -342,8 +342,7 @@ def test_the_nearest_size_in_integers_is_that_of_round():
         backbone = SimpleNamespace(config=SimpleNamespace(size_multiple=multiple, fixed_size=None))
         for side in range(1, 150):
             wanted = max(multiple, round(side / multiple) * multiple)
-            fitted = MsclBackbone._fit_size(backbone, torch.empty(1, 1, side, 64 * multiple, device="meta"))
-            assert fitted.shape[-2:] == (wanted, 64 * multiple), (side, multiple)
+            assert MsclBackbone.input_size(backbone, (side, 64 * multiple)) == (wanted, 64 * multiple), (side, multiple)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------------

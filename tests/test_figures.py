@@ -88,6 +88,25 @@ def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
         figures.prediction_sheet([], CLASSES, tmp_path / "x.png")
 
 
+STRANGE = ("$\\x$", "a $ b", "$x$ $", r"\$y\$", "100 % _^{}", "half \udcff")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_no_mathematics(tmp_path):
+    """Whatever stands in the name of a class, a file, a column or a run is drawn as it is written, in every picture."""
+    from matplotlib.text import Text
+
+    image, mask = np.full((40, 60, 3), 128, np.uint8), np.arange(40 * 60).reshape(40, 60).astype(np.uint8) % len(STRANGE)
+    figures.prediction_sheet([(image, mask, mask, name) for name in STRANGE], STRANGE, tmp_path / "predictions.png")
+    figures.comparison_strip([image], {name: [mask] for name in STRANGE}, STRANGE, tmp_path / "strip.png")
+    figures.feature_maps_sheet([image], [mask], torch.randn(1, 8, 4, 6), tmp_path / "features.png", STRANGE)
+    log = [{"step": step} | dict.fromkeys((*STRANGE, "loss_$x_\\y$", "loss_b"), 1.0) for step in range(3)]
+    figures.training_figure(log, tmp_path / "training.png", title=STRANGE[0])
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    for name in STRANGE[:-1]:
+        assert Text(text=figures._literal(name))._preprocess_math(figures._literal(name)) == (name, False)
+
+
 def test_comparison_strip_shows_the_same_images_in_every_column(tmp_path):
     """Masks in the colours of their classes, a legend of those that occur; columns of another length are refused."""
     images = [np.full((40, 60, 3), 128, np.uint8)] * 2

@@ -158,6 +158,11 @@ def test_no_pickle_of_the_hub_is_fetched(pinned_facts):
     assert not any("convert" in path or "discussions" in path for _, path in pinned_facts["asked"])
 
 
+def test_integers_in_a_shard_of_the_hub_are_refused(pinned_facts):
+    """A later shard whose tensors are of another kind is found when it has come."""
+    assert "as I32; give a model" in pinned_facts["refused"]["org/integers"]
+
+
 def test_no_code_of_timms_repositories_is_run(pinned_facts):
     """timm would read a pickle where there is no safetensors, but tensors only: one with more in it is refused."""
     (said,) = (text for name, text in pinned_facts["refused"].items() if name.startswith("timm/"))

@@ -76,6 +76,13 @@ def test_bad_yaml_is_named(tmp_path, yaml, says):
     assert says in message and "o.yaml" in message
 
 
+def test_aliases_do_not_fill_the_message(tmp_path):
+    """A few lines of YAML can stand for a million values; the sentence shows the first of them."""
+    lists = ["&a0 [x, x, x, x, x, x, x, x, x]", *(f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 6))]
+    message = refusal(yaml=f"number: [{', '.join(lists)}]", tmp_path=tmp_path)
+    assert "number is [['x', 'x'" in message and len(message) < 1000
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

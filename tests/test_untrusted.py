@@ -15,11 +15,13 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, PreTrainedModel, pipeline
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation, checks_mscl, demo
 from mscl_hf.backbones import load_timm_weights
+from mscl_hf.data.files import class_names
 from mscl_hf.export import open_network
+from mscl_hf.provenance import provenance
 from mscl_hf.publish import open_model, publish
 from mscl_hf.similarity import open_checkpoint
 
@@ -292,6 +294,8 @@ HOSTILE = {
     "many layers": ({"local_layers": 10**9}, "local_layers 1000000000"),
     "many channels": ({"num_channels": 10**9}, "num_channels 1000000000"),
     "a wide backbone": ({"backbone_kwargs": {"base_width": 10**9}}, "backbone_kwargs {'base_width': 1000000000}"),
+    "blocks without end": (
+        {"backbone": "resnet18", "stage_names": None, "backbone_kwargs": {"layers": [16384] * 4}}, "more than 8,000 modules"),
     "text for a number": ({"image_size": "large"}, "image_size 'large'"),
     "true for a number": ({"decoder_channels": True}, "decoder_channels True"),
     "a number for a list": ({"decoder_rates": 6}, "decoder_rates 6"),
@@ -303,6 +307,12 @@ HOSTILE = {
     "no number": ({"decoder_dropout": float("nan")}, "decoder_dropout nan"),
     "no mean": ({"image_mean": [float("nan")] * 3}, "image_mean [nan, nan, nan]"),
     "no deviation": ({"image_std": [0, 1, 1]}, "image_std [0, 1, 1]"),
+    "a single mean": ({"image_mean": [0.5]}, "1 values of image_mean"),
+    "many deviations": ({"image_std": [0.5] * 1000}, "1000 values of image_std"),
+    "a method that is a list": ({"contrast": {"method": ["x"]}, "heads": ["g"]}, "contrast {'method': ['x']}"),
+    "an escape code in a class": ({"id2label": {"0": "sky", "1": "ro\x1b[2Jad"}, "label2id": None}, "id2label"),
+    "half a character in a class": ({"id2label": {"0": "sky", "1": "\ud800"}, "label2id": None}, "id2label"),
+    "an escape code in a name": ({"decoder": "\x1b[31mfcn"}, "decoder '\\x1b[31mfcn'"),
     "an infinite weight": ({"auxiliary_loss_weight": float("inf")}, "auxiliary_loss_weight inf"),
     "an unknown decoder": ({"decoder": "unet"}, "'unet'"),
     "an unknown head": ({"heads": ["q"]}, "heads ['q']"),
@@ -340,7 +350,7 @@ def test_hostile_files_of_configurations(models, tmp_path):
     whole = json.loads((folder / "config.json").read_text())
     labels = ",".join(f'"{i}":"c"' for i in range(400_000))  # the rest of ten million adds nothing: the size is looked at first
     texts = {
-        f'{{"id2label": {{{labels}}}}}': f"at most {checks_mscl.CONFIG_BYTES:,}",
+        f'{{"id2label": {{{labels}}}}}': f"at most {checks_mscl.JSON_BYTES:,}",
         json.dumps(whole | {"id2label": {str(i): f"c{i}" for i in range(20_000)}, "label2id": None}): "at most 10000 classes",
         '{"contrast": ' + "[" * 100_000 + "]" * 100_000 + "}": "cannot be read",
         '{"image_size": ' + "9" * 6000 + "}": "cannot be read",
@@ -349,6 +359,26 @@ def test_hostile_files_of_configurations(models, tmp_path):
     for text, says in texts.items():
         (folder / "config.json").write_text(text)
         assert says in refusal(open_model, MsclConfig, str(folder)), text[:40]
+
+
+def test_files_beside_the_weights_are_bounded(models, tmp_path, capsys):
+    """An index, or a record of the model's history, that is beyond the bound of config.json is not read."""
+    folder = copied(models, tmp_path, "tuned")
+    (folder / "provenance.json").write_text(json.dumps({"stages": [], "evaluations": [], "title": "x" * checks_mscl.JSON_BYTES}))
+    assert provenance(str(folder))["title"] is None and f"at most {checks_mscl.JSON_BYTES:,}" in capsys.readouterr().out
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}, "metadata": "x" * checks_mscl.JSON_BYTES}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"at most {checks_mscl.JSON_BYTES:,}" in refusal(open_network, str(folder))
+
+
+@pytest.mark.parametrize("name", ["ro\x1b[31mad", "\ud800", "a\tb", "\x00"])
+def test_names_of_classes_reach_no_terminal_with_control_characters(name):
+    """Neither from a configuration, nor from a list or a data set that names them; other letters of the world are names."""
+    for call in (lambda: class_names(["sky", name], None), lambda: MsclConfig(id2label={0: "sky", 1: name})):
+        assert name not in refusal(call)
+    good = ["ciel d'été", "mặt đường", "می‌خواهم", "$x$", "道路 1"]
+    assert class_names(good, None) == tuple(good) == tuple(MsclConfig(id2label=dict(enumerate(good))).id2label.values())
 
 
 # -- weights -------------------------------------------------------------------------------------------------------------------
@@ -392,10 +422,52 @@ def test_hostile_weights(models, tmp_path, damage):
         assert folder.name in harness.refused(recipe, "--model", folder, *more, "--output-dir", tmp_path / recipe)
 
 
-def test_integers_for_weights_are_refused(models, tmp_path):
-    """Weights of another kind are not taken for floats without a word."""
+KINDS = {
+    "a statistic as integers": ("test_resnet", "decoder.fuse.1.running_var", torch.int32, "as I32; give a model"),
+    "a statistic in eight bits": ("test_resnet", "decoder.fuse.1.running_mean", torch.float8_e4m3fn, "as F8_E4M3; give a model"),
+    "a count as a number": ("test_resnet", "decoder.fuse.1.num_batches_tracked", torch.float32, "as F32; give a model"),
+    "a weight as integers": ("test_resnet", "classifier.weight", torch.int64, "as I64; give a model"),
+    "positions as integers": ("test_vit", "backbone.timm_model.pos_embed", torch.int32, "as I32; give a model"),
+    "a token as truth values": ("test_vit", "backbone.timm_model.cls_token", torch.bool, "as BOOL; give a model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["whole", "in shards"])
+@pytest.mark.parametrize("case", KINDS)
+def test_integers_for_weights_are_refused(tmp_path, case, shards):
+    """One tensor of another kind than the model's own, a weight or a buffer, in a file or a shard, is not converted without a word."""
+    backbone, key, kind, says = KINDS[case]
+    network = MsclForSemanticSegmentation(harness.config(backbone, id2label=CLASSES, label2id={"sky": 0, "road": 1}))
+    network.save_pretrained(tmp_path, max_shard_size="200KB" if shards else "1GB")
+    (file,) = (file for file in tmp_path.glob("*.safetensors") if key in load_file(file))
+    assert ("-of-" in file.name) is shards
+    save_file(load_file(file) | {key: load_file(file)[key].to(kind)}, file, {"format": "pt"})
+    message = refusal(open_network, str(tmp_path))
+    assert key in message and says in message
+
+
+UNHELD = {
+    "a decoder": {"decoder_channels": 2048, "decoder_rates": list(range(1, 17))},
+    "a backbone": {"backbone": "resnet50", "stage_names": None, "decoder_channels": 4096, "backbone_kwargs": {"channels": [16384] * 4}},
+    "blocks": {"backbone": "resnet50", "stage_names": None, "backbone_kwargs": {"layers": [150] * 4}},
+}
+
+
+@pytest.mark.parametrize("case", UNHELD)
+def test_what_no_file_holds_is_refused_before_it_takes_memory(models, tmp_path, case, monkeypatch):
+    """A configuration that asks for gigabytes beside a few bytes of weights: refused by the headers, while the model is without memory."""
     folder = copied(models, tmp_path, "tuned")
-    weights = load_file(folder / "model.safetensors")
-    whole = {key: value.to(torch.int32) if value.is_floating_point() else value for key, value in weights.items()}
-    save_file(whole, folder / "model.safetensors", {"format": "pt"})
-    assert "as I32; give a model" in refusal(open_network, str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | UNHELD[case]))
+    save_file({"classifier.bias": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", None)  # where memory is taken
+    assert "lacks" in refusal(open_network, str(folder)) and "lacks" in refusal(open_checkpoint, str(folder))
+
+
+def test_what_begins_anew_is_bounded(models, monkeypatch):
+    """Heads of another stage are in no file: they are made up to a bound, beyond it they are refused before they take memory."""
+    new = {"id2label": CLASSES, "label2id": None}
+    assert open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new).classifier.bias.shape == (2,)
+    monkeypatch.setattr(checks_mscl, "MOST_NEW", 100)
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", None)
+    assert "that its files do not hold" in refusal(lambda: open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new))

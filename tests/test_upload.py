@@ -451,6 +451,35 @@ def test_push_command_refuses(tmp_path):
             run_push(*arguments)
 
 
+def test_a_link_to_elsewhere_is_not_pushed(hub, folder, tmp_path):
+    """A picture of a cloned folder that leads to a file of this machine ends the push before anything is sent; a link within is a file."""
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    (folder / "features.png").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(SystemExit, match="^error: features.png in .* is a link to a file elsewhere"):
+        run_push("--folder", str(folder), "--push-to-hub", NAME)
+    assert hub.log == []
+    (folder / "features.png").unlink()
+    (folder / "features.png").symlink_to("training.png")
+    run_push("--folder", str(folder), "--push-to-hub", NAME)
+    assert "features.png" in hub.repo(NAME).files("main")
+
+
+def test_a_snapshot_of_the_cache_can_be_pushed(hub, folder, tmp_path):
+    """There every file is a link to a blob of the same repository; one that leads on from there is not."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in filter(Path.is_file, folder.iterdir()):
+        (blobs / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert "model.safetensors" in model_files(snapshot)
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    (blobs / "training.png").unlink()
+    (blobs / "training.png").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(ValueError, match="training.png in .* is a link"):
+        model_files(snapshot)
+
+
 def test_push_command_pushes_an_export(hub, tmp_path):
     """A folder of an export, ONNX with its data beside it, goes as it is."""
     for name in ("model.onnx", "model.onnx.data", "README.md", "notes.txt"):

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..checks_mscl import is_plain
 from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, BadSample, Slice, index_array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -127,8 +128,8 @@ def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | N
         classes = [f"class_{i}" for i in range(num_classes)]
     if num_classes is not None and num_classes != len(classes):
         raise ValueError(f"got {len(classes)} class names but num_classes={num_classes}; give one of them, or equal ones")
-    if not all(isinstance(name, str) and name.strip() for name in classes):
-        raise ValueError(f"the class names are {str(classes)[:100]!r}; wanted a text for each, and none of them empty")
+    if not all(is_plain(name) and name.strip() for name in classes):
+        raise ValueError(f"the class names are {str(classes)[:100]!r}; wanted a text for each, none empty and without control characters")
     repeated = [name for name, times in Counter(classes).items() if times > 1]
     if not 1 <= len(classes) <= 255 or repeated:
         raise ValueError(f"got {len(classes)} class names, repeated: {repeated}; wanted 1 to 255 different names")
