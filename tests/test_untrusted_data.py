@@ -164,19 +164,6 @@ def with_row(root: Path, column: str, stored: dict) -> Path:
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
-def test_rows_fetch_nothing(tmp_path, column, monkeypatch):
-    """A row that holds the address of an image instead of one is refused, and nobody is asked for it."""
-    monkeypatch.setattr("socket.getaddrinfo", None)
-    for address in ("https://example.org/pixel.png", "zip://a.png::https://example.org/a.zip"):
-        root = with_row(write_parquet(tmp_path / address[:3], count=3), column, {"bytes": None, "path": address})
-        with pytest.raises(ValueError, match=f"the {column} of row 1 is the address {re.escape(address)}; give data"):
-            load_data("hf", "train", root, num_classes=8)
-        batch = next(load_data("hf", "train", root, num_classes=8, streaming=True).batches(0, 3, range(3)))
-        bad = [message for _, messages in batch for message in messages]
-        assert len(bad) == 1 and f"the {column} of row 1" in bad[0] and f"is the address {address}; give images" in bad[0]
-
-
-@pytest.mark.parametrize("column", ["image", "mask"])
 def test_a_bomb_in_a_parquet_file_or_a_stream(tmp_path, column):
     """Rows read at once and rows that stream: the row is named, or left out and counted."""
     root = with_row(write_parquet(tmp_path / "data", count=3), column, {"bytes": bomb(), "path": None})
