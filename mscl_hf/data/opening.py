@@ -7,6 +7,7 @@ from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import yaml
 from datasets.utils.extract import Extractor
@@ -55,9 +56,14 @@ def upright(image: Image.Image) -> Image.Image:
 def refuse_packed(place: Path) -> None:
     """ValueError where a data set is an archive, or a folder that holds one: nothing is unpacked here."""
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if not named_as_image(path))
-    packed = next((path for path in files if path.is_file() and Extractor.infer_extractor_format(path)), None)
+    packed = next((path for path in files if path.is_file() and is_packed(path)), None)
     if packed is not None:
         raise ValueError(f"{packed} is packed, and archives are not opened here; unpack it yourself, and give a folder without archives")
+
+
+def is_packed(path: Path) -> bool:
+    """By the two judges that `datasets` asks: before it unpacks a file, and where it streams one, which may have anything in front."""
+    return Extractor.infer_extractor_format(path) is not None or is_zipfile(path)
 
 
 def named_as_image(path: Path) -> bool:
