@@ -175,6 +175,24 @@ def test_cards_of_the_hub_are_read(tmp_path):
             load_data("hf", "train", root, num_classes=8)
 
 
+def test_saved_folders_fetch_nothing(tmp_path, server):
+    """What `save_to_disk` notes of a folder, false or leading elsewhere, is one sentence and asks nobody."""
+    port, asked = server
+    rows = datasets.Dataset.from_dict({"image": [None]}, features=datasets.Features({"image": datasets.Image()}))
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path)
+    state = json.loads((tmp_path / "train" / "state.json").read_text())
+    false = [{}, [], *({**state, "_data_files": files} for files in ([], 3, [{}], [{"filename": f"http://127.0.0.1:{port}/x.arrow"}]))]
+    for noted in false:
+        (tmp_path / "train" / "state.json").write_text(json.dumps(noted))
+        with pytest.raises(ValueError, match="`datasets` cannot open"):
+            load_data("hf", "train", tmp_path, unlabelled=True)
+    for split in ("x::http://127.0.0.1:{}/a", "http://127.0.0.1:{}/a", "/simplecache::http://127.0.0.1:{}/a", "/zip://x::http://127.0.0.1:{}/a"):
+        (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [split.format(port)]}))
+        with pytest.raises(ValueError, match="`datasets` cannot open"):
+            load_data("hf", "train", tmp_path, unlabelled=True)
+    assert asked == []
+
+
 # -- formats -------------------------------------------------------------------------------------------------------------------
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n"

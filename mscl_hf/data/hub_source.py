@@ -82,12 +82,12 @@ def load_rows(
     if path.exists():  # `datasets` would unpack what it finds, and fetch what a folder's card names
         refuse_packed(path)
         refuse_strays(path)
-    if any((path / marker).is_file() for marker in SAVED):
-        return saved_rows(path, split, streaming)
     if path.is_file() and path.suffix not in FILE_READERS:
         raise ValueError(f"{path} is a file of an unknown kind; wanted one of {' '.join(FILE_READERS)}, a folder or a Hub name")
     source = source_of(name, split, subset, revision)
     try:
+        if any((path / marker).is_file() for marker in SAVED):
+            return saved_rows(path, split, streaming)
         there = datasets.get_dataset_split_names(
             source["path"],
             config_name=source.get("name"),
@@ -95,7 +95,7 @@ def load_rows(
             revision=revision,
         )
         return datasets.load_dataset(**source, split=there_is(split, there, name), streaming=streaming)
-    except (OSError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ConnectionError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, ValueError) and str(error).startswith("no split"):
             raise
         raise ValueError(
