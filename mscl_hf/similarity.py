@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_mscl import MsclConfig
-from .data.segmentation_data import DECODE_ERRORS, rgb_array
+from .data.opening import DECODE_ERRORS, decode
+from .data.segmentation_data import rgb_array
 from .inference import InferenceOptions, predict_logits
 from .methods import METHODS
 from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
@@ -64,11 +65,9 @@ def read_image(path: str, max_side: int) -> tuple[np.ndarray, str | None]:
     """(H, W, 3) uint8, upright, as evaluation reads it, but at most max_side px long; and a sentence that says so, if it was longer."""
     name = Path(path).name
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice that size it is an error
-            image = rgb_array(file, lambda column: name)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no image that can be read; give a JPEG, PNG, WebP, TIFF or the like") from error
+            image = rgb_array(decode(path), lambda column: name)
     except DECODE_ERRORS as error:
         raise ValueError(f"{name} cannot be read ({str(error).rstrip('.')}); give another image") from error
     height, width = image.shape[:2]

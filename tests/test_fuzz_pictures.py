@@ -40,7 +40,7 @@ def pictures(draw, sizes=SIZES):
         picture.putpalette(list(range(256)) * 3)
     else:
         picture = Image.fromarray(values.astype(np.uint8)).convert("RGB" if mode in ("LAB", "HSV", "YCbCr", "CMYK") else mode)
-        picture = picture.convert(mode) if mode in ("HSV", "YCbCr", "CMYK") else picture
+        picture = picture.convert(mode)
     if draw(st.booleans()):
         picture.getexif()[0x0112] = draw(st.one_of(st.integers(0, 9), st.text(max_size=2)))
     if mode in TRANSPARENT and draw(st.integers(0, 4)) == 0:
@@ -100,7 +100,7 @@ def files(draw):
     try:
         picture.save(target, draw(st.sampled_from(FORMATS)), exif=exif)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, struct.error):  # what a format cannot hold
-        picture.convert("L").save(target, "PNG")
+        (picture.convert("RGB") if picture.mode == "LAB" else picture).convert("L").save(target, "PNG")
     data = bytearray(target.getvalue())
     for _ in range(draw(st.sampled_from([0, 0, 1, 3]))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))

@@ -23,7 +23,7 @@ from hub_routes import Repo
 from minihub import TOKEN, Minihub
 from PIL import Image
 
-from mscl_hf.data import BadSample, load_data, loading, shards, stream
+from mscl_hf.data import BadSample, load_data, loading, segmentation_data, shards, stream
 from mscl_hf.data.hub_source import streamed_shards
 from mscl_hf.data.loading import TrainingData, shares
 from mscl_hf.data.order import permutation
@@ -276,9 +276,9 @@ def test_what_was_used_is_neither_decoded_nor_read(equal, opens, monkeypatch):
     """A run that goes on at nine tenths of a pass opens a file for its number of rows and once more to read on, reads row groups from its
     place on only, and decodes what it uses."""
     groups, decoded = [], []
-    read, decode = pq.ParquetFile.read_row_groups, datasets.Image.decode_example
+    read, decode = pq.ParquetFile.read_row_groups, segmentation_data.decode
     monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda self, some, **o: groups.extend(some) or read(self, some, **o))
-    monkeypatch.setattr(datasets.Image, "decode_example", lambda self, value, **o: decoded.append(1) or decode(self, value, **o))
+    monkeypatch.setattr(segmentation_data, "decode", lambda *given: decoded.append(1) or decode(*given))
     data = opened(equal)
     batches(data, 9, 10)
     assert len(opens()[os.getpid()]) == 8 and len(groups) <= 4 * 4 and len(decoded) == 2 * 8

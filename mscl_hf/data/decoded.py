@@ -54,7 +54,7 @@ class DecodedData(SegmentationData):
     def place(self, index: int) -> tuple[str, list[Path]]:
         """Name and arrays of a row: looked up once a run, a file that changes meanwhile is not noticed."""
         if index not in self._places:
-            row = self._undecoded[int(index)].to_pylist()[0]
+            row = self.stored(index)
             image = _identity(row["image"])
             paths = [self._path("image", image)]
             if self.labelled:  # a mask is kept with the image whose size it has
@@ -62,10 +62,6 @@ class DecodedData(SegmentationData):
                 paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, table))
             self._places[index] = row["name"], paths
         return self._places[index]
-
-    @cached_property
-    def _undecoded(self) -> datasets.Dataset:
-        return self.rows.with_format("arrow")
 
     @cached_property
     def _places(self) -> dict[int, tuple[str, list[Path]]]:

@@ -13,12 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ..checks_mscl import is_plain
-from .segmentation_data import DECODE_ERRORS, IGNORE_INDEX, BadSample, Slice, index_array
+from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, decode
+from .segmentation_data import IGNORE_INDEX, BadSample, Slice, index_array
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-# How archives and compressed files begin; tar says so at its 258th byte.
-PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd",
-          b"\x04\x22\x4d\x18")  # fmt: skip
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
 
 
@@ -42,25 +39,6 @@ def find_images(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"found no images in {folder} (looked for {' '.join(IMAGE_SUFFIXES)} in it and its sub-folders)")
     return sorted(found)
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file is an archive, or compressed, by its content."""
-    with path.open("rb") as file:
-        start = file.read(262)
-    return start.startswith(PACKED) or start[257:] == b"ustar"
-
-
-# A row may hold the address of an image instead of the image; `datasets` would ask a server of the row's choice for it.
-FOREIGN = r"(^|::)(https?|ftp|s3|gs|gcs|abfs|webhdfs|hdfs|ssh|sftp|smb)://"
-
-
-def refuse_packed(place: Path) -> None:
-    """ValueError where a data set is an archive, or a folder that holds one: nothing is unpacked here."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)
-    packed = next((path for path in files if path.is_file() and is_packed(path)), None)
-    if packed is not None:
-        raise ValueError(f"{packed} is packed, and archives are not opened here; unpack it yourself, and give a folder without archives")
 
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
@@ -171,11 +149,9 @@ def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Image.Image]]:
     step = max(1, -(-len(paths) // SCAN_AT_MOST))
     for path in paths[::step]:
         try:
-            with Image.open(path) as mask:
-                mask.load()
+            yield str(path), decode(path)
         except DECODE_ERRORS:
             continue
-        yield str(path), mask
 
 
 def found_classes(masks: Iterable[tuple[str, Image.Image]], table: np.ndarray | None) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from .files import FOREIGN, SCAN_AT_MOST, class_names, found_classes, make_table, refuse_packed, slices_of
-from .segmentation_data import DECODE_ERRORS, SegmentationData, Slice
+from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
+from .opening import DECODE_ERRORS, decode, refuse_packed, refuse_strays
+from .segmentation_data import SegmentationData, Slice
 from .shards import ParquetShard, StreamedShard
 from .stream import SegmentationStream
 
@@ -64,10 +65,9 @@ def build_hf(
     rows = rows.select_columns(list(columns.values()))
     for wanted, column in columns.items():
         rows = rows if column == wanted else rows.rename_column(column, wanted)
-        rows = rows.cast_column(wanted, datasets.Image(decode=not streaming))
+        rows = rows.cast_column(wanted, datasets.Image(decode=False))  # `decode` does it
     if streaming:
         return SegmentationStream(streamed_shards(rows, f"{name}/{split}"), named, name, split, table)
-    refuse_addresses(rows, columns)
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)
@@ -79,14 +79,15 @@ def load_rows(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Open one split. Raises ValueError naming the splits there are, or why the data set cannot be opened."""
     path = Path(name)
-    if path.exists():  # `datasets` would unpack what it finds
+    if path.exists():  # `datasets` would unpack what it finds, and fetch what a folder's card names
         refuse_packed(path)
-    if any((path / marker).is_file() for marker in SAVED):
-        return saved_rows(path, split, streaming)
+        refuse_strays(path)
     if path.is_file() and path.suffix not in FILE_READERS:
         raise ValueError(f"{path} is a file of an unknown kind; wanted one of {' '.join(FILE_READERS)}, a folder or a Hub name")
     source = source_of(name, split, subset, revision)
     try:
+        if any((path / marker).is_file() for marker in SAVED):
+            return saved_rows(path, split, streaming)
         there = datasets.get_dataset_split_names(
             source["path"],
             config_name=source.get("name"),
@@ -94,7 +95,7 @@ def load_rows(
             revision=revision,
         )
         return datasets.load_dataset(**source, split=there_is(split, there, name), streaming=streaming)
-    except (OSError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ConnectionError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, ValueError) and str(error).startswith("no split"):
             raise
         raise ValueError(
@@ -196,16 +197,6 @@ def row_names(rows: datasets.Dataset) -> list[str]:
     return [f"row_{index:06d}" for index in range(len(rows))]
 
 
-def refuse_addresses(rows: datasets.Dataset, columns: Iterable[str]) -> None:
-    """ValueError where a row holds the address of an image instead of the image: reading it would ask a server of the row's choice."""
-    for column in columns:
-        stored = rows.with_format("arrow")[:][column]
-        paths = pc.if_else(pc.is_null(pc.struct_field(stored, "bytes")), pc.struct_field(stored, "path"), None)
-        foreign = pc.match_substring_regex(paths, FOREIGN)
-        if (index := pc.index(foreign, True).as_py()) >= 0:
-            raise ValueError(f"the {column} of row {index} is the address {paths[index].as_py()}; give data that holds its images")
-
-
 def stored_slices(rows: datasets.Dataset) -> tuple[Slice, ...] | None:
     """From the columns volume and position; None where they are not there, or do not place every row."""
     if not all(isinstance(rows.features.get(column), datasets.Value) for column in ("volume", "position")):
@@ -218,9 +209,9 @@ def stored_slices(rows: datasets.Dataset) -> tuple[Slice, ...] | None:
 
 def scanned_masks(rows: datasets.Dataset) -> Any:
     """(description, mask) of at most SCAN_AT_MOST evenly spaced rows; the images are not decoded."""
-    masks = rows.select_columns(["mask"])
+    masks = rows.with_format("arrow")
     for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCAN_AT_MOST)).astype(int)).tolist():
         with contextlib.suppress(*DECODE_ERRORS):  # the check of the data names the row
-            mask = masks[index]["mask"]
+            mask = masks[index]["mask"][0].as_py()
             if mask is not None:
-                yield f"of row {index}", mask
+                yield f"of row {index}", decode(mask["path"], mask["bytes"])

@@ -2,30 +2,21 @@
 
 import os
 import re
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import datasets
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
+from .opening import DECODE_ERRORS, decode, upright
+
 IGNORE_INDEX = 255
-ORIENTATION = 0x0112  # the EXIF tag
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 class BadSample(ValueError):
@@ -63,7 +54,7 @@ class Rows(Protocol):
 class SegmentationData:
     """A split of a data set.
 
-    rows: len() and [i] -> {"image": PIL image, "mask": PIL image or None, "name": str}.
+    rows: len() and [i] -> {"image": PIL image, "mask": PIL image or None, "name": str}, or a `datasets.Dataset` that stores these encoded.
     classes: the names of train ids 0..K-1; () when there are no masks.
     label_table: (256,) uint8, stored id -> train id, 255 = ignored; None = stored ids are train ids.
     groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
@@ -98,11 +89,10 @@ class SegmentationData:
         """Decode row `index`. Raises BadSample naming the file that cannot be used."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.name}/{self.split}, which has {len(self)} rows")
-        try:
-            row = self.rows[int(index)]
-        except DECODE_ERRORS as error:
-            raise self._decode_fault(index, error) from error
-        return to_sample(row, self, lambda column: self._file(index, column))
+        if not isinstance(self.rows, datasets.Dataset):
+            return to_sample(self.rows[int(index)], self, lambda column: self._file({}, index, column))
+        stored = self.stored(index)
+        return decoded_sample(stored, self, lambda column: self._file(stored, index, column))
 
     def select(self, indices: Sequence[int]) -> "SegmentationData":
         """The same data with only these rows, in this order."""
@@ -110,29 +100,29 @@ class SegmentationData:
         groups, slices = (None if of is None else tuple(of[i] for i in indices) for of in (self.groups, self.slices))
         return replace(self, rows=self.rows.select(indices), groups=groups, slices=slices)
 
-    def _stored(self, index: int, column: str) -> Any:
-        """The undecoded value of an Image column: {"path": ..., "bytes": ...}; None where rows are not stored files."""
-        if not isinstance(self.rows, datasets.Dataset) or column not in self.rows.column_names:
-            return None
-        return self.rows.with_format("arrow")[int(index)][column][0].as_py()
+    def stored(self, index: int) -> dict[str, Any]:
+        """Row `index` of a `datasets.Dataset`, not decoded: an image is {"path": ..., "bytes": ...}."""
+        return self._undecoded[int(index)].to_pylist()[0]
 
-    def _file(self, index: int, column: str) -> str:
+    @cached_property
+    def _undecoded(self) -> datasets.Dataset:
+        return self.rows.with_format("arrow")
+
+    def _file(self, stored: dict[str, Any], index: int, column: str) -> str:
         """How to name the file behind a column in a message."""
-        stored = self._stored(index, column)
-        if isinstance(stored, dict) and stored.get("path"):
-            return stored["path"]
-        return f"the {column} of row {index} of {self.name}/{self.split}"
+        return (stored.get(column) or {}).get("path") or f"the {column} of row {index} of {self.name}/{self.split}"
 
-    def _decode_fault(self, index: int, error: Exception) -> BadSample:
-        """Which of the two files does not decode: found only after a failure, so that reading stays one pass."""
-        for column in ("image", "mask"):
-            stored = self._stored(index, column)
-            try:
-                if stored is not None:
-                    datasets.Image().decode_example(stored)
-            except DECODE_ERRORS as fault:
-                return unreadable(self._file(index, column), fault)
-        return unreadable(self._file(index, "image"), error)
+
+def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], str]) -> Sample:
+    """The sample of a row that holds its image and mask encoded; arguments and faults as of `to_sample`."""
+    row = {"name": stored["name"]}
+    for column in ("image", "mask") if data.labelled else ("image",):
+        value = stored.get(column) or {}
+        try:  # a mask may be missing, which `to_sample` says
+            row[column] = decode(value.get("path"), value.get("bytes")) if value or column == "image" else None
+        except DECODE_ERRORS as error:
+            raise unreadable(file_of(column), error) from error
+    return to_sample(row, data, file_of)
 
 
 def unreadable(where: str, error: Exception) -> BadSample:
@@ -159,7 +149,7 @@ def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
 
 def rgb_array(image: Image.Image, file_of: Any) -> np.ndarray:
     """(H, W, 3) uint8, RGB, upright. Grey, palette, CMYK and RGBA are converted; 16-bit is scaled from its full range."""
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith("I"):
         grey = (np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -177,12 +167,8 @@ def index_array(mask: Image.Image, file_of: Any) -> np.ndarray:
             f"the mask {file_of('mask')} has mode {mask.mode}, wanted one class id a pixel "
             "(palette, 8-bit or 16-bit grey); convert the colours to ids first"
         )
-    mask = _upright(mask)
+    mask = upright(mask)
     return np.asarray(mask, dtype=np.uint8 if mask.mode in ("1", "P", "L") else np.int64)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
 
 
 def _size(array: np.ndarray) -> str:

@@ -16,13 +16,13 @@ from .files import (
     found_classes,
     make_table,
     open_masks,
-    refuse_packed,
     require_files,
     require_masks,
     slices_by_name,
     unique_names,
 )
 from .hub_source import build_hf
+from .opening import refuse_packed
 from .segmentation_data import IGNORE_INDEX, SegmentationData, Slice
 from .stream import SegmentationStream
 from .synthetic import CLASSES as SYNTHETIC_CLASSES

@@ -10,19 +10,16 @@ Lanes whose shards have more rows fall behind the others: where shards are unequ
 out or read twice in a pass for that; but near the end of a pass, as with any endless stream, a batch may hold a row of the pass before.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-import datasets
 import numpy as np
 
-from .files import FOREIGN
 from .order import permutation
-from .segmentation_data import DECODE_ERRORS, BadSample, Sample, to_sample, unreadable
+from .segmentation_data import BadSample, Sample, decoded_sample
 from .shards import Row, Shard
 
 SHUFFLED_ROWS = 1000  # rows that all lanes together hold at a time, at least
@@ -118,16 +115,8 @@ class SegmentationStream:
 
     def _sample(self, shard: int, number: int, row: Row) -> Sample:
         files = {column: self._file(shard, number, row, column) for column in ("image", "mask")}
-        decoded: Row = {"name": f"{shard:05d}_{number:08d}_{Path(files['image']).stem}"}
-        for column in ("image", "mask") if self.labelled else ("image",):
-            stored = row[column] or {}
-            if stored.get("bytes") is None and re.search(FOREIGN, stored.get("path") or ""):
-                raise BadSample(f"the {column} of row {number} of {self.shards[shard].name} is the address {files[column]}; give images")
-            try:
-                decoded[column] = None if row[column] is None else datasets.Image().decode_example(row[column])
-            except DECODE_ERRORS as error:
-                raise unreadable(files[column], error) from error
-        return to_sample(decoded, self, files.__getitem__)
+        name = f"{shard:05d}_{number:08d}_{Path(files['image']).stem}"
+        return decoded_sample({**row, "name": name}, self, files.__getitem__)
 
     def _file(self, shard: int, number: int, row: Row, column: str) -> str:
         """How to name what lies behind a column."""

@@ -78,7 +78,8 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     if isinstance(data, SegmentationData):
         return data
     columns = ("image", "mask") if data.labelled else ("image",)
-    rows = datasets.Dataset.from_list(list(data.rows()), features=datasets.Features({column: datasets.Image() for column in columns}))
+    features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
+    rows = datasets.Dataset.from_list(list(data.rows()), features=features)
     rows = rows.add_column("name", row_names(rows))
     return SegmentationData(rows, data.classes, data.name, data.split, data.label_table)
 

@@ -1,0 +1,113 @@
+"""What the data of strangers may have opened: images of a few formats, held by a row or in a file of this machine, and no archive."""
+
+import re
+import struct
+import zlib
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import yaml
+from datasets.utils.extract import Extractor
+from huggingface_hub import DatasetCard
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Of all that Pillow reads; for EPS it would run Ghostscript, whatever the file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:")  # two letters or more: one is a drive of Windows
+ORIENTATION = 0x0112  # the EXIF tag
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image:
+    """The image, upright: of these bytes, else of the file at the path. Every image that this package reads comes through here.
+
+    Unlike `datasets`, which would ask a server or open an archive of the row's choice, it takes a path for nothing but a file of this
+    machine. Raises one of DECODE_ERRORS.
+    """
+    if encoded is None and path is None:
+        raise ValueError("neither its bytes nor its path are there")
+    if encoded is None and ADDRESS.match(str(path)):
+        raise ValueError("it is an address, and none is asked: give data that holds its images, or files that lie on this machine")
+    try:
+        with Image.open(path if encoded is None else BytesIO(encoded), formats=FORMATS) as image:
+            image.load()
+            return upright(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says that it is seen."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+
+
+def refuse_packed(place: Path) -> None:
+    """ValueError where a data set is an archive, or a folder that holds one: nothing is unpacked here."""
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if not named_as_image(path))
+    packed = next((path for path in files if path.is_file() and is_packed(path)), None)
+    if packed is not None:
+        raise ValueError(f"{packed} is packed, and archives are not opened here; unpack it yourself, and give a folder without archives")
+
+
+def is_packed(path: Path) -> bool:
+    """By the two judges that `datasets` asks: before it unpacks a file, and where it streams one, which may have anything in front."""
+    return Extractor.infer_extractor_format(path) is not None or is_zipfile(path)
+
+
+def named_as_image(path: Path) -> bool:
+    """Whether `datasets` would take it for nothing else: a.json.png is JSON to it, which it unpacks."""
+    suffixes = {suffix.lower() for suffix in path.suffixes}
+    return bool(suffixes) and suffixes.issubset(IMAGE_SUFFIXES)
+
+
+def refuse_strays(folder: Path) -> None:
+    """ValueError where a folder's card (README.md, .huggingface.yaml) names data files that do not lie in the folder."""
+    for card in (folder / "README.md", folder / ".huggingface.yaml"):
+        for pattern in named_files(card) if card.is_file() else ():
+            if not lies_in(folder, pattern):
+                raise ValueError(f"{card} names data files {pattern!r} that do not lie in {folder}; correct it, or remove {card.name}")
+
+
+def named_files(card: Path) -> list[str]:
+    """The patterns of files and folders that its configurations name."""
+    try:
+        said = DatasetCard.load(card).data if card.suffix == ".md" else yaml.safe_load(card.read_text(encoding="utf-8")) or {}
+        return list(chain.from_iterable(map(named_by, said.get("configs") or [])))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{card} cannot be read as the card of a data set ({type(error).__name__}); correct or remove it") from error
+
+
+def named_by(configuration: dict) -> list[str]:
+    """The patterns of one configuration, which are looked up below the folder that it names, if it names one."""
+    place, patterns = configuration.get("data_dir"), texts(configuration.get("data_files"))
+    return patterns if place is None else [*patterns, f"{place}/", *(f"{place}/{pattern}" for pattern in patterns)]
+
+
+def texts(value: Any, depth: int = 3) -> list[str]:
+    """The texts of lists and mappings within each other; ValueError where they are nested deeper than `datasets` takes them."""
+    value = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(value, list):
+        return [] if value is None else [str(value)]
+    if not depth:
+        raise ValueError("lists in lists")
+    return [text for item in value for text in texts(item, depth - 1)]
+
+
+def lies_in(folder: Path, pattern: str) -> bool:
+    """Whether all that a pattern of `datasets` can match does; a link out of the folder is followed where the pattern names it."""
+    if ":" in pattern or ".." in re.split(r"[/\\]", pattern):
+        return False
+    fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+    return not pattern.startswith("/") and (folder / fixed).resolve().is_relative_to(folder.resolve())
