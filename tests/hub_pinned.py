@@ -24,12 +24,14 @@ def pinned_life(hub, folder: Path) -> dict:
     import harness
     import timm
     import torch
+    from PIL import Image
     from safetensors.torch import load_file, save_file
     from test_recipes import write_parquet
     from test_untrusted import pickled
 
     from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
     from mscl_hf.backbones import load_timm_weights
+    from mscl_hf.data import load_data
     from mscl_hf.export import export
     from mscl_hf.provenance import FILE, pinned_options
     from mscl_hf.publish import open_model, pinned, publish
@@ -73,6 +75,20 @@ def pinned_life(hub, folder: Path) -> dict:
     start = len(hub.log)
     export(f"{NAME}@{commits[1]}", "timm", folder / "exported")
     facts["exported asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
+
+    # Images that lie loose in a repository, streamed and read whole; addresses of other places
+    Image.new("RGB", (64, 48), "red").save(folder / "red.png")
+    loose = commit(hub, "org/loose", {f"train/{number}.png": (folder / "red.png").read_bytes() for number in range(4)}, "dataset")
+    start = len(hub.log)
+    data = load_data("hf", "train", "org/loose", unlabelled=True, streaming=True, revision=loose)
+    facts["loose"] = [sample.image.shape for sample, _ in next(data.batches(0, 4, range(4)))]
+    facts["loose asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
+    whole = load_data("hf", "train", "org/loose", unlabelled=True, revision=loose)
+    facts["loose whole"] = [whole.read(number).image.shape for number in range(4)]
+    start = len(hub.log)
+    strays = ("org/secret@main/a.png", "org/loose-not@main/a.png", f"org/loose@{loose}/../../secret/a.png")
+    facts["strays"] = [data._fetched({"bytes": None, "path": f"hf://datasets/{stray}"})["bytes"] for stray in strays]
+    facts["strays asked for"] = len(hub.log) - start
 
     # Pickles on the Hub
     sentinel = folder / "code_was_run"

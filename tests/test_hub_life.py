@@ -146,6 +146,14 @@ def test_a_run_goes_on_with_its_commits(pinned_facts):
     assert pinned_facts["a new one"] == pinned_facts["moved"] != pinned_facts["data commit"]
 
 
+def test_a_stream_asks_for_files_of_its_own_repository(pinned_facts):
+    """Images that lie loose in a repository can be streamed, at one commit; what a row names elsewhere is not asked for."""
+    assert pinned_facts["loose"] == pinned_facts["loose whole"] == [[48, 64, 3]] * 4
+    pictures = {path for path in pinned_facts["loose asked for"] if path.endswith(".png")}
+    assert len(pictures) == 4 and all(path.startswith("/datasets/org/loose/resolve/") for path in pinned_facts["loose asked for"])
+    assert pinned_facts["strays"] == [None] * 3 and pinned_facts["strays asked for"] == 0
+
+
 def test_no_pickle_of_the_hub_is_fetched(pinned_facts):
     """A repository without safetensors is refused in one sentence, its other weights stay there, and nobody is asked to convert them."""
     for name, says in {

@@ -50,6 +50,8 @@ def build_hf(
         raise ValueError("the data set 'hf' needs --data-dir: a Hub name, a parquet file or a folder that `datasets` reads")
     rows = load_rows(str(data_dir), split, subset, revision, streaming)
     features = features_of(rows, str(data_dir))
+    if streaming and rows.features is not None:
+        rows = rows.decode(False)  # the newer `datasets` has threads that decode files of the Hub, whatever a column is cast to
     columns = {"image": pick_column(features, image_column, IMAGE_COLUMNS, "image")}
     if not unlabelled:
         columns["mask"] = pick_column(features, mask_column, MASK_COLUMNS, "mask", taken=columns["image"])
@@ -67,7 +69,8 @@ def build_hf(
         rows = rows if column == wanted else rows.rename_column(column, wanted)
         rows = rows.cast_column(wanted, datasets.Image(decode=False))  # `decode` does it
     if streaming:
-        return SegmentationStream(streamed_shards(rows, f"{name}/{split}"), named, name, split, table)
+        repository = None if Path(data_dir).exists() or "://" in name else f"hf://datasets/{name}@"
+        return SegmentationStream(streamed_shards(rows, f"{name}/{split}"), named, name, split, table, repository)
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)

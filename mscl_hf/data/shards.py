@@ -122,14 +122,14 @@ def _told(address: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(address: str) -> Iterator[pq.ParquetFile]:
-    files = _filesystem(address.split("://")[0] if "://" in address else "file", os.getpid())
+    files = filesystem(address.split("://")[0] if "://" in address else "file", os.getpid())
     # Row groups are read in one go: what a cache read ahead would be thrown away.
     with _told(address), files.open(address, "rb", cache_type="none") as file:
         yield pq.ParquetFile(file)
 
 
 @cache
-def _filesystem(protocol: str, process: int) -> fsspec.AbstractFileSystem:
+def filesystem(protocol: str, process: int) -> fsspec.AbstractFileSystem:
     """One for all threads of a process, each of which would list the folder anew; connections do not outlive a fork."""
     return fsspec.filesystem(protocol)
 

@@ -10,6 +10,7 @@ Lanes whose shards have more rows fall behind the others: where shards are unequ
 out or read twice in a pass for that; but near the end of a pass, as with any endless stream, a batch may hold a row of the pass before.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 
 from .order import permutation
 from .segmentation_data import BadSample, Sample, decoded_sample
-from .shards import Row, Shard
+from .shards import Row, Shard, filesystem
 
 SHUFFLED_ROWS = 1000  # rows that all lanes together hold at a time, at least
 LEAST_BLOCK = 64  # rows of a block, at least, however many lanes there are
@@ -35,6 +36,7 @@ class SegmentationStream:
     name: str
     split: str
     label_table: np.ndarray | None = None
+    repository: str | None = None  # how the addresses of the data set's own files on the Hub begin; no other is asked
 
     @property
     def num_classes(self) -> int:
@@ -116,7 +118,18 @@ class SegmentationStream:
     def _sample(self, shard: int, number: int, row: Row) -> Sample:
         files = {column: self._file(shard, number, row, column) for column in ("image", "mask")}
         name = f"{shard:05d}_{number:08d}_{Path(files['image']).stem}"
-        return decoded_sample({**row, "name": name}, self, files.__getitem__)
+        fetched = {column: self._fetched(row[column]) for column in files if column in row}
+        return decoded_sample({**fetched, "name": name}, self, files.__getitem__)
+
+    def _fetched(self, stored: dict | None) -> dict | None:
+        """With its bytes where it is a file of the data set's repository, as of one that holds its images loose."""
+        path = (stored or {}).get("path") or ""
+        if not self.repository or not path.startswith(self.repository) or ".." in path or stored.get("bytes") is not None:
+            return stored
+        try:
+            return {"bytes": filesystem("hf", os.getpid()).cat_file(path), "path": path}
+        except OSError as error:
+            raise BadSample(f"{path} cannot be fetched ({error}); see that the Hub can be reached, and go on with --resume") from error
 
     def _file(self, shard: int, number: int, row: Row, column: str) -> str:
         """How to name what lies behind a column."""
