@@ -85,6 +85,7 @@ def pinned_life(hub, folder: Path) -> dict:
     facts["loose asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
     whole = load_data("hf", "train", "org/loose", unlabelled=True, revision=loose)
     facts["loose whole"] = [whole.read(number).image.shape for number in range(4)]
+    facts["loose stored"] = [len(row["image"]["bytes"]) > 0 for row in data.rows()]
     start = len(hub.log)
     strays = ("org/secret@main/a.png", "org/loose-not@main/a.png", f"org/loose@{loose}/../../secret/a.png")
     facts["strays"] = [data._fetched({"bytes": None, "path": f"hf://datasets/{stray}"})["bytes"] for stray in strays]

@@ -149,6 +149,7 @@ def test_a_run_goes_on_with_its_commits(pinned_facts):
 def test_a_stream_asks_for_files_of_its_own_repository(pinned_facts):
     """Images that lie loose in a repository can be streamed, at one commit; what a row names elsewhere is not asked for."""
     assert pinned_facts["loose"] == pinned_facts["loose whole"] == [[48, 64, 3]] * 4
+    assert pinned_facts["loose stored"] == [True] * 4  # as an evaluation reads them
     pictures = {path for path in pinned_facts["loose asked for"] if path.endswith(".png")}
     assert len(pictures) == 4 and all(path.startswith("/datasets/org/loose/resolve/") for path in pinned_facts["loose asked for"])
     assert pinned_facts["strays"] == [None] * 3 and pinned_facts["strays asked for"] == 0

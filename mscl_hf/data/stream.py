@@ -50,7 +50,7 @@ class SegmentationStream:
         """All rows once, as they are stored, not decoded."""
         for shard in self.shards:
             for block in shard.blocks(LEAST_BLOCK, None):
-                yield from (row for _, row in block.read())
+                yield from ({column: self._fetched(value) for column, value in row.items()} for _, row in block.read())
 
     def lanes(self, batch_size: int) -> int:
         """How many lanes feed batches of this size, see the head of this file."""
