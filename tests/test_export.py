@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hub_metadata import card_problems
 from huggingface_hub import ModelCard
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -284,7 +285,11 @@ def test_onnx_of_other_families(tmp_path, backbone, size, options):
     check_onnx(tmp_path, backbone, size, **options)
 
 
+needs_newer_torch = pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="needs the torch of the export extra")
+
+
 @torch.no_grad()
+@needs_newer_torch
 @pytest.mark.parametrize("backbone, options", [("test_resnet", {}), ("test_vit", SHALLOW)], ids=["cnn", "vit"])
 def test_torch_export_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
     """The saved program runs without our code, at batches and sizes that the export did not try."""
@@ -309,6 +314,7 @@ def test_a_graph_of_one_size(tmp_path):
         program(images(2, 64, 64))
 
 
+@needs_newer_torch
 def test_a_wrong_graph_is_refused(tmp_path, monkeypatch):
     """A graph whose logits are off by a thousandth is refused with the figure."""
     model, trace = checkpoint(tmp_path / "model", "test_resnet"), graphs._trace_torch
