@@ -91,7 +91,7 @@ def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
 STRANGE = ("$\\x$", "a $ b", "$x$ $", r"\$y\$", "100 % _^{}", "half \udcff")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's of what it cannot draw
 def test_names_are_no_mathematics(tmp_path):
     """Whatever stands in the name of a class, a file, a column or a run is drawn as it is written, in every picture."""
     from matplotlib.text import Text
