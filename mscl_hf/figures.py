@@ -172,7 +172,10 @@ def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
-        axis.legend(fontsize=6.5, framealpha=0.75, edgecolor="none", loc="best")
+        bottom, top = axis.get_ylim()
+        rows = -(-len(curves) // 3)
+        axis.set_ylim(bottom, top + 0.12 * rows * (top - bottom))  # room for the names, above all curves
+        axis.legend(fontsize=6.5, framealpha=0.75, edgecolor="none", loc="upper right", ncols=3)
 
 
 def _words(key: str) -> str:
