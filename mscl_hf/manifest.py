@@ -124,6 +124,7 @@ def _newest_step(out: Path, say: Callable[[str], None]) -> int:
             aside = other.with_name(f"damaged-{other.name}")
             shutil.rmtree(aside, ignore_errors=True)
             other.rename(aside)
+            say(f"{other.name} is set aside as {aside}; delete it when you have looked at it")
         return step_of(folder)
     if there:
         raise ValueError(f"all {len(there)} checkpoints of {out} are damaged; restore one from a copy, or give another --output-dir")

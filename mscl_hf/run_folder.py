@@ -64,6 +64,8 @@ def _lock(out: Path) -> None:
         if error.errno in NO_LOCKS:
             warnings.warn(f"no locks where {out} lies ({error.strerror}): a second run in it would not be noticed", stacklevel=2)
             return
+        if error.errno not in (errno.EAGAIN, errno.EACCES):  # by which POSIX says that another process has it
+            raise
         raise ValueError(f"another run is at work in {out} ({owner}); wait for it, stop it, or give another --output-dir") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")

@@ -15,7 +15,7 @@ import pytest
 from accelerate import Accelerator
 from same_run import differences
 
-from mscl_hf import checkpoint, manifest
+from mscl_hf import checkpoint, manifest, run_folder
 from mscl_hf.log import read_log
 
 sys.path.append(str(Path(__file__).parent / "faults"))
@@ -150,6 +150,7 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
     assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in said and "resuming from step 2 (" in said
     assert differences(out, straight) == []
     assert [path.name for path in out.glob("checkpoints/damaged-*")] == ["damaged-step-00000003"]
+    assert "step-00000003 is set aside as " in said
     for folder in manifest.published(out):
         damage(folder)
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
@@ -290,6 +291,24 @@ def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
     assert "resuming from step" in second.said
     second.kill(signal.SIGTERM)
     assert second.wait() == 75
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.ENOLCK, None), (errno.EACCES, "another run"), (errno.EIO, "cannot write to")])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number, says):
+    """Where there are none a run is warned and goes on; only what POSIX says of a lock that is held means another run."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", refuse)
+    if says is None:
+        with pytest.warns(UserWarning, match="a second run in it would not be noticed"):
+            run_folder.open_run(tmp_path / "run", {"seed": 0}, False, Accelerator())
+        assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"seed": 0}
+        return
+    with pytest.raises((ValueError, OSError), match=says):
+        run_folder.open_run(tmp_path / "run", {"seed": 0}, False, Accelerator())
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_output_folder_that_cannot_be(zygote, tmp_path):

@@ -124,7 +124,7 @@ class SegmentationStream:
     def _fetched(self, stored: dict | None) -> dict | None:
         """With its bytes where it is a file of the data set's repository, as of one that holds its images loose."""
         path = (stored or {}).get("path") or ""
-        if not self.repository or not path.startswith(self.repository) or ".." in path or stored.get("bytes") is not None:
+        if not self.repository or not path.startswith(self.repository) or ".." in path.split("/") or stored.get("bytes") is not None:
             return stored
         try:
             return {"bytes": filesystem("hf", os.getpid()).cat_file(path), "path": path}
