@@ -63,7 +63,7 @@ class NetworkOptions:
     def config(self, **more) -> MsclConfig:
         """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
         given = {key: value for key, value in asdict(self).items() if key not in ("pretrained", "backbone_weights")}
-        given |= {"bn_views": self.bn_views or "joint", "pixel_layers": self.pixel_layers or 3}
+        given |= {"decoder_type": given.pop("decoder"), "bn_views": self.bn_views or "joint", "pixel_layers": self.pixel_layers or 3}
         return build_config(**given | more)
 
 
@@ -88,7 +88,7 @@ def build_config(
     image_size: int = 224,
     output_stride: int | None = None,
     two_towers: bool = False,
-    decoder: str = "auto",
+    decoder_type: str = "auto",
     backbone_kwargs: dict | None = None,
     out_indices: list[int] | None = None,
     **options,
@@ -98,12 +98,12 @@ def build_config(
     backbone: any timm name that has intermediate features. image_size: side of the training crop in px.
     output_stride: 8, 16 or 32 for families that support it; None = 16 where supported, else the family's own.
     two_towers: two such models of half the width, see `towers_mscl`.
-    decoder: "auto" = "mla" for constant-stride features, "deeplabv3" for pyramids. options: further MsclConfig fields.
+    decoder_type: "auto" = "mla" for constant-stride features, "deeplabv3" for pyramids. options: further MsclConfig fields.
     Raises ValueError for an unknown name, an unsupported stride, a model without intermediate features, or without a half width.
     """
     check_timm_name(backbone)
-    if decoder != "auto" and decoder not in DECODERS:
-        raise ValueError(f"unknown decoder {decoder!r}: choose auto, {', '.join(DECODERS)}")
+    if decoder_type != "auto" and decoder_type not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder_type!r}: choose auto, {', '.join(DECODERS)}")
     if options.get("attach", "ancestor") not in ATTACHMENTS:
         raise ValueError(f"unknown attach {options['attach']!r}: choose one of {', '.join(ATTACHMENTS)}")
     if unknown := set(options.get("heads") or ()) - set("glp"):
@@ -122,8 +122,8 @@ def build_config(
     constant = len(set(strides)) == 1
     if out_indices is None:
         out_indices = _spread(depth, 4) if constant else [depth - 2, depth - 1][-depth:]
-    if decoder == "auto":
-        decoder = "mla" if constant else "deeplabv3"
+    if decoder_type == "auto":
+        decoder_type = "mla" if constant else "deeplabv3"
     options.setdefault("image_mean", model.default_cfg.get("mean"))
     options.setdefault("image_std", model.default_cfg.get("std"))
     if options.get("decoder_rates") is None:
@@ -134,7 +134,7 @@ def build_config(
         two_towers=two_towers,
         out_indices=out_indices,
         stage_names=stage_names(levels),
-        decoder=decoder,
+        decoder_type=decoder_type,
         image_size=image_size,
         **size_rule,
         **options,

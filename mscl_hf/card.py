@@ -113,7 +113,7 @@ def _description(classes: list[str]) -> str:
 def _network(config: PreTrainedConfig, network: PreTrainedModel) -> dict[str, str]:
     backbone = f"`{config.backbone}` (timm)" + ", two of half the width, on lightness and on colour" * config.two_towers
     weights = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} million"
-    return {"backbone": backbone, "decoder": f"{config.decoder}, {config.decoder_channels} channels", "weights": weights}
+    return {"backbone": backbone, "decoder": f"{config.decoder_type}, {config.decoder_channels} channels", "weights": weights}
 
 
 def _shown_stage(stage: dict) -> dict:

@@ -26,7 +26,8 @@ PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "pr
 OF_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(), "torch_dtype", "num_labels", "auto_map", "name_or_path", "_commit_hash", "use_return_dict", "use_cache",
     "gradient_checkpointing", "tie_word_embeddings", "torchscript", "finetuning_task", "task_specific_params", "pruned_heads",
-}  # fmt: skip
+}
+OLD_NAMES = {"decoder"}  # of fields that MsclConfig has renamed  # fmt: skip
 
 
 def shown(value) -> str:
@@ -100,7 +101,7 @@ FIELDS = {
     "backbone": TEXT, "backbone_kwargs": _options(MOST_PIXELS), "contrast": _contrast(), "two_towers": FLAG,
     "num_channels": CHANNELS, "out_indices": _list_of(_whole(-1024, 1023)), "out_features": _list_of(TEXT), "stage_names": _list_of(TEXT),
     "size_multiple": _whole(1, MOST_PIXELS), "fixed_size": PIXELS, "norm_features": FLAG,
-    "decoder": TEXT, "decoder_channels": CHANNELS, "decoder_rates": _list_of(_whole(1, MOST_PIXELS), most=16),
+    "decoder_type": TEXT, "decoder_channels": CHANNELS, "decoder_rates": _list_of(_whole(1, MOST_PIXELS), most=16),
     "decoder_dropout": _number(0, 1), "heads": _list_of(_one_of("g", "l", "p"), most=3),
     "global_dim": CHANNELS, "local_dim": CHANNELS, "pixel_dim": CHANNELS, "local_grid": _whole(1, MOST_PIXELS),
     "local_layers": _whole(1, 64), "pixel_layers": _whole(1, 64), "pixel_bn": FLAG, "pixel_grid": PIXELS,
@@ -134,7 +135,7 @@ def check_keys(config: dict, own: set[str]) -> None:
     if config.get("model_type", "mscl") != "mscl":
         whose = shown(config.get("architectures") or config["model_type"])
         raise ValueError(f"the configuration is that of {whose}, which is no model of mscl_hf; give one that is")
-    if unknown := sorted(set(config) - own - OF_TRANSFORMERS, key=str):
+    if unknown := sorted(set(config) - own - OF_TRANSFORMERS - OLD_NAMES, key=str):
         raise ValueError(
             f"the configuration has the unknown field {shown(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
             "newer one wrote it"

@@ -33,7 +33,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     size_multiple, fixed_size: images are resized to a multiple of the first, or to the second (height = width), in px,
         just before the backbone, when its family cannot take every size.
     norm_features: whether the last tap lies behind the backbone's final normalisation, where it has one.
-    decoder: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
+    decoder_type: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
     heads: which contrastive heads a pre-training model has, of "g" (global), "l" (local), "p" (pixel); None = all three.
     global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
     pixel_grid: height to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
@@ -63,7 +63,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         size_multiple: int = 1,
         fixed_size: int | None = None,
         norm_features: bool = True,
-        decoder: str = "deeplabv3",
+        decoder_type: str = "deeplabv3",
         decoder_channels: int = 256,
         decoder_rates: list[int] | None = None,
         decoder_dropout: float = 0.1,
@@ -89,6 +89,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         image_std: list[float] | None = None,
         **kwargs,
     ):
+        decoder_type = kwargs.pop("decoder", decoder_type)  # the field's name in older files; transformers means a sub-configuration by it
         check_fields({name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")} | kwargs)
         self.backbone = backbone
         self.backbone_kwargs = dict(backbone_kwargs or {})
@@ -101,7 +102,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         self.size_multiple = size_multiple
         self.fixed_size = fixed_size
         self.norm_features = norm_features
-        self.decoder = decoder
+        self.decoder_type = decoder_type
         self.decoder_channels = decoder_channels
         self.decoder_rates = list(decoder_rates) if decoder_rates is not None else [6, 12, 18]
         self.decoder_dropout = decoder_dropout

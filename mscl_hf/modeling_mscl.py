@@ -282,9 +282,9 @@ def stage_names(levels: list[dict]) -> list[str]:
 
 
 def _decoder(channels: list[int], strides: list[int], config: MsclConfig) -> nn.Module:
-    if config.decoder not in DECODERS:
-        raise ValueError(f"the configuration has decoder {config.decoder!r}; give one of {', '.join(DECODERS)}")
-    return DECODERS[config.decoder](channels, strides, config)
+    if config.decoder_type not in DECODERS:
+        raise ValueError(f"the configuration has decoder_type {config.decoder_type!r}; give one of {', '.join(DECODERS)}")
+    return DECODERS[config.decoder_type](channels, strides, config)
 
 
 def _chosen(given: bool | None, default: bool) -> bool:

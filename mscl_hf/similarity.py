@@ -232,9 +232,9 @@ def _trains_decoder(config: MsclConfig) -> bool:
 def _about(network: Network) -> str:
     config = network.config
     if isinstance(network, MsclForSemanticSegmentation):
-        return f"{config.backbone}, {config.decoder}, fine-tuned for {config.num_labels} classes"
+        return f"{config.backbone}, {config.decoder_type}, fine-tuned for {config.num_labels} classes"
     method = config.contrast.get("method", "mscl")
-    return f"{config.backbone}, {config.decoder}, pre-trained by {method}; it has no classifier yet, hence no segmentation"
+    return f"{config.backbone}, {config.decoder_type}, pre-trained by {method}; it has no classifier yet, hence no segmentation"
 
 
 def _source(network: Network, embeddings: Tensor) -> str:

@@ -81,7 +81,7 @@ def measure(backbone: str, folder: Path, options: SpeedOptions) -> list[dict]:
         print(f"{backbone}: {export(str(folder / 'model'), 'onnx', folder / 'onnx')}", flush=True)
     config, file = network.config, folder / "onnx" / "model.onnx"
     row = {
-        "backbone": backbone, "decoder": config.decoder, "size_multiple": config.size_multiple,
+        "backbone": backbone, "decoder": config.decoder_type, "size_multiple": config.size_multiple,
         "parameters_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 1),
         "onnx_mb": round(file.stat().st_size / 2**20, 1), "export_seconds": round(time.perf_counter() - started),
         "image_px": options.image_size, "rounds": options.rounds, "torch": torch.__version__,

@@ -139,7 +139,7 @@ def start_network(run: PretrainOptions, net: NetworkOptions, config: MsclConfig)
     if pretrained or net.backbone_weights:
         raise ValueError(f"--start-from {run.start_from} brings a backbone; leave out --pretrained, --backbone-weights, --method imagenet")
     there = open_model(MsclConfig, run.start_from)
-    for name in ("backbone", "two_towers", "out_indices", "decoder", "decoder_channels"):
+    for name in ("backbone", "two_towers", "out_indices", "decoder_type", "decoder_channels"):
         if getattr(there, name) != getattr(config, name):
             raise ValueError(
                 f"{run.start_from} has {name} {getattr(there, name)} and this run asks for {getattr(config, name)}; give the same to both"

@@ -47,7 +47,7 @@ def method(kind, *options, **fields):
 
 def second_stage(**fields):
     """A map of 8 x 8 cells out of 32 px."""
-    return method(ChaitanyaGlobalLocal, decoder="mla", backbone_kwargs={"output_stride": 8}, **fields)
+    return method(ChaitanyaGlobalLocal, decoder_type="mla", backbone_kwargs={"output_stride": 8}, **fields)
 
 
 # The first stage

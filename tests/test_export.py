@@ -215,7 +215,7 @@ def test_a_wrong_mapping_is_refused(tmp_path, monkeypatch, library, backbone, pl
 
 @torch.no_grad()
 @pytest.mark.parametrize("backbone, options", [
-    ("test_resnet", {"decoder": "fcn"}), ("test_resnet", {"output_stride": 32}), ("test_vit", {}),
+    ("test_resnet", {"decoder_type": "fcn"}), ("test_resnet", {"output_stride": 32}), ("test_vit", {}),
 ])  # fmt: skip
 def test_smp_takes_the_encoder_alone(tmp_path, backbone, options):
     """Where SMP has no such decoder, its encoder gets the weights, and the command says why."""
@@ -228,7 +228,7 @@ def test_smp_takes_the_encoder_alone(tmp_path, backbone, options):
     assert close(maps[-1], ours.forward_intermediates(pixels, intermediates_only=True)[-1], 1e-6)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(key.startswith("encoder.") for key in weights)
-    if "decoder" in options:  # and any other decoder of SMP stands on it
+    if "decoder_type" in options:  # and any other decoder of SMP stands on it
         unet = smp.Unet("tu-test_resnet", encoder_weights=None)
         left = unet.load_state_dict(weights, strict=False)
         assert not left.unexpected_keys and not any(key.startswith("encoder.") for key in left.missing_keys)

@@ -130,7 +130,7 @@ REFUSED = {
     "stride not offered by swin": (dict(backbone="swin_tiny_patch4_window7_224", output_stride=16), "does not support output_stride=16"),
     "no stride": (dict(backbone="test_resnet", output_stride=5), "output_stride is 5; give 8, 16 or 32"),
     "typing error": (dict(backbone="resnet1x8"), "unknown backbone 'resnet1x8'.* nearest are .*resnet18"),
-    "decoder": (dict(backbone="test_resnet", decoder="unet"), "unknown decoder 'unet': choose auto, deeplabv3, fcn, mla"),
+    "decoder": (dict(backbone="test_resnet", decoder_type="unet"), "unknown decoder 'unet': choose auto, deeplabv3, fcn, mla"),
     "attachment": (dict(backbone="test_resnet", attach="head"), "unknown attach 'head': choose one of"),
     "tag": (dict(backbone="resnet18.no_such_tag"), "resnet18.no_such_tag"),
 }

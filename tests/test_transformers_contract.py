@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import json
 import logging
 import re
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_families import poison
 from transformers import (
     AutoBackbone,
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForPreTraining,
@@ -112,6 +114,34 @@ def test_what_a_folder_says_of_itself(kind, name, tmp_path):
         assert re.search(rf"^class {name}\b", (tmp_path / f"{file}.py").read_text(), re.M)
     wanted = {module for file in tmp_path.glob("*.py") for module in re.findall(r"^from \.(\w+) import", file.read_text(), re.M)}
     assert wanted <= {file.stem for file in tmp_path.glob("*.py")}
+
+
+SAVED_BEFORE = """{
+  "architectures": ["MsclForSemanticSegmentation"], "attach": "ancestor", "auxiliary_loss_weight": 0.4, "backbone": "test_resnet",
+  "backbone_kwargs": {"output_stride": 16}, "base_size": 64, "bn_views": "joint", "contrast": {}, "decoder": "fcn", "decoder_channels": 16,
+  "decoder_dropout": 0.1, "decoder_rates": [1, 1, 2], "dtype": "float32", "id2label": {"0": "road", "1": "car"}, "image_size": 64,
+  "label2id": {"road": 0, "car": 1}, "model_type": "mscl", "out_indices": [2, 3], "transformers_version": "5.0.0"
+}"""
+
+
+def test_the_decoder_field_of_earlier_versions(tmp_path):
+    """A config.json that names the decoder `decoder` opens; what is saved again has `decoder_type` alone."""
+    (tmp_path / "config.json").write_text(SAVED_BEFORE)
+    for opened in (MsclConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path), MsclConfig(**json.loads(SAVED_BEFORE))):
+        assert opened.decoder_type == "fcn" and not hasattr(opened, "decoder")
+        assert "decoder" not in opened.to_dict() and json.loads(opened.to_json_string(use_diff=False))["decoder_type"] == "fcn"
+    model = MsclForSemanticSegmentation(opened)
+    model.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["decoder_type"] == "fcn" and "decoder" not in saved
+    assert type(MsclForSemanticSegmentation.from_pretrained(tmp_path / "again").decoder).__name__ == "FCNDecoder"
+
+
+def test_no_field_is_a_text_configuration():
+    """transformers takes some names of fields for configurations inside a configuration."""
+    config = config_of()
+    assert config.get_text_config() is config and config.get_text_config(decoder=True) is config
+    assert config.get_text_config(encoder=True) is config
 
 
 def test_a_configuration_saved_alone_brings_its_code(tmp_path):
@@ -394,7 +424,9 @@ def test_a_whole_head_may_be_absent(folders):
     assert MsclForPreTraining.from_pretrained(folders / "pretrained").local_head is not None
 
 
-@pytest.mark.parametrize("options", [{"decoder_channels": 24}, {"decoder": "fcn"}, {"num_channels": 1}, {"backbone": "resnet18"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"decoder_channels": 24}, {"decoder_type": "fcn"}, {"num_channels": 1}, {"backbone": "resnet18"}], ids=str
+)
 def test_another_network_is_refused(folders, options):
     """Weights of another decoder or backbone are never replaced by noise, not even with ignore_mismatched_sizes."""
     for kind in (MsclForSemanticSegmentation, MsclForPreTraining):

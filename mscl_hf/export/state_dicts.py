@@ -53,8 +53,8 @@ def _no_decoder(network: PreTrainedModel, library: str) -> str | None:
     config = network.config
     if not hasattr(network, "classifier"):
         return "the model is pre-trained and has no classifier"
-    if config.decoder != "deeplabv3":
-        return f"no decoder of {library} is this project's {config.decoder}"
+    if config.decoder_type != "deeplabv3":
+        return f"no decoder of {library} is this project's {config.decoder_type}"
     if library == "smp" and len(config.decoder_rates) != 3:
         return f"SMP's DeepLabV3 has three atrous rates, not {len(config.decoder_rates)}"
     if library == "smp" and config.backbone_kwargs.get("output_stride") not in (8, 16):
