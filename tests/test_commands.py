@@ -1,0 +1,75 @@
+"""The console commands, as an installation of the package leaves them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "mscl_hf", "recipes", "hub")
+PIP = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation")
+LISTS = {"mscl-finetune": "--list-losses", "mscl-pretrain": "--list-methods"}
+# All in one process: most of the time that a command takes to print its help is spent on imports.
+HELP = """
+import contextlib, inspect, sys
+from importlib import metadata
+for script in metadata.distribution("mscl_hf").entry_points.select(group="console_scripts"):
+    main = script.load()
+    print(script.name, inspect.getfile(inspect.unwrap(main)))
+    sys.argv = [script.name, "--help"]
+    with contextlib.suppress(SystemExit):
+        main()
+"""
+
+
+def install(folder: Path, editable: bool) -> tuple[Path, Path]:
+    """Install a copy of the sources into a new environment; return its Python and its site-packages.
+
+    Libraries are those of the environment that runs the tests. A path file adds them, so that the path files in there, one of which may be
+    of another editable install of this package, have no effect.
+    """
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    start([python, *PIP, *["-e"] * editable, source], folder)
+    return python, site
+
+
+def start(command: list, folder: Path) -> str:
+    """Return what the command prints; it starts in this folder, without PYTHONPATH."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="scripts lie elsewhere")
+@pytest.mark.parametrize("editable", [True, False], ids=["editable", "wheel"])
+def test_every_console_command_starts_from_any_folder(tmp_path, editable):
+    """Each entry point of the package prints its help, by the modules of this very installation; two scripts print their lists."""
+    pytest.importorskip("pip")
+    python, site = install(tmp_path, editable)
+    (package,) = metadata.distributions(name="mscl_hf", path=[str(site)])
+    scripts = package.entry_points.select(group="console_scripts").names
+    assert LISTS.keys() < scripts
+    lines = start([python, "-c", HELP], tmp_path).splitlines()
+    usages = [line.split()[1] for line in lines if line.startswith("usage: ")]
+    assert sorted(usages) == sorted(scripts)
+    home = (tmp_path / "source" if editable else site).resolve()
+    files = [Path(line.split()[1]).resolve() for line in lines if line.startswith("mscl-")]
+    assert len(files) == len(scripts) and all(file.is_relative_to(home) for file in files)
+    assert all(os.access(python.with_name(name), os.X_OK) for name in scripts)
+    for name, option in LISTS.items():
+        assert start([python.with_name(name), option], tmp_path).split()[:2] == ["name", "loss" if "losses" in option else "method"]
