@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
@@ -23,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils import ModelOutput
 from transformers.utils.hub import resolve_revision
 
+from .blocks_mscl import update_statistics_once
 from .checks_mscl import check_new, check_types, check_weights, stored
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
@@ -74,7 +76,14 @@ class MsclPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **options) -> None:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func=torch_checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """Switch timm's gradient checkpointing, which chooses the recomputed blocks itself; use_reentrant changes no number."""
+        offload = getattr(gradient_checkpointing_func, "func", gradient_checkpointing_func) is not torch_checkpoint
+        for option, value, supported in (("every_n_layers", every_n_layers, 1), ("offload", offload, False)):
+            if enable and value != supported:
+                raise ValueError(f"{option} is {value!r}; expected {supported!r}. timm chooses which activations are recomputed.")
         for module in self.modules():
             if isinstance(module, MsclBackbone):
                 try:
@@ -202,6 +211,8 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
 
         hidden_states, if asked for: the maps of all stages, in the order of `stage_names`.
         """
+        if self.training and not torch.compiler.is_compiling():
+            update_statistics_once(self.timm_model)
         pixel_values = self._fit_size(pixel_values)
         everything = _chosen(output_hidden_states, self.config.output_hidden_states)
         indices = list(range(len(self.stage_names))) if everything else self.taps

@@ -5,7 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
 FLOORS = (
-    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "checks_mscl", "configuration_mscl", "decoders_mscl",
+    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "blocks_mscl", "checks_mscl", "configuration_mscl",
+     "decoders_mscl",
      "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "manifest", "sharding",
      "train_options"},
     {"data", "methods", "figures"},

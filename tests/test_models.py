@@ -1,6 +1,8 @@
 """The networks: stages that hand weights on, Auto classes, image sizes, strides, initialisation, heads, Trainer."""
 
+import copy
 import json
+import shutil
 from itertools import product
 
 import pytest
@@ -8,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from timm.layers import convert_sync_batchnorm
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
@@ -164,24 +167,73 @@ def test_own_initialisation(name):
     assert all((p == 0).all() for part in (heads.global_head, heads.local_head) for n, p in part.named_parameters() if n.endswith("bias"))
 
 
+RECOMPUTED = {  # with dropout and stochastic depth where the family has them
+    "test_resnet": {"drop_path_rate": 0.5},
+    "test_efficientnet": {"drop_path_rate": 0.5},  # BatchNormAct2d
+    "levit_128s": {},  # BatchNorm1d
+    "test_vit": {"drop_path_rate": 0.5, "proj_drop_rate": 0.2},
+    "test_convnext": {},
+    "swin_tiny_patch4_window7_224": SMALLER["swin"] | {"drop_path_rate": 0.5},
+}
+SWITCHES = {
+    "transformers": MsclForSemanticSegmentation.activation_checkpointing_enable,
+    "deprecated name": lambda model: model.gradient_checkpointing_enable({"use_reentrant": True}),
+    "timm": lambda model: model.backbone.timm_model.set_grad_checkpointing(),
+    "before SyncBatchNorm": lambda model: (model.activation_checkpointing_enable(), convert_sync_batchnorm(model)),
+}
+
+
+def count_calls(network) -> list:
+    """A list that grows with each call of a convolution or linear layer of the backbone."""
+    calls = []
+    for layer in network.backbone.timm_model.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_pre_hook(lambda *_: calls.append(1))  # before: recomputation stops once it has what it needs
+    return calls
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")
-@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
-def test_gradient_checkpointing(name):
-    """Blocks run twice instead of being kept, and the gradients are the same."""
-    model = MsclForSemanticSegmentation(config_of(name, decoder_dropout=0.0)).eval()
+@pytest.mark.parametrize(("name", "switch"), [*product(RECOMPUTED, ["transformers"]), *product(["test_resnet"], list(SWITCHES)[1:])])
+def test_gradient_checkpointing_changes_no_number(name, switch):
+    """Two training steps with recomputed blocks: losses, every gradient and every buffer are those of the plain network, bit for bit."""
+    config = build_config(name, backbone_kwargs=RECOMPUTED[name], image_size=64, decoder_channels=16, num_labels=3)
+    model = MsclForSemanticSegmentation(config)
+    recomputed, calls, losses = copy.deepcopy(model), {}, []
+    SWITCHES[switch](recomputed)
+    for network in (model, recomputed):
+        calls[network] = count_calls(network)
+        torch.manual_seed(1)
+        for _ in range(2):
+            loss = network.train()(torch.randn(2, 3, 64, 64), labels=torch.randint(3, (2, 64, 64))).loss
+            loss.backward()
+            losses.append(loss.detach())
+    assert len(calls[recomputed]) > len(calls[model]) and losses[:2] == losses[2:]
+    wanted = dict(model.named_buffers()) | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found = dict(recomputed.named_buffers()) | {name: p.grad for name, p in recomputed.named_parameters() if p.grad is not None}
+    assert found.keys() == wanted.keys() and [key for key, value in wanted.items() if not torch.equal(value, found[key])] == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_gradient_checkpointing_of_a_compiled_backbone():
+    """torch.compile recomputes, too, and updates running statistics once, whether or not an eager pass came before."""
+    model = MsclForSemanticSegmentation(config_of(decoder_dropout=0.0)).train()
+    compiled = copy.deepcopy(model)
+    compiled.activation_checkpointing_enable()
     image, labels = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
-    block = [m for m in model.backbone.timm_model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))][-1]
-    calls, gradients = [], []
-    block.register_forward_pre_hook(lambda *_: calls.append(1))  # before: recomputation stops once it has what it needs
-    for count in (1, 3):
-        model.zero_grad()
-        model(image, labels=labels).loss.backward()
-        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        assert len(calls) == count
-        model.gradient_checkpointing_enable()
-    assert gradients[0].keys() == gradients[1].keys()
-    for key, value in gradients[0].items():
-        torch.testing.assert_close(gradients[1][key], value, atol=1e-6, rtol=1e-4)
+    for eager in (True, False):
+        if not eager:
+            compiled.backbone.compile(backend="aot_eager")
+        for network in (model, compiled):
+            network(image, labels=labels).loss.backward()
+        for value, found in zip(model.buffers(), compiled.buffers()):
+            torch.testing.assert_close(found, value)
+
+
+@pytest.mark.parametrize("option", ["every_n_layers", "offload"])
+def test_options_of_gradient_checkpointing_that_timm_does_not_have(option):
+    """transformers' options that would do nothing raise ValueError."""
+    with pytest.raises(ValueError, match=f"{option} is"):
+        MsclBackbone(config_of()).activation_checkpointing_enable(**{option: 2})
 
 
 def test_trainer_trains_and_saves(tmp_path):

@@ -29,7 +29,7 @@ from mscl_hf.publish import commit
 LOGGED = {"step", "loss", "loss_g", "loss_l", "loss_p", "floor_p", "excess_p", "grad_norm", "lr", "images_per_second", "data_wait"}
 SPACES = ("backbone", "global", "local", "pixel")
 HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
-CODE = {f"{name}_mscl.py" for name in ("checks", "configuration", "decoders", "heads", "modeling", "towers")}
+CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "decoders", "heads", "modeling", "towers")}
 HUB_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", ".card.sha256", "provenance.json"} | CODE
 RESULTS = {"mean_iou", "per_class_iou", "overall_accuracy", "split", "num_images", "seed", "config"}
 

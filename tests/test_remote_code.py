@@ -22,7 +22,7 @@ from mscl_hf.configuration_mscl import AUTO_MAP
 from mscl_hf.publish import publish
 
 torch.set_num_threads(1)
-CODE = {f"{name}_mscl.py" for name in ("checks", "configuration", "modeling", "heads", "decoders", "towers")}
+CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "modeling", "heads", "decoders", "towers")}
 SHAPE = {"image_size": 64, "decoder_channels": 16}
 CLASSES = {0: "sky", 1: "road", 2: "tree"}
 ROPE = {"depth": 2, "embed_dim": 48, "num_heads": 2}  # DINOv3's rotations are buffers outside the checkpoint

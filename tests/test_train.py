@@ -367,14 +367,19 @@ def test_bf16_trains_close_to_fp32_and_saves_fp32(tmp_path):
 
 
 def test_memory_options_change_no_number(tmp_path):
-    """Channels-last and recomputed activations give the same losses and gradients to rounding."""
-    rows = []
+    """Channels-last gives the same losses, gradients and buffers to rounding; recomputed activations give the same ones, bit for bit."""
+    rows, states = [], []
     for number, given in enumerate(({}, {"channels_last": False}, {"gradient_checkpointing": True})):
-        harness.train(harness.pretraining(), harness.training_data(), tmp_path / str(number), max_steps=2, log_every_steps=1, **given)
-        rows.append([(row["loss"], row["grad_norm"]) for row in read_log(tmp_path / str(number) / "log.jsonl")])
-    for other in rows[1:]:
-        for a, b in zip(rows[0], other):
-            assert a == pytest.approx(b, rel=1e-3)
+        out = tmp_path / str(number)
+        method = harness.train(harness.pretraining(), harness.training_data(), out, max_steps=2, log_every_steps=1, **given)
+        rows.append([(row["loss"], row["grad_norm"]) for row in read_log(out / "log.jsonl")])
+        states.append(dict(method.named_buffers()) | dict(method.named_parameters()))
+    for a, b in zip(rows[0], rows[1]):
+        assert a == pytest.approx(b, rel=1e-3)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-3, msg=key)
+        assert torch.equal(states[2][key], value), key
+    assert rows[0] == rows[2]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

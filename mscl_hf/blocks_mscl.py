@@ -1,0 +1,35 @@
+"""Blocks of a timm model: running statistics when they are recomputed (gradient checkpointing).
+
+Self-contained (torch), so that a checkpoint can carry this file as remote code.
+"""
+
+import torch
+from torch import nn
+
+
+def update_statistics_once(timm_model: nn.Module) -> None:
+    """Make modules with running statistics (BatchNorm, SyncBatchNorm, ...) ignore the recomputation in the backward pass.
+
+    Called before each forward pass in training, because convert_sync_batchnorm replaces modules and drops their hooks. A compiled forward
+    pass needs no hooks: torch.compile applies the updates once, whatever it recomputes.
+    """
+    modules = list(timm_model.modules())
+    if not any(vars(module).get(flag) for module in modules for flag in ("grad_checkpointing", "memory_efficient")):  # DenseNet's own
+        return
+    for module in modules:
+        if "running_var" in module._buffers and _lend_copies not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_lend_copies)
+            module.register_forward_hook(_take_back, always_call=True)  # recomputation ends early, by an exception
+
+
+def _lend_copies(module: nn.Module, args: tuple) -> None:
+    """Within a backward pass, let the module write to copies of its buffers."""
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return
+    module._kept_buffers = dict(module._buffers)
+    module._buffers.update({name: value.clone() for name, value in module._buffers.items() if value is not None})
+
+
+def _take_back(module: nn.Module, args: tuple, output) -> None:
+    if not torch.compiler.is_compiling():
+        module._buffers.update(module.__dict__.pop("_kept_buffers", {}))
