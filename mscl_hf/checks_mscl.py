@@ -26,8 +26,8 @@ PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "pr
 OF_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(), "torch_dtype", "num_labels", "auto_map", "name_or_path", "_commit_hash", "use_return_dict", "use_cache",
     "gradient_checkpointing", "tie_word_embeddings", "torchscript", "finetuning_task", "task_specific_params", "pruned_heads",
-}
-OLD_NAMES = {"decoder"}  # of fields that MsclConfig has renamed  # fmt: skip
+}  # fmt: skip
+OLD_NAMES = {"decoder"}  # of fields that MsclConfig has renamed
 
 
 def shown(value) -> str:
