@@ -23,6 +23,11 @@ def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run the tests marked slow")
 
 
+def pytest_configure(config):
+    for name in ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"):
+        config.addinivalue_line("markers", f"{name}: set by transformers' own tests, see test_transformers_common.py")
+
+
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--runslow"):
         return
