@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from .provenance import FILE, MEASURED, SILENT, versions
 from .publish import hub_folder, split_revision
 from .run_folder import write_json
-from .upload import UNNAMED, leads_away
+from .upload import PROCESSOR, UNNAMED, leads_away, updated_processor
 
 WRITTEN = ".card.sha256"  # of the card as it was written
 PICTURES = ("predictions.png", "training.png", "features.png")
@@ -82,10 +82,12 @@ def copy_beside(model: str, out: Path, say: Callable[[str], None] = print) -> No
     """What a model has beside its weights, from its folder or the Hub, for a copy that was measured anew; links to elsewhere stay behind,
     which is said."""
     place, revision = split_revision(model)
-    for name in ("training.png", "features.png", "preprocessor_config.json"):
+    for name in ("training.png", "features.png", PROCESSOR):
         file = cached_file(place, name, revision=revision, **SILENT)
         if file and leads_away(Path(file)):
             say(f"{name} of {model} is a link to a file elsewhere, and is not published; put the file itself there")
+        elif file and name == PROCESSOR:
+            (out / name).write_bytes(updated_processor(Path(file)))
         elif file:
             shutil.copyfile(file, out / name)
 

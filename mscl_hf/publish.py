@@ -80,12 +80,13 @@ def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = 
 
 
 def image_processor(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> SegformerImageProcessor:
-    """What makes a model's input of images. size: height and width in px that it brings every image to; None = the short side to the base
-    size, as evaluation does it."""
+    """What makes a model's input of images of any mode. size: height and width in px that it brings every image to; None = the short side
+    to the base size, as evaluation does it."""
     resize = {"size": {"shortest_edge": config.base_size}} if config.base_size else {"do_resize": False}
     if size is not None:
         resize = {"size": {"height": size[0], "width": size[1]}}
-    return SegformerImageProcessor(**resize, image_mean=config.image_mean, image_std=config.image_std)
+    means = {"image_mean": config.image_mean, "image_std": config.image_std}
+    return SegformerImageProcessor(**resize, **means, do_convert_rgb=config.num_channels == 3)
 
 
 def typical_size(data: SegmentationData | None, base_size: int | None, count: int = 32) -> tuple[int, int] | None:

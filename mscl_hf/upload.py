@@ -20,10 +20,11 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, parse_rateli
 PUSH_FAILED = 76  # exit status of a run that ended well, but whose push did not
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 UNNAMED = "PATH_OR_HUB_NAME"  # stands in a model card for the name that the model gets by a push
+PROCESSOR = "preprocessor_config.json"
 EXPORTS = ("*.onnx", "*.onnx.data", "*.pt2")
 # What a model's repository holds. A run folder also has checkpoints/, run.json and results.json (paths of the machine): these stay at home.
 MODEL_FILES = (
-    "config.json", *WEIGHTS, *EXPORTS, "preprocessor_config.json", "README.md", "*_mscl.py", "load.py", "predictions.png",
+    "config.json", *WEIGHTS, *EXPORTS, PROCESSOR, "README.md", "*_mscl.py", "load.py", "predictions.png",
     "training.png", "features.png", "provenance.json", "model.json", "log.jsonl",
 )  # fmt: skip
 
@@ -170,9 +171,22 @@ def push_files(
 
 
 def _content(name: str, path: Path, repo_id: str) -> str | bytes:
-    """What is committed as `name`: the file, or a model card with the model's name filled in."""
+    """What is committed as `name`: the file, a model card with the model's name filled in, or an updated processor."""
+    if name == PROCESSOR:
+        return updated_processor(path)
     text = path.read_text(encoding="utf-8") if name == "README.md" else ""
     return text.replace(UNNAMED, repo_id).encode() if UNNAMED in text else str(path)
+
+
+def updated_processor(file: Path) -> bytes:
+    """A preprocessor_config.json; one of an earlier version with do_convert_rgb added, without which images that are not RGB fail."""
+    stored = file.read_bytes()
+    try:
+        fields = json.loads(stored)
+        is_old = fields.get("do_convert_rgb") is None and len(fields["image_mean"]) == 3
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):  # not written by mscl_hf
+        return stored
+    return f"{json.dumps(fields | {'do_convert_rgb': True}, indent=2, sort_keys=True)}\n".encode() if is_old else stored
 
 
 def _token(api: HfApi, kind: type[Exception]) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import pipeline
 
 from mscl_hf import MsclForSemanticSegmentation
-from mscl_hf.card import cell, in_words, method_facts, model_card
+from mscl_hf.card import cell, copy_beside, in_words, method_facts, model_card
 from mscl_hf.data.synthetic import CLASSES
 from mscl_hf.data.training import DataOptions
 from mscl_hf.options import parse
@@ -171,6 +171,15 @@ def test_evaluation_on_another_split_goes_into_the_card_that_is_pushed(chain, tm
     assert {result.dataset_split for result in data.eval_results} == {"val", "test"} and data.license == "cc-by-4.0"
     for name in ("model.safetensors", "training.png", "preprocessor_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (chain / "tuned" / name).read_bytes()
+
+
+def test_a_copy_gets_a_processor_of_today(tmp_path):
+    """Beside a model that is evaluated and pushed anew, a processor of an earlier version takes images of every mode."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    copy_beside(str(tmp_path / "old"), tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "preprocessor_config.json").read_text())["do_convert_rgb"] is True
 
 
 def test_a_link_beside_a_strangers_model_is_not_published(chain, tmp_path, monkeypatch, capsys):

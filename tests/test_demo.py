@@ -356,6 +356,7 @@ def odd_images() -> dict[str, tuple]:
     exif[0x0112] = 6  # a quarter turn to the right makes it upright
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
     palette = Image.fromarray(colour).quantize(16)
+    on_white = np.where((np.asarray(palette) == 3)[:, :, None], 255, np.asarray(palette.convert("RGB")))
     transparent = Image.fromarray(np.dstack([colour, grey]))
     repeated = np.repeat(grey[:, :, None], 3, 2)
     return {
@@ -366,7 +367,7 @@ def odd_images() -> dict[str, tuple]:
         "bits.png": (Image.fromarray(grey > 128), {}, np.repeat(((grey > 128) * np.uint8(255))[:, :, None], 3, 2)),
         "deep.png": (deep, {}, repeated),
         "deep.tif": (deep, {}, repeated),
-        "palette.png": (palette, {"transparency": 3}, np.asarray(palette.convert("RGB"))),
+        "palette.png": (palette, {"transparency": 3}, on_white),
         "cmyk.jpg": (Image.fromarray(colour).convert("CMYK"), {}, None),
         "film.gif": (palette, {"save_all": True, "append_images": [palette]}, np.asarray(palette.convert("RGB"))),
         "dot.png": (Image.fromarray(colour[:1, :1]), {}, colour[:1, :1]),

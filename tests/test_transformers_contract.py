@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import io
 import json
 import logging
 import re
@@ -31,7 +32,8 @@ from transformers import (
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.backbones import build_config
-from mscl_hf.publish import publish
+from mscl_hf.data.segmentation_data import rgb_array
+from mscl_hf.publish import hub_folder, publish
 
 torch.set_num_threads(1)
 SWIN, DINOV3 = "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"  # a rule of sizes; buffers outside the checkpoint in both
@@ -636,3 +638,34 @@ def test_processor_of_a_published_folder(published, folder):
     for target in ((70, 100), (31, 17)):
         (found,) = processor.post_process_semantic_segmentation(out, target_sizes=[target])
         assert torch.equal(found, F.interpolate(out.logits, size=target, mode="bilinear").argmax(1)[0])
+
+
+def picture_of(mode: str) -> Image.Image:
+    """Read from a file, as users have them. mode: Pillow's; "P[3]" with a transparent color, "P[]" with a transparency for each color."""
+    picture, options = pictures((64, 48))[0], {}
+    if "[" in mode:
+        options = {"transparency": bytes(range(256)) if mode == "P[]" else (1, 2, 3) if mode == "RGB[3]" else 3}
+        picture.putpixel((0, 0), (1, 2, 3))
+    elif mode in ("LA", "RGBA"):
+        picture.putalpha(Image.fromarray(np.tile(np.uint8([0, 128, 255, 255]), (48, 16))))
+    file, mode = io.BytesIO(), mode.partition("[")[0]
+    picture = picture.quantize(16) if mode == "P" else picture.convert(mode)
+    picture.save(file, "TIFF" if mode in ("CMYK", "LAB", "PA") else "PNG", **options)
+    return Image.open(file)
+
+
+MODES = ("1", "L", "P", "RGB", "CMYK", "LAB", "P[3]", "L[3]", "RGB[3]", "P[]", "LA", "RGBA", "PA")
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_every_mode(published, mode, backend):
+    """The processor takes them all. The card's call, and a pipeline, give the network the pixels that training reads."""
+    processor = AutoImageProcessor.from_pretrained(published / "base", backend=backend)
+    pipe = pipeline("image-segmentation", model=str(published / "base"), image_processor=processor, device="cpu")
+    read = processor(rgb_array(picture_of(mode), str), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pipe.preprocess(picture_of(mode))["pixel_values"], read)
+    assert torch.equal(processor(picture_of(mode).convert("RGB"), return_tensors="pt")["pixel_values"], read)
+    alone = processor(picture_of(mode), return_tensors="pt")["pixel_values"]
+    assert torch.equal(alone, read) or mode in ("P[]", "LA", "RGBA", "PA")  # which it puts on white
+    assert '(Image.open("image.jpg").convert("RGB"), return_tensors="pt")' in (hub_folder() / "model_card.md").read_text()

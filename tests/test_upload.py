@@ -123,6 +123,18 @@ def test_push_is_one_commit_of_the_models_files(hub, folder):
     assert there["model.safetensors"]["lfs"] and not there["config.json"]["lfs"]
 
 
+def test_a_processor_of_an_earlier_version_is_updated(hub, folder):
+    """A processor without do_convert_rgb fails on gray images: the Hub gets it added, the file on disk stays. Any other file is kept."""
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0], "size": {"shortest_edge": 48}}))
+    push_folder(folder, NAME)
+    updated = hub.blob(hub.repo(NAME).files("main")["preprocessor_config.json"]["sha256"]).read_bytes()
+    assert json.loads(updated) == {"do_convert_rgb": True, "image_mean": [0, 0, 0], "size": {"shortest_edge": 48}}
+    assert "do_convert_rgb" not in (folder / "preprocessor_config.json").read_text()
+    for text in ('{"image_mean": [0, 0, 0], "do_convert_rgb": false}', '{"image_mean": [0]}', "{}", "[]", "[" * 100_000, "\xff", "null"):
+        (folder / "preprocessor_config.json").write_bytes(text.encode("latin-1"))
+        assert upload.updated_processor(folder / "preprocessor_config.json") == text.encode("latin-1")
+
+
 def test_second_push_makes_no_commit_and_uploads_nothing(hub, folder):
     """The same files again: no commit, no upload, the URL of the commit that has them. One changed file: one commit, its upload only."""
     first = push_folder(folder, NAME)

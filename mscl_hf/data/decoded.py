@@ -22,7 +22,7 @@ from PIL import Image
 
 from .segmentation_data import BadSample, Sample, SegmentationData
 
-VERSION = 1  # of what decoding gives; a change makes all older arrays unused
+VERSION = 2  # of what decoding gives; a change makes all older arrays unused
 
 
 def cache_folder() -> Path:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+from transformers.image_transforms import convert_to_rgb
 
 from .opening import DECODE_ERRORS, decode, upright
 
@@ -148,16 +149,17 @@ def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
 
 
 def rgb_array(image: Image.Image, file_of: Any) -> np.ndarray:
-    """(H, W, 3) uint8, RGB, upright. Grey, palette, CMYK and RGBA are converted; 16-bit is scaled from its full range."""
+    """(H, W, 3) uint8, RGB, upright, as transformers' pipelines read it: an alpha channel is dropped, a transparent color is white. 16-bit
+    is scaled from its full range."""
     image = upright(image)
     if image.mode.startswith("I"):
         grey = (np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; store it as 8 or 16 bit")
-    if "transparency" in image.info:  # Pillow warns when such a palette is turned into RGB directly
+    if isinstance(image.info.get("transparency"), bytes):  # Pillow warns when such a palette is turned into RGB directly
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return convert_to_rgb(image.convert("RGB"), return_numpy=True)
 
 
 def index_array(mask: Image.Image, file_of: Any) -> np.ndarray:
