@@ -24,10 +24,9 @@ SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for
 PLACES = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "proxies")  # how from_pretrained is told where files lie
 # What transformers writes of its own into config.json. It would act on more: other files, other repositories, kernels to fetch.
 OF_TRANSFORMERS = {
-    *PreTrainedConfig().to_dict(), "torch_dtype", "num_labels", "auto_map", "name_or_path", "_commit_hash", "use_return_dict", "use_cache",
+    *PreTrainedConfig().to_dict(), "torch_dtype", "num_labels", "auto_map", "name_or_path", "_commit_hash", "custom_pipelines", "use_cache",
     "gradient_checkpointing", "tie_word_embeddings", "torchscript", "finetuning_task", "task_specific_params", "pruned_heads",
 }  # fmt: skip
-OLD_NAMES = {"decoder"}  # of fields that MsclConfig has renamed
 
 
 def shown(value) -> str:
@@ -66,7 +65,7 @@ def _list_of(field: tuple, or_none: bool = True, most: int = 1024) -> tuple:
     return f"at most {most} values in a list, each {field[0]}", fits
 
 
-def _options(most: int) -> tuple:
+def _options(most: int, or_none: bool = True) -> tuple:
     """Of a constructor."""
     def fits(value, depth: int = 4) -> bool:
         if isinstance(value, (dict, list, tuple)):
@@ -79,13 +78,17 @@ def _options(most: int) -> tuple:
         return value is None or type(value) in (int, float, bool) and -most <= value <= most
 
     said = f"options by name: texts up to 256 characters, numbers up to {most}, lists and options of these, 4 deep"
-    return said, lambda value: value is None or isinstance(value, dict) and fits(value)
+    return said, lambda value: or_none if value is None else isinstance(value, dict) and fits(value)
 
 
 def _by_name(value) -> bool:
     if type(value) is not dict:
         return value is None
     return len(value) <= MOST_CLASSES and all(type(part) is not str or is_plain(part) for part in (*value, *value.values()))
+
+
+def _is_dtype(value) -> bool:
+    return value is None or (value if isinstance(value, str) else str(value).removeprefix("torch.")) in DTYPES
 
 
 def _contrast() -> tuple:
@@ -95,6 +98,7 @@ def _contrast() -> tuple:
 
 TEXT = ("a text of at most 256 characters", lambda value: value is None or is_plain(value) and len(value) <= 256)
 FLAG = ("true or false", lambda value: type(value) is bool)
+FLAG_OR_NONE = ("true, false or null", lambda value: value is None or type(value) is bool)
 PIXELS = _whole(1, MOST_PIXELS, or_none=True)
 CHANNELS = _whole(1, MOST_CHANNELS)
 FIELDS = {
@@ -112,8 +116,9 @@ FIELDS = {
     "num_labels": _whole(1, MOST_CLASSES), "architectures": _list_of(TEXT),
     "id2label": (f"names of at most {MOST_CLASSES} classes without control characters", _by_name),
     "label2id": (f"ids of at most {MOST_CLASSES} classes without control characters", _by_name),
-    "dtype": (f"one of {', '.join(DTYPES)}", lambda value: type(value) is not str or value in DTYPES),
-    "return_dict": FLAG, "output_hidden_states": FLAG, "output_attentions": FLAG,
+    "dtype": (f"one of {', '.join(DTYPES)}", _is_dtype),
+    "return_dict": FLAG_OR_NONE, "output_hidden_states": FLAG_OR_NONE, "output_attentions": FLAG_OR_NONE,
+    "custom_pipelines": _options(2**31, or_none=False),
 }  # fmt: skip
 FIELDS["torch_dtype"] = FIELDS["dtype"]
 
@@ -135,18 +140,26 @@ def check_keys(config: dict, own: set[str]) -> None:
     if config.get("model_type", "mscl") != "mscl":
         whose = shown(config.get("architectures") or config["model_type"])
         raise ValueError(f"the configuration is that of {whose}, which is no model of mscl_hf; give one that is")
-    if unknown := sorted(set(config) - own - OF_TRANSFORMERS - OLD_NAMES, key=str):
+    if "quantization_config" in config:
         raise ValueError(
-            f"the configuration has the unknown field {shown(unknown[0])}; give a config.json without it, or update mscl_hf, if a "
-            "newer one wrote it"
+            "the configuration has a quantization_config, and quantized models are neither saved nor opened; save the model before it is "
+            "quantized, and quantize what from_pretrained returns"
         )
+    if unknown := sorted(set(config) - own - OF_TRANSFORMERS, key=str):
+        raise ValueError(
+            f"the configuration has the unknown field {shown(unknown[0])}; remove it, or update mscl_hf if a newer version wrote it"
+        )
+
+
+def check_size(file: str | os.PathLike, size: int) -> None:
+    """ValueError for a file of JSON of more bytes than are read."""
+    if size > JSON_BYTES:
+        raise ValueError(f"{file} has {size:,} bytes; give a {os.path.basename(file)} of at most {JSON_BYTES:,}")
 
 
 def read_json(file: str | os.PathLike) -> dict:
     """A stranger's file of fields by name, whose size is looked at first. ValueError; for what is no JSON at all, json's own error."""
-    size = os.path.getsize(file)
-    if size > JSON_BYTES:
-        raise ValueError(f"{file} has {size:,} bytes; give a {os.path.basename(file)} of at most {JSON_BYTES:,}")
+    check_size(file, os.path.getsize(file))
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -1,12 +1,13 @@
 """The configuration of every mscl_hf model: self-contained, so that a checkpoint can carry it as remote code."""
 
 import inspect
+import json
 import os
 
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .checks_mscl import check_fields, check_keys, read_json
+from .checks_mscl import check_fields, check_keys, check_size, read_json
 
 # Which class of the files beside this one opens a checkpoint where mscl_hf is not installed.
 AUTO_MAP = {
@@ -89,7 +90,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         image_std: list[float] | None = None,
         **kwargs,
     ):
-        decoder_type = kwargs.pop("decoder", decoder_type)  # the field's name in older files; transformers means a sub-configuration by it
+        decoder_type = kwargs.pop("decoder", decoder_type)  # its name in earlier versions; transformers takes it for a sub-configuration
         check_fields({name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")} | kwargs)
         self.backbone = backbone
         self.backbone_kwargs = dict(backbone_kwargs or {})
@@ -146,12 +147,24 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers; label2id follows an id2label that is given alone, and it is remembered whether a label set was given. Unknown
         fields are refused."""
-        check_keys(config_dict, set(inspect.signature(cls.__init__).parameters))
+        check_keys(config_dict, _own_fields() | {"decoder"})  # which is what earlier versions called decoder_type
         check_fields({name: kwargs[name] for name in ("id2label", "num_labels") if name in kwargs})
         given = bool(kwargs.get("id2label") or kwargs.get("num_labels"))
         found = super().from_dict(config_dict, **_with_label2id(kwargs))
         (found[0] if isinstance(found, tuple) else found).labels_given = given
         return found
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in transformers; a configuration that from_pretrained would reject raises ValueError instead."""
+        self.check_reopens()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def check_reopens(self) -> None:
+        """ValueError where from_pretrained would reject this configuration once it is saved."""
+        check_keys(self.to_diff_dict(), _own_fields())
+        text = self.to_json_string()
+        check_size("config.json", len(text.encode()))
+        self.from_dict(self._decode_special_floats(json.loads(text)))
 
     def to_dict(self) -> dict:
         """What config.json holds."""
@@ -162,6 +175,10 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.stage_names is None:
             self.stage_names = list(names)
             self.set_output_features_output_indices(self._out_features, self._out_indices)
+
+
+def _own_fields() -> set[str]:
+    return set(inspect.signature(MsclConfig.__init__).parameters)
 
 
 def _with_label2id(fields: dict) -> dict:

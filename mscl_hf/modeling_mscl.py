@@ -92,6 +92,22 @@ class MsclPreTrainedModel(PreTrainedModel):
                     raise ValueError(f"timm's {module.config.backbone} has no gradient checkpointing; leave it out") from error
                 module.gradient_checkpointing = enable
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolution that reads the image: transformers' libraries of quantization and adapters ask for it."""
+        return next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in transformers; what from_pretrained would reject raises ValueError before anything is written."""
+        if not getattr(self, "_hf_peft_config_loaded", False):  # of which transformers saves the adapter alone
+            self.config.check_reopens()
+            for name, tensor in self.named_parameters():
+                if type(tensor).__module__.partition(".")[0] != "torch":
+                    raise ValueError(
+                        f"the weight {name} is a {type(tensor).__module__}.{type(tensor).__name__}, and quantized models are neither saved "
+                        "nor opened; save the model before it is quantized"
+                    )
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As in transformers; a checkpoint without all weights raises instead of training, or predicting, on noise.
