@@ -5,6 +5,7 @@ code and load where mscl_hf is not installed. Letters: B batch, C channels, h w 
 """
 
 import contextlib
+import inspect
 import re
 import threading
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,7 +23,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.core_model_loading import rename_source_key
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.hub import resolve_revision
 
 from .blocks_mscl import update_statistics_once
@@ -31,7 +33,9 @@ from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
 from .towers_mscl import TwoTowers
 
+logger = logging.get_logger(__name__)
 MOST_MODULES = 8000  # of a backbone; the deepest of timm has a third of them
+TRANSFORMERS_KEYWORDS = frozenset(TransformersKwargs.__annotations__)  # what its Trainer, pipelines and models may pass to any model
 
 # The image-segmentation pipeline looks only here before it complains about an unsupported model.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
@@ -76,6 +80,11 @@ class MsclPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
+    def _initialize_weights(self, module: nn.Module, *args) -> None:
+        # transformers would take a module for initialized that has no memory yet
+        if not any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            super()._initialize_weights(module, *args)
+
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func=torch_checkpoint, every_n_layers: int = 1
     ) -> None:
@@ -113,7 +122,8 @@ class MsclPreTrainedModel(PreTrainedModel):
         """As in transformers; a checkpoint without all weights raises instead of training, or predicting, on noise.
 
         New are only the heads of another stage: a classifier on a pre-training checkpoint, whose label set is given by
-        `id2label` or `num_labels`. A classifier for other classes replaces one that is there with `ignore_mismatched_sizes=True`.
+        `id2label` or `num_labels`; on a backbone that was saved alone also the decoder, which is logged. A classifier for other classes
+        replaces one that is there with `ignore_mismatched_sizes=True`.
         Weights are read from safetensors only.
         """
         name = pretrained_model_name_or_path
@@ -124,13 +134,16 @@ class MsclPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        nameless = not model.config.labels_given and model.config.id2label == PreTrainedConfig().id2label
+        backbone_alone = model.config.architectures == ["MsclBackbone"]  # whose labels, if any, were those of another classifier
+        nameless = not model.config.labels_given and (backbone_alone or model.config.id2label == PreTrainedConfig().id2label)
         if "classifier.weight" in info["missing_keys"] and nameless and model.config.architectures not in (None, [cls.__name__]):
             raise ValueError(
-                f"{pretrained_model_name_or_path} is pre-trained and has no classifier; fine-tune it, or name the classes of a new one: "
-                'id2label={0: "road", 1: "car"}'
+                f"{name} is {'a backbone alone' if backbone_alone else 'pre-trained'} and has no classifier; fine-tune it, or name the "
+                'classes of a new one: id2label={0: "road", 1: "car"}'
             )
         _refuse_absent(model, str(name), info["missing_keys"], {key for key, *_ in info["mismatched_keys"]})
+        if backbone_alone and hasattr(model, "decoder"):
+            logger.warning(f"{name} holds a backbone alone: the decoder and the heads of {cls.__name__} are new and want training.")
         # Tensors lie in memory as in the file, and CPU kernels round by alignment: outputs would differ in the last bit.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
@@ -163,7 +176,8 @@ def _check_files(model: MsclPreTrainedModel, files: list[str], load_config) -> N
 def _refuse_absent(model: MsclPreTrainedModel, name: str, missing: set[str], mismatched: set[str]) -> None:
     """ValueError for weights that should have been in the checkpoint, or have another shape there."""
     own, new = model.config.architectures == [type(model).__name__], set()
-    for part in model._heads:
+    optional = (*model._heads, "decoder") if model.config.architectures == ["MsclBackbone"] else model._heads
+    for part in optional:
         keys = {key for key in model.state_dict() if key.startswith(f"{part}.")}
         if keys <= set(missing) and not (own and part == "classifier"):
             new |= keys
@@ -187,13 +201,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
 
     def __init__(self, config: MsclConfig):
         _refuse_foreign_weights(config)
-        with _at_most_modules(config):
-            if config.two_towers:
-                timm_model = TwoTowers(config.backbone, **config.backbone_kwargs)
-            else:
-                timm_model = timm.create_model(
-                    config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
-                )
+        timm_model = _build_timm_model(config)
         levels = feature_levels(timm_model)
         config.name_stages(stage_names(levels))
         super().__init__(config)
@@ -204,7 +212,31 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
         self._no_split_modules = [type(self.timm_model).__name__]
         self.gradient_checkpointing = False
+        self._timm_is_uninitialized = any(parameter.is_meta for parameter in timm_model.parameters())
         self.post_init()
+
+    def _initialize_weights(self, module: nn.Module, *args) -> None:
+        if module is self:  # here, as transformers skips _init_weights for modules without parameters of their own
+            self._init_timm_weights()
+        super()._initialize_weights(module, *args)
+
+    @torch.no_grad()
+    def _init_timm_weights(self) -> None:
+        """Initialize the weights of a backbone that was built on the meta device, as timm does; those of a checkpoint stay."""
+        if not self._timm_is_uninitialized or all(parameter.is_meta for parameter in self.timm_model.parameters()):
+            return
+        saved = self.timm_model.state_dict(keep_vars=True)
+        new = {name for name, tensor in saved.items() if not (tensor.is_meta or getattr(tensor, "_is_hf_initialized", False))}
+        if not new:
+            return
+        with torch.device("cpu"):
+            values = _build_timm_model(self.config).state_dict()
+        for name in new:
+            value, tensor = values[name].to(saved[name].device), saved[name]
+            if isinstance(tensor, DTensor):
+                value = distribute_tensor(value, tensor.device_mesh, tensor.placements)  # of the mesh's first process
+            tensor.copy_(value)
+        self._timm_is_uninitialized = False
 
     @property
     def taps(self) -> list[int]:
@@ -227,6 +259,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
 
         hidden_states, if asked for: the maps of all stages, in the order of `stage_names`.
         """
+        _reject_unknown(self, kwargs)
         if self.training and not torch.compiler.is_compiling():
             update_statistics_once(self.timm_model)
         pixel_values = self._fit_size(pixel_values)
@@ -257,6 +290,15 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         if wanted is size or not torch.compiler.is_exporting() and wanted == size:  # comparing would bind a graph to the example's size
             return pixel_values
         return F.interpolate(pixel_values, size=wanted, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _build_timm_model(config: MsclConfig) -> nn.Module:
+    with _at_most_modules(config):
+        if config.two_towers:
+            return TwoTowers(config.backbone, **config.backbone_kwargs)
+        return timm.create_model(
+            config.backbone, pretrained=False, num_classes=0, in_chans=config.num_channels, **config.backbone_kwargs
+        )
 
 
 def _shared_weights(module: nn.Module, prefix: str) -> dict[str, str]:
@@ -312,6 +354,13 @@ def _decoder(channels: list[int], strides: list[int], config: MsclConfig) -> nn.
     if config.decoder_type not in DECODERS:
         raise ValueError(f"the configuration has decoder_type {config.decoder_type!r}; give one of {', '.join(DECODERS)}")
     return DECODERS[config.decoder_type](channels, strides, config)
+
+
+def _reject_unknown(model: MsclPreTrainedModel, keywords: dict) -> None:
+    """TypeError for keywords of a forward pass that neither the model nor transformers has."""
+    if unknown := [name for name in keywords if name not in TRANSFORMERS_KEYWORDS]:
+        accepted = [name for name in inspect.signature(model.forward).parameters if name != "kwargs"]
+        raise TypeError(f"{type(model).__name__}.forward has no argument {unknown[0]!r}; expected {', '.join(accepted)}.")
 
 
 def _chosen(given: bool | None, default: bool) -> bool:
@@ -371,6 +420,7 @@ class MsclForPreTraining(MsclPreTrainedModel):
         heads: which of g, l, p to compute; None = those that the network has. boxes (B, 4): where the local blocks lie, see `LocalHead`.
         pixel_images: indices of the images that go through the pixel head (those with labels); None = all.
         """
+        _reject_unknown(self, kwargs)
         heads = self.config.heads if heads is None else heads
         if absent := sorted(set(heads) - set(self.config.heads)):
             raise ValueError(f"this network has the heads {self.config.heads}, not {absent}; name them in MsclConfig.heads")
@@ -443,6 +493,7 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         The loss is cross-entropy on logits brought to the labels' size, plus `auxiliary_loss_weight` times the same of the
         auxiliary head; pixels labelled 255 do not count. hidden_states, if asked for: the maps of all stages of the backbone.
         """
+        _reject_unknown(self, kwargs)
         seen = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits, auxiliary = self._classify(seen.feature_maps, with_auxiliary=labels is not None)
         loss = None if labels is None else self.segmentation_loss(logits, labels, auxiliary)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import infer_auto_device_map
+from accelerate import infer_auto_device_map, init_empty_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_families import poison
@@ -200,26 +200,56 @@ def test_built_from_a_configuration(kind, name):
 @pytest.mark.parametrize("name", [*NAMES, DINOV3])
 def test_new_parts_are_initialised_when_loading(name, tmp_path):
     """What a checkpoint lacks starts as it does in a new network, whatever lay in memory: the same spread, the same constants."""
-    MsclBackbone(config_of(name)).save_pretrained(tmp_path / "backbone")
     MsclForPreTraining(config_of(name, heads=[])).save_pretrained(tmp_path / "bare")
     for kind, heads in ((MsclForSemanticSegmentation, ("classifier.", "auxiliary_head.")),
                         (MsclForPreTraining, ("global_head.", "local_head.", "pixel_head."))):  # fmt: skip
         torch.manual_seed(0)
         wanted = kind(config_of(name)).state_dict()
-        with pytest.raises(ValueError, match=r"lacks .*\(first: decoder"):
-            kind.from_pretrained(tmp_path / "backbone")
         poison()
         loaded, info = kind.from_pretrained(tmp_path / "bare", heads=["g", "l", "p"], output_loading_info=True)
         found = loaded.state_dict()
         new = {key for key in found if key.startswith(heads)}
         assert new == set(info["missing_keys"]) and found.keys() == wanted.keys()
-        for key in new:
-            if wanted[key].is_floating_point() and wanted[key].std() > 0:
-                spread = float(wanted[key].std())
-                assert float(found[key].std()) == pytest.approx(spread, rel=0.6 if found[key].numel() < 100 else 0.15), key
-                assert found[key].abs().max() < 8 * spread, key
-            else:
-                assert torch.equal(found[key], wanted[key]), key
+        assert_initialized(new, found, wanted)
+
+
+def assert_initialized(keys, found, wanted):
+    """The same spread, the same constants, as in another new network."""
+    for key in keys:
+        if wanted[key].is_floating_point() and wanted[key].std() > 0:
+            spread = float(wanted[key].detach().std())
+            error = max(0.15, 5 / (2 * found[key].numel()) ** 0.5)  # five times that of a sample's standard deviation
+            assert float(found[key].detach().std()) == pytest.approx(spread, rel=error), key
+            assert found[key].abs().max() < 8 * spread, key
+        else:
+            assert torch.equal(found[key], wanted[key]), key
+
+
+@EVERY
+@pytest.mark.parametrize("empty", [lambda: torch.device("meta"), init_empty_weights], ids=["torch", "accelerate"])
+def test_memory_after_construction(kind, name, empty):
+    """Built on the meta device, given memory, then initialized: timm's weights and buffers, too, are those of a new network."""
+    torch.manual_seed(0)
+    wanted = kind(config_of(name))
+    with empty():
+        model = kind(config_of(name))
+    poison()
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    model.init_weights()
+    tensors = [dict((*network.named_parameters(), *network.named_buffers())) for network in (model, wanted)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert_initialized(tensors[0], *tensors)
+
+
+def test_a_backbone_that_a_foreign_checkpoint_lacks(tmp_path):
+    """UperNet's weights without those of its backbone: the backbone starts as timm's does, not with what lay in memory."""
+    config = UperNetConfig(backbone_config=config_of(), hidden_size=16, use_auxiliary_head=False)
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
+    without(tmp_path, "backbone.")
+    poison()
+    backbone = UperNetForSemanticSegmentation.from_pretrained(tmp_path).backbone.state_dict()
+    assert_initialized(backbone, backbone, MsclBackbone(config_of()).state_dict())
 
 
 @EVERY
@@ -356,6 +386,16 @@ def test_compiled_whole():
     torch.testing.assert_close(compiled(image).logits, model(image).logits)
 
 
+@EVERY
+def test_a_misspelled_argument(kind, name):
+    """An argument that no forward pass has raises TypeError with those that it has; transformers' own keywords are accepted."""
+    model = kind(config_of(name)).eval()
+    with pytest.raises(TypeError, match=rf"{kind.__name__}.forward has no argument 'label'; expected pixel_values, "
+                       rf"{'labels, ' if kind is MsclForSemanticSegmentation else ''}"):  # fmt: skip
+        model(images(), label=torch.randint(3, (2, 64, 64)))
+    model(images(), output_attentions=False, num_items_in_batch=2)
+
+
 # -- labels and foreign weights -----------------------------------------------------------------------------------------------
 
 
@@ -403,6 +443,27 @@ def test_another_label_set_for_a_fine_tuned_model(folders):
     assert {key.split(".")[0] for key, *_ in info["mismatched_keys"]} == {"classifier", "auxiliary_head"}
     assert new.classifier.weight.shape[0] == 5 and 0.003 < new.classifier.weight.std() < 0.03 and (new.classifier.bias == 0).all()
     assert torch.equal(new.decoder.fuse[0].weight, tuned.decoder.fuse[0].weight)
+
+
+@pytest.mark.parametrize("kind", [MsclForSemanticSegmentation, MsclForPreTraining])
+def test_a_backbone_that_was_saved_alone(folders, kind, caplog):
+    """It gets a new decoder and new heads, which is logged; a segmenter's classes must be named, as those of its configuration have no
+    classifier. Half a decoder is damage."""
+    tuned = MsclForSemanticSegmentation.from_pretrained(folders / "tuned")
+    tuned.backbone.save_pretrained(folders / "backbone")
+    if kind is MsclForSemanticSegmentation:
+        with pytest.raises(ValueError, match="is a backbone alone and has no classifier; fine-tune it, or name the classes"):
+            kind.from_pretrained(folders / "backbone")
+    poison()
+    model = kind.from_pretrained(folders / "backbone", num_labels=5)
+    assert f"holds a backbone alone: the decoder and the heads of {kind.__name__} are new" in caplog.text
+    assert model.config.num_labels == 5 and same([*model.backbone.state_dict().values()], [*tuned.backbone.state_dict().values()])
+    wanted, found = kind(config_of(num_labels=5)).state_dict(), model.state_dict()
+    assert_initialized([key for key in wanted if not key.startswith("backbone.")], found, wanted)
+    save_file({"decoder.fuse.0.weight": model.decoder.fuse[0].weight, **load_file(folders / "backbone" / "model.safetensors")},
+              folders / "backbone" / "model.safetensors", {"format": "pt"})  # fmt: skip
+    with pytest.raises(ValueError, match=r"lacks \d+ weights"):
+        kind.from_pretrained(folders / "backbone", num_labels=5)
 
 
 @pytest.mark.parametrize(("part", "folder", "kind"), [
