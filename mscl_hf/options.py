@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .checks_mscl import shown
+from .launcher import lacks_processes
 
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
@@ -123,13 +124,19 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str |
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(f"Accelerate is set to use {engine}; to shard a network, launch it as on several GPUs, and give --shard")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return Accelerator(
+    accelerator = Accelerator(
         # Without a GPU, Accelerate joins processes only when told to use the CPU; each would train for itself, in one folder.
         cpu=several and not torch.accelerator.is_available(),
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(trackers) or None,
         project_dir=folder,
     )
+    if lacks_processes(accelerator.num_processes):
+        accelerator.print(
+            "warning: accelerate launch was told to start several processes and started one, as it does without a GPU; "
+            "on CPUs, `torchrun --nproc_per_node N recipes/...` starts several"
+        )
+    return accelerator
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

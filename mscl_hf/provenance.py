@@ -22,6 +22,7 @@ import mscl_hf
 from .checks_mscl import read_json
 from .data.loading import TrainingData
 from .data.training import DataOptions
+from .launcher import DEFAULTS
 from .publish import commit, pinned, split_revision
 from .run_folder import RECORD
 from .train_options import TrainOptions
@@ -150,6 +151,7 @@ def command_line(options: Sequence, processes: int = 1, gpu: bool = False) -> st
         for option in fields(instance):
             value = getattr(instance, option.name)
             default = option.default if option.default_factory is MISSING else option.default_factory()
+            default = DEFAULTS.get(option.name, default)  # the command that is shown has no settings of a launcher
             if value == default or option.name in NOT_REPEATED:
                 continue
             flag = option.name.replace("_", "-")

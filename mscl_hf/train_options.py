@@ -4,6 +4,8 @@ import importlib.util
 import math
 from dataclasses import dataclass, field
 
+from .launcher import check_against_launcher, launched_accumulation, launched_precision
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -11,7 +13,9 @@ class TrainOptions:
 
     max_steps: int = field(default=300, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=16, metadata={"help": "images per forward pass, over all processes"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
+    gradient_accumulation_steps: int = field(
+        default_factory=launched_accumulation, metadata={"help": "forward passes per optimizer step; default: the launcher's, else 1"}
+    )
     optimizer: str = field(default="sgd", metadata={"help": "sgd (momentum 0.9), adamw, or lars, for batches of a thousand images"})
     lr: float = field(default=0.05, metadata={"help": "peak learning rate"})
     weight_decay: float = field(default=1e-4, metadata={"help": "on all weights with more than one dimension"})
@@ -19,7 +23,9 @@ class TrainOptions:
     warmup_steps: int = field(default=20, metadata={"help": "linear warm-up"})
     clip_norm: float = field(default=5.0, metadata={"help": "largest gradient norm; 0 = no clipping"})
     head_lr_scale: float = field(default=1.0, metadata={"help": "factor on the learning rate of everything but backbone and decoder"})
-    precision: str = field(default="fp32", metadata={"help": "fp32 or bf16"})
+    precision: str = field(
+        default_factory=launched_precision, metadata={"help": "fp32 or bf16; default: the launcher's --mixed_precision, else fp32"}
+    )
     channels_last: bool = field(default=True, metadata={"help": "memory format of the convolutions"})
     compile: bool = field(default=False, metadata={"help": "torch.compile backbone and decoder: minutes first, then faster steps"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute the backbone's activations"})
@@ -36,6 +42,7 @@ class TrainOptions:
     resume: bool = field(default=False, metadata={"help": "continue what the output folder holds, or start"})
 
     def __post_init__(self):
+        check_against_launcher(self.precision, self.gradient_accumulation_steps)
         for name, known in (
             ("precision", ("fp32", "bf16")),
             ("optimizer", ("sgd", "adamw", "lars")),

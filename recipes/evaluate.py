@@ -14,6 +14,7 @@ from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
+from mscl_hf.launcher import check_against_launcher, launched_precision
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
 from mscl_hf.provenance import pinned_options, provenance, with_evaluation
@@ -36,8 +37,15 @@ class EvaluateOptions:
     by_evaluate: str | None = field(
         default=None, metadata={"help": "also compute the mean IoU by evaluate.load of this: mean_iou (from the Hub), or hub/mean_iou"}
     )
-    precision: str = field(default="fp32", metadata={"help": "fp32 or bf16"})
+    precision: str = field(
+        default_factory=launched_precision, metadata={"help": "fp32 or bf16; default: the launcher's --mixed_precision, else fp32"}
+    )
     seed: int = field(default=0, metadata={"help": "copied into the results, for the record"})
+
+    def __post_init__(self):
+        check_against_launcher(self.precision)
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"--precision is {self.precision!r}; choose fp32 or bf16")
 
 
 KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
@@ -47,8 +55,6 @@ KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
 @leave_on_signal("stopped; the same command measures anew")
 def main() -> None:
     run, *_ = options = pinned_options(parse(KINDS, __doc__.splitlines()[0]))
-    if run.precision not in ("fp32", "bf16"):
-        raise ValueError(f"--precision is {run.precision!r}; choose fp32 or bf16")
     accelerator = make_accelerator(run.precision)
     out = Path(run.output_dir)
     open_run(out, flat(*options) | {"commit": commit()}, True, accelerator)  # the same command measures anew, what was stopped too

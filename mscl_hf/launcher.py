@@ -1,0 +1,67 @@
+"""Settings of `accelerate launch`, by its flags or its configuration file, that recipes take where their own flag is not given."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import psutil
+from accelerate.commands.launch import launch_command_parser
+
+DEFAULTS = {"precision": "fp32", "gradient_accumulation_steps": 1}  # where the launcher says nothing
+PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+
+
+def launched_precision() -> str:
+    """The launcher's --mixed_precision; "fp32" for "no", which it sets where it was told nothing."""
+    return {"no": DEFAULTS["precision"]}.get(word := os.environ.get(PRECISION, "no").lower(), word)
+
+
+def launched_accumulation() -> int:
+    """The launcher's --gradient_accumulation_steps; ValueError where that is no number, such as DeepSpeed's auto."""
+    word = os.environ.get(STEPS) or _accumulation_of_parent() or DEFAULTS["gradient_accumulation_steps"]
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"{STEPS} is {word}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
+
+
+def check_against_launcher(precision: str, gradient_accumulation_steps: int = DEFAULTS["gradient_accumulation_steps"]) -> None:
+    """ValueError where options contradict the launcher, or where it asks for a precision that is not supported.
+
+    The launcher's own defaults, "no" and 1, contradict nothing: it sets them whether they were given or not.
+    """
+    launched = launched_precision()
+    if launched not in ("fp32", "bf16"):
+        raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
+    if launched not in (DEFAULTS["precision"], precision):
+        raise ValueError(f"--precision is {precision} and --mixed_precision of the launcher is {launched}; give one of them only")
+    steps = launched_accumulation()
+    if steps not in (DEFAULTS["gradient_accumulation_steps"], gradient_accumulation_steps):
+        raise ValueError(
+            f"--gradient-accumulation-steps is {gradient_accumulation_steps} and --gradient_accumulation_steps of the launcher is {steps}; "
+            "give one of them only"
+        )
+
+
+def lacks_processes(count: int) -> bool:
+    """Whether `accelerate launch` was told to start several processes and started one, as it does without a GPU.
+
+    count: how many processes take part. The launcher then sets the address where they would meet, and starts nobody to meet there.
+    """
+    return count == 1 and PRECISION in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+
+
+@cache
+def _accumulation_of_parent() -> str | None:
+    """The flag of the `accelerate launch` that started this process, which passes it on with DeepSpeed only."""
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):  # no parent, or one that cannot be read
+        return None
+    names = [Path(word).name for word in words]
+    for i in range(len(words)):
+        if names[i : i + 2] == ["accelerate", "launch"]:
+            return launch_command_parser().parse_args(words[i + 2 :]).gradient_accumulation_steps
+        if names[i] in ("accelerate-launch", "accelerate.commands.launch"):
+            return launch_command_parser().parse_args(words[i + 1 :]).gradient_accumulation_steps
+    return None

@@ -1,0 +1,124 @@
+"""What `accelerate launch` was told is what a recipe does, unless its own flag says the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import harness
+import pytest
+
+from mscl_hf.launcher import lacks_processes
+from mscl_hf.options import parse
+from mscl_hf.provenance import command_line
+from mscl_hf.train_options import TrainOptions
+
+EVALUATE = harness.load_recipe("evaluate").EvaluateOptions
+
+
+def launch(*arguments, folder) -> subprocess.CompletedProcess:
+    """`accelerate launch` in a process of its own."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_settings_of_the_launcher_are_those_of_the_run(tmp_path):
+    """Precision and accumulation reach the record and the card, and one process in place of two is reported."""
+    arguments = ("--max-steps", 2, "--val-split", "none", "--output-dir", "run", *harness.TINY, *harness.SHORT)
+    settings = ("--num_processes", 2, "--mixed_precision", "bf16", "--gradient_accumulation_steps", 2)
+    done = launch(*settings, harness.ROOT / "recipes" / "pretrain.py", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["precision"], record["gradient_accumulation_steps"]) == ("bf16", 2)
+    stage = json.loads((tmp_path / "run" / "provenance.json").read_text())["stages"][-1]
+    assert stage["facts"]["precision"] == "bf16" and f"2 steps of {2 * harness.BATCH} images" in stage["facts"]["budget"]
+    assert "--precision bf16" in stage["command"] and "--gradient-accumulation-steps 2" in stage["command"]
+    assert "told to start several processes and started one" in done.stdout
+
+
+def test_a_rejected_command_ends_with_its_sentence(tmp_path):
+    """With --quiet, as in the README, the launcher adds no traceback of its own; here to a contradiction of the launcher's flag."""
+    recipe = harness.ROOT / "recipes" / "finetune.py"
+    done = launch("--quiet", "--gradient_accumulation_steps", 4, recipe, "--gradient-accumulation-steps", 2, folder=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: --gradient-accumulation-steps is 2 and --gradient_accumulation_steps of the launcher is 4")
+
+
+@pytest.mark.parametrize("options", [TrainOptions, EVALUATE])
+@pytest.mark.parametrize(
+    ("launched", "flag", "outcome"),
+    [(None, None, "fp32"), ("no", None, "fp32"), ("no", "bf16", "bf16"), ("bf16", None, "bf16"), ("bf16", "bf16", "bf16"),
+     ("bf16", "fp32", ValueError), ("fp16", None, ValueError), ("fp16", "bf16", ValueError), ("fp8", None, ValueError)],
+)  # fmt: skip
+def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
+    """The launcher's where the flag is not given; a contradiction, and a precision that is not supported, are errors. YAML is a flag."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    (tmp_path / "options.yaml").write_text(f"precision: {flag}\n")
+    for words in ([],) if flag is None else (["--precision", flag], ["--config", str(tmp_path / "options.yaml")]):
+        if outcome is ValueError:
+            with pytest.raises(ValueError, match="of the launcher is " + launched):
+                parse([options], "", words)
+        else:
+            assert parse([options], "", words)[0].precision == outcome
+
+
+def test_accumulation(monkeypatch):
+    """The same; "1" is the launcher's default, and contradicts nothing."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert TrainOptions().gradient_accumulation_steps == 4
+    with pytest.raises(ValueError, match="is 2 and --gradient_accumulation_steps of the launcher is 4"):
+        TrainOptions(gradient_accumulation_steps=2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert TrainOptions(gradient_accumulation_steps=2).gradient_accumulation_steps == 2
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    with pytest.raises(ValueError, match="is auto; expected a number"):
+        TrainOptions()
+
+
+def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):
+    """What came from the launcher is written as the recipe's flag."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert "--precision bf16" in command_line([TrainOptions()])
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert "--precision" not in command_line([TrainOptions()])
+
+
+def test_processes_that_were_not_started(monkeypatch):
+    """Accelerate's variables of a single process that was to be one of several; those of others mean nothing."""
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert not lacks_processes(1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert lacks_processes(1) and not lacks_processes(2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_interrupt_under_the_launcher(tmp_path):
+    """Ctrl-C reaches launcher and recipe: the recipe saves, and prints its sentence and no traceback; the launcher's is its own."""
+    arguments = ("--max-steps", 10_000, "--val-split", "none", "--output-dir", "run", *harness.TINY, *harness.SHORT)
+    recipe = harness.ROOT / "recipes" / "pretrain.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", recipe, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    with (tmp_path / "console").open("w") as console:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env=environment, stdout=console, stderr=console, start_new_session=True
+        )
+    log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 300
+    while not (log.is_file() and log.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=300)
+    printed = ""
+    while "checkpoint saved; the same command with --resume continues" not in printed:  # the launcher may end before the recipe
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        printed = (tmp_path / "console").read_text()
+    assert printed.count("Traceback") <= 1 and "recipes/pretrain.py" not in printed and "mscl_hf" not in printed
