@@ -1,6 +1,7 @@
 """The folder of a run: run.json (the configuration), log.jsonl, checkpoints/, in the end the model; one run at a time writes in it."""
 
 import errno
+import hashlib
 import json
 import os
 import warnings
@@ -15,11 +16,13 @@ except ImportError:  # Windows has none; there two runs in one folder are not no
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_TO_CHANGE = (
-    "resume", "config", "output_dir", "data_dir", "num_workers", "shard", "save_every_steps", "keep_checkpoints", "log_every_steps",
-    "health_every_steps", "report_to", "push_to_hub", "private", "revision", "license",
+    "resume", "config", "output_dir", "data_dir", "image_dir", "mask_dir", "num_workers", "shard", "save_every_steps", "keep_checkpoints",
+    "log_every_steps", "health_every_steps", "report_to", "push_to_hub", "private", "revision", "license",
 )  # fmt: skip
 # What may change in the middle of a run, since it is the way out of a run that stopped: the record keeps both values.
 MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
+# Options that name files: these count by what they hold, wherever they lie. Images are compared with those of the checkpoint, in train.py.
+FILES = ("model", "start_from", "backbone_weights", "classes")
 RECORD, LOCK, UNFINISHED = "run.json", ".lock", ".tmp-"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as of Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files of this process, whose locks end with it, however it ends
@@ -39,6 +42,7 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
         raise ValueError(f"{out} is not empty and holds no run of ours; give a new or empty --output-dir")
     if started and not resume:
         raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
+    configuration = configuration | {"contents": _contents(configuration)}
     wanted = _check_same(out, json.loads(record.read_text()), configuration) if started else configuration
     accelerator.wait_for_everyone()  # no process may look after the main one has written
     if accelerator.is_main_process:
@@ -73,17 +77,49 @@ def _lock(out: Path) -> None:
     _locks[path] = file
 
 
+def _contents(configuration: dict) -> dict[str, str]:
+    """The SHA-256 of what each of the options FILES names: a file, or the weights of a model folder."""
+    found = {}
+    for key in FILES:
+        value = configuration.get(key)
+        path = Path(value[0] if isinstance(value, list) and len(value) == 1 else value if isinstance(value, str) else "")
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if value and path.is_dir() else []
+        if files:
+            digest = hashlib.sha256()
+            for name in files:
+                with name.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            found[key] = digest.hexdigest()
+    return found
+
+
 def _check_same(out: Path, old: dict, new: dict) -> dict:
     """The record to write, which keeps both values of a setting that matters and may change; ValueError when another one did."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     history = old.pop("changed", [])
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
+    changed = [key for key in sorted({*old, *new} - {"contents"}) if key not in FREE_TO_CHANGE and _differs(key, old, new)]
     allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
     if len(allowed) < len(changed):
-        differences = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed if key != "commit")
+        differences = ", ".join(_difference(key, old, new) for key in changed if key != "commit")
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
     history += [allowed] if allowed else []
     return new | ({"changed": history} if history else {})
+
+
+def _differs(key: str, old: dict, new: dict) -> bool:
+    contents = [record.get("contents", {}).get(key) for record in (old, new)]
+    if all(contents):
+        return contents[0] != contents[1]
+    values = [record.get(key) for record in (old, new)]
+    if key == "unlabelled" and not {"none", "rest", None} & set(values):  # two folders of images
+        return False
+    return values[0] != values[1]
+
+
+def _difference(key: str, old: dict, new: dict) -> str:
+    if old.get(key) == new.get(key):
+        return f"{key}: {new.get(key)!r} does not hold what it held"
+    return f"{key}: {old.get(key)!r} -> {new.get(key)!r}" + ", which holds something else" * (key in FILES)
 
 
 def write_json(path: Path, content) -> None:

@@ -112,10 +112,24 @@ def _resume(
         return 0, []
     state = checkpoint.load(found, method, optimizer.optimizer)
     accelerator.print(f"resuming from step {state['step']} ({found})")
-    if state["data"] != data.identity():
-        sizes = f"{state['data']['size']}, now {data.identity()['size']}"
-        accelerator.print(f"warning: the images are not those of the checkpoint ({sizes}); the run goes on with these")
+    _check_images(state["data"], data.identity(), accelerator)
     return state["step"], state["pending"]
+
+
+def _check_images(stored: dict, current: dict, accelerator: Accelerator) -> None:
+    """ValueError where the run is given images from another place that are not the same; a warning where the place is, and they changed.
+
+    Some may have gone bad in their place, which must not end the run. A checkpoint of an older release has no content and no place.
+    """
+    changed = [key for key in ("size", "names", "content") if stored.get(key, current[key]) != current[key]]
+    if not changed:
+        return
+    words = f"{stored['size']}, now {current['size']}" if "size" in changed else f"their {' and '.join(changed)} changed"
+    if stored.get("place", current["place"]) != current["place"]:
+        raise ValueError(
+            f"the images in {current['place']} are not those of the checkpoint ({words}); give the data of the run, or another --output-dir"
+        )
+    accelerator.print(f"warning: the images are not those of the checkpoint ({words}); the run goes on with these")
 
 
 class _Saver:

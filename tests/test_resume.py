@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import datasets
 import harness
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from same_run import differences, final_state, logged
 
@@ -235,3 +237,67 @@ def test_sigterm_to_the_process_group(tmp_path):
     harness.run("pretrain", *arguments, "--output-dir", out, "--resume", pictures=False)
     harness.run("pretrain", *arguments, "--output-dir", straight, pictures=False)
     assert differences(out, straight) == []
+
+
+def draw_folder(folder, count=8, seed=0):
+    """A folder of drawn scenes as image files with masks."""
+    for index in range(count):
+        sample = harness.scenes(count, seed=seed).read(index)
+        for name, array in (("images", sample.image), ("masks", sample.mask)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / name / f"{index:02d}.png")
+    return folder
+
+
+def folder_flags(data, *more):
+    return ("--dataset", "folder", "--num-classes", 8, "--data-dir", data, "--max-steps", 2, *more)
+
+
+def test_data_at_another_path_is_compared_by_what_it_holds(tmp_path):
+    """--resume goes on with the same images, masks and unlabelled images wherever they lie, and rejects others under any path option."""
+    data, other, more = draw_folder(tmp_path / "data"), draw_folder(tmp_path / "other", seed=1), draw_folder(tmp_path / "more", seed=2)
+    moved, moved_more = shutil.copytree(data, tmp_path / "moved"), shutil.copytree(more / "images", tmp_path / "moved_more")
+    out = tmp_path / "run"
+
+    def flags(folder, masks, extra):
+        return folder_flags(folder, "--image-dir", folder / "images", "--mask-dir", masks / "masks", "--unlabelled", extra)
+
+    pretrain(out, *flags(data, data, more / "images"), pictures=False)
+    pretrain(out, *flags(moved, moved, moved_more), "--resume", pictures=False)
+    for places in ((other, moved, moved_more), (moved, other, moved_more), (moved, moved, other / "images")):
+        assert "their content changed" in refused(out, *flags(*places), "--resume")
+    few = draw_folder(tmp_path / "few", count=6)
+    assert "16 images, now 14 images" in refused(out, *flags(moved, moved, few / "images"), "--resume")
+
+
+def test_images_that_change_in_their_place_are_a_warning(tmp_path, capsys):
+    """One may have gone bad in the middle of a run, which --max-bad-images allows."""
+    data = draw_folder(tmp_path / "data")
+    pretrain(tmp_path / "run", *folder_flags(data), pictures=False)
+    shutil.copy(data / "images" / "01.png", data / "images" / "00.png")
+    pretrain(tmp_path / "run", *folder_flags(data), "--resume", pictures=False)
+    assert "warning: the images are not those of the checkpoint (their content changed)" in capsys.readouterr().out
+
+
+def test_a_model_at_another_path_is_compared_by_its_weights(tmp_path):
+    """--model, --start-from and a file of classes; other weights are rejected, also under the old path."""
+    for name, seed in (("first", 0), ("second", 1)):
+        pretrain(tmp_path / name, "--max-steps", 1, "--seed", seed, "--losses", "g+l")
+    moved = shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    names = draw_folder(tmp_path / "data") / "classes.txt"
+    names.write_text("\n".join("abcdefgh"))
+    shutil.copy(names, tmp_path / "names.txt")
+
+    def flags(model, classes=names):
+        return ("--model", model, "--dataset", "folder", "--data-dir", tmp_path / "data", "--classes", classes, *harness.SHORT,
+                "--val-split", "none", "--max-steps", 2, "--output-dir", tmp_path / "tuned")  # fmt: skip
+
+    harness.run("finetune", *flags(tmp_path / "first"), pictures=False)
+    harness.run("finetune", *flags(moved, tmp_path / "names.txt"), "--resume", pictures=False)
+    assert "which holds something else" in harness.refused("finetune", *flags(tmp_path / "second"), "--resume")
+    (tmp_path / "second" / "model.safetensors").replace(moved / "model.safetensors")
+    assert "does not hold what it held" in harness.refused("finetune", *flags(moved), "--resume")
+    (tmp_path / "names.txt").write_text("\n".join("abcdefgx"))
+    assert "classes" in harness.refused("finetune", *flags(tmp_path / "first", tmp_path / "names.txt"), "--resume")
+    run = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert run["model"] == str(moved)

@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Protocol
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -144,7 +146,7 @@ class TrainingData:
     """What a run trains on, ready to be cut into batches.
 
     labelled, unlabelled: the samples (either may be None), or `stream` for a data set that is read as it comes.
-    order: which samples make up a batch (None for a stream). view: Sample -> views.
+    order: which samples make up a batch (None for a stream). view: Sample -> views. place: where the data lies, for messages.
     """
 
     labelled: SegmentationData | None
@@ -154,6 +156,7 @@ class TrainingData:
     order: Order | None = None
     stream: SegmentationStream | None = None
     batch_size: int = 0
+    place: str = ""
 
     @property
     def images(self) -> int | None:
@@ -161,13 +164,19 @@ class TrainingData:
         return None if self.stream is not None else sum(len(part) for part in (self.labelled, self.unlabelled) if part is not None)
 
     def identity(self) -> dict[str, str]:
-        """Their number and a digest of their names, by which another data set is noticed wherever it lies."""
+        """Their number, a digest of their names and one of the content of some, by which another data set is noticed wherever it lies; and
+        where it lies."""
         if self.stream is not None:
             size, names = f"{len(self.stream.shards)} shards", [PurePath(shard.name).name for shard in self.stream.shards]
         else:
-            parts = [part for part in (self.labelled, self.unlabelled) if part is not None]
-            size, names = f"{self.images} images", [name for part in parts for name in part.names]
-        return {"size": size, "names": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+            size, names = f"{self.images} images", [name for part in self._parts for name in part.names]
+        content = hashlib.sha256(b"".join(map(_content_of_some, self._parts)))
+        names = hashlib.sha256("\n".join(names).encode())
+        return {"size": size, "names": names.hexdigest(), "content": content.hexdigest(), "place": self.place}
+
+    @property
+    def _parts(self) -> list[SegmentationData]:
+        return [part for part in (self.labelled, self.unlabelled) if part is not None]
 
     def batches(
         self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0, device: torch.device | str = "cpu"
@@ -213,6 +222,21 @@ class TrainingData:
             return made
         places = [torch.tensor([slot // world for slot in part]) for part in parts]  # slots of process r are r, r + world, ...
         return (joined(of_all, places) for of_all in zip(*[made] * len(parts)))  # DataLoader asks its workers in turn
+
+
+def _content_of_some(data: SegmentationData, count: int = 16) -> bytes:
+    """A digest of images and masks as they are stored, of samples spread over the data; empty for scenes that are drawn."""
+    if not isinstance(data.rows, datasets.Dataset):
+        return b""
+    digest = hashlib.sha256()
+    for index in range(0, len(data), max(1, len(data) // count)):
+        row = data.stored(index)
+        for stored in (row.get("image") or {}, row.get("mask") or {}):
+            content = stored.get("bytes")
+            with suppress(OSError):  # whoever decodes it will name it
+                content = Path(stored["path"]).read_bytes() if content is None and stored.get("path") else content
+            digest.update(hashlib.sha256(content or b"").digest())
+    return digest.digest()
 
 
 def _as_it_is(part: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import datasets
 
@@ -84,6 +85,12 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     return SegmentationData(rows, data.classes, data.name, data.split, data.label_table)
 
 
+def place_of(options: DataOptions, unlabelled: str = "none") -> str:
+    """Where the images and masks of a run lie: folders as absolute paths, other names as they are."""
+    places = (options.data_dir, options.image_dir, options.mask_dir, None if unlabelled in ("none", "rest") else unlabelled)
+    return ", ".join(str(Path(place).resolve()) if Path(place).exists() else place for place in places if place)
+
+
 def training_split(options: DataOptions) -> str:
     return options.train_split or "train"
 
@@ -151,7 +158,7 @@ def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int
         return _streamed(options, view, batch_size, seed)
     data, _ = labelled_part(options, view, say)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
-    return TrainingData(data, None, view, seed, order)
+    return TrainingData(data, None, view, seed, order, place=place_of(options))
 
 
 def pretraining_data(
@@ -180,7 +187,7 @@ def pretraining_data(
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)
     _tell_repeats(order, say)
-    return TrainingData(data, extra, view, seed, order)
+    return TrainingData(data, extra, view, seed, order, place=place_of(options, unlabelled))
 
 
 def _tell_repeats(order: Order, say: Callable[[str], None]) -> None:
@@ -205,7 +212,7 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
         raise ValueError(f"{view.name} views paste an image onto other ones, and {data.name}/{data.split} has only {len(data)}; give more")
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
     _tell_repeats(order, say)
-    return TrainingData(None, data, view, seed, order)
+    return TrainingData(None, data, view, seed, order, place=place_of(options))
 
 
 def _streamed(
@@ -218,4 +225,4 @@ def _streamed(
     if view.others:
         raise ValueError(f"{view.name} views are made of several images, and a stream gives one after another; leave out --streaming")
     stream = open_split(options, training_split(options), unlabelled=not labelled)
-    return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size)
+    return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size, place=place_of(options))
