@@ -19,7 +19,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from .configuration_mscl import MsclConfig
 from .data.opening import DECODE_ERRORS, decode
 from .data.segmentation_data import rgb_array
-from .inference import InferenceOptions, predict_logits
+from .inference import InferenceOptions, predict_ids, predict_logits
 from .methods import METHODS
 from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from .palette import overlay
@@ -117,16 +117,17 @@ def view_of(network: Network, image: np.ndarray) -> View:
 
     def model(pixel_values: Tensor) -> SemanticSegmenterOutput:
         embeddings, logits = outputs(network, pixel_values)
+        if not (embeddings.isfinite().all() and (logits is None or logits.isfinite().all())):
+            raise ValueError("the network answers with NaN or infinity; give a checkpoint from before that began")
         seen.append(embeddings)
         return SemanticSegmenterOutput(logits=embeddings if logits is None else logits)
 
     options = InferenceOptions(base_size=config.base_size)
-    logits = predict_logits(model, normalised(image, network), size if segments else (1, 1), options)
+    predict, reached = (predict_ids, size) if segments else (predict_logits, (1, 1))
+    predicted = predict(model, normalised(image, network), reached, options)
     grid = [max(cells, math.ceil(GRID * side / max(size))) for cells, side in zip(seen[0].shape[-2:], size)]
     embeddings = normalize(interpolate(seen[0].float(), size=grid, mode="bilinear", align_corners=False)[0], dim=0)
-    if not (embeddings.isfinite().all() and logits.isfinite().all()):
-        raise ValueError("the network answers with NaN or infinity; give a checkpoint from before that began")
-    mask = logits[0].argmax(0).byte().cpu().numpy() if segments else None
+    mask = predicted.byte().cpu().numpy() if segments else None
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) if segments else ()
     return View(_about(network), size, classes, mask, embeddings.cpu().numpy(), _source(network, seen[0]))
 

@@ -7,7 +7,7 @@ import torch
 
 from mscl_hf.data.training import DataOptions, open_whole_split
 from mscl_hf.figures import comparison_strip
-from mscl_hf.inference import InferenceOptions, predict_logits
+from mscl_hf.inference import InferenceOptions, predict_ids
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.publish import open_model
 
@@ -32,5 +32,4 @@ def predicted(network: MsclForSemanticSegmentation, image):
     config = network.config
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
-    logits = predict_logits(network, (pixels - mean) / std, image.shape[:2], InferenceOptions(base_size=config.base_size))
-    return logits[0].numpy().argmax(0)
+    return predict_ids(network, (pixels - mean) / std, image.shape[:2], InferenceOptions(base_size=config.base_size)).numpy()

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from mscl_hf import inference
 from mscl_hf.evaluate import evaluate_model
-from mscl_hf.inference import InferenceOptions, predict_logits, window_starts
+from mscl_hf.inference import InferenceOptions, predict_ids, predict_logits, window_starts
 from mscl_hf.metrics import MeanIoU
 
 WORKER = Path(__file__).parent / "distributed" / "evaluate_worker.py"
@@ -41,6 +43,48 @@ def image():
 
 def probabilities(model, image, size, **options):
     return predict_logits(model, image, size, InferenceOptions(**options)).softmax(1)
+
+
+class Answer:
+    """A network that answers with these logits."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def __call__(self, pixel_values):
+        return SemanticSegmenterOutput(logits=self.logits)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [2, 3, 4, 7, 16, 17, 21, 35, 50])
+def test_ids_of_a_large_map_are_those_of_the_whole(monkeypatch, channels, order):
+    """Enlarged a few channels at a time, which no more exist at once, the argmax is that of predict_logits in every pixel, ties too."""
+    generator = torch.Generator().manual_seed(channels)
+    logits = torch.randn(1, channels, 33, 44, generator=generator)
+    logits[:, :, :20] = logits[:, :, :20].round()  # many equal ones
+    model, sizes = Answer(logits.contiguous(memory_format=order)), []
+    image, size = torch.zeros(1, 3, 8, 8), (400, 411)
+    wanted = predict_logits(model, image, size)[0].numpy().argmax(0)
+
+    def counted(maps, **options):
+        enlarged = interpolate(maps, **options)
+        sizes.append(enlarged.shape[1])
+        return enlarged
+
+    monkeypatch.setattr(inference, "WHOLE", 2**18)
+    monkeypatch.setattr(inference, "interpolate", counted)
+    ids = predict_ids(model, image, size)
+    assert ids.shape == size and (ids.numpy() == wanted).all()
+    assert sum(sizes) == channels and max(sizes) <= (7 if order is torch.contiguous_format else 19)
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"scales": [0.5, 1.0]}, {"mode": "slide", "window": 16, "stride": 8}])
+def test_ids_are_the_argmax_of_logits(image, options):
+    """For one view and several, at the size of the logits and at others."""
+    model = worker.TinyModel()
+    for size in ((41, 67), (50, 80)):
+        wanted = predict_logits(model, image, size, InferenceOptions(**options))[0].argmax(0)
+        assert (predict_ids(model, image, size, InferenceOptions(**options)) == wanted).all()
 
 
 def test_windows_cover_exactly_and_are_equal():
