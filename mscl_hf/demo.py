@@ -19,6 +19,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
 from .data.files import find_images
+from .data.mask_files import separate
 from .data.synthetic import draw_scene
 from .options import command, parse
 from .palette import class_colours
@@ -204,7 +205,8 @@ def build(
     """
     choices = list(dict.fromkeys([*models, *([compare] if compare else [])]))
     drawn = [Image.fromarray(draw_scene(1, "test", i, 192, 256)[0]) for i in range(SCENES)]
-    files = [str(path) for path in find_images(Path(examples))[:FILES]] if examples else []
+    images = separate(find_images(Path(examples)).images, Path(examples)).images if examples else []
+    files = [str(path) for path in images[:FILES]]
     hint = "A folder, or a name on the Hub." if local else "Type the name of any mscl_hf model on the Hub."
 
     def look(path, first, second, opacity, visit):

@@ -101,8 +101,6 @@ def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
     view = TrainView(image_size, base_size, (run.min_scale, run.max_scale), run.colour, image_width)
     data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
     classes = (data.stream or data.labelled).classes
-    if not classes:
-        raise ValueError(f"the training split of {data_options.dataset} has no masks; fine-tuning needs some")
     held_out = open_held_out(data_options, accelerator.print, classes)
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out; give --classes")

@@ -4,18 +4,20 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 from PIL import Image
 
 from ..checks_mscl import is_plain
+from ..text_files import read_text
 from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, decode
 from .segmentation_data import IGNORE_INDEX, BadSample, Slice, index_array
 
+HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnails
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
 
 
@@ -29,16 +31,57 @@ def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; hidden files and folders are passed over."""
-    found = []
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
-            found.append(path)
-    if not found:
-        raise ValueError(f"found no images in {folder} (looked for {' '.join(IMAGE_SUFFIXES)} in it and its sub-folders)")
-    return sorted(found)
+class Listing(NamedTuple):
+    """images: the image files below a folder, sorted. links: its sub-folders that are links, which are not entered."""
+
+    images: list[Path]
+    links: list[Path]
+
+
+def list_images(folder: Path) -> Listing:
+    """All image files below a folder, links to files among them, also broken ones; hidden files and folders are passed over.
+
+    Raises ValueError for a folder that cannot be read.
+    """
+    links: list[Path] = []
+    images = [path for path in visible_files(folder, links) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return Listing(sorted(images), sorted(links))
+
+
+def visible_files(folder: Path, links: list[Path] | None = None) -> Iterator[Path]:
+    """The files below a folder but for hidden ones. links: takes the sub-folders that are links, which are not entered."""
+
+    def unreadable(error: OSError):
+        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}); correct its permissions, or move it elsewhere")
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+        if links is not None:
+            links += [path for name in folders if (path := Path(place, name)).is_symlink()]
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(HIDDEN)):
+            if path.is_file() or not path.exists():  # a broken link is a file that the check of the data names
+                yield path
+
+
+def find_images(folder: Path) -> Listing:
+    """The same; raises ValueError where there is none."""
+    found = list_images(folder)
+    if not found.images:
+        looked_for = f"{' '.join(IMAGE_SUFFIXES)} in it and its sub-folders"
+        raise ValueError(f"found no images in {folder} (looked for {looked_for}){links_note(found.links)}")
+    return found
+
+
+def holds_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible_files(folder))
+
+
+def links_note(links: Sequence[Path]) -> str:
+    """What is not read, and how it would be; '' where nothing is linked."""
+    if not links:
+        return ""
+    folders = first_three([f"{link} -> {os.readlink(link)}" for link in links])
+    return f"; {len(links)} linked folder(s) are not entered: {folders}; to read one, link its files instead (cp -rs FOLDER .)"
 
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
@@ -75,14 +118,11 @@ def require_files(paths: Sequence[Path], listed_in: str) -> None:
         raise ValueError(f"{listed_in} lists files that are not there: {first_three(missing)}; complete the data set")
 
 
-def require_masks(images: Sequence[Path], masks: Sequence[Path | None]) -> None:
-    """Raise ValueError naming the first images that have no mask file."""
-    alone = [str(image) for image, mask in zip(images, masks) if mask is None or not mask.is_file()]
-    if alone:
-        raise ValueError(
-            f"{len(alone)} of {len(images)} images have no mask: {first_three(alone)}; add the masks, take these images "
-            "out, or pass --masked-only (with --unlabelled rest they still serve without labels)"
-        )
+def require_masks(images: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Raise ValueError naming the first images whose listed mask file is not there."""
+    missing = [f"{image} ({mask})" for image, mask in zip(images, masks) if not mask.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(images)} images have no mask: {first_three(missing)}; complete the data set")
 
 
 def first_three(items: Sequence[str]) -> str:
@@ -116,9 +156,11 @@ def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | N
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_text(path).splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"the file of class names {path} is no UTF-8 text ({error}); write one name a line") from error
+        raise ValueError(
+            f"the file of class names {path} is neither UTF-8 text nor UTF-16 with a byte order mark ({error}); write one name a line"
+        ) from error
 
 
 def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = False) -> np.ndarray | None:

@@ -60,6 +60,7 @@ class SegmentationData:
     label_table: (256,) uint8, stored id -> train id, 255 = ignored; None = stored ids are train ids.
     groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
     slices: where each row is from, in data of volumes; None = the images belong to none.
+    note: what was found where, for the log at startup.
     """
 
     rows: Rows
@@ -69,6 +70,7 @@ class SegmentationData:
     label_table: np.ndarray | None = None
     groups: tuple[str, ...] | None = None
     slices: tuple[Slice, ...] | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..text_files import read_text
 from .files import (
     class_names,
     file_rows,
     find_images,
     found_classes,
+    links_note,
     make_table,
     open_masks,
     require_files,
@@ -22,6 +24,9 @@ from .files import (
     unique_names,
 )
 from .hub_source import build_hf
+from .layout import WANTED, find_folders, subfolders
+from .mask_files import match_masks, separate
+from .missing_masks import no_masks, require_matches
 from .opening import refuse_packed
 from .segmentation_data import IGNORE_INDEX, SegmentationData, Slice
 from .stream import SegmentationStream
@@ -38,7 +43,6 @@ CITYSCAPES_CLASSES = {  # name: id in the labelIds files, in the order of the tr
     "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
     "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
 }  # fmt: skip
-SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def build_synthetic(
@@ -65,7 +69,7 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     root = data_dir / "CamVid" if (data_dir / "CamVid").is_dir() else data_dir
     lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
     check_split(split, lists, str(root), DATASETS["camvid"].layout)
-    lines = [line.split() for line in lists[split].read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in _lines(lists[split]) if line.strip()]
     wrong = [number for number, line in enumerate(lines, 1) if len(line) != 2]
     if wrong or not lines:
         raise ValueError(f"{lists[split]} must hold an image and a mask a line, separated by a blank; wrong line(s): {wrong[:3]}")
@@ -76,7 +80,7 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     names = [path.stem for path in images]
     groups = tuple(name.split("_")[0] for name in names)
     slices = slices_by_name(groups, names)
-    return from_files("camvid", split, names, images, None if unlabelled else masks, CAMVID_CLASSES, table, groups, slices)
+    return from_files("camvid", split, names, images, None if unlabelled else masks, CAMVID_CLASSES, table, groups, slices, f" in {root}")
 
 
 def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
@@ -87,12 +91,12 @@ def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> Segme
         raise ValueError(f"{data_dir} is not PASCAL VOC 2012; wanted {DATASETS['voc2012'].layout}")
     lists = {path.stem: path for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))}
     check_split(split, lists, str(root), DATASETS["voc2012"].layout)
-    names = [Path(line.split()[0]).stem for line in lists[split].read_text().splitlines() if line.strip()]
+    names = [Path(line.split()[0]).stem for line in _lines(lists[split]) if line.strip()]
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     require_files(images, str(lists[split]))
     mask_dir = root / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
     masks = None if unlabelled else [mask_dir / f"{name}.png" for name in names]
-    return from_files("voc2012", split, names, images, masks, VOC_CLASSES)
+    return from_files("voc2012", split, names, images, masks, VOC_CLASSES, note=f" in {root}")
 
 
 def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
@@ -101,14 +105,16 @@ def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> Se
     check_split(split, subfolders(root), str(data_dir), DATASETS["cityscapes"].layout)
     if split == "test" and not unlabelled:
         raise ValueError("the Cityscapes split 'test' has no public masks; score on 'val', or load 'test' as unlabelled data")
-    images = [path for path in find_images(root / split) if path.stem.endswith("_leftImg8bit")]
+    files = find_images(root / split)
+    images = [path for path in files.images if path.stem.endswith("_leftImg8bit")]
     names = [path.relative_to(root / split).as_posix().removesuffix("_leftImg8bit.png") for path in images]
     masks = None if unlabelled else [data_dir / "gtFine" / split / f"{name}_gtFine_labelIds.png" for name in names]
     table = np.arange(256, dtype=np.uint8)
     table[:34] = IGNORE_INDEX  # the data set knows ids 0..33; any other id stays itself and is refused when read
     table[list(CITYSCAPES_CLASSES.values())] = np.arange(19)
     groups = tuple(name.split("/")[0] for name in names)
-    return from_files("cityscapes", split, names, images, masks, tuple(CITYSCAPES_CLASSES), table, groups)
+    note = f" in {root / split}{links_note(files.links)}"
+    return from_files("cityscapes", split, names, images, masks, tuple(CITYSCAPES_CLASSES), table, groups, note=note)
 
 
 def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
@@ -117,11 +123,12 @@ def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     there = subfolders(root / "images")
     folder = {"train": "training", "val": "validation"}.get(split, split)
     check_split(folder, there, str(root), DATASETS["ade20k"].layout)
-    images = find_images(root / "images" / folder)
+    images, links = find_images(root / "images" / folder)
     names = unique_names(images, root / "images" / folder)
     masks = None if unlabelled else [root / "annotations" / folder / f"{name}.png" for name in names]
     classes = class_names(Path(__file__).with_name("ade20k_classes.txt"), 150)
-    return from_files("ade20k", split, names, images, masks, classes, make_table(None, reduce_labels=True))
+    note = f" in {root / 'images' / folder}{links_note(links)}"
+    return from_files("ade20k", split, names, images, masks, classes, make_table(None, reduce_labels=True), note=note)
 
 
 def build_folder(
@@ -137,79 +144,48 @@ def build_folder(
     mask_suffix: str = "",
     masked_only: bool = False,
 ) -> SegmentationData:
-    """Your own files: images/ and masks/ matched by stem, each with or without a sub-folder for every split.
+    """Your own files: images/ and masks/ (labels/, ...) matched by stem, each with or without a sub-folder for every split, or in one.
 
-    Without masks/ (or `mask_dir`) the data is unlabelled: every image file below the folder. Without `classes` or
-    `num_classes` the classes are the ids found in the masks. `mask_suffix` is what a mask's stem adds to its image's
-    ("_mask"); `masked_only` leaves out the images that have no mask. Where all images lie in sub-folders, these are volumes of slices.
+    Masks may also lie beside their images, as 00_mask.png or 00.png beside 00.jpg; they are never taken for images. Without masks the
+    data is unlabelled: every image file below the folder. Without `classes` or `num_classes` the classes are the ids found in the masks.
+    `mask_suffix` is what a mask's stem adds to its image's ("_mask"); `masked_only` leaves out the images that have no mask. Where all
+    images lie in sub-folders, these are volumes of slices.
     """
-    images_root, masks_root = folder_roots(data_dir, image_dir, mask_dir)
-    images_root, masks_root = split_roots(split, images_root, masks_root)
-    images = find_images(images_root)
+    images_root, masks_root = find_folders(split, data_dir, image_dir, mask_dir)
+    files = find_images(images_root)
+    separated = separate(files.images, images_root, masks_root, mask_suffix)
+    images = separated.images
+    if not images:
+        raise ValueError(f"found no images in {images_root} outside of {separated.folders[0]}; expected images beside the masks")
     names = unique_names(images, images_root)
     slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
     table = make_table(label_map, reduce_labels)
-    if unlabelled or masks_root is None:
-        return from_files("folder", split, names, images, None, (), table, slices=slices)
-    masks = match_masks(images, images_root, masks_root, mask_suffix)
+    note = f" in {images_root}{links_note(files.links)}"
+    if unlabelled:
+        note += f"; {separated.left_out} masks among them are left out" * bool(separated.left_out)
+        return from_files("folder", split, names, images, None, (), slices=slices, note=note)
+    masks_root = masks_root or separated.own_folder(images_root)
+    if masks_root is None and not separated.beside:
+        note += f"; no masks: {no_masks(data_dir, images_root, separated)}"
+        return from_files("folder", split, names, images, None, (), slices=slices, note=note)
+    masks = match_masks(separated, images_root, masks_root, mask_suffix)
+    require_matches(images, masks, images_root, masks_root or images_root, mask_suffix, masked_only)
     if masked_only:
         kept = [i for i, mask in enumerate(masks) if mask is not None]
+        note += f"; {len(images) - len(kept)} images without a mask are left out"
         images, names, masks = ([column[i] for i in kept] for column in (images, names, masks))
         slices = None if slices is None else tuple(slices[i] for i in kept)
-    if not images:
-        raise ValueError(f"no image of {images_root} has a mask of the same stem in {masks_root}; check the names")
-    require_masks(images, masks)
+    note += f"; masks in {masks_root}" if masks_root else f"; masks beside them, as {masks[0].name} of {images[0].name}"
     found = class_names(classes, num_classes) or found_classes(open_masks(masks), table)
-    return from_files("folder", split, names, images, masks, found, table, slices=slices)
+    return from_files("folder", split, names, images, masks, found, table, slices=slices, note=note)
 
 
-def folder_roots(data_dir: Path | None, image_dir: Any, mask_dir: Any) -> tuple[Path, Path | None]:
-    """Where the images and the masks are; None = there are no masks."""
-    if image_dir is None and data_dir is None:
-        raise ValueError(f"the data set 'folder' needs a data folder: {DATASETS['folder'].layout}")
-    own = None if data_dir is None else data_dir / "masks"
-    masks = Path(mask_dir) if mask_dir is not None else own if own is not None and own.is_dir() else None
-    if image_dir is not None:
-        images = Path(image_dir)
-    else:
-        images = data_dir / "images" if (data_dir / "images").is_dir() or masks is not None else data_dir
-    for path in (images, masks):
-        if path is not None and not path.is_dir():
-            raise ValueError(f"the folder {path} is not there; wanted {DATASETS['folder'].layout}")
-    return images, masks
-
-
-def split_roots(split: str, images: Path, masks: Path | None) -> tuple[Path, Path | None]:
-    """The split's sub-folders, or the folders themselves when they are not divided (all of it is 'train')."""
-    if (images / split).is_dir():
-        return images / split, masks / split if masks is not None and (masks / split).is_dir() else masks
-    divided = [name for name in subfolders(images) if name in SPLIT_FOLDERS]
-    if divided or split != "train":
-        found = f"the split folders there are {divided}" if divided else "it has no split folders, so all of it is 'train'"
-        raise ValueError(f"no split {split!r} in {images}: {found}; make {images / split}, and the same below the masks")
-    return images, masks
-
-
-def match_masks(images: Sequence[Path], images_root: Path, masks_root: Path, suffix: str) -> list[Path | None]:
-    """The mask file whose path below masks_root equals the image's but for the file ending; None where there is none.
-
-    Raises ValueError when two masks fit one image, or two images one mask: either would be a guess.
-    """
-    by_stem: dict[str, list[Path]] = {}
-    for path in find_images(masks_root):
-        by_stem.setdefault(path.relative_to(masks_root).with_suffix("").as_posix(), []).append(path)
-    taken: dict[str, Path] = {}
-    masks = []
-    for image in images:
-        stem = image.relative_to(images_root).with_suffix("").as_posix()
-        fitting = by_stem.get(stem + suffix, [])
-        if len(fitting) > 1:
-            raise ValueError(f"the image {image} has two masks, {fitting[0]} and {fitting[1]}; keep one of them")
-        if stem in taken:
-            raise ValueError(f"the images {taken[stem]} and {image} share one stem, so their masks cannot be told; rename one")
-        taken[stem] = image
-        masks.append(fitting[0] if fitting else None)
-    return masks
+def _lines(path: Path) -> list[str]:
+    """Raises ValueError where a list of files is no text."""
+    try:
+        return read_text(path).splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the list {path} is neither UTF-8 text nor UTF-16 with a byte order mark ({error}); save it as UTF-8") from error
 
 
 def from_files(
@@ -222,16 +198,14 @@ def from_files(
     table: np.ndarray | None = None,
     groups: tuple[str, ...] | None = None,
     slices: tuple[Slice, ...] | None = None,
+    note: str = "",
 ) -> SegmentationData:
-    """Put a layout's parts together; masks=None makes unlabelled data, whose classes are ()."""
+    """Put a layout's parts together; masks=None makes unlabelled data, whose classes are (). note: where they were found, and what else."""
+    note = f"{len(images)} images{'' if masks is None else ' with masks'}{note}"
     if masks is None:
-        return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups, slices)
+        return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups, slices, note)
     require_masks(images, masks)
-    return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups, slices)
-
-
-def subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups, slices, note)
 
 
 def check_split(split: str, there: Any, where: str, layout: str = "") -> None:
@@ -262,7 +236,7 @@ DATASETS: dict[str, Source] = {
         build_ade20k,
         "ADEChallengeData2016 with images/training, annotations/training, images/validation, ...",
     ),
-    "folder": Source(build_folder, "a folder with images/ and masks/ (or only images), or image_dir and mask_dir", False),
+    "folder": Source(build_folder, WANTED, False),
     "hf": Source(
         build_hf,
         "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from .decoded import decoded
+from .decoded import DecodedData, decoded
 from .hub_source import row_names
 from .loading import TrainingData, View
 from .order import Order
@@ -34,7 +34,7 @@ class DataOptions:
     subset_seed: int = field(default=0, metadata={"help": "which masks; kept apart from --seed"})
     max_bad_images: int = field(default=0, metadata={"help": "unreadable or inconsistent samples to skip and count before giving up"})
     image_dir: str | None = field(default=None, metadata={"help": "folder: where the images lie; default: DATA_DIR/images"})
-    mask_dir: str | None = field(default=None, metadata={"help": "folder: where the masks lie; default: DATA_DIR/masks"})
+    mask_dir: str | None = field(default=None, metadata={"help": "folder: where the masks lie; default: DATA_DIR/masks, labels, ..."})
     mask_suffix: str | None = field(default=None, metadata={"help": "folder: what a mask's name adds to its image's, e.g. _mask"})
     masked_only: bool = field(default=False, metadata={"help": "folder: leave out images that have no mask"})
     label_map: str | None = field(default=None, metadata={"help": "folder, hf: stored id to class id, e.g. 255:1,128:255 (255 = ignored)"})
@@ -48,7 +48,7 @@ class DataOptions:
     num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
 
     decoded_cache_gb: float = field(
-        default=10.0, metadata={"help": "keep decoded training images on disk, about so much (MSCL_HF_CACHE says where); 0 = do not"}
+        default=10.0, metadata={"help": "GB of decoded training images kept on disk, in ~/.cache/mscl_hf or MSCL_HF_CACHE; 0 = none"}
     )
 
     def __post_init__(self):
@@ -110,11 +110,16 @@ def open_held_out(options: DataOptions, say: Callable[[str], None] = print, clas
             raise
         say(f"no held-out masks: {error}")
         return None
-    return usable(data, options, say) if data.labelled else None
+    if data.labelled:
+        return usable(data, options, say)
+    say(f"no held-out masks in {data.name}/{data.split}: {data.note}")
+    return None
 
 
 def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData:
-    """The data without its bad samples, each of which is named; ValueError when there are more than allowed."""
+    """The data without its bad samples, each of which is named; ValueError when there are more than allowed. Logs what was found."""
+    if data.note:
+        say(f"{data.name}/{data.split}: {data.note}")
     good, bad = check_data(data, options.max_bad_images)
     for message in bad:
         say(f"skipped: {message}")
@@ -124,6 +129,14 @@ def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], No
 def usable_for(view: View, data: SegmentationData, options: DataOptions, say: Callable[[str], None]) -> SegmentationData:
     """The same for training: decoded once, at the largest size that the views ask for."""
     return usable(decoded(data, view.short_side, options.decoded_cache_gb, say), options, say)
+
+
+def _log_cache(options: DataOptions, say: Callable[[str], None], *parts: SegmentationData | None) -> None:
+    """Where decoded images are kept, if any part of the data is."""
+    folder = next((part.folder for part in parts if isinstance(part, DecodedData) and part.folder), None)
+    if folder is not None:
+        limit = f"{options.decoded_cache_gb:g} GB"
+        say(f"decoded images are kept in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --decoded-cache-gb 0 turns it off)")
 
 
 def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
@@ -149,7 +162,7 @@ def unlabelled_part(
     if not rest:
         say("--unlabelled rest: every image of the training split is used with its mask, so none is left; --train-count would leave some")
         return None
-    return usable_for(view, images.select(rest), options, say)
+    return usable_for(view, replace(images.select(rest), note=""), options, say)  # those of the split are logged with its masks
 
 
 def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
@@ -157,6 +170,9 @@ def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int
     if options.streaming:
         return _streamed(options, view, batch_size, seed)
     data, _ = labelled_part(options, view, say)
+    if not data.labelled:
+        raise ValueError(f"{data.name}/{data.split} has no masks and fine-tuning needs some ({data.note}); add masks")
+    _log_cache(options, say, data)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
     return TrainingData(data, None, view, seed, order, place=place_of(options))
 
@@ -179,10 +195,11 @@ def pretraining_data(
     data, taken = labelled_part(options, view, say)
     if not data.labelled:
         raise ValueError(
-            f"{data.name}/{data.split} has no masks and this --method needs them; add masks, or choose one that needs none "
-            "(--list-methods; for mscl: --losses g, l or g+l)"
+            f"{data.name}/{data.split} has no masks and this --method needs them ({data.note}). Add masks, or choose a method that needs "
+            "none (--list-methods; for mscl: --losses g, l or g+l)"
         )
     extra = unlabelled_part(options, view, unlabelled, taken, say)
+    _log_cache(options, say, data, extra)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)
@@ -210,6 +227,7 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
     data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, say)
     if view.others and len(data) < 2:
         raise ValueError(f"{view.name} views paste an image onto other ones, and {data.name}/{data.split} has only {len(data)}; give more")
+    _log_cache(options, say, data)
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
     _tell_repeats(order, say)
     return TrainingData(None, data, view, seed, order, place=place_of(options))

@@ -1,0 +1,88 @@
+"""Where the images and masks of `--dataset folder` lie: names of folders, and the splits below or above them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import holds_images
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation",
+                "segmentationclass", "gt", "ground_truth", "groundtruth")  # fmt: skip
+SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))  # names that mean the same
+WANTED = "a folder with images/ and masks/ (or only images), or image_dir and mask_dir"
+
+
+def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_dir: Any = None) -> tuple[Path, Path | None]:
+    """The folders of a split's images and masks; None where no folder of masks is given and not exactly one is found.
+
+    images/ and masks/ (labels/, annotations/, ...) lie above the folders of the splits or in them. Without either, the images lie in the
+    split's folder, or in data_dir itself, which is all 'train' then. Raises ValueError for a folder or a split that is not there.
+    """
+    if image_dir is None and data_dir is None:
+        raise ValueError(f"the data set 'folder' needs a data folder: {WANTED}")
+    images, masks = (None if folder is None else Path(folder) for folder in (image_dir, mask_dir))
+    for folder in (images, masks):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"the folder {folder} is not there; wanted {WANTED}")
+    candidates = [masks] if masks is not None else [] if data_dir is None else mask_folders(data_dir)
+    images = images or image_folder(data_dir, bool(candidates))
+    if images is not None:
+        return in_split(images, split), _masks_of(split, candidates)
+    images = in_split(data_dir, split)
+    if images == data_dir:  # a mask folder that is no link lies among the images, and is told by its files
+        return images, _masks_of(split, [path for path in candidates if masks is not None or path.is_symlink()])
+    inner = candidates if masks is not None else mask_folders(images)
+    folder = image_folder(images, True) if inner else None
+    return (images, _masks_of(split, candidates)) if folder is None else (folder, _masks_of(split, inner))
+
+
+def mask_folders(folder: Path) -> list[Path]:
+    """Sub-folders that are named after masks and hold image files; masks/ alone where it is one of them."""
+    matches = [path for path in _named(folder, MASK_FOLDERS) if holds_images(path)]
+    return [path for path in matches if path.name == "masks"] or matches
+
+
+def image_folder(folder: Path, has_masks: bool) -> Path | None:
+    """images/, or beside masks the only sub-folder with another name of IMAGE_FOLDERS."""
+    matches = _named(folder, IMAGE_FOLDERS)
+    if folder / "images" in matches:
+        return folder / "images"
+    return matches[0] if has_masks and len(matches) == 1 else None
+
+
+def in_split(folder: Path, split: str) -> Path:
+    """The split's sub-folder, or the folder itself where it is not divided (all of it is 'train')."""
+    found = split_folder(folder, split)
+    if found is not None:
+        return found
+    divided = [name for name in subfolders(folder) if any(name.lower() in names for names in SPLITS)]
+    if divided or split != "train":
+        state = f"the split folders there are {divided}" if divided else "it has no split folders, so all of it is 'train'"
+        raise ValueError(f"no split {split!r} in {folder}: {state}; make {folder / split}, and the same below the masks")
+    return folder
+
+
+def split_folder(folder: Path, split: str) -> Path | None:
+    """The sub-folder with the split's name, else with another of its names."""
+    if (folder / split).is_dir():
+        return folder / split
+    names = {name.lower(): name for name in reversed(subfolders(folder))}
+    return next((folder / names[name] for name in split_names(split) if name in names), None)
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """The split's own name first, then the others that mean the same."""
+    return (split, *(name for names in SPLITS if split in names for name in names if name != split))
+
+
+def subfolders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _named(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in subfolders(folder) if name.lower() in names]
+
+
+def _masks_of(split: str, candidates: Sequence[Path]) -> Path | None:
+    return (split_folder(candidates[0], split) or candidates[0]) if len(candidates) == 1 else None

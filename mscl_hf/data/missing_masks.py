@@ -1,0 +1,91 @@
+"""Messages about masks that were not found: what was looked for, what lies there, and the flags for it."""
+
+import shlex
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .files import first_three, visible_files
+from .layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, subfolders
+from .mask_files import Separated, key, normal
+from .opening import IMAGE_SUFFIXES
+
+
+def require_matches(
+    images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str, masked_only: bool
+) -> None:
+    """Raise ValueError where images have no mask; with masked_only, where none has one."""
+    missing = [image for image, mask in zip(images, masks) if mask is None or not mask.is_file()]
+    if missing and not (masked_only and len(missing) < len(images)):
+        raise ValueError(_unmatched(missing, images, masks, images_root, masks_root, suffix))
+
+
+def _unmatched(
+    missing: Sequence[Path], images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str
+) -> str:
+    others = {*images, *masks}
+    unused = [path for path in visible_files(masks_root) if path not in others]
+    shown = first_three([path.relative_to(masks_root).as_posix() for path in unused]) or "no other file"
+    text = f"{len(missing)} of {len(images)} images have no mask: {first_three(list(map(str, missing)))}"
+    text += f"; expected {masks_root / key(missing[0], images_root)}{suffix}.png, and {masks_root} holds {shown}. "
+    candidates = [path for path in unused if path.suffix.lower() in IMAGE_SUFFIXES]
+    flags = _suffix_flag(missing, candidates, images_root, masks_root) or _folder_flags(missing, candidates, suffix)
+    if flags:
+        return f"{text}Pass {flags}"
+    if len(missing) == len(images):
+        return f"{text}Give the masks the names of their images, as PNG, BMP or TIFF, or pre-train without masks (--losses g+l)"
+    return f"{text}Add the masks, take these images out, or pass --masked-only (with --unlabelled rest they still serve without labels)"
+
+
+def _suffix_flag(missing: Sequence[Path], unused: Sequence[Path], images_root: Path, masks_root: Path) -> str:
+    """What most of the missing masks' names add to their images' names."""
+    names = sorted(key(path, masks_root) for path in unused)
+    endings: Counter[str] = Counter()
+    for image in missing:
+        stem = key(image, images_root)
+        for name in names[bisect_left(names, stem) :]:
+            if not name.startswith(stem):
+                break
+            endings[name[len(stem) :]] += 1
+    ending, count = max(endings.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+    return f"--mask-suffix={shlex.quote(ending)}" if ending and "/" not in ending and 2 * count >= len(missing) else ""
+
+
+def _folder_flags(missing: Sequence[Path], unused: Sequence[Path], suffix: str) -> str:
+    """--image-dir and --mask-dir, where masks have the names of the images in folders that are nested in another way."""
+    by_stem = {normal(path.stem): path for path in unused}
+    places = set()
+    for image in missing:
+        mask = by_stem.get(normal(image.stem) + suffix)
+        if mask is None:
+            return ""
+        image_parts, mask_parts = image.parent.parts, mask.parent.parts
+        while image_parts and mask_parts and image_parts[-1] == mask_parts[-1]:
+            image_parts, mask_parts = image_parts[:-1], mask_parts[:-1]
+        places.add((Path(*image_parts), Path(*mask_parts)))
+    if len(places) != 1:
+        return ""
+    image_dir, mask_dir = (shlex.quote(str(place)) for place in places.pop())
+    return f"--image-dir {image_dir} --mask-dir {mask_dir}"
+
+
+def no_masks(data_dir: Path | None, images_root: Path, separated: Separated) -> str:
+    """Why no masks were found for a folder of images."""
+    base = images_root if data_dir is None else data_dir
+    filled = mask_folders(base)
+    if len(filled) > 1:
+        return f"{first_three(list(map(str, filled)))} may hold them; name one by --mask-dir"
+    if separated.folders:
+        mask_dir = separated.folders[0]
+        nearby = [image for image in separated.images if image.is_relative_to(mask_dir.parent)]
+        image_dir = mask_dir.parent / nearby[0].relative_to(mask_dir.parent).parts[0]
+        flags = f"--image-dir {image_dir} --mask-dir {mask_dir}" if image_dir.is_dir() else f"--mask-dir {mask_dir}"
+        return f"{first_three(list(map(str, separated.folders)))} hold masks that were not taken; pass {flags}"
+    empty = [folder / name for folder in (base, images_root.parent) for name in subfolders(folder) if name.lower() in MASK_FOLDERS]
+    if base.name.lower() in IMAGE_FOLDERS and (beside := mask_folders(base.parent)):
+        return f"{beside[0]} lies beside {base}; pass --data-dir {base.parent}"
+    if empty:
+        files = first_three([path.name for path in visible_files(empty[0])])
+        return f"{empty[0]} holds {files or 'no file'}, and masks are read from {' '.join(IMAGE_SUFFIXES)}"
+    return f"looked for masks/, labels/, annotations/ and the like in {base}, and for files such as 00_mask.png beside 00.jpg"

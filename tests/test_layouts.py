@@ -1,0 +1,287 @@
+"""Folders as people have them: where images and masks are found, that no mask is taken for an image, and the errors that name the flags."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mscl_hf.data import load_data
+from mscl_hf.data.segmentation_data import BadSample, check_data
+from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, pretraining_data
+from mscl_hf.data.views import ViewOptions, make_view
+
+CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
+VIEW = make_view("pair", None, 32, 32, ViewOptions())
+
+
+def write(root: Path, *names: str) -> Path:
+    """Files by their names: JPEG photos, and PNG or other lossless files as masks of three ids, unless they lie in a folder of images."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders = {part.lower() for part in path.relative_to(root).parts[:-1]}
+        if path.suffix.lower() in (".jpg", ".jpeg") or folders & {"images", "rgb"} and not folders & {"masks", "labels"}:
+            image = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        else:
+            image = np.resize(np.arange(3, dtype=np.uint8), (48, 64))
+        Image.fromarray(image).save(path)
+    return root
+
+
+def both(root: Path | None, split: str = "train", **options) -> tuple[list[str], list[str]]:
+    """Names of the labelled data, which are checked to be read without fault, and of the unlabelled."""
+    data, images = (load_data("folder", split, root, unlabelled=unlabelled, **options) for unlabelled in (False, True))
+    assert data.labelled and check_data(data)[1] == [] and len(np.unique(data.read(0).mask)) < 5
+    assert not images.labelled
+    return data.names, images.names
+
+
+def error(root: Path | None, split: str = "train", **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_data("folder", split, root, **options)
+    return str(caught.value)
+
+
+def pretrained_on(root: Path, uses_labels: bool = False, **options):
+    lines: list[str] = []
+    data = DataOptions(dataset="folder", data_dir=str(root), decoded_cache_gb=0, **options)
+    return pretraining_data(data, VIEW, 2, 0, "none", 0.5, uses_labels, lines.append), lines
+
+
+READ = {
+    "suffix beside, split": (("train/00.jpg", "train/00_mask.png", "train/01.jpg", "train/01_mask.png"), ["00", "01"]),
+    "another word, upper case": (("A 1.JPG", "A 1-Labels.PNG", "B.JPEG", "B-Labels.PNG"), ["A 1", "B"]),
+    "whole names": (("00.jpg", "00.jpg.png", "01.jpg", "01.jpg.png"), ["00", "01"]),
+    "one folder": (("00.jpg", "00.png", "01.jpg", "01.png"), ["00", "01"]),
+    "one folder of classes": (("cat/00.jpg", "cat/00.png", "dog/00.jpg", "dog/00.png"), ["cat/00", "dog/00"]),
+    "split above": (("train/images/00.jpg", "train/labels/00.png", "valid/images/1.jpg", "valid/labels/1.png"), ["00"]),
+    "split above, capitals": (("Train/Images/00.jpg", "Train/Masks/00.png"), ["00"]),
+    "split below labels": (("images/training/00.jpg", "annotations/training/00.png", "images/val/1.jpg"), ["00"]),
+    "split beside masks": (("train/00.jpg", "val/1.jpg", "masks/train/00.png", "masks/val/1.png"), ["00"]),
+    "masks in the folder of images": (("images/00.jpg", "images/masks/00.png"), ["00"]),
+    "masks in the folder of the split": (("train/00.jpg", "train/mask/00.png", "train/01.jpg", "train/mask/01.png"), ["00", "01"]),
+    "masks in the data folder": (("a/00.jpg", "b/00.jpg", "masks/a/00.png", "masks/b/00.png"), ["a/00", "b/00"]),
+    "dots": (("images/a.b.jpg", "images/a.c.jpg", "masks/a.b.png", "masks/a.c.png"), ["a.b", "a.c"]),
+    "whole names in masks": (("images/00.jpg", "images/01.JPG", "masks/00.jpg.png", "masks/01.JPG.png"), ["00", "01"]),
+    "one stem in two folders": (("images/a/0.jpg", "images/b/0.jpg", "masks/a/0.png", "masks/b/0.png"), ["a/0", "b/0"]),
+    "VOC's names": (("JPEGImages/00.jpg", "SegmentationClass/00.png"), ["00"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_layouts_are_read(tmp_path, case):
+    """Images and masks are paired without flags, masks are no images, and what systems leave behind is passed over."""
+    files, names = READ[case]
+    write(tmp_path, *files)
+    for litter in ("Thumbs.db", "._00.jpg", ".DS_Store", "@eaDir/00.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._00.png"):
+        (tmp_path / litter).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / litter).write_bytes(b"litter")
+    assert both(tmp_path) == (names, names)
+
+
+def test_accents_match_however_they_are_composed(tmp_path):
+    """A name from macOS, with the accent apart, matches the same name from elsewhere."""
+    apart, composed = (unicodedata.normalize(form, "Bäume 1") for form in ("NFD", "NFC"))
+    write(tmp_path / "two", f"images/{apart}.jpg", f"masks/{composed}.png")
+    write(tmp_path / "one", f"{composed}.jpg", f"{apart}_mask.png")
+    assert both(tmp_path / "two") == ([apart], [apart]) and both(tmp_path / "one") == ([composed], [composed])
+
+
+def test_valid_is_the_held_out_split(tmp_path):
+    """`val` is asked by default, and valid/ and validation/ are it; an exact name comes first."""
+    write(tmp_path, "train/images/0.jpg", "train/labels/0.png", "valid/images/1.jpg", "valid/labels/1.png")
+    assert open_held_out(DataOptions(dataset="folder", data_dir=str(tmp_path)), print).names == ["1"]
+    write(tmp_path, "val/images/2.jpg", "val/labels/2.png")
+    assert load_data("folder", "val", tmp_path).names == ["2"] and load_data("folder", "valid", tmp_path).names == ["1"]
+
+
+def test_images_alone_keep_their_names(tmp_path):
+    """Without masks, sub-folders named image, mask or label are classes like others, and what is cut from a name stays its part."""
+    write(tmp_path / "faces", "mask/1.jpg", "no_mask/1.jpg", "label/2.jpg", "face/1.jpg")
+    assert load_data("folder", "train", tmp_path / "faces").names == ["face/1", "label/2", "mask/1", "no_mask/1"]
+    write(tmp_path / "photos", "train/images/man_mask.jpg", "train/images/woman_L.jpg", "train/images/woman_R.jpg")
+    assert load_data("folder", "train", tmp_path / "photos").names == ["images/man_mask", "images/woman_L", "images/woman_R"]
+
+
+def test_pictures_of_one_name_are_both_images(tmp_path):
+    """A JPEG and a PNG of one name that are both photos, and a PNG photo among pairs of image and mask."""
+    write(tmp_path / "photos", "0.jpg", "images.jpg")
+    noise = Image.fromarray(np.random.default_rng(9).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "photos" / "0.png")
+    assert load_data("folder", "train", tmp_path / "photos").names == ["0.jpg", "0.png", "images"]
+    write(tmp_path / "mixed", "0.jpg", "0.png")
+    noise.save(tmp_path / "mixed" / "photo.png")
+    assert load_data("folder", "train", tmp_path / "mixed", unlabelled=True).names == ["0", "photo"]
+    assert load_data("folder", "train", tmp_path / "mixed", masked_only=True).names == ["0"]
+
+
+MASKS_AMONG_IMAGES = {
+    "folders of each patient": ("p1/images/0.jpg", "p1/masks/0.png", "p2/images/0.jpg", "p2/masks/0.png"),
+    "a suffix": ("train/0.jpg", "train/0_mask.png", "train/1.jpg", "train/1_mask.png"),
+    "a suffix, one image gone": ("0.jpg", "0_mask.png", "1.jpg", "1_mask.png", "2_mask.png"),
+    "an ending, one image gone": ("0.jpg", "0.png", "1.jpg", "1.png", "2.png"),
+    "a folder of another name": ("rgb/0.jpg", "rgb/1.jpg", "masks_png/0.png", "masks_png/1_mask.png"),
+    "masks below": ("0.jpg", "1.jpg", "gt/0.png", "gt/1.png"),
+}
+
+
+@pytest.mark.parametrize("case", MASKS_AMONG_IMAGES)
+def test_masks_are_never_pretrained_on(tmp_path, case):
+    """Losses without labels read the two images alone, as the data folder and as --unlabelled DIR, and the log counts the masks."""
+    write(tmp_path, *MASKS_AMONG_IMAGES[case])
+    data, lines = pretrained_on(tmp_path)
+    assert len(data.unlabelled) == 2 and all(data.unlabelled.read(i).image.std() > 50 for i in range(2))
+    count = len(MASKS_AMONG_IMAGES[case]) - 2
+    assert any(f"2 images in {tmp_path}" in line and f"{count} masks among them are left out" in line for line in lines)
+
+
+def test_unlabelled_folder_with_masks(tmp_path):
+    """--unlabelled DIR leaves out the masks in DIR."""
+    write(tmp_path / "more", "0.jpg", "0_mask.png", "1.jpg", "1_mask.png")
+    options = DataOptions(dataset="folder", data_dir=str(write(tmp_path / "own", "images/0.jpg", "masks/0.png")), decoded_cache_gb=0)
+    data = pretraining_data(options, VIEW, 2, 0, str(tmp_path / "more"), 0.5, True, lambda line: None)
+    assert data.unlabelled.names == ["0", "1"]
+
+
+def test_one_folder_by_flags(tmp_path):
+    """--image-dir and --mask-dir of one folder, with a suffix or without."""
+    write(tmp_path / "a", "0.jpg", "0_roi.png", "1.jpg", "1_roi.png")
+    write(tmp_path / "b", "0.jpg", "0.png")
+    for folder, suffix, names in (("a", "_roi", ["0", "1"]), ("b", "", ["0"])):
+        assert both(None, image_dir=tmp_path / folder, mask_dir=tmp_path / folder, mask_suffix=suffix) == (names, names)
+    assert both(tmp_path / "a", mask_suffix="_roi")[0] == ["0", "1"]
+
+
+UNMATCHED = {
+    "a suffix": (("images/0.jpg", "images/1.jpg", "masks/0_roi.png", "masks/1_roi.png"),
+                 ("masks/0.png", "0_roi.png, 1_roi.png", "Pass --mask-suffix=_roi")),
+    "L of CamVid": (("images/0.jpg", "masks/0_L.png"), ("masks/0.png", "holds 0_L.png", "Pass --mask-suffix=_L")),
+    "another suffix": (("images/0.jpg", "masks/0-mask.png"), ("Pass --mask-suffix=-mask",)),
+    "a prefix": (("images/0.jpg", "masks/mask_0.png"), ("masks/0.png", "holds mask_0.png", "Give the masks the names of their images")),
+    "other folders": (("images/a/0.jpg", "images/b/1.jpg", "masks/0.png", "masks/1.png"), ("holds 0.png, 1.png", "the names of")),
+    "one folder more": (("images/all/0.jpg", "masks/0.png"), ("Pass --image-dir {}/images/all --mask-dir {}/masks",)),
+    "some": (("images/0.jpg", "images/1.jpg", "masks/0.png"), ("1 of 2", "holds no other file", "--masked-only")),
+    "two candidates": (("images/0.jpg", "labels/0.png", "gt/0.png"), ("gt", "labels", "--mask-dir")),
+    "folders of patients": (("p1/images/0.jpg", "p1/masks/0.png", "p2/images/0.jpg", "p2/masks/0.png"),
+                            ("no masks", "--image-dir {}/p1/images --mask-dir {}/p1/masks")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNMATCHED)
+def test_masks_that_do_not_match(tmp_path, case):
+    """The error names what was looked for, what lies there, and the flags for it; with these flags the data is read."""
+    files, parts = UNMATCHED[case]
+    write(tmp_path, *files)
+    with pytest.raises(ValueError) as caught:
+        pretrained_on(tmp_path, uses_labels=True)
+    message = str(caught.value)
+    assert all(part.format(tmp_path, tmp_path) in message for part in parts), message
+    flags = dict(re.findall(r"--(image-dir|mask-dir|mask-suffix)[= ](\S+?)(?=[ ).]|$)", message))
+    if message.endswith(tuple(flags.values())) and flags:
+        assert both(tmp_path, **{name.replace("-", "_"): value for name, value in flags.items()})
+
+
+def test_the_folder_of_images_itself(tmp_path):
+    """--data-dir DIR/images has no masks, and the error names DIR."""
+    write(tmp_path, "images/0.jpg", "masks/0.png")
+    with pytest.raises(ValueError, match=re.escape(f"pass --data-dir {tmp_path}")):
+        pretrained_on(tmp_path / "images", uses_labels=True)
+
+
+@pytest.mark.parametrize("name", [".keep", "0.gif"])
+def test_an_empty_folder_of_masks(tmp_path, name):
+    """Fine-tuning and losses with labels name the folder and what to do; losses without labels run."""
+    write(tmp_path, "images/0.jpg", "images/1.jpg")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / name).write_bytes(b"")
+    assert len(pretrained_on(tmp_path)[0].unlabelled) == 2
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks")) + r" holds (no file|0.gif).*--losses g, l or g\+l"):
+        pretrained_on(tmp_path, uses_labels=True)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks"))):
+        finetuning_data(DataOptions(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
+
+
+def test_a_folder_of_pairs_that_are_partly_masks(tmp_path):
+    """Some of the files of one name look like masks: one error with the flags, which are taken at their word."""
+    write(tmp_path, "0.jpg", "0.png", "1.jpg")
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "1.png")
+    assert f"--image-dir {tmp_path} --mask-dir {tmp_path}" in error(tmp_path)
+    data = load_data("folder", "train", None, image_dir=tmp_path, mask_dir=tmp_path, unlabelled=True)
+    assert data.names == ["0", "1"]
+
+
+# Links
+
+
+def test_linked_folders_are_counted_and_named(tmp_path):
+    """A sub-folder that is a link is not entered, and the log names it with its target and the way to read it; so for masks."""
+    write(tmp_path / "data", "images/a/0.jpg", "masks/a/0.png")
+    write(tmp_path / "disk", "b/1.jpg")
+    (tmp_path / "data" / "images" / "b").symlink_to(tmp_path / "disk" / "b")
+    data = load_data("folder", "train", tmp_path / "data")
+    assert len(data) == 1 and f"1 linked folder(s) are not entered: {tmp_path}/data/images/b -> {tmp_path}/disk/b" in data.note
+    assert "cp -rs" in data.note and any("linked folder" in line for line in pretrained_on(tmp_path / "data")[1])
+
+
+def test_links_that_are_read(tmp_path):
+    """images/, masks/ and a split may be links themselves; links to each other end no run."""
+    write(tmp_path / "disk", "i/0.jpg", "m/0.png")
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "train").symlink_to(tmp_path / "disk" / "i")
+    (tmp_path / "data" / "masks").symlink_to(tmp_path / "disk" / "m")
+    (tmp_path / "disk" / "i" / "again").symlink_to(tmp_path / "data" / "images")
+    assert both(tmp_path / "data") == (["0"], ["0"])
+
+
+def test_broken_links_are_bad_images(tmp_path):
+    """A link to a file that is gone is named by the check of the data, and not passed over."""
+    write(tmp_path, "0.jpg")
+    (tmp_path / "1.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(BadSample, match=r"1\.jpg cannot be read"):
+        check_data(load_data("folder", "train", tmp_path))
+
+
+def test_unreadable_folders_are_errors(tmp_path, monkeypatch):
+    """A folder without permission to read is named. Root may read all, so that the system's answer is made here."""
+    write(tmp_path, "a/0.jpg", "b/1.jpg")
+    scandir = os.scandir
+
+    def closed(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert f"{tmp_path / 'b'} cannot be read (Permission denied)" in error(tmp_path)
+
+
+# The log
+
+
+def test_the_log_names_what_was_found_and_the_cache(tmp_path, monkeypatch):
+    """Number and place of images and masks once, and place and limit of the cache of decoded images once."""
+    monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
+    root = write(tmp_path / "data", "images/0.jpg", "images/1.jpg", "masks/0.png", "masks/1.png")
+    lines: list[str] = []
+    options = DataOptions(dataset="folder", data_dir=str(root), train_count=1, decoded_cache_gb=2)
+    pretraining_data(options, VIEW, 2, 0, "rest", 0.5, True, lines.append)
+    assert [line for line in lines if "images" in line and str(root) in line] == [
+        f"folder/train: 2 images with masks in {root}/images; masks in {root}/masks"
+    ]
+    (line,) = (line for line in lines if str(tmp_path / "cache") in line)
+    assert "up to 2 GB" in line and "--decoded-cache-gb 0" in line and "MSCL_HF_CACHE" in line
+
+
+# The layouts of the small cases
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not there")
+@pytest.mark.parametrize(("case", "count"), [("suffix_beside", 6), ("beside_each_other", 6), ("split_above", 4)])
+def test_cases(case, count):
+    """Each is read without flags, with masks and without."""
+    names, images = both(CASES / case)
+    assert len(names) == len(images) == count
