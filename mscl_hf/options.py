@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .checks_mscl import shown
 from .launcher import lacks_processes
+from .text_files import read_text
 
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
@@ -34,7 +35,7 @@ def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = 
     parser.add_argument("--config", help="YAML file, one 'option: value' a line; flags win over it")
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
-    path = _config_path(argv)
+    path = _expanded(_config_path(argv))
     if path is not None:
         parser.set_defaults(**_read_yaml(path, known))
     parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
@@ -44,7 +45,20 @@ def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = 
     for name, value in flat(*instances).items():
         if any(isinstance(number, float) and not math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be finite")
-    return tuple(instances)
+    return tuple(map(_with_home, instances))
+
+
+def _with_home(instance):
+    """The options with ~ as the home folder, which shells expand neither in a YAML file nor behind '='."""
+    values = {option.name: getattr(instance, option.name) for option in fields(instance)}
+    changes = {name: _expanded(value) for name, value in values.items() if value != _expanded(value)}
+    return replace(instance, **changes) if changes else instance
+
+
+def _expanded(value):
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -60,7 +74,7 @@ def _read_yaml(path: str, known: dict) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no configuration file {path}; give the path of a YAML file to --config")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_text(path)) or {}
     except NO_YAML as error:
         raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); write 'option: value' lines") from error
     if not isinstance(content, dict):

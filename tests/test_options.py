@@ -56,6 +56,22 @@ def test_yaml_means_the_same_as_flags_and_flags_win(tmp_path):
     assert parsed(yaml="", tmp_path=tmp_path) == Sample()
 
 
+def test_home_in_flags_and_yaml(tmp_path, monkeypatch):
+    """~ is the home folder in every text option: in a file, behind '=', in lists, and for --config itself; elsewhere in a text it stays."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "o.yaml").write_text("name: ~/data\nwords: [~/a, b~]\n")
+    assert parsed("--config", "~/o.yaml") == Sample(name=f"{tmp_path}/data", words=[f"{tmp_path}/a", "b~"])
+    assert parsed("--name=~", "--words", "~/x").name == str(tmp_path)
+    assert parsed("--name", "a/~/b").name == "a/~/b"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_yaml_with_a_byte_order_mark(tmp_path, encoding):
+    """Files as editors of Windows save them."""
+    (tmp_path / "o.yaml").write_text("name: Straße\n", encoding=encoding)
+    assert parsed("--config", tmp_path / "o.yaml").name == "Straße"
+
+
 @pytest.mark.parametrize(
     ("yaml", "says"),
     [
