@@ -330,6 +330,68 @@ def test_hf_names_its_splits_and_what_cannot_be_opened(tmp_path):
         load_data("hf", "train", "nobody/nothing")
 
 
+@pytest.mark.parametrize("store", STORED)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hf_paths_are_no_patterns(tmp_path, store, streaming, monkeypatch):
+    """*, ?, and [1] in a path, of the data set or of the current folder, are names of folders and match nothing else."""
+    (tmp_path / "plain" / "x").mkdir(parents=True)
+    place = store(tmp_path / "plain" / "x").rename(tmp_path / "plain" / ("scans.parquet" if store is as_parquet_file else "scans"))
+    for name in ("a[1]", "a1", "what?*"):
+        shutil.copytree(tmp_path / "plain", tmp_path / name)
+    for folder in ("a[1]", "what?*"):
+        monkeypatch.chdir(tmp_path / folder)
+        for path in (tmp_path / folder / place.name, place.name):
+            data = load_data("hf", "train", path, streaming=streaming, num_classes=3)
+            samples = [s for s, _ in next(data.batches(0, 6, range(6)))] if streaming else [data.read(i) for i in range(len(data))]
+            assert len({sample.name for sample in samples}) == 6 and all(sample.mask.max() < 3 for sample in samples)
+
+
+def test_hf_path_of_a_pattern_with_a_card(tmp_path):
+    """A card that names data files cannot be kept apart from such a path: an error that names the card."""
+    (tmp_path / "a[1]").mkdir()
+    root = as_parquet_folder(tmp_path / "a[1]")
+    (root / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n")
+    with pytest.raises(ValueError, match=r"README.md names data files.*rename the folder"):
+        load_data("hf", "train", root)
+
+
+def test_saved_split_valid_is_the_held_out_one(tmp_path):
+    """valid, val and validation mean the same."""
+    datasets.DatasetDict({"train": stored_rows(), "valid": stored_rows(2)}).save_to_disk(tmp_path / "saved")
+    assert [len(load_data("hf", split, tmp_path / "saved")) for split in ("val", "validation", "valid")] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_files_with_a_byte_order_mark(tmp_path, encoding):
+    """Class names and lists of files, as editors of Windows save them."""
+    folder(tmp_path)
+    (tmp_path / "names.txt").write_text("Straße\ncar\nsky\n", encoding=encoding)
+    assert load_data("folder", "train", tmp_path, classes=tmp_path / "names.txt").classes == ("Straße", "car", "sky")
+    root = tmp_path / "camvid"
+    save(picture(), root / "train" / "é.png")
+    save(labels([0, 11]), root / "trainannot" / "é.png")
+    (root / "train.txt").write_text("/SegNet/CamVid/train/é.png /SegNet/CamVid/trainannot/é.png\n", encoding=encoding)
+    assert load_data("camvid", "train", root).read(0).name == "é"
+    voc = tmp_path / "VOC2012"
+    save(picture(), voc / "JPEGImages" / "a.jpg")
+    save(labels([0, 20]), voc / "SegmentationClass" / "a.png")
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n", encoding=encoding)
+    assert load_data("voc2012", "train", tmp_path).names == ["a"]
+
+
+def test_text_files_of_another_encoding_are_named(tmp_path):
+    """Text that is neither: the error names the file."""
+    folder(tmp_path)
+    (tmp_path / "names.txt").write_text("Straße\ncar\nsky\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"names\.txt is neither UTF-8"):
+        load_data("folder", "train", tmp_path, classes=tmp_path / "names.txt")
+    save(picture(), tmp_path / "train" / "0.png")
+    (tmp_path / "train.txt").write_text("train/é.png annot/é.png\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"train\.txt is neither UTF-8"):
+        load_data("camvid", "train", tmp_path)
+
+
 def test_hf_reduces_labels(tmp_path):
     """reduce_labels: stored 0 is ignored and ids go down by one, so three ids are two classes."""
     data = load_data("hf", "train", as_saved(tmp_path), reduce_labels=True)

@@ -1,6 +1,7 @@
 """Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
 
 import contextlib
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
-from .opening import DECODE_ERRORS, decode, refuse_packed, refuse_strays
+from .layout import split_names
+from .opening import DECODE_ERRORS, cards, decode, named_files, refuse_packed, refuse_strays
 from .segmentation_data import SegmentationData, Slice
 from .shards import ParquetShard, StreamedShard
 from .stream import SegmentationStream
@@ -21,7 +24,6 @@ MASK_COLUMNS = ("mask", "masks", "label", "labels", "annotation", "annotations",
                 "seg_map", "semantic_mask", "gt")  # fmt: skip
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 SAVED = ("state.json", "dataset_dict.json")  # in folders written by `save_to_disk`
-SPLIT_ALIASES = {"val": "validation", "validation": "val"}  # `datasets` calls it validation, most papers val
 
 
 def build_hf(
@@ -74,7 +76,8 @@ def build_hf(
     rows = rows.add_column("name", row_names(rows))
     if named is None:
         named = found_classes(scanned_masks(rows), table)
-    return SegmentationData(rows, named, name, split, table, slices=slices)
+    note = f"{len(rows)} images{'' if unlabelled else ' with masks'} in {data_dir}"
+    return SegmentationData(rows, named, name, split, table, slices=slices, note=note)
 
 
 def load_rows(
@@ -87,10 +90,10 @@ def load_rows(
         refuse_strays(path)
     if path.is_file() and path.suffix not in FILE_READERS:
         raise ValueError(f"{path} is a file of an unknown kind; wanted one of {' '.join(FILE_READERS)}, a folder or a Hub name")
-    source = source_of(name, split, subset, revision)
     try:
         if any((path / marker).is_file() for marker in SAVED):
             return saved_rows(path, split, streaming)
+        source = source_of(name, split, subset, revision)
         there = datasets.get_dataset_split_names(
             source["path"],
             config_name=source.get("name"),
@@ -118,12 +121,24 @@ def features_of(rows: datasets.Dataset | datasets.IterableDataset, name: str) ->
 
 
 def source_of(name: str, split: str, subset: str | None, revision: str | None) -> dict:
-    """How `load_dataset` is asked for it."""
+    """How `load_dataset` is asked for it. In a local path, * ? [ and ] are escaped, which `datasets` reads as a pattern."""
+    place = glob.escape(str(Path(name).resolve()))
     if Path(name).is_file():
-        return {"path": FILE_READERS[Path(name).suffix], "data_files": {"train": name}}
+        return {"path": FILE_READERS[Path(name).suffix], "data_files": {"train": place}}
+    if Path(name).is_dir() and place != str(Path(name).resolve()):
+        refuse_named_files(Path(name))
+        files = DataFilesDict.from_patterns(get_data_patterns(place), base_path=place)
+        return {"path": name, "name": subset, "data_files": {part: [*map(glob.escape, paths)] for part, paths in files.items()}}
     if "://" in name:
         return {"path": "parquet", "data_files": {split: f"{name.rstrip('/')}/**/{split}-*.parquet"}}
     return {"path": name, "name": subset, "revision": revision}
+
+
+def refuse_named_files(folder: Path) -> None:
+    """ValueError where a folder's card names its data files, and the path of the folder would be read as a part of their patterns."""
+    card = next((card for card in cards(folder) if named_files(card)), None)
+    if card is not None:
+        raise ValueError(f"{card} names data files, and `datasets` reads *, ? or [ in the path as a pattern; rename the folder")
 
 
 def parquet_files(name: str, split: str, subset: str | None, revision: str | None) -> list[str]:
@@ -152,8 +167,8 @@ def saved_rows(path: Path, split: str, streaming: bool) -> datasets.Dataset | da
 
 
 def there_is(split: str, there: Sequence[str], where: str) -> str:
-    """The split's own name there; val and validation mean the same."""
-    for name in (split, SPLIT_ALIASES.get(split)):
+    """The split's own name there, or another that means the same: val, valid and validation."""
+    for name in split_names(split):
         if name in there:
             return name
     raise ValueError(f"no split {split!r} in {where}; the splits there: {', '.join(there)}")

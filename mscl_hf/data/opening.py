@@ -74,10 +74,15 @@ def named_as_image(path: Path) -> bool:
 
 def refuse_strays(folder: Path) -> None:
     """ValueError where a folder's card (README.md, .huggingface.yaml) names data files that do not lie in the folder."""
-    for card in (folder / "README.md", folder / ".huggingface.yaml"):
-        for pattern in named_files(card) if card.is_file() else ():
+    for card in cards(folder):
+        for pattern in named_files(card):
             if not lies_in(folder, pattern):
                 raise ValueError(f"{card} names data files {pattern!r} that do not lie in {folder}; correct it, or remove {card.name}")
+
+
+def cards(folder: Path) -> list[Path]:
+    """The files of a folder in which `datasets` looks for its configurations."""
+    return [card for card in (folder / "README.md", folder / ".huggingface.yaml") if card.is_file()]
 
 
 def named_files(card: Path) -> list[str]:
