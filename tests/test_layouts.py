@@ -56,12 +56,19 @@ READ = {
     "suffix beside, split": (("train/00.jpg", "train/00_mask.png", "train/01.jpg", "train/01_mask.png"), ["00", "01"]),
     "another word, upper case": (("A 1.JPG", "A 1-Labels.PNG", "B.JPEG", "B-Labels.PNG"), ["A 1", "B"]),
     "whole names": (("00.jpg", "00.jpg.png", "01.jpg", "01.jpg.png"), ["00", "01"]),
+    "a prefix": (("00.jpg", "mask_00.png", "01.jpg", "mask_01.png"), ["00", "01"]),
+    "images with a suffix": (("train/7_sat.jpg", "train/7_mask.png", "train/8_sat.jpg", "train/8_mask.png"), ["7_sat", "8_sat"]),
+    "images with a prefix": (("img_7.jpg", "mask_7.png", "img_8.jpg", "mask_8.png"), ["img_7", "img_8"]),
+    "a folder for each image": (("7/image.jpg", "7/mask.png", "8/photo.jpg", "8/label.png"), ["7/image", "8/photo"]),
+    "brackets and blanks": (("images/[1] *a?.jpg", "masks/[1] *a?.png"), ["[1] *a?"]),
     "one folder": (("00.jpg", "00.png", "01.jpg", "01.png"), ["00", "01"]),
     "one folder of classes": (("cat/00.jpg", "cat/00.png", "dog/00.jpg", "dog/00.png"), ["cat/00", "dog/00"]),
     "split above": (("train/images/00.jpg", "train/labels/00.png", "valid/images/1.jpg", "valid/labels/1.png"), ["00"]),
     "split above, capitals": (("Train/Images/00.jpg", "Train/Masks/00.png"), ["00"]),
     "split below labels": (("images/training/00.jpg", "annotations/training/00.png", "images/val/1.jpg"), ["00"]),
     "split beside masks": (("train/00.jpg", "val/1.jpg", "masks/train/00.png", "masks/val/1.png"), ["00"]),
+    "split in the name of masks": (("train/0.jpg", "train_masks/0.png", "val/1.jpg", "val_masks/1.png"), ["0"]),
+    "CamVid without lists": (("train/0.jpg", "trainannot/0.png", "val/1.jpg", "valannot/1.png"), ["0"]),
     "masks in the folder of images": (("images/00.jpg", "images/masks/00.png"), ["00"]),
     "masks in the folder of the split": (("train/00.jpg", "train/mask/00.png", "train/01.jpg", "train/mask/01.png"), ["00", "01"]),
     "masks in the data folder": (("a/00.jpg", "b/00.jpg", "masks/a/00.png", "masks/b/00.png"), ["a/00", "b/00"]),
@@ -104,7 +111,9 @@ def test_images_alone_keep_their_names(tmp_path):
     write(tmp_path / "faces", "mask/1.jpg", "no_mask/1.jpg", "label/2.jpg", "face/1.jpg")
     assert load_data("folder", "train", tmp_path / "faces").names == ["face/1", "label/2", "mask/1", "no_mask/1"]
     write(tmp_path / "photos", "train/images/man_mask.jpg", "train/images/woman_L.jpg", "train/images/woman_R.jpg")
-    assert load_data("folder", "train", tmp_path / "photos").names == ["images/man_mask", "images/woman_L", "images/woman_R"]
+    write(tmp_path / "photos", "train/images/mask_1.jpg", "train/images/mask_2.jpg", "train/images/mask.jpg")
+    names = ["man_mask", "mask", "mask_1", "mask_2", "woman_L", "woman_R"]
+    assert load_data("folder", "train", tmp_path / "photos").names == [f"images/{name}" for name in names]
 
 
 def test_pictures_of_one_name_are_both_images(tmp_path):
@@ -125,6 +134,7 @@ MASKS_AMONG_IMAGES = {
     "a suffix, one image gone": ("0.jpg", "0_mask.png", "1.jpg", "1_mask.png", "2_mask.png"),
     "an ending, one image gone": ("0.jpg", "0.png", "1.jpg", "1.png", "2.png"),
     "a folder of another name": ("rgb/0.jpg", "rgb/1.jpg", "masks_png/0.png", "masks_png/1_mask.png"),
+    "two masks": ("0.jpg", "0.png", "0.tif", "1.jpg", "1.png", "1.tif"),
     "masks below": ("0.jpg", "1.jpg", "gt/0.png", "gt/1.png"),
 }
 

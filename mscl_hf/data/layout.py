@@ -1,5 +1,6 @@
 """Where the images and masks of `--dataset folder` lie: names of folders, and the splits below or above them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from .files import holds_images
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation",
                 "segmentationclass", "gt", "ground_truth", "groundtruth")  # fmt: skip
+WORDS = (  # in names of folders and files of masks
+    r"masks?|labels?|annotations?|annot|annos?|segs?|segmentations?|segmentation_?class|gt|ground_?truth|label_?ids|label_?train_?ids|"
+    "semantic|targets?"
+)
 SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))  # names that mean the same
 WANTED = "a folder with images/ and masks/ (or only images), or image_dir and mask_dir"
 
@@ -32,6 +37,10 @@ def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_
     images = in_split(data_dir, split)
     if images == data_dir:  # a mask folder that is no link lies among the images, and is told by its files
         return images, _masks_of(split, [path for path in candidates if masks is not None or path.is_symlink()])
+    if masks is None and not candidates:
+        named = re.compile(rf"(?i){re.escape(images.name)}[ ._-]?(?:{WORDS})")  # train_masks, trainannot
+        siblings = [data_dir / name for name in subfolders(data_dir) if named.fullmatch(name)]
+        candidates = [folder for folder in siblings if holds_images(folder)]
     inner = candidates if masks is not None else mask_folders(images)
     folder = image_folder(images, True) if inner else None
     return (images, _masks_of(split, candidates)) if folder is None else (folder, _masks_of(split, inner))

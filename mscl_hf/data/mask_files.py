@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .files import list_images
-from .layout import IMAGE_FOLDERS, MASK_FOLDERS
+from .layout import IMAGE_FOLDERS, MASK_FOLDERS, WORDS
 from .opening import DECODE_ERRORS, decode
 
-WORDS = (
-    r"masks?|labels?|annotations?|annot|annos?|segs?|segmentations?|segmentation_?class|gt|ground_?truth|label_?ids|label_?train_?ids|"
-    "semantic|targets?"
-)
 MASK_NAME = re.compile(rf"(?i:[ ._-]?masks?|[ ._-](?:{WORDS}))$|_L$")  # 00_mask, 00-labels; 00_L as CamVid has it
+MASK_PREFIX = re.compile(rf"(?i)(?:{WORDS})[ ._-](?=.)")  # mask_00
+FIRST_WORD, LAST_WORD = re.compile(r"^[^ ._-]+[ ._-]"), re.compile(r"[ ._-][^ ._-]+$")
 MASK_WORD = re.compile(rf"(?i)(?:^|[ ._-])(?:{WORDS})(?:[ ._-]|$)")  # train_masks, masks_png
 FORMATS = (".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".bmp", ".png")  # of two files of one name the later is the mask
 SAMPLES = 8  # pairs that are opened to see whether one file is the other's mask
@@ -42,7 +40,7 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
     """Tell masks from images among the image files below `root`.
 
     Masks are: what lies below masks_root, where that lies in root; folders named after masks beside images; 00_mask.png (or 00 and the
-    suffix) beside 00.jpg; 00.png beside 00.jpg, if it looks like a mask or masks_root is root.
+    suffix) and the like beside 00.jpg; 00.png beside 00.jpg, if it looks like a mask or masks_root is root.
     Raises ValueError where only some of such files of one name look like masks.
     """
     inside = masks_root is not None and masks_root != root and masks_root.is_relative_to(root)
@@ -54,7 +52,7 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
     beside: dict[Path, list[Path]] = defaultdict(list)
     images = []
     for members in by_folder.values():
-        masks = _by_ending(members, suffix)
+        masks = _by_name(members, suffix)
         masks |= _by_format([path for path in members if path not in masks], masks_root == root)
         images += [path for path in members if path not in masks]
         for mask, image in masks.items():
@@ -114,24 +112,45 @@ def stem_of_image(stem: str, suffix: str = "") -> str | None:
     return stem[: ending.start()] if ending else None
 
 
-def _by_ending(files: Sequence[Path], suffix: str) -> dict[Path, Path | None]:
-    """{mask: its image} of 00_mask.png and 00.jpg.png beside 00.jpg; None for further files of the same ending, whose image is missing."""
-    by_stem, by_name = ({normal(getattr(path, part)): path for path in reversed(files)} for part in ("stem", "name"))
-    masks: dict[Path, Path | None] = {}
-    endings = set()
-    for path in files:
-        stem = normal(path.stem)
-        base = stem_of_image(stem, suffix)
-        image = by_stem.get(base) or by_name.get(base) or by_name.get(stem)
-        if image is not None:
-            masks[path] = image
-            endings.add(stem[len(base) :] if base else "")
-    endings.discard("")
-    return masks | {path: None for path in files if path not in masks and normal(path.stem).endswith(tuple(endings))}
+def _by_name(files: Sequence[Path], suffix: str) -> dict[Path, Path | None]:
+    """{mask: its image} of files in one folder, by their names; None for masks of the same naming whose image is missing.
+
+    Beside 00.jpg: 00_mask.png, mask_00.png, 00.jpg.png. If they look like masks, also mask_00.png beside img_00.jpg, 00_mask.png beside
+    00_sat.jpg, mask.png beside the only image of the folder or image.png.
+    """
+    stems = {path: normal(path.stem) for path in files}
+    by_stem, by_name = {stem: path for path, stem in stems.items()}, {normal(path.name): path for path in files}
+    endings = {path: base for path, stem in stems.items() if (base := stem_of_image(stem, suffix)) is not None}
+    prefixes = {path: stem[match.end() :] for path, stem in stems.items() if path not in endings and (match := MASK_PREFIX.match(stem))}
+    words = [path for path, stem in stems.items() if MASK_WORD.fullmatch(stem)]
+    plain = [path for path in files if path not in endings and path not in prefixes and path not in words]
+    masks = {path: by_name[stem] for path, stem in stems.items() if stem in by_name}
+    likely: dict[Path, Path] = {}
+    for bases, cut in ((endings, LAST_WORD), (prefixes, FIRST_WORD)):
+        shortened = _unique((cut.sub("", stems[path]), path) for path in plain)
+        for path, base in bases.items():
+            if base in by_stem or base in by_name:
+                masks[path] = by_stem.get(base) or by_name[base]
+            elif base in shortened:
+                likely[path] = shortened[base]
+    images = [path for path in plain if stems[path].lower() in IMAGE_FOLDERS] or plain
+    likely |= {path: images[0] for path in words if len(images) == 1}
+    if all(looks_like_mask(mask, image) for mask, image in _few(list(likely.items()))):
+        masks |= {path: image for path, image in likely.items() if path not in masks}
+    shared = [bases for bases in (endings, prefixes) if any(path in masks for path in bases)]
+    return dict.fromkeys(path for bases in shared for path in bases) | masks
+
+
+def _unique(items: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """The items of the keys that occur once."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for name, path in items:
+        found[name].append(path)
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
 
 def _by_format(files: Sequence[Path], told: bool) -> dict[Path, Path | None]:
-    """{mask: its image} of two files of one stem, such as 00.png and 00.jpg; None for masks whose image is missing.
+    """{mask: its image} of files of one stem, such as 00.png and 00.jpg; None for masks whose image is missing.
 
     told: they are masks. Otherwise a few are opened, and all or none of them must look like masks.
     """
@@ -140,9 +159,10 @@ def _by_format(files: Sequence[Path], told: bool) -> dict[Path, Path | None]:
         by_stem[normal(path.stem)].append(path)
     pairs: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
     for members in by_stem.values():
-        if len(members) == 2 and _rank(members[0]) != _rank(members[1]):
-            image, mask = sorted(members, key=_rank)
-            pairs[image.suffix.lower(), mask.suffix.lower()].append((image, mask))
+        image, *others = sorted(members, key=_rank)
+        if len(set(map(_rank, members))) == len(members):
+            for mask in others:
+                pairs[image.suffix.lower(), mask.suffix.lower()].append((image, mask))
     masks: dict[Path, Path | None] = {}
     for formats, members in pairs.items():
         if told or _look_like_masks(members):

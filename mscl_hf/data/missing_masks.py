@@ -81,11 +81,11 @@ def no_masks(data_dir: Path | None, images_root: Path, separated: Separated) -> 
         nearby = [image for image in separated.images if image.is_relative_to(mask_dir.parent)]
         image_dir = mask_dir.parent / nearby[0].relative_to(mask_dir.parent).parts[0]
         flags = f"--image-dir {image_dir} --mask-dir {mask_dir}" if image_dir.is_dir() else f"--mask-dir {mask_dir}"
-        return f"{first_three(list(map(str, separated.folders)))} hold masks that were not taken; pass {flags}"
+        return f"{first_three(list(map(str, separated.folders)))} hold masks that are not read; pass {flags}"
     empty = [folder / name for folder in (base, images_root.parent) for name in subfolders(folder) if name.lower() in MASK_FOLDERS]
     if base.name.lower() in IMAGE_FOLDERS and (beside := mask_folders(base.parent)):
         return f"{beside[0]} lies beside {base}; pass --data-dir {base.parent}"
     if empty:
         files = first_three([path.name for path in visible_files(empty[0])])
-        return f"{empty[0]} holds {files or 'no file'}, and masks are read from {' '.join(IMAGE_SUFFIXES)}"
+        return f"{empty[0]} holds {files}, and masks are read from PNG, BMP or TIFF" if files else f"{empty[0]} holds no file"
     return f"looked for masks/, labels/, annotations/ and the like in {base}, and for files such as 00_mask.png beside 00.jpg"
