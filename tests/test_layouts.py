@@ -157,13 +157,15 @@ def test_unlabelled_folder_with_masks(tmp_path):
     assert data.unlabelled.names == ["0", "1"]
 
 
-def test_one_folder_by_flags(tmp_path):
-    """--image-dir and --mask-dir of one folder, with a suffix or without."""
+def test_one_folder_by_flags(tmp_path, monkeypatch):
+    """--image-dir and --mask-dir of one folder, with a suffix or without, however the paths are written."""
     write(tmp_path / "a", "0.jpg", "0_roi.png", "1.jpg", "1_roi.png")
     write(tmp_path / "b", "0.jpg", "0.png")
     for folder, suffix, names in (("a", "_roi", ["0", "1"]), ("b", "", ["0"])):
         assert both(None, image_dir=tmp_path / folder, mask_dir=tmp_path / folder, mask_suffix=suffix) == (names, names)
     assert both(tmp_path / "a", mask_suffix="_roi")[0] == ["0", "1"]
+    monkeypatch.chdir(tmp_path / "b")
+    assert both(None, image_dir=".", mask_dir=tmp_path / "a" / ".." / "b")[1] == ["0"] and both(Path("."))[0] == ["0"]
 
 
 UNMATCHED = {
@@ -234,6 +236,9 @@ def test_linked_folders_are_counted_and_named(tmp_path):
     (tmp_path / "data" / "images" / "b").symlink_to(tmp_path / "disk" / "b")
     data = load_data("folder", "train", tmp_path / "data")
     assert len(data) == 1 and f"1 linked folder(s) are not entered: {tmp_path}/data/images/b -> {tmp_path}/disk/b" in data.note
+    write(tmp_path / "data", "images/c/2.jpg")
+    (tmp_path / "data" / "masks" / "c").symlink_to(tmp_path / "disk" / "b")
+    assert f"{tmp_path}/data/masks/c -> {tmp_path}/disk/b" in error(tmp_path / "data")
     assert "cp -rs" in data.note and any("linked folder" in line for line in pretrained_on(tmp_path / "data")[1])
 
 

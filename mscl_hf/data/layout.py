@@ -24,6 +24,13 @@ def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_
     images/ and masks/ (labels/, annotations/, ...) lie above the folders of the splits or in them. Without either, the images lie in the
     split's folder, or in data_dir itself, which is all 'train' then. Raises ValueError for a folder or a split that is not there.
     """
+    images, masks = _find_folders(split, data_dir, image_dir, mask_dir)
+    if masks is not None and masks.resolve().is_relative_to(images.resolve()):  # so that paths of files can be compared
+        masks = images / masks.resolve().relative_to(images.resolve())
+    return images, masks
+
+
+def _find_folders(split: str, data_dir: Path | None, image_dir: Any, mask_dir: Any) -> tuple[Path, Path | None]:
     if image_dir is None and data_dir is None:
         raise ValueError(f"the data set 'folder' needs a data folder: {WANTED}")
     images, masks = (None if folder is None else Path(folder) for folder in (image_dir, mask_dir))

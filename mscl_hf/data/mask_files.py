@@ -5,6 +5,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,14 +45,16 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
     Raises ValueError where only some of such files of one name look like masks.
     """
     inside = masks_root is not None and masks_root != root and masks_root.is_relative_to(root)
-    folders = [*([masks_root] if inside else []), *_folders_of_masks(files, root)]
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in files:
-        if not any(path.is_relative_to(folder) for folder in folders):
-            by_folder[path.parent].append(path)
+        by_folder[path.parent].append(path)
+    folders = [*([masks_root] if inside else []), *_folders_of_masks(by_folder, root)]
+    masked = set(folders)
     beside: dict[Path, list[Path]] = defaultdict(list)
     images = []
-    for members in by_folder.values():
+    for folder, members in by_folder.items():
+        if not masked.isdisjoint((folder, *folder.parents)):
+            continue
         masks = _by_name(members, suffix)
         masks |= _by_format([path for path in members if path not in masks], masks_root == root)
         images += [path for path in members if path not in masks]
@@ -190,40 +193,52 @@ def _look_like_masks(pairs: Sequence[tuple[Path, Path]]) -> bool:
 def looks_like_mask(path: Path, image: Path) -> bool | None:
     """Whether a file has one channel where the image has several, or few colors for its size; None where one cannot be read."""
     with suppress(*DECODE_ERRORS):
-        mask, bands = decode(path), len(decode(image).getbands())
+        mask, channels = decode(path), _channels(image)
         one = len(mask.getbands()) == 1
-        if one and bands > 1:
+        if one and channels > 1:
             return True
         colors = len(np.unique(np.asarray(mask))) if one else len(mask.getcolors(256) or range(257))
         return colors <= min(64 if one else 256, mask.width * mask.height // 16)
     return None
 
 
-def _folders_of_masks(files: Sequence[Path], root: Path) -> list[Path]:
+@lru_cache(maxsize=SAMPLES)
+def _channels(path: Path) -> int:
+    return len(decode(path).getbands())
+
+
+def _folders_of_masks(by_folder: dict[Path, list[Path]], root: Path) -> list[Path]:
     """Those below the root: named after masks and beside a folder of images, or with such a word in the name and masks of images nearby."""
-    below = {folder for path in files for folder in path.relative_to(root).parents if folder.parts}
-    below = sorted((root / folder for folder in below), key=lambda folder: (len(folder.parts), folder))
-    chosen: list[Path] = []
-    for folder in below:
-        beside_images = any(other.parent == folder.parent and other.name.lower() in IMAGE_FOLDERS for other in below)
-        if any(folder.is_relative_to(other) for other in chosen):
-            continue
-        if folder.name.lower() in MASK_FOLDERS and beside_images or MASK_WORD.search(folder.name) and _mirrors(folder, files):
-            chosen.append(folder)
-    return chosen
+    below: dict[Path, list[Path]] = defaultdict(list)
+    for folder, members in by_folder.items():
+        for place in (folder, *folder.parents)[: 1 + len(folder.relative_to(root).parts)]:  # up to the root
+            below[place] += members
+    with_images = {folder.parent for folder in below if folder.name.lower() in IMAGE_FOLDERS}
+    nearby: dict[Path, dict[str, Path]] = {}
+    chosen: dict[Path, None] = {}
+    for folder in sorted(below.keys() - {root}, key=lambda folder: (len(folder.parts), folder)):
+        if MASK_WORD.search(folder.name) and not any(parent in chosen for parent in folder.parents):
+            parent = folder.parent
+            named = folder.name.lower() in MASK_FOLDERS and parent in with_images
+            if not named and parent not in nearby:
+                nearby[parent] = {normal(path.stem): path for path in below[parent] if not _in_mask_word(path.relative_to(parent))}
+            if named or _mirrors(below[folder], nearby[parent]):
+                chosen[folder] = None
+    return list(chosen)
 
 
-def _mirrors(folder: Path, files: Sequence[Path]) -> bool:
-    """Whether the files look like masks, and at least half of them have the stems of images nearby that lie in no such folder."""
-    own = [path for path in files if path.is_relative_to(folder)]
-    nearby = [path for path in files if path.is_relative_to(folder.parent)]
-    images = {normal(path.stem): path for path in nearby if not any(map(MASK_WORD.search, path.relative_to(folder.parent).parts[:-1]))}
+def _in_mask_word(path: Path) -> bool:
+    return any(map(MASK_WORD.search, path.parts[:-1]))
+
+
+def _mirrors(files: Sequence[Path], images: dict[str, Path]) -> bool:
+    """Whether the files look like masks, and at least half of them have the stems of images."""
     pairs = []
-    for path in own:
+    for path in files:
         stem = normal(path.stem)
-        image = next((images[name] for name in (stem, stem_of_image(stem)) if name in images), None)
+        image = images.get(stem) or images.get(stem_of_image(stem))
         pairs += [] if image is None else [(image, path)]
-    return 2 * len(pairs) >= len(own) and all(looks_like_mask(mask, image) is not False for image, mask in _few(pairs))
+    return 2 * len(pairs) >= len(files) and all(looks_like_mask(mask, image) is not False for image, mask in _few(pairs))
 
 
 def _few(pairs: Sequence[tuple[Path, Path]]) -> Sequence[tuple[Path, Path]]:

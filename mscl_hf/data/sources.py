@@ -161,12 +161,12 @@ def build_folder(
     slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
     table = make_table(label_map, reduce_labels)
     note = f" in {images_root}{links_note(files.links)}"
-    if unlabelled:
-        note += f"; {separated.left_out} masks among them are left out" * bool(separated.left_out)
-        return from_files("folder", split, names, images, None, (), slices=slices, note=note)
     masks_root = masks_root or separated.own_folder(images_root)
-    if masks_root is None and not separated.beside:
-        note += f"; no masks: {no_masks(data_dir, images_root, separated)}"
+    if unlabelled and separated.left_out:
+        note += f"; {separated.left_out} masks among them are left out"
+    if not unlabelled and masks_root is None and not separated.beside:
+        unlabelled, note = True, f"{note}; no masks: {no_masks(data_dir, images_root, separated)}"
+    if unlabelled:
         return from_files("folder", split, names, images, None, (), slices=slices, note=note)
     masks = match_masks(separated, images_root, masks_root, mask_suffix)
     require_matches(images, masks, images_root, masks_root or images_root, mask_suffix, masked_only)
