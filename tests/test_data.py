@@ -122,9 +122,9 @@ def test_a_folder_with_and_without_splits(tmp_path):
     """images/ and masks/ match by stem whatever the suffix; a split folder is used where there is one."""
     folder(tmp_path / "flat", count=3)
     save(picture(9), tmp_path / "flat" / "images" / "sub" / "deep.jpg")
-    save(labels([4]), tmp_path / "flat" / "masks" / "sub" / "deep.png")
+    save(labels([3]), tmp_path / "flat" / "masks" / "sub" / "deep.png")
     data = load_data("folder", "train", tmp_path / "flat")
-    assert data.classes == tuple(f"class_{i}" for i in range(5))
+    assert data.classes == tuple(f"class_{i}" for i in range(4))
     assert [data.read(i).name for i in range(4)] == ["0", "1", "2", "sub/deep"]
     folder(tmp_path / "split", split="train")
     folder(tmp_path / "split", count=2, split="val")
@@ -191,7 +191,7 @@ def test_sub_folders_are_volumes_in_the_order_of_their_names(tmp_path):
     wanted = {"a/9": ("a", 0.25), "a/10": ("a", 0.75), "b/deep/1": ("b/deep", 0.5)}
     wanted |= {f"b/{i + 1}": ("b", (i + 0.5) / 4) for i in range(4)}
     assert dict(zip(images.names, images.slices)) == wanted and images.groups is None
-    masked = load_data("folder", "train", tmp_path, masked_only=True)
+    masked = load_data("folder", "train", tmp_path, masked_only=True, num_classes=7)
     assert dict(zip(masked.names, masked.slices)) == {name: place for name, place in wanted.items() if name != "b/2"}
     for kept in (decoded(masked, 4, 1.0).select([5, 0]), decoded(masked.select([5, 0]), 0, 0)):
         assert [wanted[name] for name in kept.names] == list(kept.slices) and len(kept.slices) == 2
@@ -412,11 +412,13 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 
 
 def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
-    """16-bit grey 0, 257, 32896, 65535 are 0, 1, 128, 255 in all three channels."""
+    """16-bit gray 0, 257, 32896, 65535 are 0, 1, 128, 255 in all three channels by the full range; without a range they are not read."""
     values = np.resize(np.array([0, 257, 32896, 65535], np.uint16), (6, 8))
     save(Image.fromarray(values), tmp_path / "x.png")
-    image = load_data("folder", "train", tmp_path).read(0).image
-    assert image[0, :4].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+    image = load_data("folder", "train", tmp_path, image_range=(0, 65535)).read(0).image
+    assert image[0, :4].tolist() == [[v] * 3 for v in (0, 1, 128, 255)] and image.dtype == np.float32
+    with pytest.raises(BadSample, match=r"x\.png holds more than 8 bits.*--image-range LOW HIGH"):
+        load_data("folder", "train", tmp_path).read(0)
 
 
 @pytest.mark.parametrize("how", ["palette", "grey", "16-bit", "1-bit"])

@@ -250,8 +250,8 @@ def test_decoding_is_that_of_datasets(tmp_path, form):
     mode, more = "RGB", {}
     picture = Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8))
     if form == "GIF":
-        mode, more = "P", {"save_all": True, "append_images": [picture.convert("P")]}
-    if form in ("TIFF", "MPO"):
+        mode = "P"
+    if form == "MPO":
         more = {"save_all": True, "append_images": [ImageOps.flip(picture)]}
     for orientation in (None, 1, 6):
         exif = Image.Exif()

@@ -1,6 +1,5 @@
 """From paths on disk to rows: finding images, pairing them with masks, and saying what is missing."""
 
-import contextlib
 import os
 import re
 from collections import Counter
@@ -15,10 +14,12 @@ from PIL import Image
 from ..checks_mscl import is_plain
 from ..text_files import read_text
 from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, decode
-from .segmentation_data import IGNORE_INDEX, BadSample, Slice, index_array
+from .pixels import BadSample, ColorMask, index_array
+from .segmentation_data import IGNORE_INDEX, Slice, unreadable
 
 HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnails
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
+Mask = Image.Image | np.ndarray  # as `decode` returns it
 
 
 def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path] | None) -> datasets.Dataset:
@@ -186,25 +187,34 @@ def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = Fal
     return table
 
 
-def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Image.Image]]:
-    """(file name, image) of at most SCAN_AT_MOST masks, evenly spaced over the list; broken ones are left to the check of the data."""
+def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Mask | Exception]]:
+    """(file name, mask) of at most SCAN_AT_MOST masks, evenly spaced over the list; of a broken one, the error in place of the mask."""
     step = max(1, -(-len(paths) // SCAN_AT_MOST))
     for path in paths[::step]:
         try:
             yield str(path), decode(path)
-        except DECODE_ERRORS:
-            continue
+        except DECODE_ERRORS as error:
+            yield str(path), error
 
 
-def found_classes(masks: Iterable[tuple[str, Image.Image]], table: np.ndarray | None) -> tuple[str, ...]:
+def found_classes(masks: Iterable[tuple[str, Mask | Exception]], table: np.ndarray | None) -> tuple[str, ...]:
     """class_0 ... class_K-1, where K - 1 is the highest train id (other than 255) in the masks.
 
-    Raises ValueError where the masks cannot tell: only 255 beside 0 (a black-and-white mask?), or no id at all.
+    Raises BadSample where half of the masks or more cannot be used: fewer are left to the check of the data.
+    Raises ValueError where the masks cannot tell: only 255 beside 0 (a black-and-white mask?), no id at all, or ids with gaps.
     """
-    stored = set()
+    stored, faults, count = set(), [], 0
     for where, mask in masks:
-        with contextlib.suppress(BadSample):  # colours instead of ids: the check of the data names the file
+        count += 1
+        try:
+            if isinstance(mask, Exception):
+                raise unreadable(f"the mask {where}", mask) from mask
             stored.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
+        except BadSample as error:
+            faults.append(error)
+    if faults and 2 * len(faults) >= count:
+        colored = [fault for fault in faults if isinstance(fault, ColorMask)]
+        raise ColorMask.of_all(colored) if colored else faults[0]
     if stored == {0, IGNORE_INDEX} and table is None:
         raise ValueError(
             "the masks hold only 0 and 255, and 255 is the ignored label; if 255 marks the object, give the label map "
@@ -214,4 +224,21 @@ def found_classes(masks: Iterable[tuple[str, Image.Image]], table: np.ndarray | 
     ids = {v if table is None else int(table[v]) for v in stored if 0 <= v <= 255} - {IGNORE_INDEX}
     if beyond or not ids:
         raise ValueError(f"no classes can be told from the masks: they hold {sorted(stored)[:10]}, wanted ids in 0..254")
+    if len(ids) <= max(ids):
+        raise ValueError(_gaps(sorted(stored), sorted(ids), table is not None))
     return tuple(f"class_{i}" for i in range(max(ids) + 1))
+
+
+def _gaps(stored: list[int], ids: list[int], mapped: bool) -> str:
+    """The sentences for ids that are not 0, 1, 2, ..."""
+    label_map = ",".join(f"{old}:{new}" for new, old in enumerate(ids[:12]) if old != new) + ",..." * (len(ids) > 12)
+    remedy = "Correct the label map" if mapped else f'Give --label-map "{label_map}"'
+    to = f", which are class ids {_listed(ids)} by the label map" if mapped else ""
+    return (
+        f"the masks hold the ids {_listed(stored)}{to} ({IGNORE_INDEX} = ignored); expected 0, 1, 2, ... without gaps. {remedy} if these "
+        f"are all classes, or --num-classes or --classes if masks that were not read hold the other ids up to {ids[-1]}"
+    )
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:24])) + f" and {len(ids) - 24} more" * (len(ids) > 24)

@@ -1,6 +1,5 @@
 """Any data set with an image and a mask column, read by the `datasets` library: local or on the Hub, whole or streamed."""
 
-import contextlib
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,7 +228,9 @@ def scanned_masks(rows: datasets.Dataset) -> Any:
     """(description, mask) of at most SCAN_AT_MOST evenly spaced rows; the images are not decoded."""
     masks = rows.with_format("arrow")
     for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCAN_AT_MOST)).astype(int)).tolist():
-        with contextlib.suppress(*DECODE_ERRORS):  # the check of the data names the row
-            mask = masks[index]["mask"][0].as_py()
+        mask = masks[index]["mask"][0].as_py()
+        try:
             if mask is not None:
                 yield f"of row {index}", decode(mask["path"], mask["bytes"])
+        except DECODE_ERRORS as error:
+            yield f"of row {index}", error

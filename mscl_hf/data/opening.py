@@ -3,18 +3,35 @@
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import is_zipfile
 
+import numpy as np
 import yaml
 from datasets.utils.extract import Extractor
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+from .formats import (
+    UnsupportedFile,
+    check_frames,
+    holds_more_than_8_bits,
+    is_tiff,
+    joined_bytes,
+    lossy_compression,
+    raw_mode,
+    read_low_bytes,
+    tiff_page,
+    unreadable_tiff,
+    value_step,
+)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 # Of all that Pillow reads; for EPS it would run Ghostscript, whatever the file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:")  # two letters or more: one is a drive of Windows
@@ -30,21 +47,60 @@ DECODE_ERRORS = (
 )
 
 
-def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image:
-    """The image, upright: of these bytes, else of the file at the path. Every image that this package reads comes through here.
+def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image | np.ndarray:
+    """Return the image, upright: of these bytes, else of the file at the path. Every image that this package reads comes through here.
 
+    Colors of 16 bits, for which Pillow has no mode, are returned as an array (H, W, 2 to 4) uint16: gray or RGB, and alpha.
+    `image.info` gets "format", "lossy", the name of a lossy format or None, and "step", see `value_step`.
     Unlike `datasets`, which would ask a server or open an archive of the row's choice, it takes a path for nothing but a file of this
-    machine. Raises one of DECODE_ERRORS.
+    machine. Raises one of DECODE_ERRORS, UnsupportedFile among them for several pages or frames and for bands that would be lost.
     """
+    with opened(path, encoded) as (image, file):
+        info = {"format": image.format, "lossy": lossy_compression(image, file), "step": value_step(image)}
+        colors = raw_mode(image) if holds_more_than_8_bits(image) and not image.mode.startswith("I") else None
+        image.load()
+        image.info |= info
+        if colors is None:
+            return upright(image)
+        high = upright(image)
+    with opened(path, encoded, low_bytes_of=colors) as (image, _):
+        image.load()
+        return joined_bytes(np.asarray(high), np.asarray(upright(image)), colors)
+
+
+def stores_more_than_8_bits(path: str | Path | None, encoded: bytes | None = None) -> bool:
+    """Whether an image stores integers of more than 8 bits a band; its pixels are not decoded. Raises one of DECODE_ERRORS."""
+    with opened(path, encoded) as (image, _):
+        return holds_more_than_8_bits(image)
+
+
+@contextmanager
+def opened(path: str | Path | None, encoded: bytes | None = None, low_bytes_of: str | None = None) -> Iterator[tuple[Image.Image, IO]]:
+    """Open an image whose pixels are not decoded yet, and its file. low_bytes_of: a raw mode of 16-bit colors, whose low bytes are read."""
     if encoded is None and path is None:
         raise ValueError("neither its bytes nor its path are there")
     if encoded is None and ADDRESS.match(str(path)):
         raise ValueError("it is an address, and none is asked: give data that holds its images, or files that lie on this machine")
+    with open(path, "rb") if encoded is None else BytesIO(encoded) as file:
+        page, tags = tiff_page(file) if is_tiff(file.read(4)) else (0, None)
+        with _opened_page(file, page, tags) as image:
+            check_frames(image)
+            if low_bytes_of:
+                read_low_bytes(image, low_bytes_of)
+            yield image, file
+
+
+def _opened_page(file: IO[bytes], page: int, tags: Any) -> Image.Image:
+    """tags: those of the page, of a TIFF; None for other formats."""
+    file.seek(0)
     try:
-        with Image.open(path if encoded is None else BytesIO(encoded), formats=FORMATS) as image:
-            image.load()
-            return upright(image)
-    except UnidentifiedImageError as error:
+        image = Image.open(file, formats=FORMATS)
+        if page:
+            image.seek(page)
+        return image
+    except (UnidentifiedImageError, TypeError, LookupError) as error:  # the latter from damaged tags
+        if tags is not None:
+            raise UnsupportedFile(unreadable_tiff(tags)) from error
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
 
 

@@ -10,22 +10,18 @@ from typing import Any, NamedTuple, Protocol
 
 import datasets
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
-from transformers.image_transforms import convert_to_rgb
 
-from .opening import DECODE_ERRORS, decode, upright
+from .formats import UnsupportedFile
+from .opening import DECODE_ERRORS, decode
+from .pixels import BadSample, index_array, rgb_array
 
 IGNORE_INDEX = 255
-INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
-
-
-class BadSample(ValueError):
-    """One image or mask cannot be used; the message names the file, what is wrong and what to do."""
 
 
 class Sample(NamedTuple):
-    """image: (H, W, 3) uint8, RGB. mask: (H, W) uint8 of train ids, 255 = ignored, or None. name: unique in its split."""
+    """image: (H, W, 3) RGB in levels of 0 to 255, uint8, or float32 where files hold more bits.
+    mask: (H, W) uint8 of train ids, 255 = ignored, or None. name: unique in its split."""
 
     image: np.ndarray
     mask: np.ndarray | None
@@ -61,6 +57,8 @@ class SegmentationData:
     groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
     slices: where each row is from, in data of volumes; None = the images belong to none.
     note: what was found where, for the log at startup.
+    image_range: the stored values that are black and white in images of more than 8 bits; None = no such image can be read. With a range,
+        every image is read as float32.
     """
 
     rows: Rows
@@ -71,6 +69,7 @@ class SegmentationData:
     groups: tuple[str, ...] | None = None
     slices: tuple[Slice, ...] | None = None
     note: str = ""
+    image_range: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,14 +128,16 @@ def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], s
 
 
 def unreadable(where: str, error: Exception) -> BadSample:
-    """The message for a truncated file, a file that is no image, or one beyond Pillow's pixel limit."""
+    """The message for a truncated file, a file that is no image, one beyond Pillow's pixel limit, or several images in one."""
+    if isinstance(error, UnsupportedFile):
+        return BadSample(f"{where} {error}")
     reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # Pillow tells the address of a buffer, and one bad row would count as many
     return BadSample(f"{where} cannot be read as an image ({reason}); replace it, or skip it with --max-bad-images N")
 
 
 def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
-    """Check and convert one decoded row. data has `classes` and `label_table`; file_of(column) names its file."""
-    image = rgb_array(row["image"], file_of)
+    """Check and convert one decoded row. data has `classes`, `label_table` and `image_range`; file_of(column) names its file."""
+    image = rgb_array(row["image"], file_of, data.image_range)
     if not data.classes:
         return Sample(image, None, row["name"])
     if row.get("mask") is None:
@@ -148,31 +149,6 @@ def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
             "(width x height, EXIF orientation applied); bring both to one size"
         )
     return Sample(image, _train_ids(stored, data, file_of), row["name"])
-
-
-def rgb_array(image: Image.Image, file_of: Any) -> np.ndarray:
-    """(H, W, 3) uint8, RGB, upright, as transformers' pipelines read it: an alpha channel is dropped, a transparent color is white. 16-bit
-    is scaled from its full range."""
-    image = upright(image)
-    if image.mode.startswith("I"):
-        grey = (np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; store it as 8 or 16 bit")
-    if isinstance(image.info.get("transparency"), bytes):  # Pillow warns when such a palette is turned into RGB directly
-        image = image.convert("RGBA")
-    return convert_to_rgb(image.convert("RGB"), return_numpy=True)
-
-
-def index_array(mask: Image.Image, file_of: Any) -> np.ndarray:
-    """(H, W) stored ids. A palette image gives its indices: its colours are only for looking at."""
-    if mask.mode not in INDEX_MODES:
-        raise BadSample(
-            f"the mask {file_of('mask')} has mode {mask.mode}, wanted one class id a pixel "
-            "(palette, 8-bit or 16-bit grey); convert the colours to ids first"
-        )
-    mask = upright(mask)
-    return np.asarray(mask, dtype=np.uint8 if mask.mode in ("1", "P", "L") else np.int64)
 
 
 def _size(array: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,11 +246,18 @@ DATASETS: dict[str, Source] = {
 
 
 def load_data(
-    dataset: str, split: str, data_dir: str | Path | None = None, *, unlabelled: bool = False, **options: Any
+    dataset: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    unlabelled: bool = False,
+    image_range: tuple[int, int] | None = None,
+    **options: Any,
 ) -> SegmentationData | SegmentationStream:
     """Load one split of a data set by the name of its layout (a key of DATASETS).
 
-    unlabelled: only the images; no mask is looked for or opened. options: the keyword arguments of the layout's builder.
+    unlabelled: only the images; no mask is looked for or opened. image_range: as in SegmentationData.
+    options: the keyword arguments of the layout's builder.
     Raises ValueError for an unknown name or option, a missing folder, split, image or mask.
     """
     if dataset not in DATASETS:
@@ -270,4 +277,4 @@ def load_data(
             refuse_packed(data_dir)
         if not data_dir.is_dir():
             raise ValueError(f"the data folder {data_dir} is not there; wanted {source.layout}")
-    return source.build(split, data_dir, unlabelled, **options)
+    return replace(source.build(split, data_dir, unlabelled, **options), image_range=image_range)

@@ -37,6 +37,7 @@ class SegmentationStream:
     split: str
     label_table: np.ndarray | None = None
     repository: str | None = None  # how the addresses of the data set's own files on the Hub begin; no other is asked
+    image_range: tuple[int, int] | None = None  # as in SegmentationData
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,225 @@
+"""Masks in every form that people store them in: read as ids, or one error with a remedy; never other ids than were meant."""
+
+import datasets
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_data import labels, picture, save, stored_rows
+from test_files import sixteen_bit_png
+
+from mscl_hf.data import BadSample, check_data, load_data
+
+CASES = ROOT.parent / "shared" / "cases"
+IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), (6, 8))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def case(name):
+    if not (CASES / name).is_dir():
+        pytest.skip(f"{CASES / name} is absent")
+    return CASES / name
+
+
+def folder(root, store, suffix="png", count=3):
+    """`count` pairs; store(path): writes a mask."""
+    for number in range(count):
+        save(picture(number), root / "images" / f"{number}.png")
+        (root / "masks").mkdir(exist_ok=True)
+        store(root / "masks" / f"{number}.{suffix}")
+    return root
+
+
+def saved_rows(root, mask):
+    """A data set of `datasets` whose masks are these encoded bytes."""
+    rows = stored_rows(3).remove_columns("mask").add_column("mask", [{"bytes": mask, "path": None}] * 3)
+    rows.cast_column("mask", datasets.Image()).save_to_disk(root)
+    return root
+
+
+def reads(root, mask):
+    """How a mask file is read: in a folder with and without classes, whole from rows, and streamed."""
+    pairs = folder(root / "folder", lambda path: path.write_bytes(mask))
+    rows = saved_rows(root / "rows", mask)
+    return {
+        "folder": lambda: load_data("folder", "train", pairs).read(0).mask,
+        "named classes": lambda: load_data("folder", "train", pairs, num_classes=3).read(0).mask,
+        "rows": lambda: load_data("hf", "train", rows).read(0).mask,
+        "streamed": lambda: next(load_data("hf", "train", rows, num_classes=3, streaming=True).batches(0, 1, [0]))[0][0].mask,
+    }
+
+
+def encoded(tmp_path, mask, suffix, **options):
+    mask.save(tmp_path / f"mask.{suffix}", **options)
+    return (tmp_path / f"mask.{suffix}").read_bytes()
+
+
+def banded(ids, *others):
+    return Image.fromarray(np.stack([ids, *others], axis=2))
+
+
+OPAQUE = np.full_like(IDS, 255)
+FORMS = {
+    "RGB": (banded(IDS, IDS, IDS), "png"),
+    "RGBA": (banded(IDS, IDS, IDS, OPAQUE), "png"),
+    "LA": (Image.merge("LA", [Image.fromarray(IDS), Image.fromarray(OPAQUE)]), "png"),
+    "palette": (Image.fromarray(IDS).convert("P"), "png"),
+    "GIF": (Image.fromarray(IDS), "gif"),
+    "16-bit": (Image.fromarray(IDS.astype(np.uint16)), "png"),
+    "16-bit TIFF": (Image.fromarray(IDS.astype(np.uint16)), "tif"),
+    "RGB TIFF": (banded(IDS, IDS, IDS), "tif"),
+    "lossless WebP": (banded(IDS, IDS, IDS), "webp"),
+    "BMP": (banded(IDS, IDS, IDS), "bmp"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gray_in_any_lossless_form_is_read_as_ids(tmp_path, form):
+    """R = G = B, opaque alpha, palette, GIF, 16 bits: the ids of the gray mask, however the mask is read."""
+    mask, suffix = FORMS[form]
+    data = encoded(tmp_path, mask, suffix, **({"lossless": True} if suffix == "webp" else {}))
+    for way, read in reads(tmp_path, data).items():
+        assert np.array_equal(read(), IDS), way
+
+
+def test_gray_stored_as_16_bit_colors_is_read_as_ids(tmp_path):
+    """RGB and RGBA of 16 bits, and gray with alpha, for which Pillow itself has 8 bits only."""
+    wide = IDS.astype(np.uint16)
+    opaque = np.full_like(wide, 65535)
+    for bands in ([wide] * 3, [wide] * 3 + [opaque], [wide, opaque]):
+        path = save_bytes(tmp_path / f"{len(bands)}", sixteen_bit_png(np.stack(bands, axis=2)))
+        assert np.array_equal(load_data("folder", "train", path, num_classes=3).read(0).mask, IDS)
+
+
+def save_bytes(root, mask):
+    return folder(root, lambda path: path.write_bytes(mask), count=1)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_ids_of_gray_masks_of_few_bits_are_not_multiplied(tmp_path, bits):
+    """Pillow shows gray of 2 and 4 bits multiplied by 85 and 17, and PGM with a maximum of 20 by 12.75: the stored ids are read."""
+    ids = np.resize(np.array([0, 1, 2], np.uint8), (6, 8))
+    few = sixteen_bit_png(ids, bits)
+    assert np.array_equal(load_data("folder", "train", save_bytes(tmp_path / "png", few)).read(0).mask, ids)
+    plain = b"P5 8 6 %d\n" % (20 if bits == 2 else 1000)
+    pgm = plain + (ids.tobytes() if bits == 2 else ids.astype(">u2").tobytes())
+    root = folder(tmp_path / "pgm", lambda path: path.write_bytes(pgm), "pgm")
+    assert np.array_equal(load_data("folder", "train", root).read(0).mask, ids)
+
+
+LOSSY = {
+    "JPEG": ("jpg", {}, "is a JPEG, which changes ids"),
+    "WebP": ("webp", {}, "is a lossy WebP, which changes ids"),
+    "WebP with alpha": ("webp", {}, "is a lossy WebP, which changes ids"),
+    "TIFF": ("tif", {"compression": "jpeg"}, "is a TIFF with JPEG compression, which changes ids"),
+}
+
+
+@pytest.mark.parametrize("form", LOSSY)
+def test_lossy_masks_are_rejected(tmp_path, form):
+    """By the content of the file, whatever it is called (here: .png), with the remedy; before training, however the mask is read."""
+    suffix, options, message = LOSSY[form]
+    mask = banded(IDS, IDS, IDS, np.arange(48, dtype=np.uint8).reshape(6, 8)) if "alpha" in form else Image.fromarray(IDS)
+    for way, read in reads(tmp_path, encoded(tmp_path, mask, suffix, **options)).items():
+        with pytest.raises(BadSample, match=f"mask.*{message} along edges; expected a lossless format. Export the masks anew.*PNG"):
+            read()
+        assert way
+
+
+def test_one_lossy_mask_among_many_is_left_to_the_check(tmp_path):
+    """It counts as one bad image, which --max-bad-images allows, and does not stop the search for classes."""
+    root = folder(tmp_path, lambda path: Image.fromarray(IDS).save(path), count=5)
+    Image.fromarray(IDS).save(root / "masks" / "2.png", "JPEG")
+    good, bad = check_data(load_data("folder", "train", root), max_bad_images=1)
+    assert good == [0, 1, 3, 4] and "2.png is a JPEG" in bad[0]
+
+
+def test_masks_of_colors_are_one_error_with_the_colors(tmp_path):
+    """It names a file, the mode, and the colors of all masks with their shares, the most common ones first; the remedy exists."""
+    colors = np.zeros((6, 8, 3), np.uint8)
+    colors[:3] = 128, 0, 0
+    root = folder(tmp_path, lambda path: Image.fromarray(colors).save(path), count=2)
+    colors[:] = 0, 0, 128
+    Image.fromarray(colors).save(root / "masks" / "1.png")
+    shares = r"\(0, 0, 128\) 50.0%, \(0, 0, 0\) 25.0%, \(128, 0, 0\) 25.0%"
+    with pytest.raises(BadSample, match=rf"masks/0.png has mode RGB with colors, and the 2 masks read hold {shares}; .*to the id of"):
+        load_data("folder", "train", root)
+    with pytest.raises(BadSample, match=r"masks/1.png has mode RGB with colors, and it holds \(0, 0, 128\) 100.0%"):
+        load_data("folder", "train", root, num_classes=3).read(1)
+
+
+def test_at_most_a_dozen_colors_are_listed(tmp_path):
+    """Of photographs, say, that were taken for masks."""
+    root = folder(tmp_path, lambda path: picture(7).save(path), count=1)
+    color = r"\(\d+, \d+, \d+\) 2.1%"
+    with pytest.raises(BadSample, match=f"mode RGB with colors, and it holds ({color}, ){{11}}{color} and 36 more"):
+        load_data("folder", "train", root)
+
+
+def test_gif_masks_of_colors_are_rejected(tmp_path):
+    """Who writes a GIF numbers its colors anew in every file, so that an index of one file is another class in the next."""
+    mask = Image.fromarray(np.resize(np.array([0, 2], np.uint8), (6, 8)))
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    data = encoded(tmp_path, mask, "gif")
+    assert set(np.unique(np.asarray(Image.open(tmp_path / "mask.gif")))) == {0, 1}  # id 2 is lost
+    for way, read in reads(tmp_path, data).items():
+        with pytest.raises(BadSample, match=r"has mode P of GIF with colors, and .*\(0, 128, 0\) 50.0%"):
+            read()
+        assert way
+
+
+def test_alpha_that_is_not_opaque_is_rejected(tmp_path):
+    """What is transparent has no id that could be read."""
+    half = Image.merge("LA", [Image.fromarray(IDS), Image.fromarray(IDS)])
+    with pytest.raises(BadSample, match="0.png has an alpha band that is not opaque everywhere; .*Store it as gray or palette"):
+        load_data("folder", "train", folder(tmp_path, half.save))
+
+
+@pytest.mark.parametrize(
+    "ids, remedy", [((0, 127, 255), "127:1"), ((0, 3, 200), "3:1,200:2"), ((1, 2), "1:0,2:1"), ((0, 1, 3), "3:2")]
+)
+def test_ids_with_gaps_are_listed(tmp_path, ids, remedy):
+    """No class is made of an id that no mask holds; the label map of the message cures it, and so does a number of classes."""
+    root = folder(tmp_path, labels(ids).save)
+    listed = ", ".join(map(str, ids))
+    with pytest.raises(ValueError, match=rf'the ids {listed} .*expected 0, 1, 2.*--label-map "{remedy}".*--num-classes or --classes'):
+        load_data("folder", "train", root)
+    data = load_data("folder", "train", root, label_map=remedy)
+    assert data.num_classes == len(set(ids) - {255}) and check_data(data)[1] == []
+    assert load_data("folder", "train", root, num_classes=201).num_classes == 201
+    rows = save(labels(ids), tmp_path / "mask.png").read_bytes()
+    with pytest.raises(ValueError, match=f"the ids {listed} "):
+        load_data("hf", "train", saved_rows(tmp_path / "rows", rows))
+
+
+def test_ids_with_gaps_behind_a_label_map(tmp_path):
+    """The message names the stored ids and what the label map makes of them."""
+    with pytest.raises(ValueError, match=r"the ids 0, 7, which are class ids 0, 3 by the label map .*Correct the label map"):
+        load_data("folder", "train", folder(tmp_path, labels((0, 7)).save), label_map="7:3")
+
+
+def test_unreadable_masks_are_named_where_classes_are_sought(tmp_path):
+    """No longer "they hold []"."""
+    root = folder(tmp_path, lambda path: path.write_bytes(b"no image"))
+    with pytest.raises(BadSample, match=r"the mask .*0.png cannot be read as an image"):
+        load_data("folder", "train", root)
+
+
+@pytest.mark.parametrize("name, options", [("gif_masks", {}), ("gray_alpha_masks", {}), ("rgb_ids", {})])
+def test_cases_equal_to_plain(name, options):
+    """Masks as GIF, as gray with alpha and as R = G = B hold the ids of the plain ones, mask by mask."""
+    plain, found = load_data("folder", "train", case("plain")), load_data("folder", "train", case(name), **options)
+    assert found.classes == plain.classes and len(found) == len(plain) == 6
+    assert all(np.array_equal(found.read(index).mask, plain.read(index).mask) for index in range(6))
+
+
+@pytest.mark.parametrize(
+    "name, message", [("jpeg_masks", "is a JPEG"), ("rgb_masks_without_table", r"with colors, and the 6 masks read hold \(0, 0, 0\)")]
+)
+def test_cases_that_are_rejected(name, message):
+    with pytest.raises(BadSample, match=message):
+        load_data("folder", "train", case(name))
