@@ -59,7 +59,7 @@ def model_card(out: Path, network: PreTrainedModel, record: dict) -> ModelCard:
         segments=segments, network=_network(config, network), stages=[_shown_stage(stage) for stage in stages],
         evaluations=[_shown(found) for found in evaluations], pictures=[name for name in PICTURES if (out / name).is_file()],
         versions=_listed((stages[-1] if stages else {"versions": versions()})["versions"]),
-        licence=licence_text(licence), limits=_limits(config, classes, stages, evaluations),
+        licence=licence_text(licence), image_range=config.image_range, limits=_limits(config, classes, stages, evaluations),
     )  # fmt: skip
 
 
@@ -163,6 +163,8 @@ def _limits(config: PreTrainedConfig, classes: list[str], stages: list[dict], ev
     seen = dict.fromkeys(cell(stage["facts"]["data"]).replace(", ", " (") + ")" for stage in stages if "data" in stage["facts"])
     data = " and ".join(seen) or ("no images" if stages else "images that are not known")
     limits = [f"Trained on {data} only; other cameras, places and classes were not seen."]
+    if config.image_range is None:
+        limits.append("Trained on images of 8 bits; bring others to 8 bits first: transformers cuts the values of 16-bit files at 255.")
     if not classes:
         return [*limits, "Not a segmenter before it is fine-tuned: there is no classifier."]
     limits.append(f"Every pixel gets one of the {len(classes)} classes, whatever it shows; the scores are not calibrated.")

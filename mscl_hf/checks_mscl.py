@@ -96,6 +96,15 @@ def _contrast() -> tuple:
     return f"{said}, the method a text", lambda value: fits(value) and (not value or type(value.get("method", "")) is str)
 
 
+def _range() -> tuple:
+    def fits(value) -> bool:
+        least = -(2**31)
+        whole = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(part) is int for part in value)
+        return value is None or whole and least <= value[0] < value[1] < 2**31
+
+    return "two whole numbers, the lower one first, or null", fits
+
+
 TEXT = ("a text of at most 256 characters", lambda value: value is None or is_plain(value) and len(value) <= 256)
 FLAG = ("true or false", lambda value: type(value) is bool)
 FLAG_OR_NONE = ("true, false or null", lambda value: value is None or type(value) is bool)
@@ -112,7 +121,7 @@ FIELDS = {
     "attach": _one_of("ancestor", "backbone", "decoder"), "bn_views": _one_of("joint", "separate"),
     "use_auxiliary_head": FLAG, "auxiliary_loss_weight": _number(0, 1e6), "semantic_loss_ignore_index": _whole(-(2**31), 2**31),
     "image_size": _whole(1, MOST_PIXELS), "image_width": PIXELS, "base_size": _whole(0, MOST_PIXELS, or_none=True),
-    "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
+    "image_range": _range(), "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
     "num_labels": _whole(1, MOST_CLASSES), "architectures": _list_of(TEXT),
     "id2label": (f"names of at most {MOST_CLASSES} classes without control characters", _by_name),
     "label2id": (f"ids of at most {MOST_CLASSES} classes without control characters", _by_name),

@@ -43,6 +43,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     contrast: the pre-training method and its options: for mscl those of `mscl_hf.losses.MultiScaleLoss`; empty for the defaults.
     image_size: height of the training crop in px; image_width: its width, None = square;
         base_size: short side of the image before cropping in px, 0 = native.
+    image_range: the stored values that are black and white in images of more than 8 bits, [low, high]; None = trained on images of 8 bits.
     image_mean, image_std: of the images in 0..1 that the backbone expects (timm's own; ImageNet's where unknown).
 
     Raises ValueError for a field of another type or beyond the bounds of `checks_mscl`.
@@ -86,6 +87,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         image_size: int = 224,
         image_width: int | None = None,
         base_size: int | None = None,
+        image_range: list[int] | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         **kwargs,
@@ -125,6 +127,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         self.image_size = image_size
         self.image_width = image_width
         self.base_size = image_size if base_size is None else base_size
+        self.image_range = None if image_range is None else list(image_range)
         self.image_mean = list(image_mean or (0.485, 0.456, 0.406))
         self.image_std = list(image_std or (0.229, 0.224, 0.225))
         super().__init__(**_with_label2id(kwargs) | {"auto_map": dict(AUTO_MAP)})

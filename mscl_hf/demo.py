@@ -83,8 +83,8 @@ class DemoOptions:
 class Visit:
     """What one visitor looks at.
 
-    image: (H, W, 3) uint8 of the file at path, None without one; note: what was done to it. names: of the two checkpoints, "" for none;
-    views: of the image, by name. point: x, y in px of the image. errors: a sentence each.
+    image: (H, W, 3) of the file at path, see `read_image`, None without one; note: what was done to it. names: of the two checkpoints, ""
+    for none; views: of the image, by name. point: x, y in px of the image. errors: a sentence each.
     """
 
     path: str | None = None

@@ -169,12 +169,13 @@ def _number(value: float) -> float | None:
 
 
 def _draw(predict: _Predictor, data: SegmentationData, folder: Path, count: int) -> None:
+    from .data.pixels import displayed
     from .figures import prediction_sheet
 
     picks = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
     rows = []
     for sample in map(data.read, picks):
-        rows.append((sample.image, sample.mask, predict(sample), sample.name))
+        rows.append((displayed(sample.image), sample.mask, predict(sample), sample.name))
     folder.mkdir(parents=True, exist_ok=True)
     prediction_sheet(rows, data.classes, folder / "predictions.png")
 

@@ -77,6 +77,7 @@ def stage_record(
         "images without labels": len(data.unlabelled) if data.unlabelled else 0,
         "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
         "crops": f"{height} x {width} px, {resized}",
+        **({} if config.image_range is None else {"image range": "{} to {}".format(*config.image_range)}),
         "optimizer": f"{train.optimizer}, peak learning rate {train.lr:g}, {train.schedule}, weight decay {train.weight_decay:g}",
         "precision": train.precision,
         "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from transformers.utils.hub import resolve_revision
 
 from .data.crops import central_crop, cut
+from .data.pixels import displayed
 from .data.segmentation_data import SegmentationData
 from .figures import feature_maps_sheet, training_figure
 from .health import features
@@ -125,7 +126,7 @@ def draw_features(method: Method, data: SegmentationData, out: Path, count: int 
     samples = [data.read(i) for i in range(0, len(data), step)][:count]
     cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in samples]
     maps = features(method, torch.stack([image for image, _ in cuts]))
-    images = [image.permute(1, 2, 0).numpy() for image, _ in cuts]
+    images = [displayed(image.permute(1, 2, 0).numpy()) for image, _ in cuts]
     masks = [None if mask is None else mask.numpy() for _, mask in cuts]
     feature_maps_sheet(images, masks, maps, out / "features.png", data.classes)
 

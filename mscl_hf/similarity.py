@@ -17,8 +17,9 @@ from torch.nn.functional import interpolate, normalize
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_mscl import MsclConfig
+from .data.formats import UnsupportedFile
 from .data.opening import DECODE_ERRORS, decode
-from .data.segmentation_data import rgb_array
+from .data.pixels import displayed, in_levels, resized, stored_pixels
 from .inference import InferenceOptions, predict_ids, predict_logits
 from .methods import METHODS
 from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
@@ -62,19 +63,22 @@ class View:
 
 
 def read_image(path: str, max_side: int) -> tuple[np.ndarray, str | None]:
-    """(H, W, 3) uint8, upright, as evaluation reads it, but at most max_side px long; and a sentence that says so, if it was longer."""
+    """(H, W, 3) uint8, or numbers as stored of an image of more than 8 bits; upright, as evaluation reads it, but at most max_side px long;
+    and a sentence that says so, if it was longer."""
     name = Path(path).name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice that size it is an error
-            image = rgb_array(decode(path), lambda column: name)
+            image = stored_pixels(decode(path), lambda column: name)
+    except UnsupportedFile as error:
+        raise ValueError(f"{name} {error}") from error
     except DECODE_ERRORS as error:
         raise ValueError(f"{name} cannot be read ({str(error).rstrip('.')}); give another image") from error
     height, width = image.shape[:2]
     if max(height, width) <= max_side:
         return image, None
     size = [max(1, round(side * max_side / max(height, width))) for side in (width, height)]
-    reduced = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    reduced = resized(image, size, Image.Resampling.BILINEAR)
     return reduced, f"{name} has {width} x {height} pixels; it is worked on at {size[0]} x {size[1]}"
 
 
@@ -107,11 +111,18 @@ def open_checkpoint(name: str, token: bool | None = None) -> Network:
 
 
 def view_of(network: Network, image: np.ndarray) -> View:
-    """One pass of the network over an image (H, W, 3) uint8, resized and normalised as in evaluation.
+    """One pass of the network over an image (H, W, 3) as `read_image` returns it, resized and normalised as in evaluation.
 
-    Raises ValueError when the image becomes too large for one pass, or the network answers with NaN.
+    Raises ValueError when the image becomes too large for one pass, the network answers with NaN, or the image has more than 8 bits and
+    the network no image range.
     """
     config, size = network.config, image.shape[:2]
+    if image.dtype != np.uint8 and config.image_range is None:
+        raise ValueError(
+            "the image holds more than 8 bits and the checkpoint was trained on images of 8 bits (no image_range in its config.json); give "
+            "an image of 8 bits, or another checkpoint"
+        )
+    image = in_levels(image, config.image_range, lambda: "the image")
     _check_sizes(network, size)
     segments, seen = isinstance(network, MsclForSemanticSegmentation), []
 
@@ -154,7 +165,7 @@ def _check_sizes(network: Network, size: tuple[int, int]) -> None:
 
 
 def normalised(image: np.ndarray, network: Network) -> Tensor:
-    """(1, 3, H, W) on the network's device, from (H, W, 3) uint8."""
+    """(1, 3, H, W) on the network's device, from (H, W, 3) in levels of 0 to 255."""
     mean, std = (torch.tensor(m, device=network.device).view(1, 3, 1, 1) for m in (network.config.image_mean, network.config.image_std))
     return (torch.tensor(image, device=network.device).permute(2, 0, 1)[None].float() / 255 - mean) / std
 
@@ -209,6 +220,8 @@ def enlargement(size: tuple[int, int]) -> int:
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
     times = enlargement(image.shape[:2])
+    if image.dtype != np.uint8:  # more than 8 bits: spread over the levels for the eye alone
+        image = displayed((image - float(image.min())) * 255 / max(1, image.max() - image.min()))
     return np.asarray(Image.fromarray(image).resize((image.shape[1] * times, image.shape[0] * times), Image.Resampling.BICUBIC))
 
 

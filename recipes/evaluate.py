@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from mscl_hf import MsclConfig
 from mscl_hf.card import copy_beside, write_card
+from mscl_hf.data.image_range import check_values
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
@@ -72,7 +73,10 @@ def evaluate(options: tuple, out: Path, accelerator: Accelerator) -> None:
         raise ValueError(f"{run.model} holds no classifier; fine-tune it first, and give that folder to --model")
     config = network.config
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
-    data = usable(open_whole_split(data_options, run.split, classes), data_options, accelerator.print)
+    data_options = data_options.with_range_of(run.model, config.image_range)
+    data = open_whole_split(data_options, run.split, classes)
+    check_values(data, accelerator.print)
+    data = usable(data, data_options, accelerator.print)
     record = provenance(run.model, accelerator.print)
     hub = replace(hub, license=hub.license or record["license"])
     if accelerator.is_main_process:

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, manifest
 from mscl_hf.card import in_words, write_card
-from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out
+from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, with_image_range
 from mscl_hf.data.views import TrainView, check_colour, check_scales
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
@@ -99,6 +99,7 @@ def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
     base_size = trained_as.base_size if run.base_size is None else run.base_size
     image_width = run.image_width or (trained_as.image_width if run.image_size is None else None)
     view = TrainView(image_size, base_size, (run.min_scale, run.max_scale), run.colour, image_width)
+    data_options = with_image_range(data_options.with_range_of(run.model, trained_as.image_range), say=accelerator.print)
     data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
     classes = (data.stream or data.labelled).classes
     held_out = open_held_out(data_options, accelerator.print, classes)
@@ -117,6 +118,7 @@ def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
         image_size=image_size,
         image_width=image_width,
         base_size=base_size,
+        image_range=data_options.image_range,
     )
     config, history = network.config, provenance(run.model, accelerator.print)["stages"]
     if accelerator.is_main_process:

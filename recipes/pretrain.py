@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from mscl_hf import MsclConfig
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.card import method_facts, write_card
-from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data
+from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data, with_image_range
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
@@ -77,9 +77,14 @@ def main() -> None:
 
 def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, accelerator: Accelerator) -> None:
     """Train a network by the method's stages, and leave it in `out` with its pictures and card."""
-    run, _, _, _, data, net, train, hub = options
+    run, *_, data, net, train, hub = options
     kind = method_class(run.method)
     network = start_network(run, net, config)
+    trained_with = open_model(MsclConfig, run.start_from).image_range if run.start_from else None
+    unlabelled = run.unlabelled if kind.trains else "none"
+    data = with_image_range(data.with_range_of(run.start_from, trained_with), unlabelled, accelerator.print)
+    network.config.image_range = data.image_range
+    options = (*options[:4], data, *options[5:])
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages_of(kind)]
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []
     if accelerator.is_main_process:

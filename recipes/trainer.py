@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mscl_hf import MsclConfig
 from mscl_hf.data import Sample, SegmentationData
-from mscl_hf.data.training import DataOptions, labelled_part, open_held_out
+from mscl_hf.data.training import DataOptions, labelled_part, open_held_out, with_image_range
 from mscl_hf.data.views import TrainView
 from mscl_hf.metrics import MeanIoU
 from mscl_hf.options import command, parse
@@ -92,10 +92,12 @@ def main() -> None:
     set_seed(arguments.seed)
     config, processor = open_model(MsclConfig, run.model), open_model(AutoImageProcessor, run.model)
     view = TrainView(config.image_size, config.base_size, image_width=config.image_width)
+    options = with_image_range(options.with_range_of(run.model, config.image_range))
     data, _ = labelled_part(options, view, print)
     held_out = open_held_out(options, classes=data.classes)
     # One call: backbone and decoder come over, a classifier for these classes is new.
-    labels = {"id2label": dict(enumerate(data.classes)), "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    labels = {"id2label": dict(enumerate(data.classes)), "ignore_mismatched_sizes": True, "dtype": torch.float32,
+              "image_range": options.image_range}  # fmt: skip
     model, metric = open_model(AutoModelForSemanticSegmentation, run.model, **labels), MeanIoU(len(data.classes))
 
     def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:

@@ -42,13 +42,15 @@ def opened(monkeypatch):
     return seen
 
 
-def mixed(root):
-    """Every kind of file: upside down, palette, 16-bit, grey, transparent; masks of stored ids 0, 7 and 9, as palette, grey and 16-bit."""
+def mixed(root, image_range=None):
+    """Every kind of file: upside down, palette, gray, transparent, with a range also 16-bit; masks of stored ids 0, 7 and 9, as palette,
+    gray and 16-bit."""
     turned = Image.Exif()
     turned[0x0112] = 6  # shown as 9x12 (width x height)
     save(picture(0, 9, 12), root / "images" / "exif.jpg", exif=turned)
     save(picture(1, 20, 31).quantize(16), root / "images" / "palette.png")
-    save(Image.fromarray(np.random.default_rng(2).integers(0, 65536, (33, 18), np.uint16)), root / "images" / "sixteen.png")
+    sixteen = np.random.default_rng(2).integers(0, 65536, (33, 18), np.uint16)
+    save(Image.fromarray(sixteen if image_range else sixteen.astype(np.uint8)), root / "images" / "sixteen.png")
     save(picture(3, 12, 40, "L"), root / "images" / "grey.png")
     save(picture(4, 6, 6, "RGBA"), root / "images" / "clear.png")
     for name, height, width in (("exif", 12, 9), ("palette", 20, 31), ("sixteen", 33, 18), ("grey", 12, 40), ("clear", 6, 6)):
@@ -56,7 +58,7 @@ def mixed(root):
         if name == "palette":
             mask = mask.convert("P")
         save(Image.fromarray(np.asarray(mask, np.uint16)) if name == "sixteen" else mask, root / "masks" / f"{name}.png")
-    return load_data("folder", "train", root, label_map="7:1,9:255", num_classes=2)
+    return load_data("folder", "train", root, label_map="7:1,9:255", num_classes=2, image_range=image_range)
 
 
 def kept(data, side=0, gb=1.0):
@@ -70,7 +72,7 @@ def same(found, wanted):
         one, other = found.read(index), wanted.read(index)
         assert one.name == other.name and (one.mask is None) == (other.mask is None)
         for a, b in zip(one[:2], other[:2]):
-            assert a is b is None or (a.dtype == b.dtype == np.uint8 and np.array_equal(a, b))
+            assert a is b is None or (a.dtype == b.dtype and np.array_equal(a, b))
     return True
 
 
@@ -78,10 +80,12 @@ def entries(pattern="*.npy"):
     return sorted(cache_folder().glob(f"*/{pattern}"))
 
 
+@pytest.mark.parametrize("image_range", [None, (0, 65535)])
 @pytest.mark.parametrize("side", [0, 10, 1000])
-def test_every_kind_of_file_reads_as_without_the_cache(tmp_path, side):
-    """The first and the second time, in this run and in the next one."""
-    data = mixed(tmp_path)
+def test_every_kind_of_file_reads_as_without_the_cache(tmp_path, side, image_range):
+    """The first and the second time, in this run and in the next one; with an image range as float32."""
+    data = mixed(tmp_path, image_range)
+    assert {data.read(index).image.dtype.name for index in range(5)} == {"float32" if image_range else "uint8"}
     plain = kept(data, side, gb=0)
     assert not cache_folder().exists()
     assert same(kept(data, side), plain) and len(entries()) == 10 and same(kept(data, side), plain) and not entries("*.part")

@@ -71,7 +71,7 @@ def draw_colour(colours: Colours, rng: np.random.Generator) -> Tensor:
 
 
 def distort_colour(images: Tensor, parameters: Tensor) -> Tensor:
-    """images (B, 3, H, W) uint8, parameters (B, SIZE) of `draw_colour` -> uint8."""
+    """images (B, 3, H, W) in levels of 0 to 255, uint8 or float32, parameters (B, SIZE) of `draw_colour` -> the same type."""
     slots, (hue, sigma, solarised) = parameters[:, :-3].view(-1, SLOTS, 3), parameters[:, -3:].unbind(1)
     x = images.float() / 255
     for slot in range(3):
@@ -81,6 +81,8 @@ def distort_colour(images: Tensor, parameters: Tensor) -> Tensor:
         x = _blend(x, slots[:, slot])
     x = _blur(x, sigma)
     x = torch.where((solarised[:, None, None, None] > 0) & (x >= 0.5), 1 - x, x)
+    if images.dtype != torch.uint8:
+        return x.mul(255).clamp_(0, 255)
     return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from .segmentation_data import IGNORE_INDEX as IGNORE
 from .segmentation_data import Sample
 
+OUTSIDE = (124, 116, 104)  # RGB levels of what a crop shows outside its image
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -73,8 +75,14 @@ def random_resized_crop(size: tuple[int, int], area: float, aspect: float, rng: 
 
 
 def cut_image(sample: Sample, crop: Crop, size: int, width: int | None = None) -> Tensor:
-    """The crop at size x width px (as wide as its aspect makes it, if None): (3, size, width) uint8; outside the image: grey."""
-    return torch.from_numpy(_cut(sample.image, crop, size, width, Image.Resampling.BILINEAR, (124, 116, 104))).permute(2, 0, 1).contiguous()
+    """The crop at size x width px (as wide as its aspect makes it, if None): (3, size, width), uint8 or float32 as the image; outside of
+    it: gray."""
+    if sample.image.dtype == np.uint8:
+        pixels = _cut(sample.image, crop, size, width, Image.Resampling.BILINEAR, OUTSIDE)
+    else:  # Pillow has no colors of more than 8 bits a band
+        bands = zip(np.moveaxis(sample.image, 2, 0), OUTSIDE)
+        pixels = np.stack([_cut(band, crop, size, width, Image.Resampling.BILINEAR, level) for band, level in bands], axis=2)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def cut(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,8 @@
 """Decoded images on disk, so that a file is decoded once and not once an epoch: one array an image or mask, memory-mapped.
 
 A cached array is named by all that decides its content: the file with its size and time (or the bytes themselves), the size it is brought
-to, and for a mask its image and the label table. It appears whole, by a rename: runs may share the folder, be killed, or lose it, at any
-time.
+to, the image range, and for a mask its image and the label table. It appears whole, by a rename: runs may share the folder, be killed, or
+lose it, at any time.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from .pixels import resized
 from .segmentation_data import BadSample, Sample, SegmentationData
 
 VERSION = 2  # of what decoding gives; a change makes all older arrays unused
@@ -56,7 +57,8 @@ class DecodedData(SegmentationData):
         if index not in self._places:
             row = self.stored(index)
             image = _identity(row["image"])
-            paths = [self._path("image", image)]
+            scaled = () if self.image_range is None else (self.image_range,)
+            paths = [self._path("image", image, *scaled)]
             if self.labelled:  # a mask is kept with the image whose size it has
                 table = b"" if self.label_table is None else self.label_table.tobytes()
                 paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, table))
@@ -67,7 +69,7 @@ class DecodedData(SegmentationData):
     def _places(self) -> dict[int, tuple[str, list[Path]]]:
         return {}
 
-    def _path(self, *decisive: str | bytes | int) -> Path:
+    def _path(self, *decisive: str | bytes | int | tuple[int, int]) -> Path:
         name = hashlib.blake2b(repr((VERSION, PIL.__version__, self.short_side, *decisive)).encode(), digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.npy"
 
@@ -89,8 +91,8 @@ def smaller(sample: Sample, short_side: int) -> Sample:
     if not short_side or min(height, width) <= short_side:
         return sample
     size = tuple(round(side * short_side / min(height, width)) for side in (width, height))
-    image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.BILINEAR))
-    mask = None if sample.mask is None else np.asarray(Image.fromarray(sample.mask).resize(size, Image.Resampling.NEAREST))
+    image = resized(sample.image, size, Image.Resampling.BILINEAR)
+    mask = None if sample.mask is None else resized(sample.mask, size, Image.Resampling.NEAREST)
     return Sample(image, mask, sample.name)
 
 

@@ -1,6 +1,6 @@
 """What a run trains on, from its options: the labelled subset, the unlabelled rest, the held-out masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import datasets
 
 from .decoded import DecodedData, decoded
 from .hub_source import row_names
+from .image_range import check_image_range, check_values, find_image_range
 from .loading import TrainingData, View
 from .order import Order
 from .segmentation_data import SegmentationData, check_data
@@ -18,7 +19,7 @@ from .subset import choose_subset
 HELD_OUT = {"hf": "validation"}  # the name of the split for checks; "val" elsewhere
 # Options that only some layouts have: passed on when given.
 LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_map", "image_column", "mask_column", "subset",
-                  "data_revision", "streaming", "reduce_labels", "classes", "num_classes")  # fmt: skip
+                  "data_revision", "streaming", "reduce_labels", "classes", "num_classes", "image_range")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class DataOptions:
     reduce_labels: bool = field(default=False, metadata={"help": "folder, hf: label 0 becomes ignored, the others count from 0"})
     classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them"})
     num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
-
+    image_range: list[int] | None = field(
+        default=None,
+        metadata={"help": "folder, hf: values that are black and white in images of more than 8 bits, LOW HIGH; "
+                  "default: the model's, or 0 to the most of 8, 10, 12, 14 or 16 bits that training images need"},
+    )  # fmt: skip
     decoded_cache_gb: float = field(
         default=10.0, metadata={"help": "GB of decoded training images kept on disk, in ~/.cache/mscl_hf or MSCL_HF_CACHE; 0 = none"}
     )
@@ -56,6 +61,38 @@ class DataOptions:
             raise ValueError(f"--decoded-cache-gb is {self.decoded_cache_gb}; it must be at least 0")
         if self.max_bad_images < 0:
             raise ValueError(f"--max-bad-images is {self.max_bad_images}; it must be at least 0")
+        check_image_range(self.image_range)
+
+    def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> "DataOptions":
+        """The options with the image range of a model, where it has one; ValueError where another is given."""
+        if image_range is None:
+            return self
+        if self.image_range is not None and list(self.image_range) != list(image_range):
+            low, high = self.image_range
+            raise ValueError(
+                f"--image-range is {low} {high}; expected {image_range[0]} {image_range[1]}, with which {model} was trained. Leave it out"
+            )
+        return replace(self, image_range=list(image_range))
+
+
+def with_image_range(options: DataOptions, unlabelled: str = "none", say: Callable[[str], None] = print) -> DataOptions:
+    """The options with the image range that the training images need, where they give none. unlabelled: see `pretraining_data`.
+
+    A given one is compared with the images. Raises ValueError for images that do not fit. A stream is not searched.
+    """
+    if options.streaming:
+        return options
+    parts = []
+    if options.dataset in ("folder", "hf"):  # images of the others have 8 bits
+        parts.append(open_split(options, training_split(options), unlabelled=True))
+    if unlabelled not in ("none", "rest"):
+        parts.append(load_data("folder", "train", unlabelled, unlabelled=True, image_range=_range(options)))
+    if options.image_range is None:
+        found = find_image_range(parts, say) if parts else None
+        return options if found is None else replace(options, image_range=list(found))
+    if not any([check_values(part, say) for part in parts]):
+        say(f"--image-range {' '.join(map(str, options.image_range))} changes nothing: no training image holds more than 8 bits")
+    return options
 
 
 def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
@@ -65,6 +102,8 @@ def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> Se
         given["classes"] = given["classes"][0]  # a text file, or "a,b,c"
     if "data_revision" in given:  # --revision is that of the model
         given["revision"] = given.pop("data_revision")
+    if "image_range" in given:
+        given["image_range"] = _range(options)
     return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **given)
 
 
@@ -82,7 +121,11 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
     rows = datasets.Dataset.from_list(list(data.rows()), features=features)
     rows = rows.add_column("name", row_names(rows))
-    return SegmentationData(rows, data.classes, data.name, data.split, data.label_table)
+    return SegmentationData(rows, data.classes, data.name, data.split, data.label_table, image_range=data.image_range)
+
+
+def _range(options: DataOptions) -> tuple[int, int] | None:
+    return None if options.image_range is None else tuple(options.image_range)
 
 
 def place_of(options: DataOptions, unlabelled: str = "none") -> str:
@@ -110,10 +153,11 @@ def open_held_out(options: DataOptions, say: Callable[[str], None] = print, clas
             raise
         say(f"no held-out masks: {error}")
         return None
-    if data.labelled:
-        return usable(data, options, say)
-    say(f"no held-out masks in {data.name}/{data.split}: {data.note}")
-    return None
+    if not data.labelled:
+        say(f"no held-out masks in {data.name}/{data.split}: {data.note}")
+        return None
+    check_values(data, say)
+    return usable(data, options, say)
 
 
 def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData:
@@ -143,7 +187,8 @@ def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) 
     """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen."""
     data = open_split(options, training_split(options))
     if data.labelled and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
-        say(f"{data.num_classes} classes found in the masks; to be sure of them, give --classes or --num-classes")
+        ids = f"ids 0 to {data.num_classes - 1}" if data.num_classes > 1 else "id 0"
+        say(f"{data.num_classes} classes found in the masks ({ids}); to be sure of them, give --classes or --num-classes")
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = data.select(chosen)
     return usable_for(view, data, options, say), set(data.names)
@@ -156,7 +201,7 @@ def unlabelled_part(
     if unlabelled == "none":
         return None
     if unlabelled != "rest":
-        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True), options, say)
+        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True, image_range=_range(options)), options, say)
     images = open_split(options, training_split(options), unlabelled=True)
     rest = [index for index, name in enumerate(images.names) if name not in taken]
     if not rest:

@@ -1,8 +1,8 @@
 """Views of a sample: crops that take the mask along, and colour distortion that moves no pixel.
 
 A view is a function (Sample, rng) -> dict of tensors, which decoding workers call, and `on_device`, which completes a batch of them where
-it is used: workers cut crops as uint8, colours are computed for the whole batch. `VIEWS` names those of pre-training. Everything random
-comes from `rng`.
+it is used: workers cut crops in levels of 0 to 255 (uint8, or float32 for images of more bits), colours are computed for the whole batch.
+`VIEWS` names those of pre-training. Everything random comes from `rng`.
 """
 
 from collections.abc import Sequence

@@ -70,11 +70,11 @@ class Method(nn.Module, ABC):
         """Called after each optimizer step with the share of training done, in (0, 1]: the place to move an EMA encoder."""
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        """What a health check measures: vectors (B, ..., D) by space, of uint8 images (B, 3, H, W)."""
+        """What a health check measures: vectors (B, ..., D) by space, of images (B, 3, H, W) in levels of 0 to 255."""
         return {"backbone": self.network.backbone(self.normalise(image)).feature_maps[-1].flatten(2).transpose(1, 2)}
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float with the mean and deviation that the backbone expects."""
+        """Levels of 0 to 255 (B, 3, H, W), uint8 or float32 -> float with the mean and deviation that the backbone expects."""
         return (image.float() / 255 - self.image_mean) / self.image_std
 
     def channels(self) -> int:

@@ -52,8 +52,8 @@ class MSCL(Method):
         boxes: Tensor | None = None,
         **rest,
     ) -> dict[str, Tensor]:
-        """image, enhanced (B, 3, H, W) uint8; mask, enhanced_mask (B, H, W), 255 = ignored; labelled (B',): places of the images whose
-        masks count; boxes (B, 2, 4), the part that both views show, in 0..1 of each; None: both show the same crop."""
+        """image, enhanced (B, 3, H, W) in levels of 0 to 255; mask, enhanced_mask (B, H, W), 255 = ignored; labelled (B',): places
+        of the images whose masks count; boxes (B, 2, 4), the part that both views show, in 0..1 of each; None: both show the same crop."""
         a, b = self._embed(image, enhanced, boxes, labelled)
         labels = enhanced_labels = None
         if "p" in self.loss.heads:

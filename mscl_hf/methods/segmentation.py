@@ -33,7 +33,7 @@ class SegmentationTraining(Method):
         self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
 
     def forward(self, image: Tensor, mask: Tensor, **rest) -> dict[str, Tensor]:
-        """image (B, 3, S, S) uint8, mask (B, S, S) with 255 = ignored."""
+        """image (B, 3, S, S) in levels of 0 to 255, mask (B, S, S) with 255 = ignored."""
         network, pixels, labels = self.network, self.normalise(image), mask.long()
         if self.loss.loss == "ce":
             return {"loss": network(pixels, labels=labels).loss}

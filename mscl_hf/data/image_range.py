@@ -1,0 +1,112 @@
+"""The image range: which stored values of images of more than 8 bits are black and white (levels 0 and 255) to a network.
+
+It is found over the training images, or given; the model keeps it in `config.image_range`, and whoever predicts takes it from there.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+
+from .opening import DECODE_ERRORS, decode, stores_more_than_8_bits
+from .pixels import BadSample, stored_pixels
+from .segmentation_data import SegmentationData
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners; the smallest one that holds all values gives the range
+READ_AT_MOST = 4000  # images of a data set, evenly spaced
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """Of the images that were read: how many, how many of them have more than 8 bits, and of these the lowest and highest value, the number
+    of values, and how many of them lie above the range."""
+
+    images: int = 0
+    deep: int = 0
+    low: int = 0
+    high: int = 0
+    values: int = 0
+    above: int = 0
+
+    def __add__(self, other: "StoredValues") -> "StoredValues":
+        with_values = [part for part in (self, other) if part.deep]
+        low, high = (choose((getattr(part, name) for part in with_values), default=0) for choose, name in ((min, "low"), (max, "high")))
+        counts = {name: getattr(self, name) + getattr(other, name) for name in ("images", "deep", "values", "above")}
+        return StoredValues(low=low, high=high, **counts)
+
+
+def check_image_range(image_range: Sequence[int] | None) -> None:
+    """ValueError for what is no range; None stands for none."""
+    if image_range is not None and (len(image_range) != 2 or not -(2**31) <= image_range[0] < image_range[1] < 2**31):
+        raise ValueError(f"--image-range is {' '.join(map(str, image_range))}; expected two whole numbers LOW < HIGH, such as 0 4095")
+
+
+def stored_values(data: SegmentationData, workers: int = 4) -> StoredValues:
+    """Read at most READ_AT_MOST images, those of 8 bits by their headers alone; what cannot be read is left to the check of the data."""
+    if not isinstance(data.rows, datasets.Dataset):  # drawn, with 8 bits
+        return StoredValues()
+    step = max(1, -(-len(data) // READ_AT_MOST))
+    with ThreadPoolExecutor(workers) as pool:
+        return sum(pool.map(lambda index: _of_row(data, index), range(0, len(data), step)), StoredValues())
+
+
+def _of_row(data: SegmentationData, index: int) -> StoredValues:
+    stored = data.stored(index)["image"] or {}
+    with suppress(BadSample, *DECODE_ERRORS):
+        if not stores_more_than_8_bits(stored.get("path"), stored.get("bytes")):
+            return StoredValues(1)
+        pixels = stored_pixels(decode(stored.get("path"), stored.get("bytes")), str)
+        above = 0 if data.image_range is None else np.count_nonzero(pixels > data.image_range[1])
+        return StoredValues(1, 1, int(pixels.min()), int(pixels.max()), pixels.size, above)
+    return StoredValues()
+
+
+def find_image_range(parts: Sequence[SegmentationData], say: Callable[[str], None] = print) -> tuple[int, int] | None:
+    """The range of all parts of the training data, which is logged; None where no image has more than 8 bits.
+
+    It is 0 to 2^b - 1, b the smallest of DEPTHS that holds every value. Raises ValueError for values that no depth holds.
+    """
+    found = sum(map(stored_values, parts), StoredValues())
+    if not found.deep:
+        return None
+    fitting = [2**bits - 1 for bits in DEPTHS if found.low >= 0 and found.high < 2**bits]
+    if not fitting:
+        raise ValueError(
+            f"the images of {parts[0].name} hold values of {found.low} to {found.high}; expected 0 to 65535 where the image range is to be "
+            "found. Give the values that are black and white by --image-range LOW HIGH"
+        )
+    say(
+        f"image range 0 to {fitting[0]}: {found.deep} of {found.images} images of {parts[0].name} hold more than 8 bits, with values of "
+        f"{found.low} to {found.high}; --image-range LOW HIGH sets another"
+    )
+    return 0, fitting[0]
+
+
+def check_values(data: SegmentationData, say: Callable[[str], None] = print) -> bool:
+    """Compare images of more than 8 bits with the data's image range, which is logged; False where there are none.
+
+    Raises ValueError where there is none, and where more than half of all values lie above it: the images are not stored as those of
+    training were.
+    """
+    found = stored_values(data)
+    where = f"{found.deep} of {found.images} images of {data.name}/{data.split} hold more than 8 bits"
+    if not found.deep:
+        return False
+    if data.image_range is None:
+        raise ValueError(
+            f"{where}, and the model was trained on images of 8 bits; expected such images. Store them with 8 bits, or give the values "
+            "that are black and white by --image-range LOW HIGH"
+        )
+    low, high = data.image_range
+    if 2 * found.above > found.values:
+        raise ValueError(
+            f"{where}, and {found.above / found.values:.0%} of their values, up to {found.high}, lie above the image range {low} to {high}"
+            "; expected images stored as those of training. Store them so, or train with another --image-range"
+        )
+    clipped = f"; {found.above / found.values:.2%} of the values lie above it and become white" if found.above else ""
+    dark = "; they use less than a quarter of the range: see that they are stored as the training images" * (4 * found.high < high)
+    say(f"image range {low} to {high}: {where}, with values of {found.low} to {found.high}{clipped}{dark}")
+    return True
