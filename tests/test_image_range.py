@@ -215,7 +215,7 @@ def test_what_is_no_range_is_rejected(given):
 def test_a_flag_that_changes_nothing_says_so(tmp_path):
     said = []
     with_image_range(DataOptions("folder", str(write(tmp_path, "8")), image_range=[0, 4095]), say=said.append)
-    assert said == ["--image-range 0 4095 changes nothing: no training image holds more than 8 bits"]
+    assert said == ["image range 0 to 4095: no training image holds more than 8 bits, so that it changes nothing"]
 
 
 @pytest.mark.parametrize("value", [[0], [5, 5], ["0", "9"], [0, 2**40], 7, [0.5, 2]])

@@ -19,6 +19,7 @@ from .segmentation_data import IGNORE_INDEX, Slice, unreadable
 
 HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnails
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
+FAULTS_AT_MOST = 50  # after which the search ends where no mask before was usable
 Mask = Image.Image | np.ndarray  # as `decode` returns it
 
 
@@ -212,6 +213,8 @@ def found_classes(masks: Iterable[tuple[str, Mask | Exception]], table: np.ndarr
             stored.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
         except BadSample as error:
             faults.append(error)
+            if len(faults) == count == FAULTS_AT_MOST:
+                break
     if faults and 2 * len(faults) >= count:
         colored = [fault for fault in faults if isinstance(fault, ColorMask)]
         raise ColorMask.of_all(colored) if colored else faults[0]

@@ -107,6 +107,7 @@ def check_values(data: SegmentationData, say: Callable[[str], None] = print) -> 
             "; expected images stored as those of training. Store them so, or train with another --image-range"
         )
     clipped = f"; {found.above / found.values:.2%} of the values lie above it and become white" if found.above else ""
-    dark = "; they use less than a quarter of the range: see that they are stored as the training images" * (4 * found.high < high)
+    is_dark = 4 * (found.high - low) < high - low
+    dark = "; they use less than a quarter of the range: see that they are stored as the training images" * is_dark
     say(f"image range {low} to {high}: {where}, with values of {found.low} to {found.high}{clipped}{dark}")
     return True

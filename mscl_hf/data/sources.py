@@ -251,7 +251,7 @@ def load_data(
     data_dir: str | Path | None = None,
     *,
     unlabelled: bool = False,
-    image_range: tuple[int, int] | None = None,
+    image_range: Sequence[int] | None = None,
     **options: Any,
 ) -> SegmentationData | SegmentationStream:
     """Load one split of a data set by the name of its layout (a key of DATASETS).
@@ -277,4 +277,5 @@ def load_data(
             refuse_packed(data_dir)
         if not data_dir.is_dir():
             raise ValueError(f"the data folder {data_dir} is not there; wanted {source.layout}")
-    return replace(source.build(split, data_dir, unlabelled, **options), image_range=image_range)
+    data = source.build(split, data_dir, unlabelled, **options)
+    return data if image_range is None else replace(data, image_range=tuple(image_range))

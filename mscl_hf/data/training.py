@@ -86,12 +86,12 @@ def with_image_range(options: DataOptions, unlabelled: str = "none", say: Callab
     if options.dataset in ("folder", "hf"):  # images of the others have 8 bits
         parts.append(open_split(options, training_split(options), unlabelled=True))
     if unlabelled not in ("none", "rest"):
-        parts.append(load_data("folder", "train", unlabelled, unlabelled=True, image_range=_range(options)))
+        parts.append(load_data("folder", "train", unlabelled, unlabelled=True, image_range=options.image_range))
     if options.image_range is None:
         found = find_image_range(parts, say) if parts else None
         return options if found is None else replace(options, image_range=list(found))
     if not any([check_values(part, say) for part in parts]):
-        say(f"--image-range {' '.join(map(str, options.image_range))} changes nothing: no training image holds more than 8 bits")
+        say("image range {} to {}: no training image holds more than 8 bits, so that it changes nothing".format(*options.image_range))
     return options
 
 
@@ -102,8 +102,6 @@ def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> Se
         given["classes"] = given["classes"][0]  # a text file, or "a,b,c"
     if "data_revision" in given:  # --revision is that of the model
         given["revision"] = given.pop("data_revision")
-    if "image_range" in given:
-        given["image_range"] = _range(options)
     return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **given)
 
 
@@ -122,10 +120,6 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     rows = datasets.Dataset.from_list(list(data.rows()), features=features)
     rows = rows.add_column("name", row_names(rows))
     return SegmentationData(rows, data.classes, data.name, data.split, data.label_table, image_range=data.image_range)
-
-
-def _range(options: DataOptions) -> tuple[int, int] | None:
-    return None if options.image_range is None else tuple(options.image_range)
 
 
 def place_of(options: DataOptions, unlabelled: str = "none") -> str:
@@ -201,7 +195,7 @@ def unlabelled_part(
     if unlabelled == "none":
         return None
     if unlabelled != "rest":
-        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True, image_range=_range(options)), options, say)
+        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True, image_range=options.image_range), options, say)
     images = open_split(options, training_split(options), unlabelled=True)
     rest = [index for index, name in enumerate(images.names) if name not in taken]
     if not rest:

@@ -46,6 +46,6 @@ def export_card(config: PreTrainedConfig, name: str, to: str, segments: bool, sa
     labels = ", ".join(cell(config.id2label[i]) for i in range(config.num_labels)) if segments else ""
     return ModelCard.from_template(
         data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about, code=code,
-        mean=config.image_mean, std=config.image_std, labels=labels, said=said, stages=[cell(stage) for stage in stages],
-        licence=licence_text(licence),
+        mean=config.image_mean, std=config.image_std, image_range=config.image_range, labels=labels, said=said,
+        stages=[cell(stage) for stage in stages], licence=licence_text(licence),
     )  # fmt: skip
