@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_files import sixteen_bit_png
 
 from mscl_hf.data import load_data
+from mscl_hf.data.mask_files import FORMATS
+from mscl_hf.data.opening import IMAGE_SUFFIXES
 from mscl_hf.data.segmentation_data import BadSample, check_data
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, pretraining_data
 from mscl_hf.data.views import ViewOptions, make_view
@@ -75,6 +78,7 @@ READ = {
     "dots": (("images/a.b.jpg", "images/a.c.jpg", "masks/a.b.png", "masks/a.c.png"), ["a.b", "a.c"]),
     "whole names in masks": (("images/00.jpg", "images/01.JPG", "masks/00.jpg.png", "masks/01.JPG.png"), ["00", "01"]),
     "one stem in two folders": (("images/a/0.jpg", "images/b/0.jpg", "masks/a/0.png", "masks/b/0.png"), ["a/0", "b/0"]),
+    "GIF": (("0.jpg", "0.gif", "1.jpg", "1.gif"), ["0", "1"]),
     "VOC's names": (("JPEGImages/00.jpg", "SegmentationClass/00.png"), ["00"]),
 }  # fmt: skip
 
@@ -204,14 +208,14 @@ def test_the_folder_of_images_itself(tmp_path):
         pretrained_on(tmp_path / "images", uses_labels=True)
 
 
-@pytest.mark.parametrize("name", [".keep", "0.gif"])
+@pytest.mark.parametrize("name", [".keep", "0.npy"])
 def test_an_empty_folder_of_masks(tmp_path, name):
     """Fine-tuning and losses with labels name the folder and what to do; losses without labels run."""
     write(tmp_path, "images/0.jpg", "images/1.jpg")
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / name).write_bytes(b"")
     assert len(pretrained_on(tmp_path)[0].unlabelled) == 2
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks")) + r" holds (no file|0.gif).*--losses g, l or g\+l"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks")) + r" holds (no file|0.npy).*--losses g, l or g\+l"):
         pretrained_on(tmp_path, uses_labels=True)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks"))):
         finetuning_data(DataOptions(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
@@ -274,7 +278,24 @@ def test_unreadable_folders_are_errors(tmp_path, monkeypatch):
     assert f"{tmp_path / 'b'} cannot be read (Permission denied)" in error(tmp_path)
 
 
-# The log
+# Formats and the log
+
+
+def test_every_format_has_a_rank():
+    """Of two files of one name, each format that is read may be the image or the mask."""
+    assert set(FORMATS) == set(IMAGE_SUFFIXES)
+
+
+def test_images_of_16_bits_are_no_masks(tmp_path):
+    """A PNG of 16-bit colors beside a JPEG of its name is a photo, and may itself have a mask."""
+    write(tmp_path / "two", "0.jpg")
+    write(tmp_path / "one", "0.bmp", "0_mask.png")
+    deep = np.random.default_rng(0).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
+    for folder in ("two", "one"):
+        (tmp_path / folder / "0.png").write_bytes(sixteen_bit_png(deep))
+    (tmp_path / "one" / "0.bmp").unlink()
+    assert load_data("folder", "train", tmp_path / "two").names == ["0.jpg", "0.png"]
+    assert both(tmp_path / "one", image_range=(0, 65535)) == (["0"], ["0"])
 
 
 def test_the_log_names_what_was_found_and_the_cache(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ MASK_NAME = re.compile(rf"(?i:[ ._-]?masks?|[ ._-](?:{WORDS}))$|_L$")  # 00_mask
 MASK_PREFIX = re.compile(rf"(?i)(?:{WORDS})[ ._-](?=.)")  # mask_00
 FIRST_WORD, LAST_WORD = re.compile(r"^[^ ._-]+[ ._-]"), re.compile(r"[ ._-][^ ._-]+$")
 MASK_WORD = re.compile(rf"(?i)(?:^|[ ._-])(?:{WORDS})(?:[ ._-]|$)")  # train_masks, masks_png
-FORMATS = (".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".bmp", ".png")  # of two files of one name the later is the mask
+# Of files of one name, the last in this order is the mask of the first.
+FORMATS = (".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".bmp", ".gif", ".png")
 SAMPLES = 8  # pairs that are opened to see whether one file is the other's mask
 
 
@@ -194,6 +195,8 @@ def looks_like_mask(path: Path, image: Path) -> bool | None:
     """Whether a file has one channel where the image has several, or few colors for its size; None where one cannot be read."""
     with suppress(*DECODE_ERRORS):
         mask, channels = decode(path), _channels(image)
+        if isinstance(mask, np.ndarray):  # colors of 16 bits
+            return False
         one = len(mask.getbands()) == 1
         if one and channels > 1:
             return True
@@ -204,7 +207,8 @@ def looks_like_mask(path: Path, image: Path) -> bool | None:
 
 @lru_cache(maxsize=SAMPLES)
 def _channels(path: Path) -> int:
-    return len(decode(path).getbands())
+    image = decode(path)
+    return image.shape[2] if isinstance(image, np.ndarray) else len(image.getbands())
 
 
 def _folders_of_masks(by_folder: dict[Path, list[Path]], root: Path) -> list[Path]:

@@ -35,7 +35,7 @@ def _unmatched(
     if flags:
         return f"{text}Pass {flags}"
     if len(missing) == len(images):
-        return f"{text}Give the masks the names of their images, as PNG, BMP or TIFF, or pre-train without masks (--losses g+l)"
+        return f"{text}Give the masks the names of their images, as PNG, BMP, GIF or TIFF, or pre-train without masks (--losses g+l)"
     return f"{text}Add the masks, take these images out, or pass --masked-only (with --unlabelled rest they still serve without labels)"
 
 
@@ -88,5 +88,5 @@ def no_masks(data_dir: Path | None, images_root: Path, separated: Separated) -> 
         return f"{beside[0]} lies beside {base}; pass --data-dir {base.parent}"
     if empty:
         files = first_three([path.name for path in visible_files(empty[0])])
-        return f"{empty[0]} holds {files}, and masks are read from PNG, BMP or TIFF" if files else f"{empty[0]} holds no file"
+        return f"{empty[0]} holds {files}, and masks are read from PNG, BMP, GIF or TIFF" if files else f"{empty[0]} holds no file"
     return f"looked for masks/, labels/, annotations/ and the like in {base}, and for files such as 00_mask.png beside 00.jpg"
