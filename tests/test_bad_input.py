@@ -216,7 +216,7 @@ def damage_label(root) -> str:
 
 
 def damage_colours(root) -> str:
-    Image.new("RGB", (64, 48)).save(root / "masks" / "train" / "2.png")
+    Image.new("RGB", (64, 48), "red").save(root / "masks" / "train" / "2.png")
     return "mode RGB"
 
 
@@ -378,7 +378,7 @@ def test_broken_masks_where_classes_are_found_in_them(tmp_path):
     """Without --classes the masks are searched: one that cannot be read, or holds colours, is named by the check and can be skipped."""
     root = write_folder(tmp_path / "data", splits=("train",))
     (root / "masks" / "train" / "1.png").write_text("no image")
-    Image.new("RGB", (64, 48)).save(root / "masks" / "train" / "2.png")
+    Image.new("RGB", (64, 48), "red").save(root / "masks" / "train" / "2.png")
     flags = (*FOLDER, "--data-dir", root, "--val-split", "none")
     message = harness.refused("pretrain", *flags, "--output-dir", tmp_path / "a")
     assert "2 of the 6 samples" in message and "1.png" in message
