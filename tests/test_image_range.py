@@ -308,6 +308,9 @@ def test_the_card_tells_what_to_do(chain):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
     wanted = (torch.from_numpy(levels).permute(2, 0, 1) / 255 - mean) / std
     assert (names["inputs"]["pixel_values"][0] - wanted).abs().max() < 1e-4
+    for_pipelines = Image.fromarray(names["levels"].round().astype(np.uint8))
+    assert "`segment(Image.fromarray(levels.round().astype(np.uint8)))`" in card
+    assert (processor(for_pipelines, return_tensors="pt")["pixel_values"][0] - wanted).abs().max() < 0.6 / 255 / min(config.image_std)
     cut = processor(Image.open(file).convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert (cut - wanted).abs().mean() > 0.5
 
