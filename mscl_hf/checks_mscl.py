@@ -16,6 +16,7 @@ from transformers.utils import cached_file, has_file, is_peft_available
 JSON_BYTES = 4 * 1024**2  # of config.json, an index, a record; the configuration of a thousand classes has a twentieth of it
 MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 10_000, 4096, 16_384
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT calls them
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATS, WHOLE = ("F32", "F16", "BF16", "F64"), ("I64", "I32", "I16", "I8", "U8")  # as safetensors calls them
 MOST_NEW = 1024**3  # bytes of a model that no file brings: heads of another stage, buffers that are computed
@@ -197,8 +198,50 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
             )
         else:
             raise OSError(f"{name} has no {names[0]}, or it cannot be reached; give a model saved as safetensors")
-    if is_peft_available() and cached_file(name, "adapter_config.json", **where, **SILENT) is not None:
-        raise ValueError(f"{name} holds an adapter, which may name other models and bring files of other kinds; give a whole model")
+    if is_peft_available() and cached_file(name, ADAPTER, **where, **SILENT) is not None:
+        raise ValueError(
+            f"{name} holds an adapter beside a whole model, and from_pretrained opens one of them; move {ADAPTER} and {ADAPTER_WEIGHTS} to "
+            "another folder, and call load_adapter"
+        )
+
+
+def is_adapter(name: str | os.PathLike, options: dict) -> bool:
+    """Whether there is an adapter and no model at `name`, a folder or a Hub name. options: of from_pretrained."""
+    where = {key: options[key] for key in PLACES if options.get(key) is not None}
+    found = (cached_file(name, file, **where, **SILENT) is not None for file in ("config.json", ADAPTER))
+    return not next(found) and next(found)
+
+
+def base_of_adapter(name: str | os.PathLike, options: dict) -> tuple[str, str | None]:
+    """Name and revision of the model that an adapter was made for. options: of from_pretrained.
+
+    Raises ValueError where the adapter names no model, or peft is not installed.
+    """
+    if not is_peft_available():
+        raise ValueError(f"{name} holds an adapter, which needs peft; install it by pip install peft")
+    where = {key: options[key] for key in PLACES if options.get(key) is not None}
+    fields = read_json(cached_file(name, ADAPTER, **where))
+    base, revision = fields.get("base_model_name_or_path"), fields.get("revision")
+    if not (is_plain(base) and base) or not (revision is None or is_plain(revision)):
+        raise ValueError(f"{ADAPTER} of {name} has base_model_name_or_path {shown(base)}; open its model, and call load_adapter")
+    return base, revision
+
+
+def check_adapter(name: str | os.PathLike, options: dict) -> None:
+    """Raise unless an adapter, a folder or a Hub name, is one by itself and has its weights as safetensors.
+
+    options: of load_adapter.
+    """
+    where = {key: options[key] for key in PLACES if options.get(key) is not None}
+    if (file := cached_file(name, ADAPTER, **where, **SILENT)) is None:
+        raise ValueError(f"{name} has no {ADAPTER}, or it cannot be reached; give an adapter saved by PEFT")
+    if read_json(file).get("peft_type") == "XLORA":
+        raise ValueError(f"{ADAPTER} of {name} has peft_type XLORA, which opens other adapters; give one that is complete by itself")
+    if cached_file(name, ADAPTER_WEIGHTS, **where, **SILENT) is None:
+        raise ValueError(
+            f"{name} has no {ADAPTER_WEIGHTS}, and weights of other kinds could run code when opened and are not; save it by "
+            "save_pretrained of PEFT, which writes safetensors"
+        )
 
 
 def stored(file: str | os.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.hub import resolve_revision
 
 from .blocks_mscl import update_statistics_once
-from .checks_mscl import check_new, check_types, check_weights, stored
+from .checks_mscl import base_of_adapter, check_adapter, check_new, check_types, check_weights, is_adapter, stored
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
@@ -126,14 +126,9 @@ class MsclPreTrainedModel(PreTrainedModel):
         replaces one that is there with `ignore_mismatched_sizes=True`.
         Weights are read from safetensors only.
         """
-        name = pretrained_model_name_or_path
-        if name is not None and not kwargs.get("gguf_file"):
-            known = {key: kwargs[key] for key in ("token", "local_files_only", "cache_dir") if key in kwargs}
-            kwargs |= {"revision": resolve_revision(name, kwargs.get("revision"), **known), "use_safetensors": True}
-            check_weights(name, kwargs)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        adapter_name = kwargs.pop("adapter_name", None)
+        name, adapter, adapter_kwargs = _resolve(pretrained_model_name_or_path, kwargs)
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         backbone_alone = model.config.architectures == ["MsclBackbone"]  # whose labels, if any, were those of another classifier
         nameless = not model.config.labels_given and (backbone_alone or model.config.id2label == PreTrainedConfig().id2label)
         if "classifier.weight" in info["missing_keys"] and nameless and model.config.architectures not in (None, [cls.__name__]):
@@ -144,19 +139,52 @@ class MsclPreTrainedModel(PreTrainedModel):
         _refuse_absent(model, str(name), info["missing_keys"], {key for key, *_ in info["mismatched_keys"]})
         if backbone_alone and hasattr(model, "decoder"):
             logger.warning(f"{name} holds a backbone alone: the decoder and the heads of {cls.__name__} are new and want training.")
+        if adapter is not None:
+            info |= model.load_adapter(adapter, adapter_name, adapter_kwargs=adapter_kwargs).to_dict()
         # Tensors lie in memory as in the file, and CPU kernels round by alignment: outputs would differ in the last bit.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model
 
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
+        """As in transformers; an adapter of another network, or weights that are no safetensors, raise ValueError."""
+        if peft_model_id is not None:
+            check_adapter(peft_model_id, kwargs | (kwargs.get("adapter_kwargs") or {}))
+        info = super().load_adapter(peft_model_id, adapter_name, **kwargs | {"ignore_mismatched_sizes": True})  # they are errors below
+        if wrong := sorted(info.missing_keys | info.unexpected_keys | {key for key, *_ in info.mismatched_keys}):
+            raise ValueError(
+                f"{peft_model_id or 'the adapter'} was made for another network: {len(wrong)} weights of it are missing or do not fit "
+                f"{type(self).__name__} (first: {wrong[0]}); open the model anew, and give an adapter of it"
+            )
+        return info
+
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """As in transformers, which comes here with all files on the disk and a model on the meta device: what is wrong is said before it
-        takes memory."""
-        if state_dict is None:
+        takes memory. An adapter comes here with the model that it was added to."""
+        if state_dict is None and not getattr(model, "_hf_peft_config_loaded", False):
             _check_files(model, checkpoint_files, load_config)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+
+def _resolve(name, options: dict) -> tuple:
+    """The model that from_pretrained opens, with its commit in `options`; the adapter that is added to it, if any, and options for that.
+
+    name: of a model, or of an adapter in place of its model. options: of from_pretrained; those of adapters are taken out.
+    """
+    adapter_kwargs = dict(options.pop("adapter_kwargs", None) or {})
+    adapter = adapter_kwargs.pop("_adapter_model_path", None)  # from the Auto classes, which give the name of its model
+    if name is None or options.get("gguf_file"):
+        return name, adapter, adapter_kwargs
+    known = {key: options[key] for key in ("token", "local_files_only", "cache_dir") if key in options}
+    options |= {"revision": resolve_revision(name, options.get("revision"), **known), "use_safetensors": True}
+    if adapter is None and is_adapter(name, options):
+        adapter, adapter_kwargs = name, {"revision": options["revision"]} | adapter_kwargs
+        name, revision = base_of_adapter(name, options)
+        options["revision"] = resolve_revision(name, revision, **known)
+    check_weights(name, options)
+    return name, adapter, known | adapter_kwargs
 
 
 def _check_files(model: MsclPreTrainedModel, files: list[str], load_config) -> None:

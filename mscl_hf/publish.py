@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, SegformerImageProces
 from transformers.utils import logging
 from transformers.utils.hub import resolve_revision
 
+from .checks_mscl import ADAPTER, is_adapter
 from .data.crops import central_crop, cut
 from .data.pixels import displayed
 from .data.segmentation_data import SegmentationData
@@ -30,7 +31,7 @@ def open_model(kind: type, name: str, **options) -> Any:
     place, revision = split_revision(name)
     if not Path(place).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):  # nor can it be a Hub name
         raise ValueError(f"there is no model folder {name}; give the output folder of a finished run, or a name on the Hub")
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+    if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in ("config.json", ADAPTER)):
         raise ValueError(f"the folder {name} holds no model (no config.json); give one in which a run has ended")
     if revision is not None and options.get("revision") is None:
         options["revision"] = revision
@@ -41,6 +42,9 @@ def open_model(kind: type, name: str, **options) -> Any:
     verbosity = logging.get_verbosity()
     try:
         logging.set_verbosity_error()  # a head that is new is no news here
+        options["revision"] = resolve_revision(place, options.get("revision"))  # all files are of one commit
+        if is_adapter(place, options):
+            raise ValueError(f"{name} holds an adapter and no model; merge it into its model (merge_and_unload of PEFT), and give that")
         return kind.from_pretrained(place, **options)
     except Exception as error:  # a stranger's files can fail anywhere
         if isinstance(error, ValueError) and "\n" not in str(error):

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import pickle
+import re
 import runpy
 import shutil
 import sys
@@ -148,9 +149,9 @@ def test_weights_that_are_pickled_are_refused_at_every_door(models, tmp_path, se
     for door in doors:
         with pytest.raises(ValueError) as caught:
             door(folders["tuned"])
-        assert REFUSED[damage] in str(caught.value) and "give a" in str(caught.value)
+        assert REFUSED[damage] in str(caught.value) and re.search("give a|remove it", str(caught.value))
     for kind in (MsclForPreTraining, AutoModelForPreTraining):
-        with pytest.raises(ValueError, match="give a"):
+        with pytest.raises(ValueError, match="give a|remove it"):
             kind.from_pretrained(folders["pretrained"])
     assert not sentinel.exists()
 
@@ -195,12 +196,19 @@ def test_pickles_beside_safetensors_stay_closed(models, tmp_path, sentinel):
 
 
 def test_adapters_are_refused(models, tmp_path, monkeypatch):
-    """Where peft is installed transformers would follow them, to another model or to a pickle; without it they are files like others."""
+    """Where peft is installed transformers would follow them, to another model or to a pickle; without it they are files like others.
+    Commands open no adapter, installed or not."""
     folder = copied(models, tmp_path, "tuned")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
-    open_model(MsclForSemanticSegmentation, str(folder))
-    monkeypatch.setattr(checks_mscl, "is_peft_available", lambda: True)
-    assert "holds an adapter" in refusal(open_model, MsclForSemanticSegmentation, str(folder))
+    for installed in (True,) if checks_mscl.is_peft_available() else (False, True):
+        monkeypatch.setattr(checks_mscl, "is_peft_available", lambda installed=installed: installed)
+        if installed:
+            assert "holds an adapter beside" in refusal(open_model, MsclForSemanticSegmentation, str(folder))
+        else:
+            open_model(MsclForSemanticSegmentation, str(folder))
+    (folder / "config.json").unlink()
+    for kind in (MsclConfig, MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        assert "merge it into its model" in refusal(open_model, kind, str(folder))
 
 
 def test_a_planted_checkpoint_of_trainer_runs_no_code(models, tmp_path, sentinel):
