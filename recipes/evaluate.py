@@ -4,6 +4,7 @@ accelerate launch recipes/evaluate.py --model runs/finetune --split test
 accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from accelerate import Accelerator
 from mscl_hf import MsclConfig
 from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.image_range import check_values
+from mscl_hf.data.segmentation_data import SegmentationData
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model
 from mscl_hf.inference import InferenceOptions
-from mscl_hf.launcher import check_against_launcher, launched_precision
+from mscl_hf.launcher import check_launched, launched_precision
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
 from mscl_hf.provenance import pinned_options, provenance, with_evaluation
@@ -44,9 +46,7 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "copied into the results, for the record"})
 
     def __post_init__(self):
-        check_against_launcher(self.precision)
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"--precision is {self.precision!r}; choose fp32 or bf16")
+        check_launched(self.precision)
 
 
 KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)
@@ -63,6 +63,18 @@ def main() -> None:
         evaluate(options, out, accelerator)
 
 
+def open_scored_split(options: DataOptions, split: str, classes: tuple[str, ...]) -> SegmentationData:
+    """The split to measure on; ValueError that names the splits of the data where it has no such one."""
+    try:
+        return open_whole_split(options, split, classes)
+    except ValueError as error:
+        if not str(error).startswith("no split"):
+            raise
+        others = [name for name in ("val", "validation", "train") if re.search(rf"\b{name}\b", str(error).partition(":")[2])]
+        remedy = f"give one that is there, such as --split {others[0]}" if others else "give one that is there to --split"
+        raise ValueError(f"--split is {split}: {error}; {remedy}") from error
+
+
 def evaluate(options: tuple, out: Path, accelerator: Accelerator) -> None:
     """Measure the model, and leave results.json and pictures in `out`."""
     run, inference, data_options, hub = options
@@ -74,7 +86,7 @@ def evaluate(options: tuple, out: Path, accelerator: Accelerator) -> None:
     config = network.config
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
     data_options = data_options.with_range_of(run.model, config.image_range)
-    data = open_whole_split(data_options, run.split, classes)
+    data = open_scored_split(data_options, run.split, classes)
     check_values(data, accelerator.print)
     data = usable(data, data_options, accelerator.print)
     record = provenance(run.model, accelerator.print)

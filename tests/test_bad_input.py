@@ -158,7 +158,9 @@ FINETUNE = {
 EVALUATE = {
     "not fine-tuned": (("--model", "{}/model"), ("fine-tune it first",)),
     "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
-    "missing split": (("--model", "{}/tuned", "--split", "dev"), ("no split 'dev'", "train, val, test")),
+    "missing split": (("--model", "{}/tuned", "--split", "dev"), ("no split 'dev'", "train, val, test", "such as --split val")),
+    "no test split": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/data"), ("--split is test", "such as --split val")),
+    "no splits": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/pictures"), ("is test", "such as --split train")),
     "unknown class": (("--model", "{}/tuned", "--score-classes", "skyy"), ("'skyy'", "'sky'")),
     "other classes": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/data", "--split", "val", "--num-classes", 9),
                       ("8 classes", "has 9")),
