@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from mscl_hf import MsclConfig
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.card import method_facts, write_card
-from mscl_hf.data.training import DataOptions, open_held_out, pretraining_data, with_image_range
+from mscl_hf.data.training import DataOptions, log_repeats, open_held_out, pretraining_data, with_image_range
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
@@ -86,6 +86,9 @@ def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, acceler
     network.config.image_range = data.image_range
     options = (*options[:4], data, *options[5:])
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages_of(kind)]
+    contrasting = [of_stage for method, of_stage, *_ in prepared if method.min_batch > 1]
+    if contrasting:
+        log_repeats(contrasting[0].order, accelerator.print)
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []
     if accelerator.is_main_process:
         check_can_push(hub)
@@ -100,7 +103,7 @@ def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, acceler
         draw_training(out, title)
         if images:
             draw_features(method, images, out)
-        what = {"method": f"{method.title} ({method.paper})"} | method_facts(method.network.config.contrast)
+        what = {"method": f"{method.title} ({method.paper})"} | (method_facts(method.network.config.contrast) if kind.trains else {})
         start = run.start_from or timm_weights(run, net)
         stage = stage_record("Pre-training", what, trained_on, options, config, accelerator, start, kind.trains)
         write_card(out, method.network, {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []})

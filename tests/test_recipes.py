@@ -591,3 +591,28 @@ def test_a_folder_of_another_network_is_refused(tmp_path, flags, says):
     first = tmp_path / "first"
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", first, draw_features=lambda *_: None)
     assert says in harness.refused("pretrain", *harness.TINY, *harness.SHORT, "--start-from", first, *flags, "--output-dir", tmp_path / "a")
+
+
+@pytest.mark.parametrize("method", ["none", "imagenet"])
+def test_card_of_a_control_lists_no_losses(tmp_path, method):
+    """Nothing was trained: neither losses nor temperatures are in its card."""
+    weights = ("--backbone-weights", tmp_path / "weights.safetensors")
+    save_file(timm.create_model("test_resnet").state_dict(), weights[1])
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, *weights[: 2 * (method == "imagenet")], "--method", method, "--max-steps", 1,
+                "--val-split", "none", "--output-dir", tmp_path / method)  # fmt: skip
+    card = (tmp_path / method / "README.md").read_text()
+    assert "| budget | no training |" in card and "| losses |" not in card and "tau" not in card
+
+
+CHAITANYA = ("--method", "chaitanya_global_local", "--image-size", 112, "--output-stride", 8)  # in two stages
+BATCH_LARGER_THAN_DATA = (
+    (("--losses", "g+l"), 1), (("--losses", "p"), 0), (("--method", "byol"), 0), (("--method", "none"), 0), (CHAITANYA, 1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "count"), BATCH_LARGER_THAN_DATA)
+def test_small_data_is_reported_once_where_images_are_contrasted(tmp_path, capsys, flags, count):
+    """A batch larger than the data contrasts an image with itself; methods without such a loss, and later stages, report nothing."""
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--train-count", 3, "--max-steps", 2, "--val-split", "none", *flags,
+                "--output-dir", tmp_path / "run", pictures=False)  # fmt: skip
+    assert capsys.readouterr().out.count("contrasted with themselves") == count

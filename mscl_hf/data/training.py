@@ -242,16 +242,23 @@ def pretraining_data(
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)
-    _tell_repeats(order, say)
     return TrainingData(data, extra, view, seed, order, place=place_of(options, unlabelled))
 
 
-def _tell_repeats(order: Order, say: Callable[[str], None]) -> None:
-    """A batch larger than the data pushes an image from itself in the losses that contrast images; legal, but rarely meant."""
-    wanted = ((order.labelled, order.labelled_per_batch), (order.unlabelled, order.batch_size - order.labelled_per_batch))
-    for images, count in wanted:
+def log_repeats(order: Order | None, say: Callable[[str], None]) -> None:
+    """Log batches larger than the data, for losses that push the images of a batch apart: an image repeats then, and is pushed from itself.
+
+    order: None for a stream, whose length is not known.
+    """
+    parts = () if order is None else (
+        (order.labelled, order.labelled_per_batch, "labelled "), (order.unlabelled, order.batch_size - order.labelled_per_batch, "")
+    )  # fmt: skip
+    for images, count, which in parts:
         if count > len(images):
-            say(f"{count} of {len(images)} images are wanted in each batch, so that images repeat in it and are contrasted with themselves")
+            say(
+                f"a batch holds {count} {which}images and there are {len(images)}: some repeat in it and are contrasted with themselves; "
+                "lower --batch-size, or give more images"
+            )
 
 
 def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int, unlabelled: str, say) -> TrainingData:
@@ -268,7 +275,6 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
         raise ValueError(f"{view.name} views paste an image onto other ones, and {data.name}/{data.split} has only {len(data)}; give more")
     _log_cache(options, say, data)
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
-    _tell_repeats(order, say)
     return TrainingData(None, data, view, seed, order, place=place_of(options))
 
 
