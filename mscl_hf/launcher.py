@@ -8,6 +8,7 @@ import psutil
 from accelerate.commands.launch import launch_command_parser
 
 DEFAULTS = {"precision": "fp32", "gradient_accumulation_steps": 1}  # where the launcher says nothing
+PRECISIONS = ("fp32", "bf16")
 PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
@@ -25,16 +26,18 @@ def launched_accumulation() -> int:
         raise ValueError(f"{STEPS} is {word}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
 
 
-def check_against_launcher(precision: str, gradient_accumulation_steps: int = DEFAULTS["gradient_accumulation_steps"]) -> None:
-    """ValueError where options contradict the launcher, or where it asks for a precision that is not supported.
+def check_launched(precision: str, gradient_accumulation_steps: int = DEFAULTS["gradient_accumulation_steps"]) -> None:
+    """ValueError for a precision that is not supported, and where options contradict the launcher.
 
     The launcher's own defaults, "no" and 1, contradict nothing: it sets them whether they were given or not.
     """
     launched = launched_precision()
-    if launched not in ("fp32", "bf16"):
+    if launched not in PRECISIONS:
         raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
     if launched not in (DEFAULTS["precision"], precision):
         raise ValueError(f"--precision is {precision} and --mixed_precision of the launcher is {launched}; give one of them only")
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision is {precision!r}; choose one of fp32, bf16; bf16 has the range of fp32 and needs no loss scaling")
     steps = launched_accumulation()
     if steps not in (DEFAULTS["gradient_accumulation_steps"], gradient_accumulation_steps):
         raise ValueError(

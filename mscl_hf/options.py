@@ -18,6 +18,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .checks_mscl import shown
 from .launcher import lacks_processes
+from .remedies import remedy_for
 from .text_files import read_text
 
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
@@ -109,6 +110,8 @@ def _scalar(kind: Callable, value):
 
 
 def _unknown(word: str, known: list[str]) -> str:
+    if remedy := remedy_for(word, known):
+        return f"unknown option {word.split('=')[0]}; {remedy}; all options: --help"
     flags = [flag.replace("_", "-") for flag in known]
     near = difflib.get_close_matches(word.split("=")[0].replace("_", "-"), flags, n=3)
     shown = word if word and word.isprintable() else repr(word)

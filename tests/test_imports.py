@@ -8,7 +8,7 @@ FLOORS = (
     {"losses", "metrics", "palette", "options", "log", "inference", "upload", "blocks_mscl", "checks_mscl", "configuration_mscl",
      "decoders_mscl",
      "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "manifest", "sharding",
-     "train_options", "launcher", "text_files"},
+     "train_options", "launcher", "remedies", "text_files"},
     {"data", "methods", "figures"},
     {"checkpoint", "prepare", "report", "train", "evaluate", "probe", "health", "publish", "provenance", "card",
      "export", "similarity", "demo"},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 
 import harness
@@ -13,6 +14,7 @@ from mscl_hf.log import read_log
 from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss
 from mscl_hf.methods import MethodOptions
 from mscl_hf.options import parse, printable
+from mscl_hf.train_options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -219,3 +221,52 @@ def test_method_option_has_an_effect(tmp_path, option):
         assert all(math.isfinite(number) for row in rows for number in row.values())
         logs.append([(row["loss"], row["grad_norm"]) for row in rows])
     assert logs[0] != logs[1]
+
+
+OPTIONS = {
+    name: [option.name for options in harness.load_recipe(name).KINDS for option in dataclasses.fields(options)]
+    for name in ("pretrain", "finetune", "evaluate")
+}
+HABITS = """
+pretrain | --epochs 10 | --max-steps
+finetune | --num-epochs=10 | --max-steps
+finetune | --device cuda | CUDA_VISIBLE_DEVICES
+evaluate | --gpus 2 | --num_processes
+pretrain | --learning-rate 1 | --lr
+pretrain | --learning_rate 1 | --lr
+pretrain | --amp | --precision bf16
+pretrain | --workers 8 | --num-workers
+finetune | --data DIR | --data-dir
+pretrain | --weights FILE | --backbone-weights
+evaluate | --weights DIR | --model
+finetune | --img-size 512 | --image-size
+evaluate | --img-size 512 | --base-size
+pretrain | --model resnet50 | --backbone
+finetune | --arch resnet50 | --model
+pretrain | --precision fp16 | bf16
+evaluate | --precision fp16 | bf16
+pretrain | --dataset coco | --dataset folder
+finetune | --resume-from DIR | --resume
+pretrain | --output DIR | --output-dir
+finetune | --ignore-index 0 | --label-map
+"""
+
+
+@pytest.mark.parametrize(("recipe", "words", "remedy"), [line.split(" | ") for line in HABITS.strip().splitlines()])
+def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy):
+    """What to use instead, of the options that this command has, in place of options that are spelled alike."""
+    message = harness.refused(recipe, *words.split(), "--output-dir", tmp_path / "out")
+    assert remedy in message and "near:" not in message
+    for option in re.findall(r"(?<!launch )--[a-z][a-z-]+(?![a-z_-])", message.replace(words.split()[0].split("=")[0], "")):
+        assert option.removeprefix("--").replace("-", "_") in {"help", *OPTIONS[recipe]}, option
+
+
+def test_habits_in_yaml_get_a_remedy(tmp_path):
+    """The same in a configuration file."""
+    (tmp_path / "run.yaml").write_text("epochs: 10\n")
+    assert "unknown option epochs; training is counted in optimizer steps" in harness.refused("pretrain", "--config", tmp_path / "run.yaml")
+
+
+def test_batch_size_is_written_either_way():
+    """With underscores too."""
+    assert parse([TrainOptions], "", ["--batch_size", "8"])[0].batch_size == 8

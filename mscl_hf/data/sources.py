@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..remedies import dataset_remedy
 from ..text_files import read_text
 from .files import (
     class_names,
@@ -261,6 +262,8 @@ def load_data(
     Raises ValueError for an unknown name or option, a missing folder, split, image or mask.
     """
     if dataset not in DATASETS:
+        if remedy := dataset_remedy(dataset):
+            raise ValueError(f"unknown data set {dataset!r}; {remedy}")
         near = difflib.get_close_matches(dataset, DATASETS)
         raise ValueError(f"unknown data set {dataset!r}; close: {near}; there are: {', '.join(DATASETS)}")
     source = DATASETS[dataset]
