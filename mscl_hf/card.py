@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from .checks_mscl import read_json
 from .provenance import FILE, MEASURED, SILENT, versions
 from .publish import hub_folder, split_revision
 from .run_folder import write_json
@@ -59,8 +60,17 @@ def model_card(out: Path, network: PreTrainedModel, record: dict) -> ModelCard:
         segments=segments, network=_network(config, network), stages=[_shown_stage(stage) for stage in stages],
         evaluations=[_shown(found) for found in evaluations], pictures=[name for name in PICTURES if (out / name).is_file()],
         versions=_listed((stages[-1] if stages else {"versions": versions()})["versions"]),
-        licence=licence_text(licence), image_range=config.image_range, limits=_limits(config, classes, stages, evaluations),
+        licence=licence_text(licence), image_range=config.image_range, shape=_shape(out) if segments else None,
+        limits=_limits(config, classes, stages, evaluations),
     )  # fmt: skip
+
+
+def _shape(out: Path) -> tuple[int, int] | None:
+    """Height and width in px that the model's image processor brings every image to; None where it keeps their shape."""
+    file = out / "preprocessor_config.json"
+    size = read_json(file).get("size") if file.is_file() else None
+    height, width = (size.get(side) if isinstance(size, dict) else None for side in ("height", "width"))
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def method_facts(contrast: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from harness import SHORT, TINY, load_recipe, run
 from hub_metadata import card_problems
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, pipeline
 
 from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.card import cell, copy_beside, in_words, method_facts, model_card
@@ -358,3 +358,22 @@ def test_options_in_words():
     """Those that were given, in their order, without a sign that would end a cell of the table."""
     facts = method_facts({"method": "moco_v2", "temperature": 0.2, "nothing": None, "empty": [], "many": [1, 2], "flag": True})
     assert facts == {"options": "temperature 0.2, many [1, 2], flag True"} and in_words({}) == "-"
+
+
+def test_card_says_how_images_keep_their_shape(chain):
+    """The processor brings a portrait to the landscape shape of the data; that of the card does not, and the pipeline takes it."""
+    card, folder = (chain / "tuned" / "README.md").read_text(), str(chain / "tuned")
+    height, width = map(int, re.search(r"brings every image to (\d+) x (\d+) px", card).groups())
+    portrait = Image.fromarray(np.zeros((width, height, 3), np.uint8))
+
+    def shape(processor) -> tuple[int, int]:
+        return tuple(processor(portrait, return_tensors="pt")["pixel_values"].shape[-2:])
+
+    assert height < width and "such as portraits" in card
+    assert shape(AutoImageProcessor.from_pretrained(folder)) == (height, width)
+    short = int(re.search(r'size={"shortest_edge": (\d+)}', card).group(1))
+    processor = AutoImageProcessor.from_pretrained(folder, size={"shortest_edge": short})
+    assert shape(processor) == (width, height)
+    parts = pipeline("image-segmentation", model=folder, image_processor=processor)(portrait)
+    assert {part["mask"].size for part in parts} == {(height, width)}
+    assert "keeps the shape" not in (chain / "pretrained" / "README.md").read_text()
