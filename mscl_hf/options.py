@@ -25,6 +25,16 @@ from .text_files import read_text
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """YAML without its numbers to base 60, of which `255:1` would be 15301: such a value is text."""
+
+    def construct_yaml_int(self, node: yaml.Node) -> int | str:
+        return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+
+_YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_int)
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         raise ValueError(f"{message}; all options: --help")
@@ -75,7 +85,7 @@ def _read_yaml(path: str, known: dict) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"no configuration file {path}; give the path of a YAML file to --config")
     try:
-        content = yaml.safe_load(read_text(path)) or {}
+        content = _YamlLoader(read_text(path)).get_single_data() or {}
     except NO_YAML as error:
         raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); write 'option: value' lines") from error
     if not isinstance(content, dict):
