@@ -16,23 +16,27 @@ NAME_LINES = st.lists(TEXT, max_size=4).map(lambda names: "\n".join(names).encod
 LABEL_MAPS = st.one_of(st.none(), MAP_TEXTS, st.dictionaries(st.one_of(st.integers(0, 255), SCALARS), IDS, max_size=3))
 
 
+@example(label_map="65535:255,300:1", reduce=False)
 @example(label_map={0: None}, reduce=False)
 @example(label_map={0: float("inf")}, reduce=False)
 @example(label_map={0: 1.5}, reduce=False)
 @fuzzed(label_map=LABEL_MAPS, reduce=st.booleans())
 def test_label_maps(label_map, reduce):
-    """A table of 256 ids that does what the map says and leaves the rest alone, or one sentence."""
+    """A table of 256 ids, or of 65536 where one of 16 bits is named, that does what the map says and leaves the rest alone, or one
+    sentence."""
     with stated():
         table = make_table(label_map, reduce)
         if table is None:
             assert not label_map and not reduce
             return
-        assert table.shape == (256,) and table.dtype == np.uint8
-        if not reduce:
+        if reduce:
+            assert table.shape == (256,) and table.dtype == np.uint8
+        else:
             pairs = [pair.split(":") for pair in label_map.split(",")] if isinstance(label_map, str) else list(label_map.items())
             assert not any(isinstance(id, float) for pair in pairs for id in pair)
             wanted = {int(stored): int(train) for stored, train in pairs}
-            assert [int(train) for train in table] == [wanted.get(stored, stored) for stored in range(256)]
+            assert len(table) == (256 if max(wanted) < 256 else 65_536)
+            assert table.tolist() == [wanted.get(stored, stored) for stored in range(len(table))]
 
 
 @example(classes=[""], count=None)

@@ -60,14 +60,19 @@ class DecodedData(SegmentationData):
             scaled = () if self.image_range is None else (self.image_range,)
             paths = [self._path("image", image, *scaled)]
             if self.labelled:  # a mask is kept with the image whose size it has
-                table = b"" if self.label_table is None else self.label_table.tobytes()
-                paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, table))
+                paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, self._table))
             self._places[index] = row["name"], paths
         return self._places[index]
 
     @cached_property
     def _places(self) -> dict[int, tuple[str, list[Path]]]:
         return {}
+
+    @cached_property
+    def _table(self) -> bytes:
+        """The label table in the name of a mask; a long one, of 16-bit ids, by its digest."""
+        table = b"" if self.label_table is None else self.label_table.tobytes()
+        return table if len(table) <= 256 else hashlib.blake2b(table).digest()
 
     def _path(self, *decisive: str | bytes | int | tuple[int, int]) -> Path:
         name = hashlib.blake2b(repr((VERSION, PIL.__version__, self.short_side, *decisive)).encode(), digest_size=16).hexdigest()

@@ -21,6 +21,7 @@ HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnail
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
 FAULTS_AT_MOST = 50  # after which the search ends where no mask before was usable
 Mask = Image.Image | np.ndarray  # as `decode` returns it
+HIGHEST_ID = 65_535  # of a mask: 16 bits
 
 
 def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path] | None) -> datasets.Dataset:
@@ -166,8 +167,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = False) -> np.ndarray | None:
-    """(256,) uint8 from {stored id: train id} or "255:1,7:255"; ids not named stay as they are.
+    """The table of a label map: stored id -> train id, 255 = ignored. Ids not named stay as they are; None = all do.
 
+    (256,) uint8; (65536,) int32 where the map names a 16-bit id.
     reduce_labels: stored 0 becomes the ignored label and every other id goes down by one (ADE20K's convention).
     """
     if not label_map and not reduce_labels:
@@ -176,16 +178,29 @@ def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = Fal
         raise ValueError("got both a label map and reduce_labels; write the reduction into the label map")
     if reduce_labels:
         return np.concatenate([[IGNORE_INDEX], np.arange(254), [IGNORE_INDEX]]).astype(np.uint8)
-    table = np.arange(256, dtype=np.uint8)
+    pairs = parse_label_map(label_map)
+    table = np.arange(256, dtype=np.uint8) if max(pairs) < 256 else np.arange(HIGHEST_ID + 1, dtype=np.int32)
+    table[list(pairs)] = list(pairs.values())
+    return table
+
+
+def parse_label_map(label_map: dict[int, int] | str) -> dict[int, int]:
+    """{stored id: train id} of such a dict, or of text as "255:1,7:255". Raises ValueError."""
     try:
         pairs = [p.split(":") for p in label_map.split(",")] if isinstance(label_map, str) else label_map.items()
+        found = {}
         for stored, train in pairs:
-            if any(isinstance(id, (bool, float)) or not 0 <= int(id) <= 255 for id in (stored, train)):
+            if any(isinstance(id, (bool, float)) for id in (stored, train)):
                 raise ValueError
-            table[int(stored)] = int(train)
+            if not 0 <= int(stored) <= HIGHEST_ID or not 0 <= int(train) <= IGNORE_INDEX:
+                raise ValueError
+            found[int(stored)] = int(train)
     except (TypeError, ValueError):
-        raise ValueError(f'the label map is {label_map!r}; wanted "stored:train,..." with ids in 0..255, as "255:1"') from None
-    return table
+        raise ValueError(
+            f'the label map is {label_map!r}; expected "stored:train,..." as "255:1", with stored ids in 0..{HIGHEST_ID} and train ids in '
+            f"0..{IGNORE_INDEX}"
+        ) from None
+    return found
 
 
 def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Mask | Exception]]:
@@ -220,15 +235,18 @@ def found_classes(masks: Iterable[tuple[str, Mask | Exception]], table: np.ndarr
         raise ColorMask.of_all(colored) if colored else faults[0]
     if stored == {0, IGNORE_INDEX} and table is None:
         raise ValueError(
-            "the masks hold only 0 and 255, and 255 is the ignored label; if 255 marks the object, give the label map "
-            '"255:1", else name the classes'
+            "the masks hold the ids 0 and 255 and 255 is the ignored label; expected at least two classes. If 255 marks the object, give "
+            "--label-map 255:1"
         )
-    beyond = sorted(v for v in stored if not 0 <= v <= 255)
-    ids = {v if table is None else int(table[v]) for v in stored if 0 <= v <= 255} - {IGNORE_INDEX}
+    mapped_ids = table is not None
+    table = table if mapped_ids else np.arange(256)
+    ids = {int(table[v]) for v in stored if 0 <= v < len(table)} - {IGNORE_INDEX}
+    beyond = [v for v in stored if not 0 <= v < len(table)] or [v for v in ids if v > IGNORE_INDEX]
     if beyond or not ids:
-        raise ValueError(f"no classes can be told from the masks: they hold {sorted(stored)[:10]}, wanted ids in 0..254")
+        mapped = " that the label map or --reduce-labels does not ignore" if mapped_ids else ""
+        raise ValueError(f"no classes can be told from the masks: they hold {sorted(stored)[:10]}, wanted ids in 0..254{mapped}")
     if len(ids) <= max(ids):
-        raise ValueError(_gaps(sorted(stored), sorted(ids), table is not None))
+        raise ValueError(_gaps(sorted(stored), sorted(ids), mapped_ids))
     return tuple(f"class_{i}" for i in range(max(ids) + 1))
 
 

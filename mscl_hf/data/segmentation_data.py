@@ -1,5 +1,6 @@
 """Images with masks of train ids, whatever the layout they were stored in; every fault of a file is named here."""
 
+import copy
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,10 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .formats import UnsupportedFile
+from .label_counts import IGNORE_INDEX, LabelCounts, histogram_of
 from .opening import DECODE_ERRORS, decode
 from .pixels import BadSample, index_array, rgb_array
-
-IGNORE_INDEX = 255
 
 
 class Sample(NamedTuple):
@@ -53,12 +53,13 @@ class SegmentationData:
 
     rows: len() and [i] -> {"image": PIL image, "mask": PIL image or None, "name": str}, or a `datasets.Dataset` that stores these encoded.
     classes: the names of train ids 0..K-1; () when there are no masks.
-    label_table: (256,) uint8, stored id -> train id, 255 = ignored; None = stored ids are train ids.
+    label_table: (256,) uint8 or (65536,) int32, stored id -> train id, 255 = ignored; None = stored ids are train ids.
     groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
     slices: where each row is from, in data of volumes; None = the images belong to none.
     note: what was found where, for the log at startup.
     image_range: the stored values that are black and white in images of more than 8 bits; None = no such image can be read. With a range,
         every image is read as float32.
+    labels: what the check of the data counted in the masks of these rows; None = not counted.
     """
 
     rows: Rows
@@ -70,6 +71,7 @@ class SegmentationData:
     slices: tuple[Slice, ...] | None = None
     note: str = ""
     image_range: tuple[int, int] | None = None
+    labels: LabelCounts | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,7 +102,13 @@ class SegmentationData:
         """The same data with only these rows, in this order."""
         indices = [int(i) for i in indices]
         groups, slices = (None if of is None else tuple(of[i] for i in indices) for of in (self.groups, self.slices))
-        return replace(self, rows=self.rows.select(indices), groups=groups, slices=slices)
+        return replace(self, rows=self.rows.select(indices), groups=groups, slices=slices, labels=None)
+
+    def with_labels(self, labels: LabelCounts) -> "SegmentationData":
+        """The same data with the counts of its labels, and with all that is cached of it."""
+        counted = copy.copy(self)
+        object.__setattr__(counted, "labels", labels)  # as dataclasses do it in a frozen one; `replace` would drop the caches
+        return counted
 
     def stored(self, index: int) -> dict[str, Any]:
         """Row `index` of a `datasets.Dataset`, not decoded: an image is {"path": ..., "bytes": ...}."""
@@ -157,23 +165,24 @@ def _size(array: np.ndarray) -> str:
 
 def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
     table = np.arange(256, dtype=np.uint8) if data.label_table is None else data.label_table
-    outside = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # (256,) stored ids that are no class
-    fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored <= 255)).all())
+    outside = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # stored ids that are no class
+    fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored < len(table))).all())
     if not fits or outside[stored].any():
-        wrong = [int(v) for v in np.unique(stored) if not 0 <= v <= 255 or outside[v]]
+        wrong = [int(v) for v in np.unique(stored) if not 0 <= v < len(table) or outside[v]]
         raise BadSample(
             f"the mask {file_of('mask')} holds the label(s) {wrong[:10]}, which belong to none of the {len(data.classes)} "
             f"classes nor to the ignored label {IGNORE_INDEX}; correct the mask, the classes or the label map"
         )
-    return table[stored]
+    return table[stored].astype(np.uint8, copy=False)
 
 
 def check_data(
-    data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 4
+    data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 4, labels: LabelCounts | None = None
 ) -> tuple[list[int], list[str]]:
     """Read samples before training starts, so that a bad file costs seconds and not a night.
 
     Reads every row, or `decode_at_most` evenly spaced ones where there are more; rows not read count as usable.
+    labels: to which the masks of the usable rows that are read are added.
     Returns (indices of the usable rows, a message for each bad row).
     Raises BadSample when more than `max_bad_images` rows are bad, or all of them.
     """
@@ -186,18 +195,24 @@ def check_data(
     if len(data) > decode_at_most:
         chosen = [i * len(data) // decode_at_most for i in range(decode_at_most)]
 
-    def fault(index: int) -> str | None:
+    def examined(index: int) -> tuple[str | None, np.ndarray | None]:
+        """What is wrong with a row, and the histogram of its mask."""
         try:
-            data.read(index)
+            mask = data.read(index).mask
         except BadSample as error:
-            return str(error)
-        return None
+            return str(error), None
+        return None, None if mask is None or labels is None else histogram_of(mask)
 
     shown = {"desc": f"checking {data.name}/{data.split}", "unit": "image", "delay": 3, "leave": False}  # nothing where it is quick
     silent = os.environ.get("RANK", "0") != "0"
+    faults = {}
     with ThreadPoolExecutor(workers) as pool:
-        messages = tqdm(pool.map(fault, chosen), total=len(chosen), disable=silent, **shown)
-        faults = {i: message for i, message in zip(chosen, messages) if message}
+        results = tqdm(pool.map(examined, chosen), total=len(chosen), disable=silent, **shown)
+        for i, (message, histogram) in zip(chosen, results):
+            if message:
+                faults[i] = message
+            elif histogram is not None:
+                labels.add(histogram)
     bad = list(faults.values())
     if len(bad) > max_bad_images or (bad and len(bad) == len(data)):
         raise BadSample(

@@ -14,11 +14,12 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
 
+from .label_counts import LabelCounts
 from .order import permutation
 from .segmentation_data import BadSample, Sample, decoded_sample
 from .shards import Row, Shard, filesystem
@@ -38,6 +39,7 @@ class SegmentationStream:
     label_table: np.ndarray | None = None
     repository: str | None = None  # how the addresses of the data set's own files on the Hub begin; no other is asked
     image_range: tuple[int, int] | None = None  # as in SegmentationData
+    labels: LabelCounts | None = None  # of its first rows, see `first_rows`
 
     @property
     def num_classes(self) -> int:
@@ -52,6 +54,16 @@ class SegmentationStream:
         for shard in self.shards:
             for block in shard.blocks(LEAST_BLOCK, None):
                 yield from ({column: self._fetched(value) for column, value in row.items()} for _, row in block.read())
+
+    def first_rows(self, limit: int = 256, shards: int = 8) -> list[Row]:
+        """At most `limit` rows as they are stored: the first ones of a few shards, evenly spaced over all."""
+        chosen = [self.shards[i] for i in np.unique(np.linspace(0, len(self.shards) - 1, shards).astype(int))]
+        each = -(-limit // len(chosen))
+        found = []
+        for shard in chosen:
+            numbered = chain.from_iterable(block.read() for block in shard.blocks(each, None))
+            found += [{column: self._fetched(value) for column, value in row.items()} for _, row in islice(numbered, each)]
+        return found[:limit]
 
     def lanes(self, batch_size: int) -> int:
         """How many lanes feed batches of this size, see the head of this file."""

@@ -9,9 +9,12 @@ import datasets
 from .decoded import DecodedData, decoded
 from .hub_source import row_names
 from .image_range import check_image_range, check_values, find_image_range
+from .label_counts import LabelCounts
+from .labels import require_classes, stored_ids
 from .loading import TrainingData, View
 from .order import Order
-from .segmentation_data import SegmentationData, check_data
+from .segmentation_data import BadSample, SegmentationData, check_data
+from .shards import Row
 from .sources import load_data
 from .stream import SegmentationStream
 from .subset import choose_subset
@@ -113,13 +116,17 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
     if classes and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
         options = replace(options, classes=list(classes))
     data = open_split(options, split)
-    if isinstance(data, SegmentationData):
-        return data
-    columns = ("image", "mask") if data.labelled else ("image",)
+    return data if isinstance(data, SegmentationData) else _in_memory(data, list(data.rows()))
+
+
+def _in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData:
+    """Rows of a stream as data that is not streamed, still encoded."""
+    columns = ("image", "mask") if stream.labelled else ("image",)
     features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
-    rows = datasets.Dataset.from_list(list(data.rows()), features=features)
+    rows = datasets.Dataset.from_list(stored, features=features)
     rows = rows.add_column("name", row_names(rows))
-    return SegmentationData(rows, data.classes, data.name, data.split, data.label_table, image_range=data.image_range)
+    table, scale = stream.label_table, stream.image_range
+    return SegmentationData(rows, stream.classes, stream.name, stream.split, table, image_range=scale)
 
 
 def place_of(options: DataOptions, unlabelled: str = "none") -> str:
@@ -155,13 +162,19 @@ def open_held_out(options: DataOptions, say: Callable[[str], None] = print, clas
 
 
 def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData:
-    """The data without its bad samples, each of which is named; ValueError when there are more than allowed. Logs what was found."""
+    """The data without its bad samples, each of which is named, and with the counts of its labels; ValueError when more are bad than
+    allowed. Logs what was found."""
     if data.note:
         say(f"{data.name}/{data.split}: {data.note}")
-    good, bad = check_data(data, options.max_bad_images)
+    labels = LabelCounts(data.num_classes, len(data)) if data.labelled else None
+    good, bad = check_data(data, options.max_bad_images, labels=labels)
     for message in bad:
         say(f"skipped: {message}")
-    return data if not bad else data.select(good)
+    usable_data = data if not bad else data.select(good)
+    if labels is None:
+        return usable_data
+    labels.total = len(usable_data)
+    return usable_data.with_labels(labels)
 
 
 def usable_for(view: View, data: SegmentationData, options: DataOptions, say: Callable[[str], None]) -> SegmentationData:
@@ -178,14 +191,20 @@ def _log_cache(options: DataOptions, say: Callable[[str], None], *parts: Segment
 
 
 def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
-    """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen."""
+    """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen.
+
+    Raises ValueError where their masks leave fewer than two classes.
+    """
     data = open_split(options, training_split(options))
     if data.labelled and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
         ids = f"ids 0 to {data.num_classes - 1}" if data.num_classes > 1 else "id 0"
         say(f"{data.num_classes} classes found in the masks ({ids}); to be sure of them, give --classes or --num-classes")
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = data.select(chosen)
-    return usable_for(view, data, options, say), set(data.names)
+    labelled = usable_for(view, data, options, say)
+    if labelled.labels is not None and len(labelled.labels.present) < 2:
+        require_classes(labelled, stored_ids(labelled), options)
+    return labelled, set(data.names)
 
 
 def unlabelled_part(
@@ -288,4 +307,19 @@ def _streamed(
     if view.others:
         raise ValueError(f"{view.name} views are made of several images, and a stream gives one after another; leave out --streaming")
     stream = open_split(options, training_split(options), unlabelled=not labelled)
+    if stream.labelled:
+        stream = _counted(stream, options)
     return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size, place=place_of(options))
+
+
+def _counted(stream: SegmentationStream, options: DataOptions) -> SegmentationStream:
+    """The stream with the counts of the labels in its first rows. Raises ValueError where these leave fewer than two classes."""
+    labels = LabelCounts(stream.num_classes, None)
+    try:
+        first_rows = _in_memory(stream, stream.first_rows())
+        check_data(first_rows, len(first_rows), labels=labels)
+    except BadSample:  # bad rows are counted, and named, when training meets them
+        return stream
+    if len(labels.present) < 2 and labels.read:
+        require_classes(replace(stream, labels=labels), stored_ids(first_rows), options)
+    return replace(stream, labels=labels)

@@ -1,0 +1,59 @@
+"""Images that two splits share, found by the bytes of their files."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+
+from .segmentation_data import SegmentationData
+
+HEAD = 65_536  # bytes that are compared before whole files are
+MOST_STORED = 4000  # rows of a split whose images lie in it as bytes, which must be read to learn even their size
+
+
+def shared_images(first: SegmentationData, second: SegmentationData) -> list[str]:
+    """Names in `second` of the images whose file has the bytes of a file in `first`.
+
+    Sizes are compared first, then the first bytes, and only what agrees in both is read whole. Not compared, and never shared, are drawn
+    images and splits of more than MOST_STORED rows that hold images as bytes: names alone prove nothing, since many splits count from 0.
+    """
+    if not all(_comparable(data) for data in (first, second)):
+        return []
+    indices: list[list[int]] = [list(range(len(data))) for data in (first, second)]
+    for fingerprint in (_size, _head, _digest):
+        keys = [{i: _key(fingerprint, data, i) for i in rows} for data, rows in zip((first, second), indices)]
+        common = set(keys[0].values()) & set(keys[1].values()) - {None}
+        indices = [[i for i, key in of.items() if key in common] for of in keys]
+    names = second.names
+    return [names[i] for i in indices[1]]
+
+
+def _comparable(data: SegmentationData) -> bool:
+    if not isinstance(data.rows, datasets.Dataset) or not len(data):
+        return False
+    return len(data) <= MOST_STORED or data.stored(0)["image"]["bytes"] is None
+
+
+def _key(fingerprint: Callable[[bytes | None, str], object], data: SegmentationData, index: int) -> object:
+    image = data.stored(index)["image"] or {}
+    try:
+        return fingerprint(image.get("bytes"), image.get("path") or "")
+    except OSError:  # the check of the data names what cannot be read
+        return None
+
+
+def _size(content: bytes | None, path: str) -> int:
+    return os.path.getsize(path) if content is None else len(content)
+
+
+def _head(content: bytes | None, path: str) -> bytes:
+    if content is not None:
+        return hashlib.blake2b(content[:HEAD]).digest()
+    with Path(path).open("rb") as file:
+        return hashlib.blake2b(file.read(HEAD)).digest()
+
+
+def _digest(content: bytes | None, path: str) -> bytes:
+    return hashlib.blake2b(Path(path).read_bytes() if content is None else content).digest()

@@ -1,0 +1,163 @@
+"""What follows from the labels that the masks hold: fewer than two classes in training are an error, other gaps are warnings."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+
+from .duplicates import shared_images
+from .files import SCAN_AT_MOST, first_three, make_table, parse_label_map
+from .hub_source import scanned_masks
+from .pixels import BadSample, index_array
+from .segmentation_data import IGNORE_INDEX, SegmentationData
+from .stream import SegmentationStream
+
+if TYPE_CHECKING:
+    from .training import DataOptions
+
+OWN_MASKS = ("folder", "hf")  # data sets whose masks may need a label map; the others have their own
+
+
+def stored_ids(data: SegmentationData) -> list[int]:
+    """The ids in the masks as they are stored, sorted: of at most SCAN_AT_MOST masks, evenly spaced. Drawn masks hold train ids."""
+    if not isinstance(data.rows, datasets.Dataset):
+        return data.labels.present if data.labels else []
+    ids = set()
+    for where, mask in scanned_masks(data.rows):
+        with contextlib.suppress(BadSample):  # the check of the data names the file
+            if not isinstance(mask, Exception):
+                ids.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
+    return sorted(ids)
+
+
+def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: "DataOptions") -> None:
+    """Raise ValueError where the masks to train on leave fewer than two classes, of which every prediction would be right.
+
+    data: with the counts of its labels. ids: stored in its masks. Of a stream only the first rows are known: one class in them is an error
+    where the ignored label, or --reduce-labels, explains it.
+    """
+    counts, explained = data.labels, options.reduce_labels or IGNORE_INDEX in ids and not options.label_map
+    if len(counts.present) > 1 or (counts.present and isinstance(data, SegmentationStream) and not explained):
+        return
+    seen = f"the first {counts.read} masks" if isinstance(data, SegmentationStream) else "the masks"
+    left = f"only {data.classes[counts.present[0]]!r} is labelled" if counts.present else "no pixel is labelled"
+    causes = ["--reduce-labels ignores the id 0"] if options.reduce_labels else []
+    causes += [f"the label map is {options.label_map}"] if options.label_map else []
+    causes += ["255 is the ignored label"] if IGNORE_INDEX in ids and not options.label_map else []
+    because = f" ({', '.join(causes)})" if causes else ""
+    raise ValueError(
+        f"{seen} of {data.name}/{data.split} hold the ids {_listed_ids(ids)}, and {left}{because}; expected pixels of at least two "
+        f"classes. {_remedy(ids, options, isinstance(data, SegmentationStream))}"
+    )
+
+
+def _listed_ids(ids: Sequence[int]) -> str:
+    return f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}" or "none"
+
+
+def _remedy(ids: Sequence[int], options: "DataOptions", is_stream: bool) -> str:
+    if options.label_map:
+        return "Correct the label map or the masks"
+    leave_out = "Leave out --reduce-labels" if options.reduce_labels else ""
+    if IGNORE_INDEX in ids:
+        free = next(i for i in range(IGNORE_INDEX + 1) if i not in {*ids} - {IGNORE_INDEX})
+        give = f"{'and if' if leave_out else 'If'} 255 marks an object, give --label-map 255:{free}"
+        keep = "; if it is to be ignored, give --label-map 255:255" if is_stream else ""
+        return f"{leave_out}, {give}" if leave_out else give + keep
+    return leave_out or "Give more masks, or correct them"
+
+
+def label_warnings(
+    training: Sequence[SegmentationData | SegmentationStream | None], held_out: SegmentationData | None, options: "DataOptions"
+) -> list[str]:
+    """What the masks cannot teach or measure, and which images are in two splits, a sentence each.
+
+    training: the parts of the training data, labelled or not. The labels of parts that were not counted are passed over.
+    """
+    parts = [part for part in training if part is not None]
+    found = [sentence for part in parts for sentence in _never_trained(part)]
+    found += [] if held_out is None else _hardly_measured(held_out)
+    if options.label_map and options.dataset in OWN_MASKS:
+        found += _unused_entries([*parts, held_out], options.label_map)
+    found += [sentence for part in parts for sentence in _in_two_splits(part, held_out)]
+    return found
+
+
+def _never_trained(data: SegmentationData | SegmentationStream) -> list[str]:
+    counts = data.labels
+    missing = [] if counts is None else [name for i, name in enumerate(data.classes) if i not in counts.present]
+    if not missing:
+        return []
+    which = "the" if counts.read == counts.total else "the first" if counts.total is None else "the examined"
+    where = f"in none of {which} {counts.read} masks of {data.name}/{data.split}"
+    return [f"{len(missing)} of {data.num_classes} classes occur {where}: {first_three(missing)}"]
+
+
+def _hardly_measured(data: SegmentationData) -> list[str]:
+    where = f"{data.name}/{data.split}"
+    if data.labels is None or len(data.labels.present) > 1:
+        return []
+    if not data.labels.present:
+        return [f"no pixel of {where} is labelled, so that the mean IoU on it is undefined"]
+    return [f"only the class {data.classes[data.labels.present[0]]} is labelled in {where}, so that the mean IoU on it compares no classes"]
+
+
+def _unused_entries(parts: Sequence[SegmentationData | SegmentationStream | None], label_map: str) -> list[str]:
+    labelled = [part for part in parts if isinstance(part, SegmentationData) and part.labelled]
+    if not labelled:
+        return []
+    ids = {i for part in labelled for i in stored_ids(part)}
+    unused = [f"{stored}:{train}" for stored, train in parse_label_map(label_map).items() if stored not in ids]
+    looked_at = sum(min(len(part), SCAN_AT_MOST) for part in labelled)
+    where = f"in none of {looked_at} masks"
+    return [f"the label map has entries whose stored id occurs {where}: {first_three(unused)}"] if unused else []
+
+
+def _in_two_splits(first: SegmentationData | SegmentationStream, second: SegmentationData | None) -> list[str]:
+    if second is None or isinstance(first, SegmentationStream):
+        return []
+    names = shared_images(first, second)
+    where = f"of {len(second)} images of {second.name}/{second.split} are also in {first.name}/{first.split}"
+    return [f"{len(names)} {where}, byte for byte: {first_three(names)}"] if names else []
+
+
+def label_fields(options: "DataOptions") -> dict[str, dict[str, int] | bool | None]:
+    """How the options read masks, as fields of a model's configuration."""
+    own = parse_label_map(options.label_map) if options.label_map else None
+    return {"label_map": own and {str(stored): train for stored, train in own.items()}, "reduce_labels": options.reduce_labels}
+
+
+def with_labels_of_model(
+    options: "DataOptions", label_map: dict[str, int] | None, reduce_labels: bool, log: Callable[[str], None] = print
+) -> tuple["DataOptions", list[str]]:
+    """The options with the label map of a model's training where they give none, which is logged, and warnings.
+
+    label_map, reduce_labels: of the model's configuration. Raises ValueError where the options and the model's training map one id to
+    different classes. A map of other ids may be right for another data set, and is a warning.
+    """
+    own = ",".join(f"{stored}:{train}" for stored, train in (label_map or {}).items()) or None
+    if options.dataset not in OWN_MASKS or (options.label_map, options.reduce_labels) == (own, reduce_labels):
+        return options, []
+    trained, given = (_in_flags(*of) for of in ((own, reduce_labels), (options.label_map, options.reduce_labels)))
+    if not options.label_map and not options.reduce_labels:
+        log(f"the masks are read as in the model's training: {trained}")
+        return replace(options, label_map=own, reduce_labels=reduce_labels), []
+    wanted, found = _mapped(own, reduce_labels), _mapped(options.label_map, options.reduce_labels)
+    if any(wanted[i] != found[i] for i in wanted.keys() & found.keys()):
+        raise ValueError(f"the option is {given}; expected that of the model's training, {trained}. Leave it out to take the model's")
+    same = wanted == found
+    return options, [] if same else [f"the masks are read by {given}, and those of the model's training by {trained}"]
+
+
+def _in_flags(label_map: str | None, reduce_labels: bool) -> str:
+    return f"--label-map {label_map}" if label_map else "--reduce-labels" if reduce_labels else "no label map"
+
+
+def _mapped(label_map: str | None, reduce_labels: bool) -> dict[int, int]:
+    """{stored id: train id} of the ids that the options name; --reduce-labels names all."""
+    if reduce_labels:
+        return dict(enumerate(make_table(None, True).tolist()))
+    return parse_label_map(label_map) if label_map else {}
