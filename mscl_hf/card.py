@@ -159,6 +159,7 @@ def _shown(found: dict) -> dict:
         for name, iou in found["per_class_iou"].items()
     ]
     texts = {key: cell(found[key]) for key in ("dataset", "split", "num_images")}
+    texts["over"] = f" over {found['classes_scored']} of {found['num_classes']} classes" if "num_classes" in found else ""
     how = cell(", ".join([*how, found["precision"].replace("no", "fp32")]))
     return texts | {key: percent(found[key]) for key in MEASURES} | {"how": how, "classes": rows}
 
@@ -175,6 +176,8 @@ def _limits(config: PreTrainedConfig, classes: list[str], stages: list[dict], ev
     limits = [f"Trained on {data} only; other cameras, places and classes were not seen."]
     if config.image_range is None:
         limits.append("Trained on images of 8 bits; bring others to 8 bits first: transformers cuts the values of 16-bit files at 255.")
+    warnings = dict.fromkeys(warning for of in (*stages, *evaluations) for warning in of.get("warnings", ()))
+    limits += [f"{cell(warning[:1].upper() + warning[1:])}." for warning in warnings]
     if not classes:
         return [*limits, "Not a segmenter before it is fine-tuned: there is no classifier."]
     limits.append(f"Every pixel gets one of the {len(classes)} classes, whatever it shows; the scores are not calibrated.")

@@ -6,7 +6,8 @@ import difflib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,33 +49,28 @@ def evaluate_model(
     options: base_size None = that of model.config, else the images' own; the result records it.
     mean, std: of the pixels scaled to 0..1, per channel. seed, config: copied into the result for the record.
     score_classes: class names that the means are taken over; predictions of the others stay errors.
-    pictures_dir: folder for predictions.png with num_pictures images, spread evenly over the data.
+    pictures_dir: folder for predictions.png, see `draw_predictions`.
     by_evaluate: what `evaluate.load` opens ("mean_iou" from the Hub, or a folder); its figure over all classes is recorded beside ours.
-    Returns a dict that JSON can hold; absent classes (neither predicted nor labelled) are None in it.
+    Returns a dict that JSON can hold; absent classes (neither predicted nor labelled), and means over absent classes alone, are None in
+    it. classes_scored: how many of num_classes classes mean_iou is over.
     """
     network = accelerator.unwrap_model(model).to(accelerator.device)
-    options = options or InferenceOptions()
-    if options.base_size is None:  # the size that the model was trained at
-        options = replace(options, base_size=getattr(network.config, "base_size", 0))
+    options = _with_size(options, network)
     _check_classes(network, data)
     scored = _scored_indices(data.classes, score_classes)
     second = None if by_evaluate is None else load_metric(by_evaluate, accelerator.num_processes)
-    predict = _Predictor(network, accelerator, options, mean, std)
-    was_training, started = network.training, time.perf_counter()
-    network.eval()
-    try:
-        metric = _count_everywhere(predict, data, accelerator, second)
-        if pictures_dir is not None and accelerator.is_main_process:
-            try:
-                _draw(predict, data, Path(pictures_dir), num_pictures)
-            except Exception:  # what was counted, for hours perhaps, is not lost for a picture
-                logging.getLogger(__name__).exception("predictions.png is not drawn; the figures are whole")
-    finally:
-        network.train(was_training)
+    started = time.perf_counter()
+    with _evaluating(network):
+        metric = _count_everywhere(_Predictor(network, accelerator, options, mean, std), data, accelerator, second)
+    if pictures_dir is not None and accelerator.is_main_process:
+        try:
+            draw_predictions(network, data, accelerator, Path(pictures_dir), options, mean, std, num_pictures)
+        except Exception:  # what was counted, for hours perhaps, is not lost for a picture
+            logging.getLogger(__name__).exception("predictions.png is not drawn; the figures are whole")
     results = _results(metric, data.classes, scored)
     if second is not None:
         computed = second.compute(num_labels=data.num_classes, ignore_index=IGNORE)
-        results["mean_iou_by_evaluate"] = float(computed["mean_iou"])
+        results["mean_iou_by_evaluate"] = _number(computed["mean_iou"])
     return results | {
         "score_classes": score_classes,
         "dataset": data.name,
@@ -86,6 +82,60 @@ def evaluate_model(
         "seed": seed,
         "config": config,
     }
+
+
+def draw_predictions(
+    model: nn.Module,
+    data: SegmentationData,
+    accelerator: Accelerator,
+    folder: Path,
+    options: InferenceOptions | None = None,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    count: int = 8,
+) -> None:
+    """Write predictions.png into `folder`: image, truth, prediction and errors of `count` images, spread evenly over the data.
+
+    The other arguments are those of `evaluate_model`.
+    """
+    from .data.pixels import displayed
+    from .figures import prediction_sheet
+
+    network = accelerator.unwrap_model(model).to(accelerator.device)
+    picks = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
+    with _evaluating(network):
+        predict = _Predictor(network, accelerator, _with_size(options, network), mean, std)
+        rows = [(displayed(sample.image), sample.mask, predict(sample), sample.name) for sample in map(data.read, picks)]
+    folder.mkdir(parents=True, exist_ok=True)
+    prediction_sheet(rows, data.classes, folder / "predictions.png")
+
+
+def in_sentences(results: dict) -> list[str]:
+    """The mean IoU that `evaluate_model` returned, over how many classes it is, and what lowers it."""
+    mean, split, scored = results["mean_iou"], results["split"], results["classes_scored"]
+    if mean is None:
+        return [f"mean IoU on {split}: undefined, since no pixel is labelled"]
+    sentences = [f"mean IoU on {split}: {mean:.4f} (over {scored} of {results['num_classes']} classes)"]
+    if never := results["never_labelled_classes"]:
+        sentences.append(f"predicted in {split} but never labelled there, each with IoU 0: {', '.join(never)}")
+    return sentences
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode of before."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+
+
+def _with_size(options: InferenceOptions | None, network: nn.Module) -> InferenceOptions:
+    """The options, with the size that the model was trained at where they give none."""
+    options = options or InferenceOptions()
+    return options if options.base_size is not None else replace(options, base_size=getattr(network.config, "base_size", 0))
 
 
 class _Predictor:
@@ -147,13 +197,13 @@ def _count_everywhere(predict: _Predictor, data: SegmentationData, accelerator: 
 def _results(metric: MeanIoU, classes: Sequence[str], scored: list[int]) -> dict:
     numbers = metric.compute()
     _, predicted, labelled = metric.total
-    if not labelled.sum():
-        raise ValueError("No pixel of the data carries a class, so nothing can be scored; check the masks.")
     iou, accuracy = numbers["per_category_iou"], numbers["per_category_accuracy"]
-    if np.isnan(iou[scored]).all():
+    if np.isnan(iou[scored]).all() and labelled.any():
         raise ValueError(f"None of the classes to score, {', '.join(classes[i] for i in scored)}, occurs in the data; choose others.")
     return {
         "mean_iou": _number(mean_of_present(iou, scored)),
+        "classes_scored": int((~np.isnan(iou[scored])).sum()),
+        "num_classes": len(classes),
         "mean_accuracy": _number(mean_of_present(accuracy, scored)),
         "overall_accuracy": _number(numbers["overall_accuracy"]),
         "mean_iou_all_classes": _number(numbers["mean_iou"]),
@@ -166,18 +216,6 @@ def _results(metric: MeanIoU, classes: Sequence[str], scored: list[int]) -> dict
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _draw(predict: _Predictor, data: SegmentationData, folder: Path, count: int) -> None:
-    from .data.pixels import displayed
-    from .figures import prediction_sheet
-
-    picks = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
-    rows = []
-    for sample in map(data.read, picks):
-        rows.append((displayed(sample.image), sample.mask, predict(sample), sample.name))
-    folder.mkdir(parents=True, exist_ok=True)
-    prediction_sheet(rows, data.classes, folder / "predictions.png")
 
 
 def _check_classes(network: nn.Module, data: SegmentationData) -> None:

@@ -32,6 +32,7 @@ FILE = "provenance.json"
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy")
 NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # flags that change no number
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")  # names that tell nothing of a data set
 MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
@@ -57,12 +58,12 @@ def provenance(model: str, say: Callable[[str], None] = print) -> dict:
 
 def stage_record(
     stage: str, what: dict[str, Any], data: TrainingData, options: Sequence, config: PreTrainedConfig, accelerator: Accelerator,
-    start: str | None, trained: bool = True,
+    start: str | None, trained: bool = True, warnings: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """One stage of training as its card tells it.
 
     what: method and loss, by the words of the card. options: the recipe's dataclasses. start: the model that it went on from, None for a
-    new network. trained: False for the controls, which leave the network as it starts.
+    new network. trained: False for the controls, which leave the network as it starts. warnings: of the data, see `label_warnings`.
     """
     (of_data,), (train,) = ([o for o in options if isinstance(o, kind)] for kind in (DataOptions, TrainOptions))
     source = data.stream or data.labelled or data.unlabelled
@@ -88,21 +89,32 @@ def stage_record(
         "data_set": _hub_name(of_data),
         "base_model": None if start is None or Path(start).exists() else split_revision(start)[0],
         "command": command_line(options, accelerator.num_processes, accelerator.device.type == "cuda"),
+        "warnings": list(warnings),
         "versions": versions(),
     }
 
 
 def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
-    """The record with what `evaluate_model` returned, in place of an earlier evaluation on the same split."""
+    """The record with what `evaluate_model` returned, and the warnings beside it, in place of an earlier evaluation on the same split."""
     kept = ("split", "num_images", *MEASURED, "per_class_iou", "per_class_accuracy", "score_classes", "inference", "precision")
+    kept += tuple(key for key in ("classes_scored", "num_classes", "warnings") if key in results)
     new = {"dataset": data_name(options)} | {key: results[key] for key in kept}
     others = [found for found in record["evaluations"] if (found["dataset"], found["split"]) != (new["dataset"], new["split"])]
     return record | {"evaluations": [*others, new]}
 
 
 def data_name(options: DataOptions) -> str:
-    """Of the data set, for people: that of its folder where it has no other."""
-    return _hub_name(options) or (Path(without_secrets(options.data_dir)).name if options.dataset in ("folder", "hf") else options.dataset)
+    """Of the data set, for people: that of its folder where it has no other, or of the folder above one that is called `images`."""
+    place = options.data_dir or options.image_dir
+    if name := _hub_name(options):
+        return name
+    if options.dataset not in ("folder", "hf") or place is None:
+        return options.dataset
+    if "://" in place:
+        return Path(without_secrets(place)).name
+    path = Path(without_secrets(place)).resolve()
+    path = path.parent if path.name in IMAGE_FOLDERS and path.parent.name else path
+    return path.name or options.dataset
 
 
 def pinned_options(options: tuple) -> tuple:
@@ -187,10 +199,12 @@ def _check(record: dict) -> None:
     """Raise what a reader of the record would stumble over."""
     for stage in record["stages"]:
         texts = (stage["stage"], stage["command"], *stage["versions"].values(), *stage["facts"], *map(str, stage["facts"].values()))
+        texts += tuple(stage.get("warnings", ()))
         "".join((*texts, stage["facts"]["budget"], stage["facts"]["started from"], stage["base_model"] or "", stage["data_set"] or ""))
     for found in record["evaluations"]:
         "".join((found["dataset"], found["split"], found["precision"], *found["per_class_iou"], *(found["score_classes"] or ())))
-        figures = [found["num_images"], *(found[key] for key in MEASURED)]
+        "".join(found.get("warnings", ()))
+        figures = [found["num_images"], *(found[key] for key in MEASURED), found.get("classes_scored"), found.get("num_classes")]
         for name, iou in found["per_class_iou"].items():
             figures += [iou, found["per_class_accuracy"][name]]
         sum(figure for figure in figures if figure is not None)

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from mscl_hf import inference
-from mscl_hf.evaluate import evaluate_model
+from mscl_hf.evaluate import evaluate_model, in_sentences
 from mscl_hf.inference import InferenceOptions, predict_ids, predict_logits, window_starts
 from mscl_hf.metrics import MeanIoU
 
@@ -276,16 +276,23 @@ def test_absent_classes_are_none_and_named(accelerator):
     result = evaluate_model(Half(), OneLabel(2), accelerator)
     assert result["absent_classes"] == ["car", "tree"] and result["never_labelled_classes"] == ["road"]
     assert result["per_class_iou"]["car"] is None and result["per_class_accuracy"]["road"] is None
-    assert result["mean_iou"] == result["per_class_iou"]["sky"] / 2
+    assert result["mean_iou"] == result["per_class_iou"]["sky"] / 2 and (result["classes_scored"], result["num_classes"]) == (2, 4)
+    assert in_sentences(result) == [
+        f"mean IoU on test: {result['mean_iou']:.4f} (over 2 of 4 classes)",
+        "predicted in test but never labelled there, each with IoU 0: road",
+    ]
 
 
-def test_data_without_a_single_labelled_pixel_is_refused(accelerator):
-    """All pixels ignored: there is no score, and NaN would not be JSON."""
+def test_data_without_a_single_labelled_pixel(accelerator, tmp_path):
+    """All pixels ignored: the means are undefined, None, and a picture is drawn all the same."""
     data = worker.TinyData(2)
-    empty = SimpleNamespace(image=np.zeros((4, 4, 3), np.uint8), mask=np.full((4, 4), 255), name="")
+    empty = SimpleNamespace(image=np.zeros((40, 40, 3), np.uint8), mask=np.full((40, 40), 255), name="")
     data.read = lambda index: empty
-    with pytest.raises(ValueError, match="No pixel"):
-        evaluate_model(worker.TinyModel(), data, accelerator)
+    found = evaluate_model(worker.TinyModel(), data, accelerator, pictures_dir=tmp_path)
+    assert [found[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_iou_all_classes")] == [None] * 4
+    assert found["classes_scored"] == 0 and found["num_classes"] == 4 and set(found["per_class_iou"].values()) == {None}
+    assert in_sentences(found) == ["mean IoU on test: undefined, since no pixel is labelled"] and (tmp_path / "predictions.png").is_file()
+    json.dumps(found, allow_nan=False)
 
 
 def test_the_model_is_run_in_evaluation_mode_and_given_back_as_it_was(accelerator):

@@ -59,7 +59,7 @@ def build_hf(
     table = make_table(label_map, reduce_labels)
     named = () if unlabelled else class_names(column_classes(features, classes), num_classes)
     slices = None if streaming else stored_slices(rows)
-    name = Path(data_dir).name if Path(data_dir).exists() else str(data_dir)
+    name = Path(data_dir).resolve().name if Path(data_dir).exists() else str(data_dir)
     if streaming and named is None:
         raise ValueError("a streamed data set cannot be searched for its classes; give --classes or --num-classes")
     if streaming and (files := parquet_files(str(data_dir), split, subset, revision)):
