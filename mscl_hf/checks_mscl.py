@@ -92,6 +92,16 @@ def _is_dtype(value) -> bool:
     return value is None or (value if isinstance(value, str) else str(value).removeprefix("torch.")) in DTYPES
 
 
+def _label_map() -> tuple:
+    def fits(value) -> bool:
+        if value is None:
+            return True
+        stored = isinstance(value, dict) and len(value) <= 65_536 and all(str(i).isdecimal() and len(str(i)) <= 5 for i in value)
+        return stored and all(type(train) is int and 0 <= train <= 255 for train in value.values())
+
+    return "class ids of 0..255 by stored id", fits
+
+
 def _contrast() -> tuple:
     said, fits = _options(2**31)
     return f"{said}, the method a text", lambda value: fits(value) and (not value or type(value.get("method", "")) is str)
@@ -122,7 +132,8 @@ FIELDS = {
     "attach": _one_of("ancestor", "backbone", "decoder"), "bn_views": _one_of("joint", "separate"),
     "use_auxiliary_head": FLAG, "auxiliary_loss_weight": _number(0, 1e6), "semantic_loss_ignore_index": _whole(-(2**31), 2**31),
     "image_size": _whole(1, MOST_PIXELS), "image_width": PIXELS, "base_size": _whole(0, MOST_PIXELS, or_none=True),
-    "image_range": _range(), "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
+    "image_range": _range(), "label_map": _label_map(), "reduce_labels": FLAG,
+    "image_mean": _list_of(_number(-1e6, 1e6)), "image_std": _list_of(_number(1e-9, 1e6)),
     "num_labels": _whole(1, MOST_CLASSES), "architectures": _list_of(TEXT),
     "id2label": (f"names of at most {MOST_CLASSES} classes without control characters", _by_name),
     "label2id": (f"ids of at most {MOST_CLASSES} classes without control characters", _by_name),

@@ -44,6 +44,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: height of the training crop in px; image_width: its width, None = square;
         base_size: short side of the image before cropping in px, 0 = native.
     image_range: the stored values that are black and white in images of more than 8 bits, [low, high]; None = trained on images of 8 bits.
+    label_map, reduce_labels: how the masks that the classifier was trained on were read. {stored id: class id}, 255 = ignored; whether the
+        stored id 0 was ignored and the others counted from 0. A record: the network does not depend on them.
     image_mean, image_std: of the images in 0..1 that the backbone expects (timm's own; ImageNet's where unknown).
 
     Raises ValueError for a field of another type or beyond the bounds of `checks_mscl`.
@@ -88,6 +90,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         image_width: int | None = None,
         base_size: int | None = None,
         image_range: list[int] | None = None,
+        label_map: dict[str, int] | None = None,
+        reduce_labels: bool = False,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         **kwargs,
@@ -128,6 +132,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         self.image_width = image_width
         self.base_size = image_size if base_size is None else base_size
         self.image_range = None if image_range is None else list(image_range)
+        self.label_map = None if label_map is None else {str(stored): train for stored, train in label_map.items()}
+        self.reduce_labels = reduce_labels
         self.image_mean = list(image_mean or (0.485, 0.456, 0.406))
         self.image_std = list(image_std or (0.229, 0.224, 0.225))
         super().__init__(**_with_label2id(kwargs) | {"auto_map": dict(AUTO_MAP)})

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -15,13 +16,16 @@ from transformers.utils import logging
 from transformers.utils.hub import resolve_revision
 
 from .checks_mscl import ADAPTER, is_adapter
+from .configuration_mscl import MsclConfig
 from .data.crops import central_crop, cut
+from .data.files import first_three
 from .data.pixels import displayed
 from .data.segmentation_data import SegmentationData
 from .figures import feature_maps_sheet, training_figure
 from .health import features
 from .log import read_log
 from .methods.base import Method
+from .modeling_mscl import MsclForSemanticSegmentation
 from .run_folder import UNFINISHED
 
 
@@ -53,6 +57,39 @@ def open_model(kind: type, name: str, **options) -> Any:
         raise ValueError(f"cannot open a model at {name!r} ({first}); give a folder of a finished run, or a name on the Hub") from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def open_segmenter(
+    name: str, classes: Sequence[str], log: Callable[[str], None] = print, **fields: Any
+) -> tuple[MsclForSemanticSegmentation, bool]:
+    """A segmenter for these classes from the model at `name`, and whether its classifier is new: of a pre-trained model, and of one with
+    other classes or with these in another order, which is logged. fields: of its configuration. Raises ValueError as `open_model`."""
+    names = dict(enumerate(classes))
+    network, loaded = open_model(
+        MsclForSemanticSegmentation, name, output_loading_info=True, ignore_mismatched_sizes=True, id2label=names,
+        label2id={of: i for i, of in names.items()}, **fields,
+    )  # fmt: skip
+    for field, value in fields.items():
+        setattr(network.config, field, value)  # None too, which `from_pretrained` drops
+    if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # pre-trained
+        return network, True
+    config = open_model(MsclConfig, name)
+    trained_classes = [config.id2label[i] for i in range(config.num_labels)]
+    if trained_classes == list(classes):
+        return network, False
+    log(f"new classifier: {name} was trained on the classes {first_three(trained_classes)}; the data has {first_three(classes)}")
+    if len(trained_classes) == len(classes):  # otherwise `from_pretrained` has drawn it
+        renew_classifier(network)
+    return network, True
+
+
+def renew_classifier(network: MsclForSemanticSegmentation) -> None:
+    """Draw the weights of the classifier, and of the auxiliary head's, anew."""
+    for module in network.modules():
+        if getattr(module, "_is_classifier", False):
+            for parameter in module.parameters():
+                parameter._is_hf_initialized = False  # else transformers keeps what was loaded
+            network._init_weights(module)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
