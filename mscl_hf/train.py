@@ -80,8 +80,9 @@ def fit(
                 done = step + 1
                 now["samples"] = []  # what fails from here on is not theirs
                 log.add(done, row, time.perf_counter() - started, waited)
-                if watch and _is_due(done, watch_every_steps, options.max_steps):
-                    log.write(done, _in_eval(watch, trained, done, row))
+                is_checked = watch is not None and _is_due(done, watch_every_steps, options.max_steps)
+                if is_checked and (checked := _in_eval(watch, trained, done, row)):
+                    log.write(done, checked)
                 asked, found = sums_over(accelerator, int(stop.requested), len(bad))
                 if found:
                     skipped.update(gather_object(bad))
@@ -241,9 +242,14 @@ def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: 
 
 
 def _in_eval(watch: Callable[[Method, int, dict], dict], method: Method, step: int, trained: dict) -> dict:
-    """Health checks must leave no trace: no dropout, no batch statistics, no random numbers taken."""
+    """Health checks must leave no trace: no dropout, no batch statistics, no random numbers taken. One that fails is logged and gives no
+    row: the last of them comes before the checkpoint of a finished run."""
     method.eval()
+    row = {}
     with torch.random.fork_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"), gathered(method):
-        row = watch(method, step, trained)
+        try:
+            row = watch(method, step, trained)
+        except Exception as error:  # an image that cannot be read any more, say
+            tqdm.write(f"health check of step {step} failed ({type(error).__name__}: {error}); training goes on")
     method.train()
     return row

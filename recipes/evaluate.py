@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from mscl_hf import MsclConfig
 from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.image_range import check_values
+from mscl_hf.data.labels import label_warnings, with_labels_of_model
 from mscl_hf.data.segmentation_data import SegmentationData
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
-from mscl_hf.evaluate import evaluate_model
+from mscl_hf.evaluate import evaluate_model, in_sentences
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.launcher import check_launched, launched_precision
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
@@ -86,27 +87,32 @@ def evaluate(options: tuple, out: Path, accelerator: Accelerator) -> None:
     config = network.config
     classes = tuple(config.id2label[i] for i in range(config.num_labels))
     data_options = data_options.with_range_of(run.model, config.image_range)
+    data_options, warnings = with_labels_of_model(data_options, config.label_map, config.reduce_labels, accelerator.print)
     data = open_scored_split(data_options, run.split, classes)
     check_values(data, accelerator.print)
     data = usable(data, data_options, accelerator.print)
+    warnings += label_warnings([], data, data_options)
+    for warning in warnings:
+        accelerator.print(f"warning: {warning}")
     record = provenance(run.model, accelerator.print)
     hub = replace(hub, license=hub.license or record["license"])
     if accelerator.is_main_process:
         check_can_push(hub)
     results = evaluate_model(
         network, data, accelerator, inference, config.image_mean, config.image_std,
-        seed=run.seed, config=flat(*options), score_classes=run.score_classes, pictures_dir=out, num_pictures=run.pictures,
-        by_evaluate=run.by_evaluate,
+        seed=run.seed, config=flat(run, inference, data_options, hub), score_classes=run.score_classes, pictures_dir=out,
+        num_pictures=run.pictures, by_evaluate=run.by_evaluate,
     )  # fmt: skip
+    results |= {"warnings": warnings, "commit": commit(), "model": run.model}
     if accelerator.is_main_process:
+        write_json(out / "results.json", results)  # the first: nothing behind it can lose the figures
         for name, iou in results["per_class_iou"].items():
             print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
-        print(f"{'mean IoU':>16} {results['mean_iou']:.4f}\npictures and results.json: {out}")
+        print("\n".join([*in_sentences(results), f"pictures and results.json: {out}"]))
         if hub.push_to_hub:  # the model goes out with what was measured
             publish(network, out)
             copy_beside(run.model, out)
             write_card(out, network, with_evaluation(record, results, data_options) | {"license": hub.license})
-        write_json(out / "results.json", results | {"commit": commit(), "model": run.model})  # the last: it says that all is there
     accelerator.end_training()
     if accelerator.is_main_process:
         push_result(out, hub)

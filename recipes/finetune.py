@@ -4,6 +4,8 @@ accelerate launch recipes/finetune.py --model runs/pretrain
 accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
 """
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,17 +14,22 @@ from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig, manifest
 from mscl_hf.card import in_words, write_card
+from mscl_hf.data import SegmentationData
+from mscl_hf.data.labels import label_fields, label_warnings
+from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, with_image_range
 from mscl_hf.data.views import TrainView, check_colour, check_scales
-from mscl_hf.evaluate import evaluate_model
+from mscl_hf.evaluate import draw_predictions, evaluate_model, in_sentences
+from mscl_hf.finishing import Finishing
 from mscl_hf.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.probe import start_classifier
+from mscl_hf.processes import together
 from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
-from mscl_hf.publish import commit, draw_training, open_model, publish, typical_size
+from mscl_hf.publish import commit, draw_training, open_model, open_segmenter, publish, typical_size
 from mscl_hf.report import reporting
 from mscl_hf.run_folder import open_run, write_json
 from mscl_hf.stopping import leave_on_signal
@@ -86,77 +93,114 @@ def main() -> None:
     out = Path(run.output_dir)
     open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
     with reporting(out):
-        finetune(options, out, accelerator)
+        finishing = finetune(options, out, accelerator)
     if accelerator.is_main_process:
-        push_result(out, hub)
+        with finishing.step("push"):
+            push_result(out, hub)
+    finishing.exit_if_failed()
 
 
-def finetune(options: tuple, out: Path, accelerator: Accelerator) -> None:
-    """Train the classifier and what lies below it on the masks, measure, and leave the model in `out`."""
+def finetune(options: tuple, out: Path, accelerator: Accelerator) -> Finishing:
+    """Train the classifier and what lies below it on the masks, write the model into `out`, then score it; returns which of the steps
+    behind the model failed."""
     run, loss, train, data_options, hub = options
     trained_as = open_model(MsclConfig, run.model)
-    image_size = trained_as.image_size if run.image_size is None else run.image_size
-    base_size = trained_as.base_size if run.base_size is None else run.base_size
-    image_width = run.image_width or (trained_as.image_width if run.image_size is None else None)
-    view = TrainView(image_size, base_size, (run.min_scale, run.max_scale), run.colour, image_width)
+    sizes = training_sizes(run, trained_as)
+    view = TrainView(sizes["image_size"], sizes["base_size"], (run.min_scale, run.max_scale), run.colour, sizes["image_width"])
     data_options = with_image_range(data_options.with_range_of(run.model, trained_as.image_range), say=accelerator.print)
-    data = finetuning_data(data_options, view, train.batch_size, train.seed, accelerator.print)
-    classes = (data.stream or data.labelled).classes
-    held_out = open_held_out(data_options, accelerator.print, classes)
-    if held_out is not None and held_out.classes != classes:
-        raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out; give --classes")
-    network, loaded = open_model(
-        MsclForSemanticSegmentation,
-        run.model,
-        output_loading_info=True,
-        id2label=dict(enumerate(classes)),
-        label2id={name: i for i, name in enumerate(classes)},
-        ignore_mismatched_sizes=True,  # a classifier for other classes starts anew
-        use_auxiliary_head=run.auxiliary_loss_weight > 0,
-        auxiliary_loss_weight=run.auxiliary_loss_weight,
-        decoder_dropout=run.dropout,
-        image_size=image_size,
-        image_width=image_width,
-        base_size=base_size,
-        image_range=data_options.image_range,
-    )
+    data, held_out = open_data(data_options, view, train, accelerator.print)
+    network, new_classifier = open_network(run, sizes, (data.stream or data.labelled).classes, data_options, accelerator.print)
     config, history = network.config, provenance(run.model, accelerator.print)["stages"]
+    warnings = label_warnings([data.stream, data.labelled], held_out, data_options) if accelerator.is_main_process else []
+    for warning in warnings:
+        accelerator.print(f"warning: {warning}")
+    what = {"loss": loss.loss, "options": in_words(asdict(loss) | {"loss": None, "auxiliary_loss_weight": run.auxiliary_loss_weight})}
+    stage = stage_record("Fine-tuning", what, data, options, config, accelerator, run.model, warnings=warnings)
+    title = f"{config.backbone}, fine-tuned on {data_name(data_options)}"
+    record = {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []}
+    size = typical_size(data.labelled or held_out, config.base_size)
+    was_trained = [manifest.step_of(folder) for folder in manifest.complete(out)[-1:]] == [train.max_steps]
     if accelerator.is_main_process:
         check_can_push(hub)
 
     accelerator.init_trackers("mscl_hf", printable(*options))
     method = SegmentationTraining(network, **asdict(loss))
-    if run.probe_batches and has_new_classifier(loaded) and not manifest.complete(out):
+    if run.probe_batches and new_classifier and not manifest.complete(out):
         right = start_classifier(method.to(accelerator.device), data, run.probe_batches)
         accelerator.print("no labelled pixel to fit the classifier on" if right is None else f"classifier fitted: {right:.1%} of the cells")
     method = fit(method, data, train, out, accelerator, max_bad_images=data_options.max_bad_images)
+    together(accelerator, lambda: publish(method.network, out, size), "writing the model")
+    accelerator.print(f"fine-tuned model: {out}")
+    return finish(method.network, held_out, options, record, out, accelerator, was_trained)
 
-    if held_out is not None:
-        inference = InferenceOptions(base_size=config.base_size)
-        results = evaluate_model(
-            method.network, held_out, accelerator, inference, config.image_mean, config.image_std,
-            seed=train.seed, config=flat(*options), pictures_dir=out,
-        )  # fmt: skip
+
+def open_data(
+    options: DataOptions, view: TrainView, train: TrainOptions, log: Callable[[str], None]
+) -> tuple[TrainingData, SegmentationData | None]:
+    """The labelled images to train on, and the held-out ones with the same classes. Raises ValueError."""
+    data = finetuning_data(options, view, train.batch_size, train.seed, log)
+    classes = (data.stream or data.labelled).classes
+    held_out = open_held_out(options, log, classes)
+    if held_out is not None and held_out.classes != classes:
+        raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out; give --classes")
+    return data, held_out
+
+
+def training_sizes(run: FinetuneOptions, trained_as: MsclConfig) -> dict[str, int | None]:
+    """Fields of the configuration, in px: those that the options give, else those of the pre-training."""
+    return {
+        "image_size": trained_as.image_size if run.image_size is None else run.image_size,
+        "image_width": run.image_width or (trained_as.image_width if run.image_size is None else None),
+        "base_size": trained_as.base_size if run.base_size is None else run.base_size,
+    }
+
+
+def open_network(
+    run: FinetuneOptions, sizes: dict[str, int | None], classes: Sequence[str], data: DataOptions, log: Callable[[str], None]
+) -> tuple[MsclForSemanticSegmentation, bool]:
+    """The network, and whether its classifier is new; how the masks are read becomes part of its configuration."""
+    return open_segmenter(
+        run.model,
+        classes,
+        log,
+        use_auxiliary_head=run.auxiliary_loss_weight > 0,
+        auxiliary_loss_weight=run.auxiliary_loss_weight,
+        decoder_dropout=run.dropout,
+        image_range=data.image_range,
+        **label_fields(data),
+        **sizes,
+    )
+
+
+def finish(
+    network: MsclForSemanticSegmentation, held_out: SegmentationData | None, options: tuple, record: dict, out: Path,
+    accelerator: Accelerator, was_trained: bool,
+) -> Finishing:  # fmt: skip
+    """Score the model in `out`, draw pictures, write the card. was_trained: this run only repeats what is missing of these."""
+    run, _, train, data_options, _ = options
+    finishing, file, results = Finishing(out, accelerator.print), out / "results.json", None
+    measured = (InferenceOptions(base_size=network.config.base_size), network.config.image_mean, network.config.image_std)
+    known = was_trained and file.is_file()
+    with finishing.step("scoring"):
+        if held_out is not None and not known:
+            results = evaluate_model(network, held_out, accelerator, *measured, seed=train.seed, config=flat(*options))
+            results |= {"warnings": record["stages"][-1]["warnings"], "commit": commit(), "model": run.model}
+            if accelerator.is_main_process:
+                write_json(file, results)
+        elif held_out is not None:
+            results = json.loads(file.read_text(encoding="utf-8"))
+        for sentence in in_sentences(results) if results else ():
+            accelerator.print(sentence)
     if accelerator.is_main_process:
-        title = f"{config.backbone}, fine-tuned on {data_name(data_options)}"
-        publish(method.network, out, typical_size(data.labelled or held_out, config.base_size))
-        what = {"loss": loss.loss, "options": in_words(asdict(loss) | {"loss": None, "auxiliary_loss_weight": run.auxiliary_loss_weight})}
-        stage = stage_record("Fine-tuning", what, data, options, config, accelerator, run.model)
-        record = {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []}
-        if held_out is not None:
-            write_json(out / "results.json", results | {"commit": commit(), "model": run.model})
-            record = with_evaluation(record, results, data_options)
-            print(f"mean IoU on {results['split']}: {results['mean_iou']:.4f}")
-        draw_training(out, title)
-        write_card(out, method.network, record)
-        print(f"fine-tuned model: {out}")
-    accelerator.end_training()
-
-
-def has_new_classifier(loaded: dict) -> bool:
-    """Whether the checkpoint had no classifier for these classes. loaded: what from_pretrained says of the weights."""
-    absent = [*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]
-    return any(key.startswith("classifier.") for key in absent)
+        with finishing.step("pictures"):
+            draw_training(out, record["title"])
+            if held_out is not None and not (known and (out / "predictions.png").is_file()):
+                draw_predictions(network, held_out, accelerator, out, *measured)
+        with finishing.step("model card"):
+            write_card(out, network, with_evaluation(record, results, data_options) if results else record)
+    with finishing.step("trackers"):
+        accelerator.end_training()
+    return finishing
 
 
 def print_losses() -> None:

@@ -14,14 +14,17 @@ from accelerate.utils import set_seed
 from mscl_hf import MsclConfig
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.card import method_facts, write_card
+from mscl_hf.data.labels import label_warnings
 from mscl_hf.data.training import DataOptions, log_repeats, open_held_out, pretraining_data, with_image_range
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
+from mscl_hf.finishing import Finishing
 from mscl_hf.health import HealthCheck
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, defaults_of, method_class, read_options, table
 from mscl_hf.modeling_mscl import MsclForPreTraining
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
-from mscl_hf.provenance import pinned_options, provenance, stage_record
+from mscl_hf.processes import together
+from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record
 from mscl_hf.publish import commit, draw_features, draw_training, open_model, pinned, publish, typical_size
 from mscl_hf.report import reporting
 from mscl_hf.run_folder import open_run
@@ -70,13 +73,15 @@ def main() -> None:
     out = Path(run.output_dir)
     open_run(out, flat(*options) | {"commit": commit()}, train.resume, accelerator)
     with reporting(out):
-        pretrain(options, given, config, out, accelerator)
+        finishing = pretrain(options, given, config, out, accelerator)
     if accelerator.is_main_process:
-        push_result(out, hub)
+        with finishing.step("push"):
+            push_result(out, hub)
+    finishing.exit_if_failed()
 
 
-def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, accelerator: Accelerator) -> None:
-    """Train a network by the method's stages, and leave it in `out` with its pictures and card."""
+def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, accelerator: Accelerator) -> Finishing:
+    """Train a network by the method's stages, write it into `out`, then its pictures and card; returns which of these failed."""
     run, *_, data, net, train, hub = options
     kind = method_class(run.method)
     network = start_network(run, net, config)
@@ -86,29 +91,38 @@ def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, acceler
     network.config.image_range = data.image_range
     options = (*options[:4], data, *options[5:])
     prepared = [prepare(stage, network, options, given, accelerator.print) for stage in stages_of(kind)]
-    contrasting = [of_stage for method, of_stage, *_ in prepared if method.min_batch > 1]
+    contrasting = [of_stage for of_method, of_stage, *_ in prepared if of_method.min_batch > 1]
     if contrasting:
         log_repeats(contrasting[0].order, accelerator.print)
+    method, trained_on, _, images, held_out = prepared[-1]
     history = provenance(run.start_from, accelerator.print)["stages"] if run.start_from else []
+    title, size = f"{config.backbone}, {method.title} on {data_name(data)}", typical_size(images, config.base_size)
+    what = {"method": f"{method.title} ({method.paper})"} | (method_facts(method.network.config.contrast) if kind.trains else {})
+    parts = [trained_on.stream, trained_on.labelled, trained_on.unlabelled]
+    warnings = label_warnings(parts, held_out, data) if accelerator.is_main_process else []
+    for warning in warnings:
+        accelerator.print(f"warning: {warning}")
+    start = run.start_from or timm_weights(run, net)
+    stage = stage_record("Pre-training", what, trained_on, options, config, accelerator, start, kind.trains, warnings)
     if accelerator.is_main_process:
         check_can_push(hub)
     if kind.trains:
         accelerator.init_trackers("mscl_hf", printable(*options))
         train_stages(prepared, network, options, out, accelerator)
-    method, trained_on, _, images = prepared[-1]
 
+    together(accelerator, lambda: publish(method.network, out, size), "writing the model")
+    accelerator.print(f"pre-trained model: {out}")
+    finishing = Finishing(out, accelerator.print)
     if accelerator.is_main_process:
-        title = f"{config.backbone}, {method.title} on {data.dataset}"
-        publish(method.network, out, typical_size(images, config.base_size))
-        draw_training(out, title)
-        if images:
-            draw_features(method, images, out)
-        what = {"method": f"{method.title} ({method.paper})"} | (method_facts(method.network.config.contrast) if kind.trains else {})
-        start = run.start_from or timm_weights(run, net)
-        stage = stage_record("Pre-training", what, trained_on, options, config, accelerator, start, kind.trains)
-        write_card(out, method.network, {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []})
-        print(f"pre-trained model: {out}")
-    accelerator.end_training()
+        with finishing.step("pictures"):
+            draw_training(out, title)
+            if images:
+                draw_features(method, images, out)
+        with finishing.step("model card"):
+            write_card(out, method.network, {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []})
+    with finishing.step("trackers"):
+        accelerator.end_training()
+    return finishing
 
 
 def stages_of(kind: type[Method]) -> list[type[Method]]:
@@ -174,7 +188,7 @@ def check_options(run: PretrainOptions, stages: list[type[Method]], views: ViewO
 
 
 def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, given: dict, say) -> tuple:
-    """(the method, its data, its health check, images to look at), all checked."""
+    """(the method, its data, its health check, images to look at, the held-out ones), all checked."""
     run, _, loss, views, data_options, _, train, _ = options
     config = network.config
     views = replace(views, geometry=views.geometry or kind.geometry)
@@ -193,14 +207,14 @@ def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, giv
     images = data.labelled or data.unlabelled or held_out  # a stream without held-out masks has none to look at
     fitted, scored = probe_parts(data.labelled, held_out)
     watch = HealthCheck(fitted, scored, images, config.image_size, config.base_size, say) if images else None
-    return method, data, watch, held_out or images
+    return method, data, watch, held_out or images, held_out
 
 
 def train_stages(prepared: list[tuple], network: MsclForPreTraining, options: tuple, out: Path, accelerator: Accelerator) -> None:
     """Train the network by one method after another, each for its share of the steps; all but the last in a folder of its own."""
     run, *_, data_options, _, train, _ = options
     before, weights = 0, [p for p in network.parameters() if p.requires_grad]
-    for number, (method, data, watch, _) in enumerate(prepared, 1):
+    for number, (method, data, watch, *_) in enumerate(prepared, 1):
         for p in weights:  # of which the stage before has taken out those that it did not reach
             p.requires_grad_(True)
         folder = out if number == len(prepared) else out / f"stage{number}"

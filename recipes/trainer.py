@@ -17,17 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import AutoImageProcessor, EvalPrediction, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mscl_hf import MsclConfig
 from mscl_hf.data import Sample, SegmentationData
+from mscl_hf.data.labels import label_fields, label_warnings
 from mscl_hf.data.training import DataOptions, labelled_part, open_held_out, with_image_range
 from mscl_hf.data.views import TrainView
 from mscl_hf.metrics import MeanIoU
 from mscl_hf.options import command, parse
 from mscl_hf.provenance import pinned_options
-from mscl_hf.publish import open_model
+from mscl_hf.publish import open_model, open_segmenter
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def main() -> None:
     options = with_image_range(options.with_range_of(run.model, config.image_range))
     data, _ = labelled_part(options, view, print)
     held_out = open_held_out(options, classes=data.classes)
-    # One call: backbone and decoder come over, a classifier for these classes is new.
-    labels = {"id2label": dict(enumerate(data.classes)), "ignore_mismatched_sizes": True, "dtype": torch.float32,
-              "image_range": options.image_range}  # fmt: skip
-    model, metric = open_model(AutoModelForSemanticSegmentation, run.model, **labels), MeanIoU(len(data.classes))
+    for warning in label_warnings([data], held_out, options):
+        print(f"warning: {warning}")
+    # Backbone and decoder come over, a classifier for other classes is new.
+    fields = {"image_range": options.image_range} | label_fields(options)
+    model, metric = open_segmenter(run.model, data.classes, **fields)[0], MeanIoU(len(data.classes))
 
     def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
         for prediction, label in zip(batch.predictions, batch.label_ids):
@@ -107,7 +109,8 @@ def main() -> None:
             return {}
         figures = metric.compute()
         metric.total[:] = 0
-        return {name: float(figures[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+        scored = {"classes_scored": int(np.isfinite(figures["per_category_iou"]).sum())}
+        return scored | {name: float(figures[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
 
     count = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     crops = Prepared(data, count, partial(random_crop, view=view, config=config, seed=arguments.seed))  # one pass is the whole run
@@ -119,7 +122,8 @@ def main() -> None:
     if images is not None:
         figures = trainer.evaluate()
         trainer.save_metrics("eval", figures)
-        print(f"mean IoU on {held_out.split}: {figures['eval_mean_iou']:.4f}")
+        scored = f"over {figures['eval_classes_scored']} of {len(data.classes)} classes"
+        print(f"mean IoU on {held_out.split}: {figures['eval_mean_iou']:.4f} ({scored})")
     print(f"fine-tuned model: {arguments.output_dir}")
 
 

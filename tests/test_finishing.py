@@ -1,0 +1,147 @@
+"""A finished training is never thrown away: the model is written first, and what follows on it may fail."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import harness
+import pytest
+from test_labels import folder_flags, start, write_masks  # noqa: F401 (a fixture)
+from test_recipes import BRIEF
+
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.data.training import DataOptions
+from mscl_hf.finishing import STEPS_FAILED, Finishing
+from mscl_hf.log import read_log
+from mscl_hf.provenance import data_name
+
+
+def fails(*_, **__):
+    raise RuntimeError("no luck")
+
+
+def status(name: str, *flags, **patches) -> int:
+    """The exit status of a recipe."""
+    try:
+        harness.run(name, *flags, **patches)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+STEPS = {
+    "evaluate_model": "scoring", "draw_predictions": "pictures", "draw_training": "pictures", "write_card": "model card",
+    "push_result": "push",
+}  # fmt: skip
+MADE = {
+    "evaluate_model": "results.json", "draw_predictions": "predictions.png", "draw_training": "training.png", "write_card": "README.md",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", STEPS)
+def test_a_step_behind_the_model_costs_no_other(tmp_path, start, capsys, part):  # noqa: F811
+    """Each may fail: it is named with its reason, the model is whole, the other steps are done, the status tells it; --resume repeats what
+    is missing, and scores nothing twice."""
+    out, root = tmp_path / "out", write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    flags = ("--model", start, *folder_flags(root), "--output-dir", out)
+    assert status("finetune", *flags, **{part: fails}) == STEPS_FAILED
+    shown = capsys.readouterr().out
+    assert f"{STEPS[part]} failed (RuntimeError: no luck); the model in {out} is whole" in shown
+    assert f"failed: {STEPS[part]}; the same command with --resume" in shown
+    MsclForSemanticSegmentation.from_pretrained(out)
+    drawn_after = {"predictions.png"} if part == "draw_training" else set()  # the same step
+    wanted = {*MADE.values()} - {MADE.get(part)} - drawn_after
+    assert wanted <= {path.name for path in out.iterdir()} and not (out / MADE.get(part, "none")).exists()
+    assert list(out.glob("reports/*/traceback.txt"))
+
+    weights = (out / "model.safetensors").read_bytes()
+    scoring = mock.Mock(wraps=harness.load_recipe("finetune").evaluate_model)
+    assert status("finetune", *flags, "--resume", evaluate_model=scoring) == 0
+    assert {*MADE.values()} <= {path.name for path in out.iterdir()} and (out / "model.safetensors").read_bytes() == weights
+    assert scoring.call_count == (part == "evaluate_model")
+    results = json.loads((out / "results.json").read_text())
+    assert f"{100 * results['mean_iou']:.1f}" in (out / "README.md").read_text()
+    assert f"mean IoU on val: {results['mean_iou']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["draw_training", "draw_features", "write_card"])
+def test_pretraining_is_kept_too(tmp_path, part):
+    """Likewise."""
+    flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1, "--output-dir", tmp_path)
+    assert status("pretrain", *flags, **{part: fails}) == STEPS_FAILED
+    MsclForPreTraining.from_pretrained(tmp_path)
+    assert (tmp_path / "README.md").exists() == (part != "write_card")
+    assert status("pretrain", *flags, "--resume") == 0
+    assert {"README.md", "training.png", "features.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_health_check_that_fails_costs_its_row_alone(tmp_path, capsys):
+    """The last one comes after the last step, before its checkpoint."""
+    module = harness.load_recipe("pretrain")
+    flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 2, "--save-every-steps", 0, "--output-dir", tmp_path)
+    with mock.patch.object(module.HealthCheck, "__call__", fails):
+        harness.run("pretrain", *flags)
+    assert "health check of step 2 failed (RuntimeError: no luck); training goes on" in capsys.readouterr().out
+    assert (tmp_path / "model.safetensors").exists() and [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
+
+
+def test_a_figure_outlives_the_card_of_an_evaluation(tmp_path, start, monkeypatch):  # noqa: F811
+    """results.json is written before the model is published again with it."""
+    root = write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    harness.run("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "tuned")
+    flags = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val", "--push-to-hub", "org/name")
+    with pytest.raises(RuntimeError, match="no luck"):
+        harness.run("evaluate", *flags, "--output-dir", tmp_path / "out", write_card=fails, check_can_push=lambda hub: None)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["num_images"] == 4
+
+
+def test_reports_are_for_crashes_alone(tmp_path):
+    """Of a wrong input or a full disk a sentence is enough; leaving the process is no failure."""
+    said = []
+    finishing = Finishing(tmp_path, said.append)
+    with finishing.step("first"):
+        raise OSError("disk full")
+    with pytest.raises(SystemExit, match="76"), finishing.step("second"):
+        raise SystemExit(76)
+    assert finishing.failed == ["first"] and not list(tmp_path.iterdir()) and "disk full" in said[0]
+    with pytest.raises(SystemExit, match=str(STEPS_FAILED)):
+        finishing.exit_if_failed()
+    Finishing(tmp_path).exit_if_failed()
+
+
+def test_folders_of_images_and_masks_without_a_data_folder(tmp_path, recipe):
+    """--image-dir and --mask-dir alone, through all three recipes: models, cards with a title, figures."""
+    root = write_masks(tmp_path / "streets", train=(0, 1), val=(0, 1))
+    data = ("--dataset", "folder", "--image-dir", root / "images", "--mask-dir", root / "masks")
+    recipe("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a")
+    recipe("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b")
+    recipe("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", "--resume")
+    recipe("evaluate", "--model", tmp_path / "b", *data, "--split", "val", "--output-dir", tmp_path / "c")
+    for out, words in (("a", "on streets"), ("b", "fine-tuned on streets")):
+        assert (tmp_path / out / "model.safetensors").is_file()
+        card = (tmp_path / out / "README.md").read_text()
+        assert words in card.split("\n# ")[1].splitlines()[0] and str(tmp_path) not in card
+    evaluations = json.loads((tmp_path / "b" / "provenance.json").read_text())["evaluations"]
+    assert [found["dataset"] for found in evaluations] == ["streets"]
+
+
+def test_names_of_folders(tmp_path, monkeypatch):
+    """The real name of `.` and `..`; of a folder called images, that above it."""
+    (tmp_path / "streets" / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "streets" / "images")
+
+    def name(dataset="folder", **where) -> str:
+        return data_name(DataOptions(dataset=dataset, **where))
+
+    assert name(data_dir="..") == name(data_dir=".") == name(image_dir=".") == name(data_dir=str(tmp_path / "streets")) == "streets"
+    assert name(data_dir="../..") == tmp_path.name and name("hf", data_dir="..") == "streets"
+    assert name(data_dir="/") == "folder" and name("synthetic") == "synthetic"
+    assert name("hf", data_dir="s3://bucket/images") == "images"
+
+
+def test_the_folder_here_in_a_title(tmp_path, start, recipe, monkeypatch):  # noqa: F811
+    """--data-dir . names the folder in the card's title and metadata."""
+    monkeypatch.chdir(write_masks(tmp_path / "streets", train=(0, 1), val=(0, 1)))
+    recipe("finetune", "--model", start, "--dataset", "folder", "--data-dir", ".", *BRIEF, "--output-dir", tmp_path / "out")
+    card = Path(tmp_path / "out" / "README.md").read_text()
+    assert "fine-tuned on streets" in card and "name: streets" in card

@@ -1,0 +1,356 @@
+"""The labels of the masks decide what can be trained and measured: too few classes end a run before its first step, gaps are warnings that
+stay with the figures, and how masks are read belongs to the model."""
+
+import json
+from pathlib import Path
+
+import datasets
+import harness
+import numpy as np
+import pytest
+from PIL import Image
+from test_recipes import BRIEF, no_sleep, write_folder  # noqa: F401 (a fixture)
+
+from mscl_hf import MsclConfig
+from mscl_hf.data import BadSample, check_data, load_data
+from mscl_hf.data.decoded import decoded
+from mscl_hf.data.duplicates import shared_images
+from mscl_hf.data.files import make_table
+from mscl_hf.data.label_counts import LabelCounts
+from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
+from mscl_hf.data.training import DataOptions, open_held_out, open_split, usable
+from mscl_hf.publish import open_segmenter
+
+QUIET = {"draw_training": lambda *_: None}
+
+
+def mask_of(ids, dtype=np.uint8) -> np.ndarray:
+    """(48, 64), the ids in stripes of equal width."""
+    return np.broadcast_to(np.array(ids, dtype)[np.arange(64) * len(ids) // 64], (48, 64)).copy()
+
+
+def write_masks(root: Path, dtype=np.uint8, **ids_of_splits) -> Path:
+    """images/SPLIT and masks/SPLIT with four images each. ids_of_splits: the ids in every mask of the split."""
+    for number, (split, ids) in enumerate(ids_of_splits.items()):
+        for part in ("images", "masks"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng([number, i]).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            pixels[..., 0] = mask_of(ids, np.int64) % 251
+            Image.fromarray(pixels).save(root / "images" / split / f"{i}.png")
+            Image.fromarray(mask_of(ids, dtype)).save(root / "masks" / split / f"{i}.png")
+    return root
+
+
+def write_parquet(root: Path, **ids_of_splits) -> Path:
+    """The same as parquet files."""
+    write_masks(root / "files", **ids_of_splits)
+    for split in ids_of_splits:
+        columns = {c: [str(root / "files" / f"{c}s" / split / f"{i}.png") for i in range(4)] for c in ("image", "mask")}
+        rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+        (root / "parquet").mkdir(exist_ok=True)
+        rows.to_parquet(root / "parquet" / f"{split}-00000-of-00001.parquet")
+    return root / "parquet"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A network to start from."""
+    out = tmp_path_factory.mktemp("start") / "model"
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--val-split", "none", "--output-dir", out, **QUIET,
+                draw_features=lambda *_: None)  # fmt: skip
+    return out
+
+
+def folder_flags(root: Path, *more) -> tuple:
+    return ("--dataset", "folder", "--data-dir", root, *BRIEF, *more)
+
+
+TOO_FEW = {
+    "0 and 255, names": ((0, 255), ("--classes", "background", "car"), ("only 'background' is labelled", "--label-map 255:1")),
+    "0 and 255, a number": ((0, 255), ("--num-classes", 2), ("255 is the ignored label", "--label-map 255:1")),
+    "0 and 255, nothing given": ((0, 255), (), ("255 is the ignored label", "--label-map 255:1")),
+    "0 and 255, reduced": ((0, 255), ("--reduce-labels",), ("they hold [0, 255]", "--reduce-labels does not ignore")),
+    "0 and 255, reduced, a number": ((0, 255), ("--reduce-labels", "--num-classes", 2),
+                                     ("no pixel is labelled", "Leave out --reduce-labels", "--label-map 255:1")),
+    "0 and 1, reduced": ((0, 1), ("--reduce-labels",), ("only 'class_0' is labelled", "Leave out --reduce-labels")),
+    "0 and 1, reduced, names": ((0, 1), ("--reduce-labels", "--classes", "a", "b"), ("only 'a' is labelled", "Leave out --reduce-labels")),
+    "255 alone": ((255,), ("--num-classes", 2), ("hold the ids 255", "no pixel is labelled")),
+    "one id": ((1,), ("--num-classes", 3), ("only 'class_1' is labelled", "Give more masks")),
+    "everything mapped away": ((0, 1), ("--label-map", "0:255,1:255", "--num-classes", 2),
+                               ("no pixel is labelled", "the label map is 0:255,1:255", "Correct the label map")),
+    "both mapped to one": ((0, 7), ("--label-map", "7:0", "--num-classes", 2), ("only 'class_0' is labelled", "Correct the label map")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOO_FEW)
+def test_masks_that_leave_fewer_than_two_classes(tmp_path, start, case):
+    """Every prediction of one class is right: an error that names the ids, the cause and the flag, before anything is written."""
+    ids, flags, says = TOO_FEW[case]
+    data = folder_flags(write_masks(tmp_path / "data", train=ids), "--val-split", "none", *flags)
+    for recipe, more in (("finetune", ("--model", start)), ("pretrain", harness.TINY)):
+        message = harness.refused(recipe, *more, *data, "--output-dir", tmp_path / recipe)
+        assert all(part in message for part in says), message
+        assert {path.name for path in (tmp_path / recipe).iterdir()} == {"run.json", ".lock"}
+    # What reads no mask is not concerned.
+    if case == "255 alone":
+        harness.run("pretrain", *harness.TINY, *data, "--losses", "g+l", "--output-dir", tmp_path / "g", pictures=False)
+
+
+def test_black_and_white_masks_in_a_process(tmp_path, start, recipe):
+    """As a user meets it: status 1 and one sentence; with the label map that it names, both classes are trained and scored."""
+    root = write_masks(tmp_path / "data", train=(0, 255), val=(0, 255))
+    flags = ("--model", start, *folder_flags(root, "--classes", "background", "car"), "--output-dir", tmp_path / "out")
+    done = recipe("finetune", *flags, check=False)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: the masks of folder/train hold the ids 0, 255")
+    done = recipe("finetune", *flags, "--label-map", "255:1")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert f"mean IoU on val: {results['mean_iou']:.4f} (over 2 of 2 classes)" in done.stdout
+    assert set(results["per_class_iou"]) == {"background", "car"} and None not in results["per_class_iou"].values()
+
+
+@pytest.mark.usefixtures("no_sleep")
+@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
+def test_stored_and_streamed_masks_are_counted_too(tmp_path, start, streaming):
+    """Of a stream the first rows tell: 255 that nobody maps ends the run, and an entry that maps it to itself says that this is meant."""
+    data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, *streaming)
+    flags = ("--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
+    message = harness.refused("finetune", *flags)
+    assert "4 masks" in message or not streaming
+    assert "hold the ids 0, 255" in message and "give --label-map 255:1" in message
+    if streaming:
+        harness.run("finetune", *flags, "--label-map", "255:255", pictures=False)
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_a_stream_of_one_class_is_a_warning(tmp_path, start, capsys):
+    """Its first rows may lack what the others hold."""
+    data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0,)), "--num-classes", 2, "--streaming", *BRIEF)
+    harness.run("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out", pictures=False)
+    assert "warning: 1 of 2 classes occur in none of the first 4 masks of parquet/train: class_1" in capsys.readouterr().out
+
+
+def test_warnings_stay_with_the_figures(tmp_path, start, capsys):
+    """Classes without a training mask, one class held out, an unused entry of the label map, an image in two splits: logged once, and kept
+    in results.json, provenance.json and the card; the mean is over the classes that occur, and their number stands beside it."""
+    root = write_masks(tmp_path / "data", train=(0, 1, 9), val=(1,))
+    (root / "images" / "val" / "2.png").write_bytes((root / "images" / "train" / "3.png").read_bytes())
+    names = ("--classes", "sky", "road", "tree", "car", "--label-map", "9:2,8:3")
+    harness.run("finetune", "--model", start, *folder_flags(root, *names), "--output-dir", tmp_path / "out")
+    wanted = [
+        "1 of 4 classes occur in none of the 4 masks of folder/train: car",
+        "only the class road is labelled in folder/val, so that the mean IoU on it compares no classes",
+        "the label map has entries whose stored id occurs in none of 8 masks: 8:3",
+        "1 of 4 images of folder/val are also in folder/train, byte for byte: 2",
+    ]
+    shown = capsys.readouterr().out
+    assert all(shown.count(f"warning: {sentence}\n") == 1 for sentence in wanted) and shown.count("warning:") == 4
+    results, record = (json.loads((tmp_path / "out" / name).read_text()) for name in ("results.json", "provenance.json"))
+    assert results["warnings"] == record["stages"][-1]["warnings"] == wanted
+    scored, card = results["classes_scored"], (tmp_path / "out" / "README.md").read_text()
+    assert scored == sum(iou is not None for iou in results["per_class_iou"].values()) < results["num_classes"] == 4
+    assert f"mean IoU on val: {results['mean_iou']:.4f} (over {scored} of 4 classes)\n" in shown
+    assert f"| mean IoU over {scored} of 4 classes |" in card and record["evaluations"][0]["classes_scored"] == scored
+    assert all(sentence.split(":")[0][1:] in card for sentence in wanted)
+    never = results["never_labelled_classes"]
+    assert not never or f"never labelled there, each with IoU 0: {', '.join(never)}" in shown
+
+
+def test_nothing_is_warned_of_where_nothing_is_amiss(tmp_path, start, capsys):
+    """Every class in both splits, no image twice."""
+    root = write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    harness.run("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out", **QUIET)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "warning" not in capsys.readouterr().out and results["warnings"] == []
+    assert results["classes_scored"] == results["num_classes"] == 2
+
+
+def test_held_out_masks_without_a_label(tmp_path, start, recipe):
+    """All 255: the mean is undefined, which is said before training; null, status 0, a model with pictures and a card, never 0 or 1."""
+    root = write_masks(tmp_path / "data", train=(0, 1), val=(255,))
+    done = recipe("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out")
+    said = done.stdout.index("warning: no pixel of folder/val is labelled, so that the mean IoU on it is undefined")
+    assert said < done.stdout.index("fine-tuned model:") < done.stdout.index("mean IoU on val: undefined, since no pixel is labelled")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [results[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "classes_scored")] == [None, None, None, 0]
+    assert {"model.safetensors", "predictions.png", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "| - | - | - |" in (tmp_path / "out" / "README.md").read_text()
+    done = recipe("evaluate", "--model", tmp_path / "out", "--dataset", "folder", "--data-dir", root, "--split", "val", "--output-dir",
+                  tmp_path / "measured")  # fmt: skip
+    assert "mean IoU on val: undefined" in done.stdout
+    assert json.loads((tmp_path / "measured" / "results.json").read_text())["mean_iou"] is None
+
+
+def test_pretraining_warns_too(tmp_path, capsys):
+    """Of labels where it reads them, and of images in two splits in any case; the record and the card keep it."""
+    root = write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    (root / "images" / "val" / "1.png").write_bytes((root / "images" / "train" / "1.png").read_bytes())
+    for losses, count in (("g+p", 2), ("g", 1)):
+        out = tmp_path / losses
+        harness.run("pretrain", *harness.TINY, *folder_flags(root, "--num-classes", 3), "--losses", losses, "--output-dir", out, **QUIET)
+        shown, record = capsys.readouterr().out, json.loads((out / "provenance.json").read_text())
+        assert shown.count("warning:") == count == len(record["stages"][0]["warnings"])
+        assert ("1 of 3 classes occur in none of the 4 masks of folder/train: class_2" in shown) == (count == 2)
+        assert "are also in folder/train, byte for byte: 1" in shown and "byte for byte" in (out / "README.md").read_text()
+
+
+# -- the label map of training -------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
+    """The label map is in config.json; without a flag it is used, and the figures are those of the fine-tuning. A map that contradicts it
+    is refused, one of other ids is a warning."""
+    root = write_masks(tmp_path / "data", train=(0, 9, 2), val=(0, 9, 2))
+    data = ("--dataset", "folder", "--data-dir", root)
+    harness.run("finetune", "--model", start, *folder_flags(root, "--label-map", "9:1"), "--output-dir", tmp_path / "tuned", **QUIET)
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["label_map"] == {"9": 1}
+    measure = ("--model", tmp_path / "tuned", *data, "--split", "val")
+    done = recipe("evaluate", *measure, "--output-dir", tmp_path / "same")
+    results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
+    assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["label_map"] == "9:1"
+    assert "the masks are read as in the model's training: --label-map 9:1" in done.stdout
+    assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
+    for flags in (("--label-map", "9:2"), ("--reduce-labels",)):
+        message = harness.refused("evaluate", *measure, *flags, "--output-dir", tmp_path / "other")
+        assert "expected that of the model's training, --label-map 9:1" in message
+    done = recipe("evaluate", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
+    assert "warning: the masks are read by --label-map 9:1,7:2, and those of the model's training by --label-map 9:1" in done.stdout
+
+
+def test_reduced_labels_belong_to_the_model(tmp_path, start):
+    """Likewise."""
+    root = write_masks(tmp_path / "data", train=(0, 1, 2), val=(0, 1, 2))
+    harness.run("finetune", "--model", start, *folder_flags(root, "--reduce-labels"), "--output-dir", tmp_path / "tuned", **QUIET)
+    measure = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val")
+    harness.run("evaluate", *measure, "--output-dir", tmp_path / "same")
+    results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
+    assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["reduce_labels"] is True
+    assert "expected that of the model's training" in harness.refused(
+        "evaluate", *measure, "--label-map", "1:1", "--output-dir", tmp_path / "other"
+    )
+    # Fine-tuned further on masks that are read as they are, it keeps nothing of it.
+    harness.run("finetune", "--model", tmp_path / "tuned", *folder_flags(root), "--output-dir", tmp_path / "next", **QUIET)
+    assert (tmp_path / "next" / "config.json").is_file()
+    assert MsclConfig.from_pretrained(tmp_path / "next").reduce_labels is False
+
+
+def test_maps_of_model_and_options():
+    """Equal in another order, of other data sets, and of data sets with labels of their own."""
+    options = DataOptions(dataset="folder", label_map="7:1,9:2")
+    assert with_labels_of_model(options, {"9": 2, "7": 1}, False) == (options, [])
+    assert label_fields(options) == {"label_map": {"7": 1, "9": 2}, "reduce_labels": False}
+    assert with_labels_of_model(DataOptions(dataset="camvid"), {"9": 2}, False)[0].label_map is None
+    assert with_labels_of_model(DataOptions(dataset="hf"), {"9": 2}, False)[0].label_map == "9:2"
+    assert with_labels_of_model(options, None, False)[1]
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"1": 300}, {"1": "2"}, {"1": -1}, [1], "1:2"])
+def test_label_map_of_an_untrusted_configuration(value):
+    """Ids or nothing."""
+    with pytest.raises(ValueError, match="label_map"):
+        MsclConfig(label_map=value)
+
+
+def test_label_map_in_a_file_of_options(tmp_path, start, recipe):
+    """YAML 1.1 reads 255:1 as a number to base 60; here it is a label map."""
+    root = write_masks(tmp_path / "data", train=(0, 255))
+    (tmp_path / "run.yaml").write_text("label_map: 255:1\nmax_steps: 1\n")
+    flags = ("--model", start, "--dataset", "folder", "--data-dir", root, "--batch-size", 2, "--num-workers", 0, "--val-split", "none")
+    recipe("finetune", "--config", tmp_path / "run.yaml", *flags, "--output-dir", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_map"] == {"255": 1}
+
+
+def test_ids_of_sixteen_bits_can_be_mapped(tmp_path):
+    """65535 to ignored, 300 to a class; another large id is still an error that names it."""
+    write_masks(tmp_path, np.uint16, train=(0, 1, 300, 65535))
+    data = load_data("folder", "train", tmp_path, label_map="300:2,65535:255")
+    assert data.classes == ("class_0", "class_1", "class_2")
+    mask = data.read(0).mask
+    assert mask.dtype == np.uint8 and mask[0, [0, 16, 32, 48]].tolist() == [0, 1, 2, 255]
+    kept = decoded(data, 0, 1.0)
+    assert all(np.array_equal(kept.read(0).mask, mask) for _ in range(2))
+    with pytest.raises(BadSample, match=r"\[65535\]"):
+        load_data("folder", "train", tmp_path, label_map="300:2", num_classes=3).read(0)
+    with pytest.raises(ValueError, match="65535"):
+        load_data("folder", "train", tmp_path, label_map="300:2")
+    for wrong in ("65536:1", "300:256", "1"):
+        with pytest.raises(ValueError, match="0..65535"):
+            make_table(wrong)
+
+
+# -- other classes -------------------------------------------------------------------------------------------------------------
+
+
+def test_other_classes_of_the_same_number_get_a_new_classifier(tmp_path, start, capsys):
+    """{background, car} tuned on {tree, sky}, and the same names in another order: new, logged and fitted; the same names go on."""
+    root = write_masks(tmp_path / "data", train=(0, 1))
+    flags = folder_flags(root, "--val-split", "none")
+    tuned = tmp_path / "tuned"
+    harness.run("finetune", "--model", start, *flags, "--classes", "background", "car", "--lr", 1, "--output-dir", tuned, **QUIET)
+    for names in (("tree", "sky"), ("car", "background"), ("background", "car")):
+        capsys.readouterr()
+        harness.run("finetune", "--model", tuned, *flags, "--classes", *names, "--output-dir", tmp_path / "_".join(names), pictures=False)
+        shown, is_new = capsys.readouterr().out, names != ("background", "car")
+        assert (f"was trained on the classes background, car; the data has {', '.join(names)}" in shown) == is_new
+        assert ("classifier fitted" in shown) == is_new
+        network, new = open_segmenter(str(tuned), names)
+        trained = open_segmenter(str(tuned), ("background", "car"))[0]
+        for layer, before in ((network.classifier, trained.classifier), (network.auxiliary_head[-1], trained.auxiliary_head[-1])):
+            assert new == is_new == (not np.array_equal(layer.weight.detach(), before.weight.detach()))
+            assert not is_new or float(layer.weight.detach().std()) < 0.02 and not layer.bias.any()
+
+
+# -- the parts -----------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_counted_while_masks_are_checked(tmp_path):
+    """Pixels and images of each class, ignored pixels, how many of how many; bad rows count for nothing, and selections are not counted."""
+    root = write_masks(tmp_path, train=(0, 1, 255, 255))
+    Image.fromarray(mask_of((2,))).save(root / "masks" / "train" / "0.png")
+    (root / "masks" / "train" / "3.png").write_text("no mask")
+    options = DataOptions(dataset="folder", data_dir=str(root), num_classes=4, max_bad_images=1)
+    data = usable(open_split(options, "train"), options, lambda text: None)
+    labels, size = data.labels, 48 * 64
+    assert labels.pixels.tolist() == [size // 2, size // 2, size, 0] and labels.images.tolist() == [2, 2, 1, 0]
+    assert (labels.ignored, labels.read, labels.total, labels.present) == (size, 3, 3, [0, 1, 2])
+    assert data.select([0]).labels is None and len(data) == 3
+    some = LabelCounts(4, 4)
+    check_data(load_data("folder", "train", root, num_classes=4), 1, decode_at_most=2, labels=some)
+    assert some.read == 2
+
+
+def test_images_in_two_splits_are_found_by_their_bytes(tmp_path):
+    """Under another name too; equal names, sizes and beginnings prove nothing, and drawn images are not compared."""
+    root = write_masks(tmp_path / "a", train=(0, 1), val=(0, 1))
+    train, val = (load_data("folder", split, root, unlabelled=True) for split in ("train", "val"))
+    assert shared_images(train, val) == []
+    (root / "images" / "val" / "3.png").write_bytes((root / "images" / "train" / "0.png").read_bytes())
+    assert shared_images(train, val) == ["3"] and shared_images(val, train) == ["0"]
+    head = (root / "images" / "train" / "1.png").read_bytes()
+    (root / "images" / "train" / "1.png").write_bytes(head + b"0" * 70_000 + b"1")
+    (root / "images" / "val" / "1.png").write_bytes(head + b"0" * 70_000 + b"2")
+    assert shared_images(train, val) == ["3"]
+    stored = write_parquet(tmp_path / "b", train=(0, 1), val=(0, 1))
+    rows = [load_data("hf", split, stored, unlabelled=True) for split in ("train", "val")]
+    assert shared_images(*rows) == [] and len(shared_images(rows[0], rows[0])) == 4
+    drawn = load_data("synthetic", "train", scenes=4)
+    assert shared_images(drawn, drawn) == []
+
+
+def test_no_warning_without_held_out_masks(tmp_path):
+    """Of training data alone only its own classes can be said to be missing."""
+    options = DataOptions(dataset="folder", data_dir=str(write_masks(tmp_path, train=(0, 1))))
+    data = usable(open_split(options, "train"), options)
+    assert label_warnings([None, data], open_held_out(options, lambda text: None), options) == []
+
+
+def test_the_small_inputs_at_hand(tmp_path, start):
+    """Those that show the faults of which this file is about, where they are there."""
+    cases = harness.ROOT.parent / "shared" / "cases"
+    if not cases.is_dir():
+        pytest.skip(f"no {cases}")
+    binary = folder_flags(cases / "binary_0_255_two_classes", "--classes", "background", "car", "--val-split", "none")
+    assert "--label-map 255:1" in harness.refused("finetune", "--model", start, *binary, "--output-dir", tmp_path / "a")
+    unlabelled = folder_flags(cases / "nothing_labelled_in_val")
+    harness.run("finetune", "--model", start, *unlabelled, "--output-dir", tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "results.json").read_text())["mean_iou"] is None
