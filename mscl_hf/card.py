@@ -159,7 +159,8 @@ def _shown(found: dict) -> dict:
         for name, iou in found["per_class_iou"].items()
     ]
     texts = {key: cell(found[key]) for key in ("dataset", "split", "num_images")}
-    texts["over"] = f" over {found['classes_scored']} of {found['num_classes']} classes" if "num_classes" in found else ""
+    counts = [found.get(key) for key in ("classes_scored", "num_classes")]  # not in older records
+    texts["over"] = "" if None in counts else f" over {cell(counts[0])} of {cell(counts[1])} classes"
     how = cell(", ".join([*how, found["precision"].replace("no", "fp32")]))
     return texts | {key: percent(found[key]) for key in MEASURES} | {"how": how, "classes": rows}
 
