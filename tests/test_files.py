@@ -240,6 +240,13 @@ def test_damaged_tiffs_are_bad_samples(tmp_path):
             assert str(tmp_path / "x.png") in str(error)
 
 
+def test_a_tiff_that_ends_early_is_called_damaged(tmp_path):
+    """Not one of a form that Pillow cannot read."""
+    (tmp_path / "x.png").write_bytes(tiff(noise(3), RGB)[:160])
+    with pytest.raises(BadSample, match=r"x.png cannot be read as an image \(it is a damaged TIFF: the tags of its image are not there\)"):
+        load_data("folder", "train", tmp_path).read(0)
+
+
 def test_the_case_of_pages():
     if not (CASES / "multi_page_tiff").is_dir():
         pytest.skip("the case is absent")

@@ -35,7 +35,8 @@ def is_tiff(head: bytes) -> bool:
 def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
     """Index and tags of the page of a TIFF that is the image; thumbnails and reduced-resolution copies do not count as pages.
 
-    Raises UnsupportedFile for several pages, and for more bands than gray, palette, RGB or CMYK with a declared alpha band have.
+    Raises UnsupportedFile for several pages, and for more bands than gray, palette, RGB or CMYK with a declared alpha band have; ValueError
+    for a file without an image.
     """
     file.seek(0)
     header = file.read(8)
@@ -51,8 +52,8 @@ def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
     full = [page for page in pages if not page[2]] or pages[:1]
     if len(full) > 1:
         raise UnsupportedFile(f"is a TIFF of {len(full)} pages; expected one image in a file. Store every page as a file of its own")
-    if not full:
-        raise UnsupportedFile("is a TIFF without an image; expected one. Replace it")
+    if not full or 256 not in full[0][1]:
+        raise ValueError("it is a damaged TIFF: the tags of its image are not there")
     number, tags, _ = full[0]
     _check_bands(tags)
     return number, tags

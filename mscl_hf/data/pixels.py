@@ -12,6 +12,7 @@ from .opening import upright
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
 BAND_MODES = ("LA", "PA", "RGB", "RGBA")  # read as ids where the bands of a mask say one thing
 MOST_COLORS = 12  # named in a message
+COLORS_OF_A_MASK = 1000  # counted; a photograph has millions
 
 
 class BadSample(ValueError):
@@ -19,13 +20,13 @@ class BadSample(ValueError):
 
 
 class ColorMask(BadSample):
-    """A mask of colors. colors: pixels by color (R, G, B)."""
+    """A mask of colors, or several. colors: pixels by color (R, G, B), of the most common ones. pixels: of all colors together."""
 
-    def __init__(self, file: str, mode: str, colors: Counter, masks: int = 1):
-        self.file, self.mode, self.colors = file, mode, colors
-        total, common = sum(colors.values()), colors.most_common(MOST_COLORS)
-        listed = ", ".join(f"({', '.join(map(str, color))}) {count / total:.1%}" for color, count in common)
-        more = f" and {len(colors) - len(common)} more" if len(colors) > len(common) else ""
+    def __init__(self, file: str, mode: str, colors: Counter, pixels: int, masks: int = 1):
+        self.file, self.mode, self.colors, self.pixels = file, mode, colors, pixels
+        common = colors.most_common(MOST_COLORS)
+        listed = ", ".join(f"({', '.join(map(str, color))}) {count / pixels:.1%}" for color, count in common)
+        more = " and others" if len(colors) > len(common) else ""
         of = f"the {masks} masks read hold" if masks > 1 else "it holds"
         super().__init__(
             f"the mask {file} has mode {mode} with colors, and {of} {listed}{more}; expected one class id a pixel (palette, 8-bit or "
@@ -35,7 +36,19 @@ class ColorMask(BadSample):
     @classmethod
     def of_all(cls, faults: list["ColorMask"]) -> "ColorMask":
         """One error for several masks, with the colors of all."""
-        return cls(faults[0].file, faults[0].mode, sum((fault.colors for fault in faults), Counter()), len(faults))
+        colors = sum((fault.colors for fault in faults), Counter())
+        return cls(faults[0].file, faults[0].mode, colors, sum(fault.pixels for fault in faults), len(faults))
+
+    @classmethod
+    def of_array(cls, file: str, mode: str, bands: np.ndarray) -> "ColorMask":
+        """Of one mask (H, W, 3) of 8 or 16 bits a band."""
+        packed = np.zeros(bands.shape[:2], np.uint64)  # numbers are sorted much faster than rows
+        for band in range(3):
+            packed = packed << np.uint64(16) | bands[:, :, band]
+        found, counts = np.unique(packed, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:COLORS_OF_A_MASK]
+        colors = {tuple(int(found[i]) >> shift & 0xFFFF for shift in (32, 16, 0)): int(counts[i]) for i in order}
+        return cls(file, mode, Counter(colors), packed.size)
 
 
 def rgb_array(image: Image.Image | np.ndarray, file_of: Callable[[str], str], image_range: tuple[int, int] | None = None) -> np.ndarray:
@@ -97,7 +110,7 @@ def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -
     elif mask.mode == "F":
         raise BadSample(f"the mask {file_of('mask')} holds floating-point pixels; expected ids. Store it as 8-bit or 16-bit gray")
     else:
-        raise ColorMask(file_of("mask"), mask.mode, _colors(np.asarray(mask.convert("RGB"))))
+        raise ColorMask.of_array(file_of("mask"), mask.mode, np.asarray(mask.convert("RGB")))
     return ids if step == 1 else np.rint(ids / step).astype(ids.dtype)
 
 
@@ -111,15 +124,8 @@ def _ids_of_bands(bands: np.ndarray, mode: str, file_of: Callable[[str], str]) -
         )
     colors = bands[:, :, : 3 if count > 2 else 1]
     if (colors != colors[:, :, :1]).any():
-        raise ColorMask(file_of("mask"), mode, _colors(colors))
+        raise ColorMask.of_array(file_of("mask"), mode, colors)
     return colors[:, :, 0] if bands.dtype == np.uint8 else colors[:, :, 0].astype(np.int64)
-
-
-def _colors(pixels: np.ndarray) -> Counter:
-    """Pixels by color, of (H, W, 3) with at most 16 bits a band."""
-    packed = pixels.astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])  # to sort numbers is much faster than to sort rows
-    colors, counts = np.unique(packed, return_counts=True)
-    return Counter({(int(c) >> 32, int(c) >> 16 & 0xFFFF, int(c) & 0xFFFF): int(n) for c, n in zip(colors, counts)})
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, ...] | None = None) -> np.ndarray:
