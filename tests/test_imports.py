@@ -11,7 +11,7 @@ FLOORS = (
      "train_options", "launcher", "remedies", "text_files"},
     {"data", "methods", "figures"},
     {"checkpoint", "prepare", "report", "train", "evaluate", "probe", "health", "publish", "provenance", "card",
-     "export", "similarity", "demo"},
+     "export", "finishing", "similarity", "demo"},
 )
 
 
