@@ -49,7 +49,7 @@ def check_launched(precision: str, gradient_accumulation_steps: int = DEFAULTS["
 def lacks_processes(count: int) -> bool:
     """Whether `accelerate launch` was told to start several processes and started one, as it does without a GPU.
 
-    count: how many processes take part. The launcher then sets the address where they would meet, and starts nobody to meet there.
+    count: how many processes take part. The launcher then sets MASTER_ADDR, and no WORLD_SIZE.
     """
     return count == 1 and PRECISION in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
 
