@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -237,6 +238,9 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         self.num_features = [level["num_chs"] for level in levels]  # of every stage, tapped or not
         for module in self.timm_model.modules():
             module._is_timm = True
+            if isinstance(module, PatchEmbed) and all(config.size_multiple % side == 0 for side in module.patch_size):
+                module.img_size = None  # no assertions on sides, which fit: torch.compile binds a graph to a side that is formatted
+        self._interpolates_positions = any(name.endswith("pos_embed") for name, _ in self.timm_model.named_parameters())
         self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
         self._no_split_modules = [type(self.timm_model).__name__]
         self.gradient_checkpointing = False
@@ -309,13 +313,18 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
             return size
         # the nearest in integers, from halfway to an even number as round() does, because an exported graph has symbols for sides
         cells = ((2 * side + multiple - 1 + side // multiple % 2) // (2 * multiple) for side in size)
-        return tuple(torch.sym_max(1, count) * multiple for count in cells)
+        at_least_one = max if torch.jit.is_tracing() else torch.sym_max  # torch.jit.trace passes sides as tensors
+        return tuple(at_least_one(1, count) * multiple for count in cells)
 
     def _fit_size(self, pixel_values: Tensor) -> Tensor:
         """Resizing, unlike padding, keeps cell i at (i + 0.5) / h."""
         size = tuple(pixel_values.shape[-2:])
         wanted = self.input_size(size)
-        if wanted is size or not torch.compiler.is_exporting() and wanted == size:  # comparing would bind a graph to the example's size
+        if self._interpolates_positions and torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
+            size = tuple(int(f"{side}") for side in size)  # one graph a size: torch cannot trace the gradient of bicubic for all
+        takes_any_size = self.config.size_multiple == 1 and self.config.fixed_size is None
+        is_recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # comparing would bind the graph to the example's size
+        if takes_any_size or not is_recorded and wanted == size:
             return pixel_values
         return F.interpolate(pixel_values, size=wanted, mode="bilinear", align_corners=False, antialias=True)
 
@@ -547,11 +556,11 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of logits (B, K, h, w), brought to the size of the labels (B, H, W)."""
-        if not (labels != self.config.semantic_loss_ignore_index).any():
-            return logits.sum() * 0  # nothing is labelled: zero with a graph, where the mean over no pixel would be NaN
+        ignore_index = self.config.semantic_loss_ignore_index
         if logits.shape[-2:] != labels.shape[-2:]:
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
+        total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+        return total / (labels != ignore_index).sum().clamp(min=1)  # where nothing is labelled: zero with a graph, and no NaN
 
 
 def _classifier(channels: int, num_labels: int) -> nn.Conv2d:

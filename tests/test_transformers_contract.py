@@ -64,7 +64,7 @@ def plain_config(name):
 def built_config(name, **options):
     kwargs = SMALLER.get(name, {})
     labels = {} if "id2label" in options else {"num_labels": 3}
-    return build_config(name, backbone_kwargs=kwargs, **{"image_size": 64, "decoder_channels": 16, **labels, **options})
+    return build_config(name, **{"backbone_kwargs": kwargs, "image_size": 64, "decoder_channels": 16, **labels, **options})
 
 
 def images(count=2, height=64, width=64):
@@ -378,12 +378,48 @@ def test_activation_checkpointing_on_and_off(kind, towers):
         assert len(calls) == counted and model.is_activation_checkpointing == (counted > towers)
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_compiled_whole_for_any_size(name, training):
+    """torch.compile traces logits, loss and gradients without a break; one graph serves all sizes that need no resizing, except where a
+    ViT trains. A batch without labels gives loss 0, as in eager mode."""
+    kwargs = {"depth": 1, "embed_dim": 32, "num_heads": 2} if name == "test_vit" else {}
+    config = built_config(name, decoder_dropout=0.0, **({"backbone_kwargs": kwargs} if kwargs else {}))
+    model = MsclForSemanticSegmentation(config).train(training)
+    twin, counters = copy.deepcopy(model), torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(twin, backend="aot_eager" if training else "eager", fullgraph=True, dynamic=True)
+    for height, width in ((64, 96), (96, 64), (80, 112)):
+        image, labels = images(2, height, width), torch.randint(3, (2, height, width))
+        labels[:, :8] = 255
+        with torch.set_grad_enabled(training):
+            wanted, found = (network(image, labels=labels) for network in (model, compiled))
+        torch.testing.assert_close(found.loss, wanted.loss)
+        torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=1e-4)
+        if training:
+            for network, out in ((model, wanted), (twin, found)):
+                network.zero_grad()
+                out.loss.backward()
+            for (key, p), q in zip(model.named_parameters(), twin.parameters()):
+                assert (p.grad is None) == (q.grad is None)
+                if p.grad is not None:
+                    torch.testing.assert_close(q.grad, p.grad, atol=1e-5, rtol=1e-3, msg=key)
+    assert counters["stats"]["unique_graphs"] == (3 if name == "test_vit" and training else 1)
+    with torch.set_grad_enabled(training):
+        assert compiled(image, labels=torch.full_like(labels, 255)).loss == 0
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace", "ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize("size", [(64, 96), (70, 90)])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", SWIN])
 @torch.no_grad()
-def test_compiled_whole():
-    """torch.compile traces inference without a break, and the graph gives the same logits."""
-    model, image = MsclForSemanticSegmentation(config_of()).eval(), images(1)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(image).logits, model(image).logits)
+def test_traced_by_torchscript(name, size):
+    """torch.jit.trace records the network; the program gives the same logits for images of other sizes, resized for the family or not."""
+    model = MsclForSemanticSegmentation(config_of(name, return_dict=False)).eval()
+    program = torch.jit.trace(model, images(1, *size), check_trace=False)
+    for image in (images(2, *size), images(2, 96, 64), images(1, 70, 90)):
+        torch.testing.assert_close(program(image)[0], model(image)[0], atol=1e-5, rtol=1e-4)
 
 
 @EVERY
