@@ -1,10 +1,19 @@
-"""Blocks of a timm model: running statistics when they are recomputed (gradient checkpointing).
+"""How a timm model runs: by forward_intermediates, and with running statistics that recomputation (gradient checkpointing) leaves alone.
 
 Self-contained (torch), so that a checkpoint can carry this file as remote code.
 """
 
 import torch
 from torch import nn
+
+
+def calls_intermediates(timm_model: nn.Module) -> nn.Module:
+    """The model, whose call runs forward_intermediates instead of forward.
+
+    FSDP's and accelerate's hooks gather sharded and offloaded weights when a module is called; a method beside forward bypasses them.
+    """
+    timm_model.forward = timm_model.forward_intermediates
+    return timm_model
 
 
 def update_statistics_once(timm_model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.hub import resolve_revision
 
-from .blocks_mscl import update_statistics_once
+from .blocks_mscl import calls_intermediates, update_statistics_once
 from .checks_mscl import base_of_adapter, check_adapter, check_new, check_types, check_weights, is_adapter, stored
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
@@ -52,7 +52,6 @@ class MsclPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # timm's attention calls torch's scaled_dot_product_attention by itself
     accepts_loss_kwargs = False
-    _no_split_modules = [decoder.__name__ for decoder in DECODERS.values()]  # what is added or joined must lie on one device
     model_tags = ["timm", "mscl"]
     # Parts that a checkpoint of another stage, or with other options, lacks as a whole. Everything else must be there.
     _heads = ("classifier", "auxiliary_head", "global_head", "local_head", "pixel_head")
@@ -82,9 +81,9 @@ class MsclPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
 
     def _initialize_weights(self, module: nn.Module, *args) -> None:
-        # transformers would take a module for initialized that has no memory yet
-        if not any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
-            super()._initialize_weights(module, *args)
+        super()._initialize_weights(module, *args)
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            module._is_hf_initialized = False  # it has no memory yet, and init_weights may be called again when it has
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func=torch_checkpoint, every_n_layers: int = 1
@@ -234,7 +233,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         levels = feature_levels(timm_model)
         config.name_stages(stage_names(levels))
         super().__init__(config)
-        self.timm_model = timm_model
+        self.timm_model = calls_intermediates(timm_model)
         self.num_features = [level["num_chs"] for level in levels]  # of every stage, tapped or not
         for module in self.timm_model.modules():
             module._is_timm = True
@@ -242,7 +241,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
                 module.img_size = None  # no assertions on sides, which fit: torch.compile binds a graph to a side that is formatted
         self._interpolates_positions = any(name.endswith("pos_embed") for name, _ in self.timm_model.named_parameters())
         self._tied_weights_keys = _shared_weights(self.timm_model, "timm_model.")
-        self._no_split_modules = [type(self.timm_model).__name__]
+        self._no_split_modules = [type(self.timm_model).__name__]  # what is added or joined must lie on one device
         self.gradient_checkpointing = False
         self._timm_is_uninitialized = any(parameter.is_meta for parameter in timm_model.parameters())
         self.post_init()
@@ -297,7 +296,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         pixel_values = self._fit_size(pixel_values)
         everything = _chosen(output_hidden_states, self.config.output_hidden_states)
         indices = list(range(len(self.stage_names))) if everything else self.taps
-        maps = self.timm_model.forward_intermediates(
+        maps = self.timm_model(
             pixel_values, indices=indices, norm=self.config.norm_features, output_fmt="NCHW", intermediates_only=True
         )
         tapped = tuple(maps[index] for index in self.taps) if everything else tuple(maps)
@@ -430,6 +429,7 @@ class MsclForPreTraining(MsclPreTrainedModel):
         self.backbone = MsclBackbone(config)
         channels = self.backbone.channels
         self.decoder = _decoder(channels, self.backbone.strides, config)
+        self._no_split_modules = [type(self.decoder).__name__]
         coarse = config.decoder_channels if config.attach == "decoder" else channels[-1]
         fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
         self.global_head = self.local_head = self.pixel_head = None
@@ -507,6 +507,7 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         self.backbone = MsclBackbone(config)
         channels = self.backbone.channels
         self.decoder = _decoder(channels, self.backbone.strides, config)
+        self._no_split_modules = [type(self.decoder).__name__]
         self.dropout = nn.Dropout2d(config.decoder_dropout)
         self.classifier = _classifier(config.decoder_channels, config.num_labels)
         self.auxiliary_head = None

@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .blocks_mscl import calls_intermediates
+
 # Linear sRGB (D65) to XYZ, IEC 61966-2-1. Each row is divided by its sum, the white point: a grey then has x = y = z, and a = b = 0.
 _XYZ = ((0.4123908, 0.3575843, 0.1804808), (0.2126390, 0.7151687, 0.0721923), (0.0193308, 0.1191948, 0.9505322))
 _TO_XYZ = tuple(tuple(weight / sum(row) for weight in row) for row in _XYZ)
@@ -48,8 +50,10 @@ class TwoTowers(nn.Module):
 
     def __init__(self, name: str, **options):
         super().__init__()
-        self.lum = timm.create_model(name, pretrained=False, num_classes=0, in_chans=1, **options)
-        self.chroma = timm.create_model(name, pretrained=False, num_classes=0, in_chans=2, **options)
+        self.lum, self.chroma = (
+            calls_intermediates(timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options))
+            for channels in (1, 2)
+        )
 
     @property
     def feature_info(self) -> list[dict]:
@@ -66,7 +70,7 @@ class TwoTowers(nn.Module):
         """RGB (B, 3, H, W) in 0..1 -> maps (B, C_i, h_i, w_i), the channels of L first; options: timm's, intermediates only."""
         options |= {"intermediates_only": True, "output_fmt": "NCHW"}
         lum, chroma = lab_views(image)
-        pairs = zip(self.lum.forward_intermediates(lum, **options), self.chroma.forward_intermediates(chroma, **options))
+        pairs = zip(self.lum(lum, **options), self.chroma(chroma, **options))
         return [torch.cat(pair, dim=1) for pair in pairs]
 
     def split(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,11 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -635,6 +638,41 @@ def test_a_decoder_may_lie_on_disk(tmp_path):
     places = {"backbone": "cpu", "decoder": "disk", "dropout": "cpu", "classifier": "disk", "auxiliary_head": "cpu"}
     loaded = MsclForSemanticSegmentation.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload").eval()
     assert {p.device.type for p in loaded.decoder.parameters()} == {"meta"} and same(answers(model(image)), answers(loaded(image)))
+
+
+@EVERY
+@torch.no_grad()
+def test_the_backbone_may_lie_on_disk(kind, name, tmp_path):
+    """Weights beside timm's blocks, such as position tables, are brought in, too: the same output as with all weights in memory."""
+    model, image = kind(config_of(name, **({"two_towers": True} if name == SWIN else {}))).eval(), images(1)
+    model.save_pretrained(tmp_path)
+    places = {key: "disk" if key in ("backbone", "timm_model") else "cpu" for key, _ in model.named_children()}
+    loaded = kind.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload").eval()
+    assert any(p.is_meta for p in loaded.parameters()) and same(answers(model(image)), answers(loaded(image)))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_fsdp_by_the_transformer_policy(name, version, tmp_path):
+    """Two processes, wrapped as accelerate wraps any transformers model: the losses of two steps are those of the whole network."""
+    worker = Path(__file__).parent / "distributed" / "fsdp_worker.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(worker), name, str(version), str(tmp_path / "x")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = torch.load(tmp_path / "x")
+    assert losses["sharded"] == pytest.approx(losses["plain"], rel=1e-5) and losses["plain"][0] != losses["plain"][1]
+
+
+@EVERY
+def test_classes_that_are_not_split_are_in_the_model(kind, name):
+    """Every class of _no_split_modules is in the model, and is called in a forward pass; a deep copy calls its own."""
+    model = copy.deepcopy(kind(config_of(name))).eval()
+    called = set()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: called.add(type(module).__name__))
+    with torch.no_grad():
+        model(images(1))
+    assert model._no_split_modules and set(model._no_split_modules) <= called
 
 
 @EVERY

@@ -1,0 +1,41 @@
+"""One training step under accelerate's FSDP, wrapped by its transformer policy: python fsdp_worker.py BACKBONE VERSION OUT.pt"""
+
+import sys
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+
+from mscl_hf import MsclForSemanticSegmentation
+from mscl_hf.backbones import build_config
+
+
+def main(name: str, version: str, out: str) -> None:
+    torch.manual_seed(0)
+    model = MsclForSemanticSegmentation(build_config(name, image_size=64, num_labels=3, decoder_channels=16, decoder_dropout=0.0)).eval()
+    torch.manual_seed(1)
+    image, labels = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+    plain = [step(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.Tensor.backward, image, labels) for _ in range(2)]
+    torch.manual_seed(0)
+    model = MsclForSemanticSegmentation(model.config).eval()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=int(version), auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True if version == "2" else "FULL_SHARD"
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.eval()
+    sharded = [step(model, optimizer, accelerator.backward, image, labels) for _ in range(2)]
+    if accelerator.is_main_process:
+        torch.save({"plain": plain, "sharded": sharded}, out)
+    accelerator.end_training()
+
+
+def step(model, optimizer, backward, image, labels) -> float:
+    loss = model(image, labels=labels).loss
+    backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
