@@ -294,13 +294,15 @@ needs_newer_torch = pytest.mark.skipif(Version(torch.__version__) < Version("2.1
 def test_torch_export_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
     """The saved program runs without our code, at batches and sizes that the export did not try."""
     model = checkpoint(tmp_path / "model", backbone, **options)
-    export(model, "torch", tmp_path / "out")
+    assert "images of any size whose feature map has at least 2 x 2 positions" in export(model, "torch", tmp_path / "out")
     about = {"model.json": ""}
     program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=about).module()
     for batch, height, width in TRIED_HERE:
         pixels = images(batch, height, width)
         assert close(program(pixels), segmented(model, pixels), 1e-5), (batch, height, width)
     assert json.loads(about["model.json"])["labels"] == list(LABELS.values())
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(images(2, 16, 64))
 
 
 @torch.no_grad()

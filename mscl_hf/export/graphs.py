@@ -33,7 +33,8 @@ class Segmenter(nn.Module):
 def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int, int] | None) -> str:
     """Write model.onnx (to = "onnx") or model.pt2 ("torch"), and preprocessor_config.json.
 
-    size: the one height and width that the graph takes; None = any. Batches of any size are taken either way.
+    size: the one height and width that the graph takes; None = any, for "torch" those whose feature map has at least 2 x 2 positions, as
+    torch.export records one position for a case of its own. Batches of any size are taken either way.
     """
     config = network.config
     if not hasattr(network, "classifier"):
@@ -52,6 +53,8 @@ def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int,
     worst = max(_check(run, segmenter, random_images(config, batch, *side), size) for side in sizes(config, size) for batch in BATCHES)
     image_processor(config, size).save_pretrained(folder)
     taken = "images of any size" if size is None else f"images of {size[0]} x {size[1]} px"
+    if size is None and to == "torch":
+        taken += " whose feature map has at least 2 x 2 positions"
     return f"{to}: {taken}, batches of any size; logits differ by {worst:.1e} of their size"
 
 
