@@ -85,7 +85,7 @@ class Inputs:
     def __init__(self, backbone: str):
         self.backbone = backbone
         config = self.get_config()
-        self.num_hidden_layers = len(config.stage_names) - 1  # of a language model, which has a map before its first layer
+        self.num_hidden_layers, self.expected_num_hidden_layers = 1, len(config.stage_names)  # the first is looked up, and not used
         # The last two sides of the first map, which are the tokens and the width of a language model.
         stride = MsclBackbone(config).timm_model.feature_info[0]["reduction"]
         self.seq_length = self.hidden_size = SIZE // stride
