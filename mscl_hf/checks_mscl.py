@@ -219,8 +219,9 @@ def check_weights(name: str | os.PathLike, options: dict) -> None:
 def is_adapter(name: str | os.PathLike, options: dict) -> bool:
     """Whether there is an adapter and no model at `name`, a folder or a Hub name. options: of from_pretrained."""
     where = {key: options[key] for key in PLACES if options.get(key) is not None}
-    found = (cached_file(name, file, **where, **SILENT) is not None for file in ("config.json", ADAPTER))
-    return not next(found) and next(found)
+    if cached_file(name, "config.json", **where, **SILENT) is not None:
+        return False
+    return cached_file(name, ADAPTER, **where, **SILENT) is not None
 
 
 def base_of_adapter(name: str | os.PathLike, options: dict) -> tuple[str, str | None]:

@@ -187,7 +187,7 @@ def _count_everywhere(predict: _Predictor, data: SegmentationData, accelerator: 
     if failure is not None:
         raise failure
     if state[-1]:
-        raise RuntimeError("Evaluation stopped because it failed on another process; see the message there.")
+        raise OSError("evaluation failed on another process; see the message there")
     if state[-2] != len(data):
         raise RuntimeError(f"Counted {state[-2]} images, not {len(data)}; give all processes one data set.")
     metric.total = state[:-2].reshape(metric.total.shape)

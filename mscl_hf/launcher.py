@@ -14,7 +14,8 @@ PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATI
 
 def launched_precision() -> str:
     """The launcher's --mixed_precision; "fp32" for "no", which it sets where it was told nothing."""
-    return {"no": DEFAULTS["precision"]}.get(word := os.environ.get(PRECISION, "no").lower(), word)
+    word = os.environ.get(PRECISION, "no").lower()
+    return DEFAULTS["precision"] if word == "no" else word
 
 
 def launched_accumulation() -> int:
@@ -26,11 +27,8 @@ def launched_accumulation() -> int:
         raise ValueError(f"{STEPS} is {word}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
 
 
-def check_launched(precision: str, gradient_accumulation_steps: int = DEFAULTS["gradient_accumulation_steps"]) -> None:
-    """ValueError for a precision that is not supported, and where options contradict the launcher.
-
-    The launcher's own defaults, "no" and 1, contradict nothing: it sets them whether they were given or not.
-    """
+def check_precision(precision: str) -> None:
+    """ValueError for a precision that is not supported, and for one that contradicts the launcher's, other than its default "no"."""
     launched = launched_precision()
     if launched not in PRECISIONS:
         raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
@@ -38,6 +36,10 @@ def check_launched(precision: str, gradient_accumulation_steps: int = DEFAULTS["
         raise ValueError(f"--precision is {precision} and --mixed_precision of the launcher is {launched}; give one of them only")
     if precision not in PRECISIONS:
         raise ValueError(f"--precision is {precision!r}; choose one of fp32, bf16; bf16 has the range of fp32 and needs no loss scaling")
+
+
+def check_accumulation(gradient_accumulation_steps: int) -> None:
+    """ValueError for a number that contradicts the launcher's, other than its default 1."""
     steps = launched_accumulation()
     if steps not in (DEFAULTS["gradient_accumulation_steps"], gradient_accumulation_steps):
         raise ValueError(
@@ -61,7 +63,7 @@ def _accumulation_of_parent() -> str | None:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):  # no parent, or one that cannot be read
         return None
-    names = [Path(word).name for word in words]
+    names = [Path(word).name.removesuffix(".exe") for word in words]
     for i in range(len(words)):
         if names[i : i + 2] == ["accelerate", "launch"]:
             return launch_command_parser().parse_args(words[i + 2 :]).gradient_accumulation_steps

@@ -320,7 +320,8 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         size = tuple(pixel_values.shape[-2:])
         wanted = self.input_size(size)
         if self._interpolates_positions and torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
-            size = tuple(int(f"{side}") for side in size)  # one graph a size: torch cannot trace the gradient of bicubic for all
+            # One graph a size, as formatting a side makes Dynamo fix it: torch cannot trace the gradient of bicubic for symbolic sizes.
+            size = tuple(int(f"{side}") for side in size)
         takes_any_size = self.config.size_multiple == 1 and self.config.fixed_size is None
         is_recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # comparing would bind the graph to the example's size
         if takes_any_size or not is_recorded and wanted == size:

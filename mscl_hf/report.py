@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,13 +36,17 @@ def reporting(out: Path, now: dict | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        now = now or {"step": None, "samples": []}
-        no_crash = isinstance(error, (ValueError, OSError)) and now["step"] is None
-        if not no_crash and not getattr(error, "reported", False):
-            with children_die_in_silence():
-                write_report(out, error, **now)
-            error.reported = True
+        report_crash(out, error, **now or {})
         raise
+
+
+def report_crash(out: Path, error: Exception, step: int | None = None, samples: Sequence[str] = ()) -> None:
+    """Write a report of an error, once; not of a fault of the input or the disk where no step is under way."""
+    if isinstance(error, (ValueError, OSError)) and step is None or getattr(error, "reported", False):
+        return
+    with children_die_in_silence():
+        write_report(out, error, step=step, samples=list(samples))
+    error.reported = True
 
 
 def write_report(out: Path, error: BaseException, **facts) -> Path | None:

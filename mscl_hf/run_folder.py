@@ -22,7 +22,8 @@ FREE_TO_CHANGE = (
 # What may change in the middle of a run, since it is the way out of a run that stopped: the record keeps both values.
 MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
 # Options that name files: these count by what they hold, wherever they lie. Images are compared with those of the checkpoint, in train.py.
-FILES = ("model", "start_from", "backbone_weights", "classes")
+MODELS = ("model", "start_from")
+FILES = (*MODELS, "backbone_weights", "classes")
 RECORD, LOCK, UNFINISHED = "run.json", ".lock", ".tmp-"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as of Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files of this process, whose locks end with it, however it ends
@@ -82,8 +83,11 @@ def _contents(configuration: dict) -> dict[str, str]:
     found = {}
     for key in FILES:
         value = configuration.get(key)
-        path = Path(value[0] if isinstance(value, list) and len(value) == 1 else value if isinstance(value, str) else "")
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if value and path.is_dir() else []
+        name = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if not name or not isinstance(name, str):  # not given, or a list of names
+            continue
+        path = Path(name)
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if key in MODELS and path.is_dir() else []
         if files:
             digest = hashlib.sha256()
             for name in files:

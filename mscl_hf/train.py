@@ -21,7 +21,7 @@ from .manifest import newest, step_of
 from .methods.base import Method
 from .prepare import Buffers, check_batch, compiled_parts, keep_freed_memory, prepare
 from .processes import any_process, sums_over, together
-from .report import reporting
+from .report import report_crash, reporting
 from .sharding import gathered, take_back
 from .stopping import STOPPED_BY_SIGNAL, reading, stop_signal
 from .train_options import TrainOptions, lr_at
@@ -81,7 +81,7 @@ def fit(
                 now["samples"] = []  # what fails from here on is not theirs
                 log.add(done, row, time.perf_counter() - started, waited)
                 is_checked = watch is not None and _is_due(done, watch_every_steps, options.max_steps)
-                if is_checked and (checked := _in_eval(watch, trained, done, row)):
+                if is_checked and (checked := _in_eval(watch, trained, done, row, out)):
                     log.write(done, checked)
                 asked, found = sums_over(accelerator, int(stop.requested), len(bad))
                 if found:
@@ -241,7 +241,7 @@ def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: 
     )
 
 
-def _in_eval(watch: Callable[[Method, int, dict], dict], method: Method, step: int, trained: dict) -> dict:
+def _in_eval(watch: Callable[[Method, int, dict], dict], method: Method, step: int, trained: dict, out: Path) -> dict:
     """Health checks must leave no trace: no dropout, no batch statistics, no random numbers taken. One that fails is logged and gives no
     row: the last of them comes before the checkpoint of a finished run."""
     method.eval()
@@ -251,5 +251,6 @@ def _in_eval(watch: Callable[[Method, int, dict], dict], method: Method, step: i
             row = watch(method, step, trained)
         except Exception as error:  # an image that cannot be read any more, say
             tqdm.write(f"health check of step {step} failed ({type(error).__name__}: {error}); training goes on")
+            report_crash(out, error)
     method.train()
     return row

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from dataclasses import dataclass, field
 
-from .launcher import check_launched, launched_accumulation, launched_precision
+from .launcher import check_accumulation, check_precision, launched_accumulation, launched_precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class TrainOptions:
     resume: bool = field(default=False, metadata={"help": "continue what the output folder holds, or start"})
 
     def __post_init__(self):
-        check_launched(self.precision, self.gradient_accumulation_steps)
+        check_precision(self.precision)
+        check_accumulation(self.gradient_accumulation_steps)
         for name, known in (
             ("optimizer", ("sgd", "adamw", "lars")),
             ("schedule", ("cosine", "poly")),

@@ -18,7 +18,7 @@ from mscl_hf.data.segmentation_data import SegmentationData
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model, in_sentences
 from mscl_hf.inference import InferenceOptions
-from mscl_hf.launcher import check_launched, launched_precision
+from mscl_hf.launcher import check_precision, launched_precision
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse
 from mscl_hf.provenance import pinned_options, provenance, with_evaluation
@@ -47,7 +47,7 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "copied into the results, for the record"})
 
     def __post_init__(self):
-        check_launched(self.precision)
+        check_precision(self.precision)
 
 
 KINDS = (EvaluateOptions, InferenceOptions, DataOptions, HubOptions)

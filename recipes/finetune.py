@@ -27,7 +27,7 @@ from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.probe import start_classifier
-from mscl_hf.processes import together
+from mscl_hf.processes import any_process, together
 from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
 from mscl_hf.publish import commit, draw_training, open_model, open_segmenter, publish, typical_size
 from mscl_hf.report import reporting
@@ -96,6 +96,8 @@ def main() -> None:
         finishing = finetune(options, out, accelerator)
     if accelerator.is_main_process:
         with finishing.step("push"):
+            if hub.push_to_hub is not None:
+                finishing.require_for_push()
             push_result(out, hub)
     finishing.exit_if_failed()
 
@@ -178,29 +180,34 @@ def finish(
 ) -> Finishing:  # fmt: skip
     """Score the model in `out`, draw pictures, write the card. was_trained: this run only repeats what is missing of these."""
     run, _, train, data_options, _ = options
-    finishing, file, results = Finishing(out, accelerator.print), out / "results.json", None
+    finishing, file = Finishing(out, accelerator.is_main_process), out / "results.json"
+    results = stored_results(file) if was_trained else None
+    is_scored = not any_process(accelerator, results is None)  # the same on all processes, which score together
     measured = (InferenceOptions(base_size=network.config.base_size), network.config.image_mean, network.config.image_std)
-    known = was_trained and file.is_file()
     with finishing.step("scoring"):
-        if held_out is not None and not known:
+        if held_out is not None and not is_scored:
             results = evaluate_model(network, held_out, accelerator, *measured, seed=train.seed, config=flat(*options))
             results |= {"warnings": record["stages"][-1]["warnings"], "commit": commit(), "model": run.model}
             if accelerator.is_main_process:
                 write_json(file, results)
-        elif held_out is not None:
-            results = json.loads(file.read_text(encoding="utf-8"))
         for sentence in in_sentences(results) if results else ():
             accelerator.print(sentence)
     if accelerator.is_main_process:
         with finishing.step("pictures"):
             draw_training(out, record["title"])
-            if held_out is not None and not (known and (out / "predictions.png").is_file()):
+            if held_out is not None and not (is_scored and (out / "predictions.png").is_file()):
                 draw_predictions(network, held_out, accelerator, out, *measured)
         with finishing.step("model card"):
             write_card(out, network, with_evaluation(record, results, data_options) if results else record)
     with finishing.step("trackers"):
         accelerator.end_training()
     return finishing
+
+
+def stored_results(file: Path) -> dict | None:
+    """The scores of a finished run; None where there are none, or where an earlier version wrote them, which counted no classes."""
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return results if "classes_scored" in results else None
 
 
 def print_losses() -> None:

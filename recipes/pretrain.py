@@ -76,6 +76,8 @@ def main() -> None:
         finishing = pretrain(options, given, config, out, accelerator)
     if accelerator.is_main_process:
         with finishing.step("push"):
+            if hub.push_to_hub is not None:
+                finishing.require_for_push()
             push_result(out, hub)
     finishing.exit_if_failed()
 
@@ -112,7 +114,7 @@ def pretrain(options: tuple, given: dict, config: MsclConfig, out: Path, acceler
 
     together(accelerator, lambda: publish(method.network, out, size), "writing the model")
     accelerator.print(f"pre-trained model: {out}")
-    finishing = Finishing(out, accelerator.print)
+    finishing = Finishing(out, accelerator.is_main_process)
     if accelerator.is_main_process:
         with finishing.step("pictures"):
             draw_training(out, title)

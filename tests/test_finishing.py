@@ -1,6 +1,9 @@
 """A finished training is never thrown away: the model is written first, and what follows on it may fail."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -46,7 +49,7 @@ def test_a_step_behind_the_model_costs_no_other(tmp_path, start, capsys, part): 
     flags = ("--model", start, *folder_flags(root), "--output-dir", out)
     assert status("finetune", *flags, **{part: fails}) == STEPS_FAILED
     shown = capsys.readouterr().out
-    assert f"{STEPS[part]} failed (RuntimeError: no luck); the model in {out} is whole" in shown
+    assert f"{STEPS[part]} failed (RuntimeError: no luck); the model in {out} is complete" in shown
     assert f"failed: {STEPS[part]}; the same command with --resume" in shown
     MsclForSemanticSegmentation.from_pretrained(out)
     drawn_after = {"predictions.png"} if part == "draw_training" else set()  # the same step
@@ -75,6 +78,64 @@ def test_pretraining_is_kept_too(tmp_path, part):
     assert {"README.md", "training.png", "features.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize("part", ["evaluate_model", "write_card"])
+def test_a_model_without_scores_or_card_is_not_pushed(tmp_path, start, capsys, part):  # noqa: F811
+    """What failed is named, and nothing goes to the Hub."""
+    push, root = mock.Mock(), write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    flags = ("--model", start, *folder_flags(root), "--output-dir", tmp_path / "out", "--push-to-hub", "org/name")
+    assert status("finetune", *flags, **{part: fails, "push_result": push, "check_can_push": lambda hub: None}) == STEPS_FAILED
+    assert f"push failed (ValueError: {STEPS[part]} failed" in capsys.readouterr().out and not push.called
+
+
+def test_scores_of_an_earlier_version_are_measured_again(tmp_path, start, capsys):  # noqa: F811
+    """Its results.json counted no classes; --resume of that finished run scores the model and ends with 0."""
+    out, root = tmp_path / "out", write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    flags = ("--model", start, *folder_flags(root), "--output-dir", out)
+    harness.run("finetune", *flags)
+    results = json.loads((out / "results.json").read_text())
+    earlier = {key: value for key, value in results.items() if key not in ("classes_scored", "num_classes", "warnings")}
+    (out / "results.json").write_text(json.dumps(earlier | {"mean_iou": 0.123}))
+    assert status("finetune", *flags, "--resume") == 0
+    assert json.loads((out / "results.json").read_text())["mean_iou"] == results["mean_iou"]
+
+
+PATCHED = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import harness
+from mscl_hf.data.segmentation_data import BadSample
+finetune = harness.load_recipe("finetune")
+scored = finetune.evaluate_model
+def fails(network, data, *rest, **options):
+    def read(index):
+        if os.environ["RANK"] == "1":
+            raise BadSample("the mask 17.png is truncated")
+        return type(data).read(data, index)
+    object.__setattr__(data, "read", read)
+    try:
+        return scored(network, data, *rest, **options)
+    finally:
+        object.__delattr__(data, "read")
+finetune.evaluate_model = fails
+finetune.main()
+"""
+
+
+def test_scoring_that_fails_on_one_of_two_processes(tmp_path, start):  # noqa: F811
+    """The process that has the reason prints it, and ends with 0; the main one draws, writes the card and ends with 77."""
+    out, root = tmp_path / "out", write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
+    script = tmp_path / "run.py"
+    script.write_text(PATCHED.format(root=str(harness.ROOT), tests=str(harness.ROOT / "tests")))
+    flags = ("--model", start, *folder_flags(root), "--output-dir", out)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, *flags]
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert "scoring failed (BadSample: the mask 17.png is truncated)" in done.stdout
+    assert "scoring failed (OSError: evaluation failed on another process" in done.stdout and f"exitcode  : {STEPS_FAILED}" in done.stderr
+    assert {"README.md", "predictions.png", "model.safetensors"} <= {path.name for path in out.iterdir()}
+    assert not list(out.glob("reports/*"))
+
+
 def test_a_health_check_that_fails_costs_its_row_alone(tmp_path, capsys):
     """The last one comes after the last step, before its checkpoint."""
     module = harness.load_recipe("pretrain")
@@ -82,6 +143,7 @@ def test_a_health_check_that_fails_costs_its_row_alone(tmp_path, capsys):
     with mock.patch.object(module.HealthCheck, "__call__", fails):
         harness.run("pretrain", *flags)
     assert "health check of step 2 failed (RuntimeError: no luck); training goes on" in capsys.readouterr().out
+    assert list(tmp_path.glob("reports/*/traceback.txt"))
     assert (tmp_path / "model.safetensors").exists() and [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
 
 
@@ -95,18 +157,21 @@ def test_a_figure_outlives_the_card_of_an_evaluation(tmp_path, start, monkeypatc
     assert json.loads((tmp_path / "out" / "results.json").read_text())["num_images"] == 4
 
 
-def test_reports_are_for_crashes_alone(tmp_path):
+def test_reports_are_for_crashes_alone(tmp_path, capsys):
     """Of a wrong input or a full disk a sentence is enough; leaving the process is no failure."""
-    said = []
-    finishing = Finishing(tmp_path, said.append)
+    finishing = Finishing(tmp_path)
     with finishing.step("first"):
         raise OSError("disk full")
     with pytest.raises(SystemExit, match="76"), finishing.step("second"):
         raise SystemExit(76)
-    assert finishing.failed == ["first"] and not list(tmp_path.iterdir()) and "disk full" in said[0]
+    assert finishing.failed == ["first"] and not list(tmp_path.iterdir()) and "disk full" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=str(STEPS_FAILED)):
         finishing.exit_if_failed()
     Finishing(tmp_path).exit_if_failed()
+    other_process = Finishing(tmp_path, is_main_process=False)
+    with other_process.step("first"):
+        raise OSError("disk full")
+    other_process.exit_if_failed()
 
 
 def test_folders_of_images_and_masks_without_a_data_folder(tmp_path, recipe):

@@ -81,6 +81,12 @@ def test_accumulation(monkeypatch):
         TrainOptions()
 
 
+def test_accumulation_says_nothing_to_an_evaluation(monkeypatch):
+    """Evaluation takes no steps, whatever the launcher was told for the training before."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert parse([EVALUATE], "", [])[0].precision == "fp32"
+
+
 def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):
     """What came from the launcher is written as the recipe's flag."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

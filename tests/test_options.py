@@ -264,7 +264,8 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
 def test_habits_in_yaml_get_a_remedy(tmp_path):
     """The same in a configuration file."""
     (tmp_path / "run.yaml").write_text("epochs: 10\n")
-    assert "unknown option epochs; training is counted in optimizer steps" in harness.refused("pretrain", "--config", tmp_path / "run.yaml")
+    refusal = harness.refused("pretrain", "--config", tmp_path / "run.yaml")
+    assert "unknown option epochs; training length is given in optimizer steps" in refusal
 
 
 def test_batch_size_is_written_either_way():
