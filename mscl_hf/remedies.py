@@ -44,6 +44,7 @@ ROWS = (
     ("save-total-limit max-keep", "keep-checkpoints", "give --keep-checkpoints"),
     ("wandb tensorboard logger use-wandb", "report-to", "give --report-to tensorboard, trackio or wandb"),
     ("eval eval-only evaluate test test-only val-only", "max-steps", "mscl-evaluate measures a model"),
+    ("batch-size batch bs workers num-workers", "score-classes", "images are measured one at a time: leave it out"),
     ("eval-split test-split", "split", "give --split"),
     ("eval-split validation-split test-split", "val-split", "give --val-split"),
     ("tta flip-test test-time-augmentation", "flip", "give --flip, --scales or both"),

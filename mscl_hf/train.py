@@ -236,8 +236,8 @@ def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: 
         return
     raise NonFinite(
         f"step {step + 1} gave loss {terms['loss']} and gradient norm {norm}, process {accelerator.process_index} loss {own} with samples "
-        f"{', '.join(_names(batches))}; the weights are those of step {step}: lower --lr or raise the temperatures, and go on with "
-        "--resume or anew"
+        f"{', '.join(_names(batches))}; the weights are those of step {step}: lower --lr, or in pre-training raise the "
+        "temperatures, and continue with --resume or start again"
     )
 
 

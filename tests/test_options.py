@@ -261,6 +261,12 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
         assert option.removeprefix("--").replace("-", "_") in {"help", *OPTIONS[recipe]}, option
 
 
+@pytest.mark.parametrize("words", ["--batch-size 8", "--num-workers 2"])
+def test_options_of_training_in_an_evaluation(tmp_path, words):
+    """Evaluation has neither, and says so."""
+    assert "images are measured one at a time" in harness.refused("evaluate", *words.split(), "--output-dir", tmp_path / "out")
+
+
 def test_habits_in_yaml_get_a_remedy(tmp_path):
     """The same in a configuration file."""
     (tmp_path / "run.yaml").write_text("epochs: 10\n")
