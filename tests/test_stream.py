@@ -28,6 +28,7 @@ from mscl_hf.data.hub_source import streamed_shards
 from mscl_hf.data.loading import TrainingData, shares
 from mscl_hf.data.order import permutation
 from mscl_hf.data.shards import gathered
+from mscl_hf.data.training import DataOptions, finetuning_data, open_whole_split
 from mscl_hf.data.views import TrainView
 
 EQUAL, UNEQUAL = (20, 20, 20, 20), (30, 7, 19, 1, 23, 12)  # rows of the shards
@@ -338,6 +339,17 @@ def test_shards_without_rows_are_passed_over_or_refused(tmp_path):
     assert len(set(names(batches(opened(write(tmp_path / "some", (0, 6, 0, 6)), 2), 0, 24)))) == 12
     with pytest.raises(ValueError, match="none of the 2 shards"):
         batches(opened(write(tmp_path / "none", (0, 0)), 2), 0, 1)
+
+
+def test_streams_without_rows_are_named(tmp_path):
+    """Fine-tuning on shards without rows, and evaluation on them, end in one sentence that names the data."""
+    root = write(tmp_path / "a", (0, 0))
+    options = DataOptions("hf", str(root), num_classes=2, streaming=True)
+    data = finetuning_data(options, TrainView(4, 4), 2, 0)
+    with pytest.raises(ValueError, match="none of the 2 shards of a/train has a row; give others"):
+        next(iter(data.loader(0, 1)))
+    with pytest.raises(ValueError, match="a/train is a stream without rows; expected at least one image. Give another"):
+        open_whole_split(options, "train")
 
 
 def test_a_broken_shard_is_named(tmp_path):

@@ -120,7 +120,9 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
 
 
 def _in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData:
-    """Rows of a stream as data that is not streamed, still encoded."""
+    """Rows of a stream as data that is not streamed, still encoded. Raises ValueError where there are none."""
+    if not stored:
+        raise ValueError(f"{stream.name}/{stream.split} is a stream without rows; expected at least one image. Give another split or data set")
     columns = ("image", "mask") if stream.labelled else ("image",)
     features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
     rows = datasets.Dataset.from_list(stored, features=features)
@@ -316,7 +318,10 @@ def _counted(stream: SegmentationStream, options: DataOptions) -> SegmentationSt
     """The stream with the counts of the labels in its first rows. Raises ValueError where these leave fewer than two classes."""
     labels = LabelCounts(stream.num_classes, None)
     try:
-        first_rows = _in_memory(stream, stream.first_rows())
+        stored = stream.first_rows()
+        if not stored:  # the first shards are empty; others may hold rows
+            return stream
+        first_rows = _in_memory(stream, stored)
         check_data(first_rows, len(first_rows), labels=labels)
     except BadSample:  # bad rows are counted, and named, when training meets them
         return stream
