@@ -132,6 +132,30 @@ def test_pictures_of_one_name_are_both_images(tmp_path):
     assert load_data("folder", "train", tmp_path / "mixed", masked_only=True).names == ["0"]
 
 
+@pytest.mark.parametrize("names", [("0.jpg", "0_L.jpg"), ("0.png", "0-target.png"), ("gas.jpg", "gasmask.jpg"), ("0.png", "semantic_0.png"),
+                                   ("0.jpg", "0_mask.png", "gas.jpg", "gasmask.jpg")])  # fmt: skip
+def test_photos_with_names_of_masks_are_images(tmp_path, names):
+    """Photos whose names add L, target, semantic or mask to that of another photo stay images, also beside masks of another naming."""
+    write(tmp_path, *names)
+    for number, name in enumerate(names):
+        if name.endswith(".png") and "_mask" not in name:
+            Image.fromarray(np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / name)
+    data, _ = pretrained_on(tmp_path)
+    assert sorted(data.unlabelled.names) == sorted(Path(name).stem for name in names if "_mask" not in name)
+
+
+@pytest.mark.parametrize("name", ["{}_L.png", "{}-target.png", "{}mask.png", "semantic_{}.png"])
+def test_masks_with_names_of_photos_are_masks(tmp_path, name):
+    """Files of such names that look like masks are masks; some that do are an error, unless they are given as masks."""
+    write(tmp_path, "0.jpg", name.format(0), "1.jpg", name.format(1), name.format(2))
+    assert load_data("folder", "train", tmp_path, unlabelled=True).names == ["0", "1"]
+    assert load_data("folder", "train", tmp_path).names == ["0", "1"]
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / name.format(1))
+    assert f"--image-dir {tmp_path} --mask-dir {tmp_path}" in error(tmp_path)
+    data = load_data("folder", "train", None, image_dir=tmp_path, mask_dir=tmp_path, unlabelled=True)
+    assert data.names == ["0", "1"]
+
+
 MASKS_AMONG_IMAGES = {
     "folders of each patient": ("p1/images/0.jpg", "p1/masks/0.png", "p2/images/0.jpg", "p2/masks/0.png"),
     "a suffix": ("train/0.jpg", "train/0_mask.png", "train/1.jpg", "train/1_mask.png"),

@@ -17,6 +17,8 @@ from .opening import DECODE_ERRORS, decode
 
 MASK_NAME = re.compile(rf"(?i:[ ._-]?masks?|[ ._-](?:{WORDS}))$|_L$")  # 00_mask, 00-labels; 00_L as CamVid has it
 MASK_PREFIX = re.compile(rf"(?i)(?:{WORDS})[ ._-](?=.)")  # mask_00
+# Of these, the names that photos also have: gasmask, face-target, woman_L, target_00. Their files are opened.
+PHOTO_NAME = re.compile(r"(?i:(?<![ ._-])masks?|[ ._-](?:semantic|targets?))$|_L$|^(?i:semantic|targets?)[ ._-]")
 FIRST_WORD, LAST_WORD = re.compile(r"^[^ ._-]+[ ._-]"), re.compile(r"[ ._-][^ ._-]+$")
 MASK_WORD = re.compile(rf"(?i)(?:^|[ ._-])(?:{WORDS})(?:[ ._-]|$)")  # train_masks, masks_png
 # Of files of one name, the last in this order is the mask of the first.
@@ -42,8 +44,8 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
     """Tell masks from images among the image files below `root`.
 
     Masks are: what lies below masks_root, where that lies in root; folders named after masks beside images; 00_mask.png (or 00 and the
-    suffix) and the like beside 00.jpg; 00.png beside 00.jpg, if it looks like a mask or masks_root is root.
-    Raises ValueError where only some of such files of one name look like masks.
+    suffix) and the like beside 00.jpg; 00.png and 00_L.png beside 00.jpg, if they look like masks or masks_root is root.
+    Raises ValueError where only some of the files of such pairs look like masks.
     """
     inside = masks_root is not None and masks_root != root and masks_root.is_relative_to(root)
     by_folder: dict[Path, list[Path]] = defaultdict(list)
@@ -56,7 +58,7 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
     for folder, members in by_folder.items():
         if not masked.isdisjoint((folder, *folder.parents)):
             continue
-        masks = _by_name(members, suffix)
+        masks = _by_name(members, suffix, masks_root == root)
         masks |= _by_format([path for path in members if path not in masks], masks_root == root)
         images += [path for path in members if path not in masks]
         for mask, image in masks.items():
@@ -110,39 +112,56 @@ def normal(text: str) -> str:
 
 def stem_of_image(stem: str, suffix: str = "") -> str | None:
     """What remains of a mask's stem without the suffix or a usual ending; None where it has neither."""
-    if suffix and stem.endswith(suffix):
+    if _has_suffix(stem, suffix):
         return stem[: -len(suffix)]
     ending = MASK_NAME.search(stem)
     return stem[: ending.start()] if ending else None
 
 
-def _by_name(files: Sequence[Path], suffix: str) -> dict[Path, Path | None]:
+def _by_name(files: Sequence[Path], suffix: str, told: bool) -> dict[Path, Path | None]:
     """{mask: its image} of files in one folder, by their names; None for masks of the same naming whose image is missing.
 
-    Beside 00.jpg: 00_mask.png, mask_00.png, 00.jpg.png. If they look like masks, also mask_00.png beside img_00.jpg, 00_mask.png beside
-    00_sat.jpg, mask.png beside the only image of the folder or image.png.
+    Beside 00.jpg: 00_mask.png, mask_00.png, 00.jpg.png. If they look like masks, also 00_L.png and other names of photos (unless told),
+    mask_00.png beside img_00.jpg, 00_mask.png beside 00_sat.jpg, mask.png beside the only image of the folder or image.png.
     """
     stems = {path: normal(path.stem) for path in files}
-    by_stem, by_name = {stem: path for path, stem in stems.items()}, {normal(path.name): path for path in files}
+    by_name = {normal(path.name): path for path in files}
+    by_base = by_name | {stem: path for path, stem in stems.items()}
     endings = {path: base for path, stem in stems.items() if (base := stem_of_image(stem, suffix)) is not None}
     prefixes = {path: stem[match.end() :] for path, stem in stems.items() if path not in endings and (match := MASK_PREFIX.match(stem))}
+    photo_names = set() if told else {path for path, stem in stems.items() if PHOTO_NAME.search(stem) and not _has_suffix(stem, suffix)}
+    groups = [(bases, cut) for named, cut in ((endings, LAST_WORD), (prefixes, FIRST_WORD)) for bases in _divided(named, photo_names)]
+    groups = [(bases, cut) for bases, cut in groups if photo_names.isdisjoint(bases) or _may_be_masks(bases, by_base)]
     words = [path for path, stem in stems.items() if MASK_WORD.fullmatch(stem)]
-    plain = [path for path in files if path not in endings and path not in prefixes and path not in words]
+    not_images = {*words, *(path for bases, _ in groups for path in bases)}
+    plain = [path for path in files if path not in not_images]
     masks = {path: by_name[stem] for path, stem in stems.items() if stem in by_name}
     likely: dict[Path, Path] = {}
-    for bases, cut in ((endings, LAST_WORD), (prefixes, FIRST_WORD)):
+    for bases, cut in groups:
         shortened = _unique((cut.sub("", stems[path]), path) for path in plain)
-        for path, base in bases.items():
-            if base in by_stem or base in by_name:
-                masks[path] = by_stem.get(base) or by_name[base]
-            elif base in shortened:
-                likely[path] = shortened[base]
+        masks |= {path: by_base[base] for path, base in bases.items() if base in by_base}
+        likely |= {path: shortened[base] for path, base in bases.items() if base not in by_base and base in shortened}
     images = [path for path in plain if stems[path].lower() in IMAGE_FOLDERS] or plain
     likely |= {path: images[0] for path in words if len(images) == 1}
     if all(looks_like_mask(mask, image) for mask, image in _few(list(likely.items()))):
         masks |= {path: image for path, image in likely.items() if path not in masks}
-    shared = [bases for bases in (endings, prefixes) if any(path in masks for path in bases)]
+    shared = [bases for bases, _ in groups if any(path in masks for path in bases)]
     return dict.fromkeys(path for bases in shared for path in bases) | masks
+
+
+def _has_suffix(stem: str, suffix: str) -> bool:
+    return suffix != "" and stem.endswith(suffix)
+
+
+def _divided(bases: dict[Path, str], photo_names: set[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The paths that are no names of photos, and those that are."""
+    return tuple({path: base for path, base in bases.items() if (path in photo_names) is chosen} for chosen in (False, True))
+
+
+def _may_be_masks(bases: dict[Path, str], by_base: dict[str, Path]) -> bool:
+    """False where the files whose image is there do not look like masks."""
+    pairs = [(by_base[base], path) for path, base in bases.items() if base in by_base]
+    return not pairs or _look_like_masks(pairs)
 
 
 def _unique(items: Iterable[tuple[str, Path]]) -> dict[str, Path]:
@@ -185,8 +204,8 @@ def _look_like_masks(pairs: Sequence[tuple[Path, Path]]) -> bool:
     if len(votes) > 1:
         folder = pairs[0][0].parent
         raise ValueError(
-            f"{folder} holds {len(pairs)} pairs of one name, as {pairs[0][0].name} and {pairs[0][1].name}, and only some look like an "
-            f"image and its mask. If they are, pass --image-dir {folder} --mask-dir {folder}; else rename one of each pair"
+            f"{folder} holds {len(pairs)} pairs such as {pairs[0][0].name} and {pairs[0][1].name}, and only some look like an "
+            f"image and its mask. If all are, pass --image-dir {folder} --mask-dir {folder}; else rename one of each pair"
         )
     return votes == {True}
 
