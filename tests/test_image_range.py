@@ -212,10 +212,11 @@ def test_what_is_no_range_is_rejected(given):
         DataOptions(image_range=[int(value) for value in given])
 
 
-def test_a_flag_that_changes_nothing_says_so(tmp_path):
+def test_a_range_that_scales_no_image_is_logged(tmp_path):
+    """Of images of 8 bits the log states no more than that their values are not scaled: with a range they are read as float32."""
     said = []
     with_image_range(DataOptions("folder", str(write(tmp_path, "8")), image_range=[0, 4095]), say=said.append)
-    assert said == ["image range 0 to 4095: no training image holds more than 8 bits, so that it changes nothing"]
+    assert said == ["image range 0 to 4095: no training image holds more than 8 bits; 8-bit values are not scaled by it"]
 
 
 @pytest.mark.parametrize("value", [[0], [5, 5], ["0", "9"], [0, 2**40], 7, [0.5, 2]])
@@ -288,10 +289,10 @@ def test_evaluation_finds_no_range_of_its_own(chain, tmp_path, capsys):
     tiny(id2label={0: "class_0", 1: "class_1"}).save_pretrained(tmp_path / "model")
     flags = ("--model", tmp_path / "model", "--dataset", "folder", "--data-dir", chain / "data", "--split", "val")
     said = refused("evaluate", *flags, "--output-dir", tmp_path / "out")
-    assert "hold more than 8 bits, and the model was trained on images of 8 bits; expected such" in said
+    assert "hold more than 8 bits; expected images of 8 bits, as in training. Store them with 8 bits, or give" in said
     run("evaluate", *flags, "--output-dir", tmp_path / "out", "--image-range", 0, 4095)
     assert "mean IoU" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="the model was trained on images of 8 bits"):
+    with pytest.raises(ValueError, match="expected images of 8 bits, as in training"):
         open_held_out(DataOptions("folder", str(chain / "data")), lambda _: None, ("class_0", "class_1"))
 
 

@@ -64,50 +64,50 @@ def _of_row(data: SegmentationData, index: int) -> StoredValues:
     return StoredValues()
 
 
-def find_image_range(parts: Sequence[SegmentationData], say: Callable[[str], None] = print) -> tuple[int, int] | None:
+def find_image_range(parts: Sequence[SegmentationData], log: Callable[[str], None] = print) -> tuple[int, int] | None:
     """The range of all parts of the training data, which is logged; None where no image has more than 8 bits.
 
     It is 0 to 2^b - 1, b the smallest of DEPTHS that holds every value. Raises ValueError for values that no depth holds.
     """
-    found = sum(map(stored_values, parts), StoredValues())
-    if not found.deep:
+    total = sum(map(stored_values, parts), StoredValues())
+    if not total.deep:
         return None
-    fitting = [2**bits - 1 for bits in DEPTHS if found.low >= 0 and found.high < 2**bits]
+    fitting = [2**bits - 1 for bits in DEPTHS if total.low >= 0 and total.high < 2**bits]
     if not fitting:
         raise ValueError(
-            f"the images of {parts[0].name} hold values of {found.low} to {found.high}; expected 0 to 65535 where the image range is to be "
-            "found. Give the values that are black and white by --image-range LOW HIGH"
+            f"the images of {parts[0].name} hold values of {total.low} to {total.high}; expected 0 to 65535 for an automatic image range. "
+            "Give the values that are black and white by --image-range LOW HIGH"
         )
-    say(
-        f"image range 0 to {fitting[0]}: {found.deep} of {found.images} images of {parts[0].name} hold more than 8 bits, with values of "
-        f"{found.low} to {found.high}; --image-range LOW HIGH sets another"
+    log(
+        f"image range 0 to {fitting[0]}: {total.deep} of {total.images} images of {parts[0].name} hold more than 8 bits, with values of "
+        f"{total.low} to {total.high}; --image-range LOW HIGH sets another"
     )
     return 0, fitting[0]
 
 
-def check_values(data: SegmentationData, say: Callable[[str], None] = print) -> bool:
+def check_values(data: SegmentationData, log: Callable[[str], None] = print) -> bool:
     """Compare images of more than 8 bits with the data's image range, which is logged; False where there are none.
 
     Raises ValueError where there is none, and where more than half of all values lie above it: the images are not stored as those of
     training were.
     """
-    found = stored_values(data)
-    where = f"{found.deep} of {found.images} images of {data.name}/{data.split} hold more than 8 bits"
-    if not found.deep:
+    total = stored_values(data)
+    where = f"{total.deep} of {total.images} images of {data.name}/{data.split} hold more than 8 bits"
+    if not total.deep:
         return False
     if data.image_range is None:
         raise ValueError(
-            f"{where}, and the model was trained on images of 8 bits; expected such images. Store them with 8 bits, or give the values "
-            "that are black and white by --image-range LOW HIGH"
+            f"{where}; expected images of 8 bits, as in training. Store them with 8 bits, or give the values that are black and white by "
+            "--image-range LOW HIGH"
         )
     low, high = data.image_range
-    if 2 * found.above > found.values:
+    if 2 * total.above > total.values:
         raise ValueError(
-            f"{where}, and {found.above / found.values:.0%} of their values, up to {found.high}, lie above the image range {low} to {high}"
+            f"{where}, and {total.above / total.values:.0%} of their values, up to {total.high}, lie above the image range {low} to {high}"
             "; expected images stored as those of training. Store them so, or train with another --image-range"
         )
-    clipped = f"; {found.above / found.values:.2%} of the values lie above it and become white" if found.above else ""
-    is_dark = 4 * (found.high - low) < high - low
-    dark = "; they use less than a quarter of the range: see that they are stored as the training images" * is_dark
-    say(f"image range {low} to {high}: {where}, with values of {found.low} to {found.high}{clipped}{dark}")
+    clipped = f"; {total.above / total.values:.2%} of the values lie above it and become white" if total.above else ""
+    is_dark = 4 * (total.high - low) < high - low
+    dark = "; they use less than a quarter of the range: check that they are stored like the training images" * is_dark
+    log(f"image range {low} to {high}: {where}, with values of {total.low} to {total.high}{clipped}{dark}")
     return True

@@ -91,10 +91,11 @@ def with_image_range(options: DataOptions, unlabelled: str = "none", say: Callab
     if unlabelled not in ("none", "rest"):
         parts.append(load_data("folder", "train", unlabelled, unlabelled=True, image_range=options.image_range))
     if options.image_range is None:
-        found = find_image_range(parts, say) if parts else None
-        return options if found is None else replace(options, image_range=list(found))
+        image_range = find_image_range(parts, say) if parts else None
+        return options if image_range is None else replace(options, image_range=list(image_range))
     if not any([check_values(part, say) for part in parts]):
-        say("image range {} to {}: no training image holds more than 8 bits, so that it changes nothing".format(*options.image_range))
+        low, high = options.image_range
+        say(f"image range {low} to {high}: no training image holds more than 8 bits; 8-bit values are not scaled by it")
     return options
 
 
@@ -122,7 +123,8 @@ def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] 
 def _in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData:
     """Rows of a stream as data that is not streamed, still encoded. Raises ValueError where there are none."""
     if not stored:
-        raise ValueError(f"{stream.name}/{stream.split} is a stream without rows; expected at least one image. Give another split or data set")
+        name = f"{stream.name}/{stream.split}"
+        raise ValueError(f"{name} is a stream without rows; expected at least one image. Give another split or data set")
     columns = ("image", "mask") if stream.labelled else ("image",)
     features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
     rows = datasets.Dataset.from_list(stored, features=features)
@@ -184,12 +186,12 @@ def usable_for(view: View, data: SegmentationData, options: DataOptions, say: Ca
     return usable(decoded(data, view.short_side, options.decoded_cache_gb, say), options, say)
 
 
-def _log_cache(options: DataOptions, say: Callable[[str], None], *parts: SegmentationData | None) -> None:
+def _log_cache(options: DataOptions, log: Callable[[str], None], *parts: SegmentationData | None) -> None:
     """Where decoded images are kept, if any part of the data is."""
     folder = next((part.folder for part in parts if isinstance(part, DecodedData) and part.folder), None)
     if folder is not None:
         limit = f"{options.decoded_cache_gb:g} GB"
-        say(f"decoded images are kept in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --decoded-cache-gb 0 turns it off)")
+        log(f"decoded images are kept in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --decoded-cache-gb 0 turns it off)")
 
 
 def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
@@ -266,7 +268,7 @@ def pretraining_data(
     return TrainingData(data, extra, view, seed, order, place=place_of(options, unlabelled))
 
 
-def log_repeats(order: Order | None, say: Callable[[str], None]) -> None:
+def log_repeats(order: Order | None, log: Callable[[str], None]) -> None:
     """Log batches larger than the data, for losses that push the images of a batch apart: an image repeats then, and is pushed from itself.
 
     order: None for a stream, whose length is not known.
@@ -276,7 +278,7 @@ def log_repeats(order: Order | None, say: Callable[[str], None]) -> None:
     )  # fmt: skip
     for images, count, which in parts:
         if count > len(images):
-            say(
+            log(
                 f"a batch holds {count} {which}images and there are {len(images)}: some repeat in it and are contrasted with themselves; "
                 "lower --batch-size, or give more images"
             )
