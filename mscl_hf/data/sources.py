@@ -164,7 +164,7 @@ def build_folder(
     note = f" in {images_root}{links_note(files.links)}"
     masks_root = masks_root or separated.own_folder(images_root)
     if unlabelled and separated.left_out:
-        note += f"; {separated.left_out} masks among them are left out"
+        note += f"; {separated.left_out} of {len(files.images)} image files are masks and are left out"
     if not unlabelled and masks_root is None and not separated.beside:
         unlabelled, note = True, f"{note}; no masks: {no_masks(data_dir, images_root, separated)}"
     if unlabelled:
