@@ -16,10 +16,11 @@ from transformers import AutoImageProcessor
 
 from mscl_hf import MsclConfig, MsclForSemanticSegmentation
 from mscl_hf.backbones import build_config
-from mscl_hf.data import BadSample, check_data, load_data
+from mscl_hf.data import BadSample, check_data, load_data, segmentation_data
 from mscl_hf.data.colour import SIZE, SLOTS, coloured
 from mscl_hf.data.crops import Crop, cut_image
 from mscl_hf.data.decoded import decoded
+from mscl_hf.data.image_range import stored_values
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Order
 from mscl_hf.data.segmentation_data import Sample
@@ -210,6 +211,18 @@ def test_a_stream_needs_a_given_range(tmp_path):
 def test_what_is_no_range_is_rejected(given):
     with pytest.raises(ValueError, match=f"--image-range is {' '.join(given)}; expected two whole numbers LOW < HIGH"):
         DataOptions(image_range=[int(value) for value in given])
+
+
+def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
+    """The bar counts the images that are read, on the main process alone."""
+    shown = []
+    monkeypatch.setattr(segmentation_data, "tqdm", lambda results, **options: shown.append(options) or results)
+    data = load_data("folder", "train", write(tmp_path, "8"), num_classes=2)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert stored_values(data).images == len(data)
+    assert [(options["total"], options["disable"]) for options in shown] == [(len(data), False), (len(data), True)]
+    assert shown[0]["desc"] == "reading values of folder/train"
 
 
 def test_a_range_that_scales_no_image_is_logged(tmp_path):

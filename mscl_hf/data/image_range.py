@@ -13,7 +13,7 @@ import numpy as np
 
 from .opening import DECODE_ERRORS, decode, stores_more_than_8_bits
 from .pixels import BadSample, stored_pixels
-from .segmentation_data import SegmentationData
+from .segmentation_data import SegmentationData, with_progress
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners; the smallest one that holds all values gives the range
 READ_AT_MOST = 4000  # images of a data set, evenly spaced
@@ -48,9 +48,10 @@ def stored_values(data: SegmentationData, workers: int = 4) -> StoredValues:
     """Read at most READ_AT_MOST images, those of 8 bits by their headers alone; what cannot be read is left to the check of the data."""
     if not isinstance(data.rows, datasets.Dataset):  # drawn, with 8 bits
         return StoredValues()
-    step = max(1, -(-len(data) // READ_AT_MOST))
+    indices = range(0, len(data), max(1, -(-len(data) // READ_AT_MOST)))
     with ThreadPoolExecutor(workers) as pool:
-        return sum(pool.map(lambda index: _of_row(data, index), range(0, len(data), step)), StoredValues())
+        parts = pool.map(lambda index: _of_row(data, index), indices)
+        return sum(with_progress(parts, len(indices), f"reading values of {data.name}/{data.split}"), StoredValues())
 
 
 def _of_row(data: SegmentationData, index: int) -> StoredValues:

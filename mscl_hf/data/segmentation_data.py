@@ -3,7 +3,7 @@
 import copy
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -176,6 +176,12 @@ def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
     return table[stored].astype(np.uint8, copy=False)
 
 
+def with_progress(results: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """The results, one for each image, with a progress bar on the main process where they take longer than 3 s."""
+    silent = os.environ.get("RANK", "0") != "0"
+    return tqdm(results, total=total, desc=description, unit="image", delay=3, leave=False, disable=silent)
+
+
 def check_data(
     data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 4, labels: LabelCounts | None = None
 ) -> tuple[list[int], list[str]]:
@@ -203,11 +209,9 @@ def check_data(
             return str(error), None
         return None, None if mask is None or labels is None else histogram_of(mask)
 
-    shown = {"desc": f"checking {data.name}/{data.split}", "unit": "image", "delay": 3, "leave": False}  # nothing where it is quick
-    silent = os.environ.get("RANK", "0") != "0"
     faults = {}
     with ThreadPoolExecutor(workers) as pool:
-        results = tqdm(pool.map(examined, chosen), total=len(chosen), disable=silent, **shown)
+        results = with_progress(pool.map(examined, chosen), len(chosen), f"checking {data.name}/{data.split}")
         for i, (message, histogram) in zip(chosen, results):
             if message:
                 faults[i] = message
