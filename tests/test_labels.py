@@ -9,12 +9,13 @@ import harness
 import numpy as np
 import pytest
 from PIL import Image
+from test_data import stored_rows
 from test_recipes import BRIEF, no_sleep, write_folder  # noqa: F401 (a fixture)
 
 from mscl_hf import MsclConfig
-from mscl_hf.data import BadSample, check_data, load_data
+from mscl_hf.data import BadSample, check_data, duplicates, load_data
 from mscl_hf.data.decoded import decoded
-from mscl_hf.data.duplicates import shared_images
+from mscl_hf.data.duplicates import compared_rows, shared_images
 from mscl_hf.data.files import make_table
 from mscl_hf.data.label_counts import LabelCounts
 from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
@@ -335,6 +336,21 @@ def test_images_in_two_splits_are_found_by_their_bytes(tmp_path):
     assert shared_images(*rows) == [] and len(shared_images(rows[0], rows[0])) == 4
     drawn = load_data("synthetic", "train", scenes=4)
     assert shared_images(drawn, drawn) == []
+
+
+@pytest.mark.parametrize(("layout", "limit"), [("folder", "MOST_FILES"), ("hf", "MOST_STORED")])
+def test_the_search_for_shared_images_is_limited(tmp_path, monkeypatch, layout, limit):
+    """Of splits with more rows than the limit, evenly spaced ones are compared, and the warning states how many."""
+    monkeypatch.setattr(duplicates, limit, 2)
+    if layout == "folder":
+        write_masks(tmp_path, train=(0, 1))
+    else:
+        stored_rows(4).save_to_disk(tmp_path)
+    data = load_data(layout, "train", tmp_path, unlabelled=True)
+    assert compared_rows(data) == [0, 2] and shared_images(data, data) == [data.names[0], data.names[2]]
+    (warning,) = label_warnings([data], data, DataOptions(layout, str(tmp_path)))
+    where = f"of 4 images of {data.name}/train"
+    assert warning.startswith(f"2 {where} are also in") and warning.count(f"; 2 {where} were compared") == 2
 
 
 def test_no_warning_without_held_out_masks(tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -10,18 +10,18 @@ import datasets
 from .segmentation_data import SegmentationData
 
 HEAD = 65_536  # bytes that are compared before whole files are
-MOST_STORED = 4000  # rows of a split whose images lie in it as bytes, which must be read to learn even their size
+# Rows of a split that are compared, evenly spaced over all: on network storage this takes a minute or two, and other processes wait.
+MOST_FILES = 20_000
+MOST_STORED = 4000  # images in the rows themselves, which must be read to learn even their size
 
 
 def shared_images(first: SegmentationData, second: SegmentationData) -> list[str]:
     """Names in `second` of the images whose file has the bytes of a file in `first`.
 
-    Sizes are compared first, then the first bytes, and only what agrees in both is read whole. Not compared, and never shared, are drawn
-    images and splits of more than MOST_STORED rows that hold images as bytes: names alone prove nothing, since many splits count from 0.
+    Sizes are compared first, then the first bytes, and only what agrees in both is read whole. Of large splits some rows are compared, see
+    `compared_rows`. Names alone prove nothing, since many splits count from 0.
     """
-    if not all(_comparable(data) for data in (first, second)):
-        return []
-    indices: list[list[int]] = [list(range(len(data))) for data in (first, second)]
+    indices: list[Sequence[int]] = [compared_rows(data) for data in (first, second)]
     for fingerprint in (_size, _head, _digest):
         keys = [{i: _key(fingerprint, data, i) for i in rows} for data, rows in zip((first, second), indices)]
         common = set(keys[0].values()) & set(keys[1].values()) - {None}
@@ -30,10 +30,13 @@ def shared_images(first: SegmentationData, second: SegmentationData) -> list[str
     return [names[i] for i in indices[1]]
 
 
-def _comparable(data: SegmentationData) -> bool:
+def compared_rows(data: SegmentationData) -> Sequence[int]:
+    """Rows that `shared_images` compares: all, or MOST_FILES or MOST_STORED of them where there are more; none of drawn images."""
     if not isinstance(data.rows, datasets.Dataset) or not len(data):
-        return False
-    return len(data) <= MOST_STORED or data.stored(0)["image"]["bytes"] is None
+        return range(0)
+    is_file = (data.stored(0)["image"] or {}).get("bytes") is None
+    most = MOST_FILES if is_file else MOST_STORED
+    return range(len(data)) if len(data) <= most else [i * len(data) // most for i in range(most)]
 
 
 def _key(fingerprint: Callable[[bytes | None, str], object], data: SegmentationData, index: int) -> object:

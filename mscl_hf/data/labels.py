@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
-from .duplicates import shared_images
+from .duplicates import compared_rows, shared_images
 from .files import SCAN_AT_MOST, first_three, make_table, parse_label_map
 from .hub_source import scanned_masks
 from .pixels import BadSample, index_array
@@ -120,8 +120,12 @@ def _in_two_splits(first: SegmentationData | SegmentationStream, second: Segment
     if second is None or isinstance(first, SegmentationStream):
         return []
     names = shared_images(first, second)
+    if not names:
+        return []
     where = f"of {len(second)} images of {second.name}/{second.split} are also in {first.name}/{first.split}"
-    return [f"{len(names)} {where}, byte for byte: {first_three(names)}"] if names else []
+    compared = [(len(compared_rows(data)), data) for data in (first, second)]
+    limits = [f"; {n} of {len(data)} images of {data.name}/{data.split} were compared" for n, data in compared if n < len(data)]
+    return [f"{len(names)} {where}, byte for byte: {first_three(names)}{''.join(limits)}"]
 
 
 def label_fields(options: "DataOptions") -> dict[str, dict[str, int] | bool | None]:
