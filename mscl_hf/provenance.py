@@ -20,6 +20,7 @@ from transformers.utils.hub import resolve_revision
 import mscl_hf
 
 from .checks_mscl import read_json
+from .data.layout import IMAGE_FOLDERS, SPLITS
 from .data.loading import TrainingData
 from .data.training import DataOptions
 from .launcher import DEFAULTS
@@ -32,7 +33,7 @@ FILE = "provenance.json"
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy")
 NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # flags that change no number
-IMAGE_FOLDERS = ("images", "image", "imgs", "img")  # names that tell nothing of a data set
+COMMON_FOLDERS = {*IMAGE_FOLDERS, *(name for names in SPLITS for name in names)}  # names that do not identify a data set
 MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
@@ -104,7 +105,7 @@ def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
 
 
 def data_name(options: DataOptions) -> str:
-    """Of the data set, for people: that of its folder where it has no other, or of the folder above one that is called `images`."""
+    """Return the data set's name on the Hub or among the built-in ones, else that of its folder without `images`, `train` and the like."""
     place = options.data_dir or options.image_dir
     if name := _hub_name(options):
         return name
@@ -113,8 +114,8 @@ def data_name(options: DataOptions) -> str:
     if "://" in place:
         return Path(without_secrets(place)).name
     path = Path(without_secrets(place)).resolve()
-    path = path.parent if path.name in IMAGE_FOLDERS and path.parent.name else path
-    return path.name or options.dataset
+    named = (folder.name for folder in (path, *path.parents) if folder.name.lower() not in COMMON_FOLDERS)
+    return next(named, "") or path.name or options.dataset
 
 
 def pinned_options(options: tuple) -> tuple:

@@ -191,7 +191,7 @@ def test_folders_of_images_and_masks_without_a_data_folder(tmp_path, recipe):
 
 
 def test_names_of_folders(tmp_path, monkeypatch):
-    """The real name of `.` and `..`; of a folder called images, that above it."""
+    """The real name of `.` and `..`; of folders called images or train, in any case, that above them."""
     (tmp_path / "streets" / "images").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "streets" / "images")
 
@@ -202,6 +202,9 @@ def test_names_of_folders(tmp_path, monkeypatch):
     assert name(data_dir="../..") == tmp_path.name and name("hf", data_dir="..") == "streets"
     assert name(data_dir="/") == "folder" and name("synthetic") == "synthetic"
     assert name("hf", data_dir="s3://bucket/images") == "images"
+    for folder in ("streets/images/train", "streets/Images", "streets/Train/JPEGImages", "streets/imgs/validation"):
+        assert name(image_dir=f"/home/me/{folder}") == name(data_dir=f"/home/me/{folder}") == "streets"
+    assert name(data_dir="/train") == "train"
 
 
 def test_the_folder_here_in_a_title(tmp_path, start, recipe, monkeypatch):  # noqa: F811
