@@ -196,6 +196,11 @@ def scale(view: View, point: tuple[int, int] | None) -> str:
     return f'{bar}<p class="quiet">Embeddings: {escape(view.source)}. Network: {escape(view.about)}.</p>'
 
 
+def _image_files(folder: Path) -> list[str]:
+    """At most FILES images of a folder, without masks."""
+    return [str(path) for path in separate(find_images(folder).images, folder).images[:FILES]]
+
+
 def build(
     models: Sequence[str], compare: str | None = None, examples: str | None = None, local: bool = True, max_side: int = MAX_SIDE
 ) -> gr.Blocks:
@@ -205,8 +210,7 @@ def build(
     """
     choices = list(dict.fromkeys([*models, *([compare] if compare else [])]))
     drawn = [Image.fromarray(draw_scene(1, "test", i, 192, 256)[0]) for i in range(SCENES)]
-    images = separate(find_images(Path(examples)).images, Path(examples)).images if examples else []
-    files = [str(path) for path in images[:FILES]]
+    files = _image_files(Path(examples)) if examples else []
     hint = "A folder, or a name on the Hub." if local else "Type the name of any mscl_hf model on the Hub."
 
     def look(path, first, second, opacity, visit):
