@@ -45,6 +45,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """The folder of small data sets that users sent, one sub-folder each; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("MSCL_HF_CASES", ROOT.parent / "shared" / "cases"))
+    if not folder.is_dir():
+        pytest.skip(f"no small data sets in {folder}; set MSCL_HF_CASES")
+    return folder
+
+
 @pytest.fixture
 def recipe():
     """Run a recipe as a user does, in a process of its own: recipe("pretrain", "--max-steps", 3) -> CompletedProcess."""

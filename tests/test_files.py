@@ -7,7 +7,6 @@ from io import BytesIO
 import datasets
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import TiffImagePlugin
 from test_data import labels, picture, save, stored_rows
 
@@ -15,7 +14,6 @@ from mscl_hf.data import BadSample, load_data
 from mscl_hf.data.opening import decode
 from mscl_hf.similarity import read_image
 
-CASES = ROOT.parent / "shared" / "cases"
 RGB, GRAY, CMYK = 2, 1, 5  # photometric interpretations
 
 
@@ -247,8 +245,6 @@ def test_a_tiff_that_ends_early_is_called_damaged(tmp_path):
         load_data("folder", "train", tmp_path).read(0)
 
 
-def test_the_case_of_pages():
-    if not (CASES / "multi_page_tiff").is_dir():
-        pytest.skip("the case is absent")
+def test_the_case_of_pages(cases):
     with pytest.raises(BadSample, match=r"00.tif is a TIFF of 3 pages; expected one image in a file"):
-        load_data("folder", "train", CASES / "multi_page_tiff", num_classes=3).read(0)
+        load_data("folder", "train", cases / "multi_page_tiff", num_classes=3).read(0)

@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from harness import TINY, refused, run
 from PIL import Image
 from test_files import sixteen_bit_png
@@ -29,7 +28,6 @@ from mscl_hf.data.views import TrainView, ViewOptions, make_view
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.similarity import read_image, similarity_picture, view_of
 
-CASES = ROOT.parent / "shared" / "cases"
 HEIGHT, WIDTH, COUNT = 48, 64, 4
 DEPTHS = {"8": (255, np.uint8, None), "8 in 16": (255, np.uint16, (0, 255)), "12 in 16": (4095, np.uint16, (0, 4095)),
           "16": (65535, np.uint16, (0, 65535))}  # fmt: skip
@@ -350,12 +348,10 @@ def test_pictures_of_such_images(chain):
         assert (np.asarray(Image.open(chain / stage / name).convert("L")) < 60).mean() > 0.01
 
 
-def test_the_case_of_12_bits(tmp_path):
-    if not (CASES / "gray_12_bit").is_dir():
-        pytest.skip("the case is absent")
+def test_the_case_of_12_bits(cases):
     said = []
-    options = with_image_range(DataOptions("folder", str(CASES / "gray_12_bit")), say=said.append)
+    options = with_image_range(DataOptions("folder", str(cases / "gray_12_bit")), say=said.append)
     assert options.image_range == [0, 4095] and "6 of 6 images" in said[0]
-    data = load_data("folder", "train", CASES / "gray_12_bit", image_range=(0, 4095))
+    data = load_data("folder", "train", cases / "gray_12_bit", image_range=(0, 4095))
     assert check_data(data)[1] == [] and max(data.read(index).image.max() for index in range(6)) > 250
     assert np.mean([data.read(index).image.std() for index in range(6)]) > 40

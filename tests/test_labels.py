@@ -360,11 +360,8 @@ def test_no_warning_without_held_out_masks(tmp_path):
     assert label_warnings([None, data], open_held_out(options, lambda text: None), options) == []
 
 
-def test_the_small_inputs_at_hand(tmp_path, start):
-    """Those that show the faults of which this file is about, where they are there."""
-    cases = harness.ROOT.parent / "shared" / "cases"
-    if not cases.is_dir():
-        pytest.skip(f"no {cases}")
+def test_cases_of_labels(cases, tmp_path, start):
+    """Masks of 0 and 255 are an error that names the label map; a held-out split without labels has no mean IoU."""
     binary = folder_flags(cases / "binary_0_255_two_classes", "--classes", "background", "car", "--val-split", "none")
     assert "--label-map 255:1" in harness.refused("finetune", "--model", start, *binary, "--output-dir", tmp_path / "a")
     unlabelled = folder_flags(cases / "nothing_labelled_in_val")

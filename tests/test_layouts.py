@@ -17,7 +17,6 @@ from mscl_hf.data.segmentation_data import BadSample, check_data
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, pretraining_data
 from mscl_hf.data.views import ViewOptions, make_view
 
-CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
 VIEW = make_view("pair", None, 32, 32, ViewOptions())
 
 
@@ -340,9 +339,8 @@ def test_the_log_names_what_was_found_and_the_cache(tmp_path, monkeypatch):
 # The layouts of the small cases
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not there")
 @pytest.mark.parametrize(("case", "count"), [("suffix_beside", 6), ("beside_each_other", 6), ("split_above", 4)])
-def test_cases(case, count):
+def test_cases(cases, case, count):
     """Each is read without flags, with masks and without."""
-    names, images = both(CASES / case)
+    names, images = both(cases / case)
     assert len(names) == len(images) == count

@@ -3,26 +3,18 @@
 import datasets
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 from test_data import labels, picture, save, stored_rows
 from test_files import sixteen_bit_png
 
 from mscl_hf.data import BadSample, check_data, load_data
 
-CASES = ROOT.parent / "shared" / "cases"
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), (6, 8))
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def case(name):
-    if not (CASES / name).is_dir():
-        pytest.skip(f"{CASES / name} is absent")
-    return CASES / name
 
 
 def folder(root, store, suffix="png", count=3):
@@ -203,16 +195,16 @@ def test_ids_with_gaps_behind_a_label_map(tmp_path):
 
 
 def test_unreadable_masks_are_named_where_classes_are_sought(tmp_path):
-    """No longer "they hold []"."""
+    """The error names the mask that cannot be read."""
     root = folder(tmp_path, lambda path: path.write_bytes(b"no image"))
     with pytest.raises(BadSample, match=r"the mask .*0.png cannot be read as an image"):
         load_data("folder", "train", root)
 
 
 @pytest.mark.parametrize("name, options", [("gif_masks", {}), ("gray_alpha_masks", {}), ("rgb_ids", {})])
-def test_cases_equal_to_plain(name, options):
+def test_cases_equal_to_plain(cases, name, options):
     """Masks as GIF, as gray with alpha and as R = G = B hold the ids of the plain ones, mask by mask."""
-    plain, found = load_data("folder", "train", case("plain")), load_data("folder", "train", case(name), **options)
+    plain, found = load_data("folder", "train", cases / "plain"), load_data("folder", "train", cases / name, **options)
     assert found.classes == plain.classes and len(found) == len(plain) == 6
     assert all(np.array_equal(found.read(index).mask, plain.read(index).mask) for index in range(6))
 
@@ -220,6 +212,6 @@ def test_cases_equal_to_plain(name, options):
 @pytest.mark.parametrize(
     "name, message", [("jpeg_masks", "is a JPEG"), ("rgb_masks_without_table", r"with colors, and the 6 masks read hold \(0, 0, 0\)")]
 )
-def test_cases_that_are_rejected(name, message):
+def test_cases_that_are_rejected(cases, name, message):
     with pytest.raises(BadSample, match=message):
-        load_data("folder", "train", case(name))
+        load_data("folder", "train", cases / name)
