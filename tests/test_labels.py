@@ -338,6 +338,22 @@ def test_images_in_two_splits_are_found_by_their_bytes(tmp_path):
     assert shared_images(drawn, drawn) == []
 
 
+def test_ids_above_254_name_the_label_map(tmp_path):
+    """Masks of 0 and 300 cannot give their classes; with the label map that the error names they do. Ids of 32 bits have none."""
+    message = "the classes cannot be inferred from the masks: they hold {}; expected ids in 0..254. {}"
+    root = write_masks(tmp_path / "16", np.uint16, train=(0, 300))
+    with pytest.raises(ValueError) as caught:
+        load_data("folder", "train", root)
+    assert str(caught.value) == message.format([0, 300], "Map them by --label-map 300:1")
+    assert load_data("folder", "train", root, label_map="300:1").num_classes == 2
+    for path in (root / "masks").glob("*/*.png"):
+        Image.fromarray(mask_of((0, 70_000), np.int32)).save(path.with_suffix(".tif"))
+        path.unlink()
+    with pytest.raises(ValueError) as caught:
+        load_data("folder", "train", root)
+    assert str(caught.value) == message.format([0, 70000], "Correct the masks")
+
+
 @pytest.mark.parametrize(("layout", "limit"), [("folder", "MOST_FILES"), ("hf", "MOST_STORED")])
 def test_the_search_for_shared_images_is_limited(tmp_path, monkeypatch, layout, limit):
     """Of splits with more rows than the limit, evenly spaced ones are compared, and the warning states how many."""

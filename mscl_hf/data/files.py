@@ -243,22 +243,35 @@ def found_classes(masks: Iterable[tuple[str, Mask | Exception]], table: np.ndarr
     ids = {int(table[v]) for v in stored if 0 <= v < len(table)} - {IGNORE_INDEX}
     beyond = [v for v in stored if not 0 <= v < len(table)] or [v for v in ids if v > IGNORE_INDEX]
     if beyond or not ids:
-        mapped = " that the label map or --reduce-labels does not ignore" if mapped_ids else ""
-        raise ValueError(f"no classes can be told from the masks: they hold {sorted(stored)[:10]}, wanted ids in 0..254{mapped}")
+        raise ValueError(_no_class_ids(sorted(stored), mapped_ids))
     if len(ids) <= max(ids):
         raise ValueError(_gaps(sorted(stored), sorted(ids), mapped_ids))
     return tuple(f"class_{i}" for i in range(max(ids) + 1))
 
 
+def _no_class_ids(stored: list[int], mapped: bool) -> str:
+    """The sentences for ids of which none is a class, or some lie outside of 0..254."""
+    ids = [i for i in stored if i != IGNORE_INDEX]
+    can_be_mapped = ids and ids[0] >= 0 and ids[-1] <= HIGHEST_ID
+    remedy = f"Map them by --label-map {_gapless_map(ids)}" if can_be_mapped else "Correct the masks"
+    remedy = "Correct the masks or this option" if mapped else remedy
+    expected = "ids in 0..254" + " that the label map or --reduce-labels does not ignore" * mapped
+    return f"the classes cannot be inferred from the masks: they hold {stored[:10]}; expected {expected}. {remedy}"
+
+
 def _gaps(stored: list[int], ids: list[int], mapped: bool) -> str:
     """The sentences for ids that are not 0, 1, 2, ..."""
-    label_map = ",".join(f"{old}:{new}" for new, old in enumerate(ids[:12]) if old != new) + ",..." * (len(ids) > 12)
-    remedy = "Correct the label map" if mapped else f'Give --label-map "{label_map}"'
+    remedy = "Correct the label map" if mapped else f'Give --label-map "{_gapless_map(ids)}"'
     to = f", which are class ids {_listed(ids)} by the label map" if mapped else ""
     return (
         f"the masks hold the ids {_listed(stored)}{to} ({IGNORE_INDEX} = ignored); expected 0, 1, 2, ... without gaps. {remedy} if these "
         f"are all classes, or --num-classes or --classes if masks that were not read hold the other ids up to {ids[-1]}"
     )
+
+
+def _gapless_map(ids: list[int]) -> str:
+    """The label map that makes 0, 1, 2, ... of sorted ids, as --label-map takes it; of the first 12 where there are more."""
+    return ",".join(f"{old}:{new}" for new, old in enumerate(ids[:12]) if old != new) + ",..." * (len(ids) > 12)
 
 
 def _listed(ids: list[int]) -> str:
