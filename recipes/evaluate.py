@@ -4,7 +4,6 @@ accelerate launch recipes/evaluate.py --model runs/finetune --split test
 accelerate launch recipes/evaluate.py --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
 """
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mscl_hf import MsclConfig
 from mscl_hf.card import copy_beside, write_card
 from mscl_hf.data.image_range import check_values
 from mscl_hf.data.labels import label_warnings, with_labels_of_model
+from mscl_hf.data.layout import UnknownSplit
 from mscl_hf.data.segmentation_data import SegmentationData
 from mscl_hf.data.training import DataOptions, open_whole_split, usable
 from mscl_hf.evaluate import evaluate_model, in_sentences
@@ -65,15 +65,18 @@ def main() -> None:
 
 
 def open_scored_split(options: DataOptions, split: str, classes: tuple[str, ...]) -> SegmentationData:
-    """The split to measure on; ValueError that names the splits of the data where it has no such one."""
+    """The split to measure on. Raises ValueError, which names the splits of the data, where it has no such one."""
     try:
         return open_whole_split(options, split, classes)
-    except ValueError as error:
-        if not str(error).startswith("no split"):
+    except UnknownSplit as error:
+        available = error.available
+        if not available:  # another layout, which the error describes
             raise
-        others = [name for name in ("val", "validation", "train") if re.search(rf"\b{name}\b", str(error).partition(":")[2])]
-        remedy = f"give one that is there, such as --split {others[0]}" if others else "give one that is there to --split"
-        raise ValueError(f"--split is {split}: {error}; {remedy}") from error
+        if len(available) == 1:
+            remedy = f"{available[0]}, the only split of the data. Choose it if the model was not trained on it, or add a split"
+        else:
+            remedy = f"one of {', '.join(available)}. Choose one of them"
+        raise ValueError(f"--split is {split}; expected {remedy}") from error
 
 
 def evaluate(options: tuple, out: Path, accelerator: Accelerator) -> None:

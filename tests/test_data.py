@@ -14,6 +14,7 @@ from PIL import Image
 
 from mscl_hf.data import BadSample, check_data, choose_subset, load_data
 from mscl_hf.data.decoded import decoded
+from mscl_hf.data.layout import UnknownSplit
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Order
 from mscl_hf.data.views import PairView, ViewOptions
@@ -543,6 +544,23 @@ def test_unknown_options_offer_the_near_ones(tmp_path):
     """A misspelt option never passes silently."""
     with pytest.raises(ValueError, match=r"'num_clases'; close: \['num_classes'"):
         load_data("folder", "train", tmp_path, num_clases=3)
+
+
+def test_an_unknown_split_lists_those_of_the_data(tmp_path):
+    """Drawn, in folders with and without splits, in parquet files and saved: the error has the split and the names that exist."""
+    folder(tmp_path / "split", split="train")
+    folder(tmp_path / "split", split="valid")
+    places = {
+        ("synthetic", None): ("train", "val", "test"),
+        ("folder", folder(tmp_path / "whole")): ("train",),
+        ("folder", tmp_path / "split"): ("train", "valid"),
+        ("hf", as_parquet_folder(tmp_path)): ("train", "validation"),
+        ("hf", as_saved(tmp_path)): ("train",),
+    }
+    for (layout, place), available in places.items():
+        with pytest.raises(UnknownSplit, match="no split 'dev'") as caught:
+            load_data(layout, "dev", place)
+        assert (caught.value.split, caught.value.available) == ("dev", available)
 
 
 def test_missing_splits_name_the_ones_there(real_data):

@@ -12,7 +12,7 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
-from .layout import split_names
+from .layout import UnknownSplit, split_names
 from .opening import DECODE_ERRORS, cards, decode, named_files, refuse_packed, refuse_strays
 from .segmentation_data import SegmentationData, Slice
 from .shards import ParquetShard, StreamedShard
@@ -100,9 +100,9 @@ def load_rows(
             revision=revision,
         )
         return datasets.load_dataset(**source, split=there_is(split, there, name), streaming=streaming)
+    except UnknownSplit:
+        raise
     except (OSError, ConnectionError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("no split"):
-            raise
         raise ValueError(
             f"`datasets` cannot open {name!r} ({type(error).__name__}: {error}); wanted a folder or file that is there, or a "
             "name on the Hub that can be reached"
@@ -166,11 +166,11 @@ def saved_rows(path: Path, split: str, streaming: bool) -> datasets.Dataset | da
 
 
 def there_is(split: str, there: Sequence[str], where: str) -> str:
-    """The split's own name there, or another that means the same: val, valid and validation."""
+    """The split's own name there, or another that means the same: val, valid and validation. Raises UnknownSplit."""
     for name in split_names(split):
         if name in there:
             return name
-    raise ValueError(f"no split {split!r} in {where}; the splits there: {', '.join(there)}")
+    raise UnknownSplit(f"no split {split!r} in {where}; the splits there: {', '.join(there)}", split, there)
 
 
 def pick_column(features: datasets.Features, given: str | None, common: Sequence[str], what: str, taken: str = "") -> str:

@@ -18,6 +18,14 @@ SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testi
 WANTED = "a folder with images/ and masks/ (or only images), or image_dir and mask_dir"
 
 
+class UnknownSplit(ValueError):
+    """A data set has no such split. available: the names of those that it has."""
+
+    def __init__(self, message: str, split: str, available: Sequence[str]):
+        super().__init__(message)
+        self.split, self.available = split, tuple(available)
+
+
 def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_dir: Any = None) -> tuple[Path, Path | None]:
     """The folders of a split's images and masks; None where no folder of masks is given and not exactly one is found.
 
@@ -68,14 +76,15 @@ def image_folder(folder: Path, has_masks: bool) -> Path | None:
 
 
 def in_split(folder: Path, split: str) -> Path:
-    """The split's sub-folder, or the folder itself where it is not divided (all of it is 'train')."""
+    """The split's sub-folder, or the folder itself where it is not divided (all of it is 'train'). Raises UnknownSplit."""
     found = split_folder(folder, split)
     if found is not None:
         return found
     divided = [name for name in subfolders(folder) if any(name.lower() in names for names in SPLITS)]
     if divided or split != "train":
         state = f"the split folders there are {divided}" if divided else "it has no split folders, so all of it is 'train'"
-        raise ValueError(f"no split {split!r} in {folder}: {state}; make {folder / split}, and the same below the masks")
+        message = f"no split {split!r} in {folder}: {state}; make {folder / split}, and the same below the masks"
+        raise UnknownSplit(message, split, divided or ["train"])
     return folder
 
 

@@ -25,7 +25,7 @@ from .files import (
     unique_names,
 )
 from .hub_source import build_hf
-from .layout import WANTED, find_folders, subfolders
+from .layout import WANTED, UnknownSplit, find_folders, subfolders
 from .mask_files import match_masks, separate
 from .missing_masks import no_masks, require_matches
 from .opening import refuse_packed
@@ -210,10 +210,10 @@ def from_files(
 
 
 def check_split(split: str, there: Any, where: str, layout: str = "") -> None:
-    """Raise ValueError naming the splits there are."""
+    """Raise UnknownSplit naming the splits there are."""
     if split not in there:
         wanted = f"; wanted {layout}" if layout and not there else ""
-        raise ValueError(f"no split {split!r} in {where}; the splits there: {', '.join(there) or 'none'}{wanted}")
+        raise UnknownSplit(f"no split {split!r} in {where}; the splits there: {', '.join(there) or 'none'}{wanted}", split, there)
 
 
 @dataclass(frozen=True)

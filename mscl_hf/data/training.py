@@ -11,6 +11,7 @@ from .hub_source import row_names
 from .image_range import check_image_range, check_values, find_image_range
 from .label_counts import LabelCounts
 from .labels import require_classes, stored_ids
+from .layout import UnknownSplit
 from .loading import TrainingData, View
 from .order import Order
 from .segmentation_data import BadSample, SegmentationData, check_data
@@ -153,8 +154,8 @@ def open_held_out(options: DataOptions, say: Callable[[str], None] = print, clas
     split = options.val_split or HELD_OUT.get(options.dataset, "val")
     try:
         data = open_whole_split(options, split, classes)
-    except ValueError as error:
-        if options.val_split is not None or options.dataset not in ("folder", "hf") or not str(error).startswith("no split"):
+    except UnknownSplit as error:
+        if options.val_split is not None or options.dataset not in ("folder", "hf"):
             raise
         say(f"no held-out masks: {error}")
         return None
