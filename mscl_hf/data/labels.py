@@ -78,12 +78,12 @@ def label_warnings(
     training: the parts of the training data, labelled or not. The labels of parts that were not counted are passed over.
     """
     parts = [part for part in training if part is not None]
-    found = [sentence for part in parts for sentence in _never_trained(part)]
-    found += [] if held_out is None else _hardly_measured(held_out)
+    warnings = [sentence for part in parts for sentence in _never_trained(part)]
+    warnings += [] if held_out is None else _hardly_measured(held_out)
     if options.label_map and options.dataset in OWN_MASKS:
-        found += _unused_entries([*parts, held_out], options.label_map)
-    found += [sentence for part in parts for sentence in _in_two_splits(part, held_out)]
-    return found
+        warnings += _unused_entries([*parts, held_out], options.label_map)
+    warnings += [sentence for part in parts for sentence in _in_two_splits(part, held_out)]
+    return warnings
 
 
 def _never_trained(data: SegmentationData | SegmentationStream) -> list[str]:
@@ -130,8 +130,9 @@ def _in_two_splits(first: SegmentationData | SegmentationStream, second: Segment
 
 def label_fields(options: "DataOptions") -> dict[str, dict[str, int] | bool | None]:
     """How the options read masks, as fields of a model's configuration."""
-    own = parse_label_map(options.label_map) if options.label_map else None
-    return {"label_map": own and {str(stored): train for stored, train in own.items()}, "reduce_labels": options.reduce_labels}
+    train_ids = parse_label_map(options.label_map) if options.label_map else None
+    label_map = train_ids and {str(stored): train for stored, train in train_ids.items()}
+    return {"label_map": label_map, "reduce_labels": options.reduce_labels}
 
 
 def with_labels_of_model(
@@ -142,18 +143,21 @@ def with_labels_of_model(
     label_map, reduce_labels: of the model's configuration. Raises ValueError where the options and the model's training map one id to
     different classes. A map of other ids may be right for another data set, and is a warning.
     """
-    own = ",".join(f"{stored}:{train}" for stored, train in (label_map or {}).items()) or None
-    if options.dataset not in OWN_MASKS or (options.label_map, options.reduce_labels) == (own, reduce_labels):
+    in_model = (",".join(f"{stored}:{train}" for stored, train in (label_map or {}).items()) or None, reduce_labels)
+    in_options = (options.label_map, options.reduce_labels)
+    if options.dataset not in OWN_MASKS or in_options == in_model:
         return options, []
-    trained, given = (_in_flags(*of) for of in ((own, reduce_labels), (options.label_map, options.reduce_labels)))
+    model_flags, option_flags = _in_flags(*in_model), _in_flags(*in_options)
     if not options.label_map and not options.reduce_labels:
-        log(f"the masks are read as in the model's training: {trained}")
-        return replace(options, label_map=own, reduce_labels=reduce_labels), []
-    wanted, found = _mapped(own, reduce_labels), _mapped(options.label_map, options.reduce_labels)
-    if any(wanted[i] != found[i] for i in wanted.keys() & found.keys()):
-        raise ValueError(f"the option is {given}; expected that of the model's training, {trained}. Leave it out to take the model's")
-    same = wanted == found
-    return options, [] if same else [f"the masks are read by {given}, and those of the model's training by {trained}"]
+        log(f"the masks are read as in the model's training: {model_flags}")
+        return replace(options, label_map=in_model[0], reduce_labels=reduce_labels), []
+    model_ids, option_ids = _mapped(*in_model), _mapped(*in_options)
+    if any(model_ids[i] != option_ids[i] for i in model_ids.keys() & option_ids.keys()):
+        raise ValueError(
+            f"the option is {option_flags}; expected that of the model's training, {model_flags}. Leave it out to take the model's"
+        )
+    differ = model_ids != option_ids
+    return options, [f"the masks are read by {option_flags}, and those of the model's training by {model_flags}"] if differ else []
 
 
 def _in_flags(label_map: str | None, reduce_labels: bool) -> str:
