@@ -19,7 +19,7 @@ from mscl_hf.data import BadSample, check_data, load_data, segmentation_data
 from mscl_hf.data.colour import SIZE, SLOTS, coloured
 from mscl_hf.data.crops import Crop, cut_image
 from mscl_hf.data.decoded import decoded
-from mscl_hf.data.image_range import stored_values
+from mscl_hf.data.image_range import check_values, stored_values
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.order import Order
 from mscl_hf.data.segmentation_data import Sample
@@ -156,11 +156,37 @@ def test_the_range_is_that_of_the_smallest_depth(tmp_path, white, high):
     """Of 8, 10, 12, 14 and 16 bits; over all images, though one alone is bright."""
     root = write(tmp_path, "8 in 16", ("train",))
     pixels = stored(0, "8 in 16")
-    pixels[0, 0] = white
+    pixels[0, :20] = white  # above the share of outliers
     Image.fromarray(pixels).save(root / "images" / "train" / "3.png")
     assert with_image_range(DataOptions("folder", str(root)), say=lambda _: None).image_range == [0, high]
     few = DataOptions("folder", str(root), train_count=1)  # a subset has the range of the whole
     assert with_image_range(few, say=lambda _: None).image_range == [0, high]
+
+
+def deep_folder(root, frames):
+    """A folder of 16-bit images alone."""
+    root.mkdir()
+    for number, pixels in enumerate(frames):
+        Image.fromarray(pixels.astype(np.uint16)).save(root / f"{number}.png")
+    return DataOptions(dataset="folder", data_dir=str(root))
+
+
+@pytest.mark.parametrize(("hot_pixels", "high"), [(3, 4095), (30, 65535)])
+def test_a_few_hot_pixels_do_not_make_all_others_dark(tmp_path, hot_pixels, high):
+    """Values above all depths but 16 bits count from a share of 0.001 on, here 12 of 12,288 pixels; what is clipped is logged."""
+    frames, lines = [4000 * frame(number) for number in range(COUNT)], []
+    frames[1].ravel()[:hot_pixels] = 65535
+    options = with_image_range(deep_folder(tmp_path / "data", frames), "rest", lines.append)
+    assert tuple(options.image_range) == (0, high)
+    assert ("lie above the range and become white" in lines[0]) == (high == 4095)
+
+
+def test_images_below_the_whole_range_are_an_error(tmp_path):
+    """They would all be black."""
+    options = deep_folder(tmp_path / "data", [4000 * frame(0)])
+    data = load_data("folder", "train", options.data_dir, image_range=(5000, 9000))
+    with pytest.raises(ValueError, match="all of their values, 0 to 4000, lie below the image range 5000 to 9000"):
+        check_values(data)
 
 
 def test_unlabelled_images_count_for_the_range(tmp_path):
@@ -286,7 +312,7 @@ def test_images_that_do_not_fit_the_range_are_an_error(chain, tmp_path, command)
     """The frames of training stored with 16 bits would be white to a model of 12."""
     flags = ("--model", chain / "tuned", "--dataset", "folder", "--data-dir", write(tmp_path / "data", "16"))
     flags += ("--output-dir", tmp_path / "out", "--num-classes", 2, *(("--split", "val") if command == "evaluate" else ()))
-    assert "of their values, up to 65535, lie above the image range 0 to 4095; expected images stored as" in refused(command, *flags)
+    assert "of their values, 0 to 65535, lie above the image range 0 to 4095; expected images stored as" in refused(command, *flags)
 
 
 def test_dark_images_are_named(chain, evaluated):

@@ -15,14 +15,15 @@ from .opening import DECODE_ERRORS, decode, stores_more_than_8_bits
 from .pixels import BadSample, stored_pixels
 from .segmentation_data import SegmentationData, with_progress
 
-DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners; the smallest one that holds all values gives the range
+DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners
+OUTLIERS = 0.001  # share of values that may lie above a detected range: a few hot pixels would make all others dark
 READ_AT_MOST = 4000  # images of a data set, evenly spaced
 
 
 @dataclass(frozen=True)
 class StoredValues:
     """Of the images that were read: how many, how many of them have more than 8 bits, and of these the lowest and highest value, the number
-    of values, and how many of them lie above the range."""
+    of values, how many of them lie above the range, and how many do not fit into each of DEPTHS."""
 
     images: int = 0
     deep: int = 0
@@ -30,12 +31,14 @@ class StoredValues:
     high: int = 0
     values: int = 0
     above: int = 0
+    too_deep: tuple[int, ...] = (0,) * len(DEPTHS)
 
     def __add__(self, other: "StoredValues") -> "StoredValues":
         with_values = [part for part in (self, other) if part.deep]
         low, high = (choose((getattr(part, name) for part in with_values), default=0) for choose, name in ((min, "low"), (max, "high")))
         counts = {name: getattr(self, name) + getattr(other, name) for name in ("images", "deep", "values", "above")}
-        return StoredValues(low=low, high=high, **counts)
+        too_deep = tuple(map(sum, zip(self.too_deep, other.too_deep)))
+        return StoredValues(low=low, high=high, too_deep=too_deep, **counts)
 
 
 def check_image_range(image_range: Sequence[int] | None) -> None:
@@ -61,36 +64,39 @@ def _of_row(data: SegmentationData, index: int) -> StoredValues:
             return StoredValues(1)
         pixels = stored_pixels(decode(stored.get("path"), stored.get("bytes")), str)
         above = 0 if data.image_range is None else np.count_nonzero(pixels > data.image_range[1])
-        return StoredValues(1, 1, int(pixels.min()), int(pixels.max()), pixels.size, above)
+        too_deep = tuple(int(np.count_nonzero(pixels >= 2**bits)) for bits in DEPTHS)
+        return StoredValues(1, 1, int(pixels.min()), int(pixels.max()), pixels.size, above, too_deep)
     return StoredValues()
 
 
 def find_image_range(parts: Sequence[SegmentationData], log: Callable[[str], None] = print) -> tuple[int, int] | None:
     """The range of all parts of the training data, which is logged; None where no image has more than 8 bits.
 
-    It is 0 to 2^b - 1, b the smallest of DEPTHS that holds every value. Raises ValueError for values that no depth holds.
+    It is 0 to 2^b - 1, b the smallest of DEPTHS that holds all values but a share of OUTLIERS at most. Raises ValueError for values that
+    no depth holds.
     """
     total = sum(map(stored_values, parts), StoredValues())
     if not total.deep:
         return None
-    fitting = [2**bits - 1 for bits in DEPTHS if total.low >= 0 and total.high < 2**bits]
-    if not fitting:
+    if total.low < 0 or total.high >= 2 ** DEPTHS[-1]:
         raise ValueError(
             f"the images of {parts[0].name} hold values of {total.low} to {total.high}; expected 0 to 65535 for an automatic image range. "
             "Give the values that are black and white by --image-range LOW HIGH"
         )
+    bits, above = next((bits, count) for bits, count in zip(DEPTHS, total.too_deep) if count <= OUTLIERS * total.values)
+    clipped = f", of which {above / total.values:.2g} of all lie above the range and become white" if above else ""
     log(
-        f"image range 0 to {fitting[0]}: {total.deep} of {total.images} images of {parts[0].name} hold more than 8 bits, with values of "
-        f"{total.low} to {total.high}; --image-range LOW HIGH sets another"
+        f"image range 0 to {2**bits - 1}: {total.deep} of {total.images} images of {parts[0].name} hold more than 8 bits, with values of "
+        f"{total.low} to {total.high}{clipped}; --image-range LOW HIGH sets another"
     )
-    return 0, fitting[0]
+    return 0, 2**bits - 1
 
 
 def check_values(data: SegmentationData, log: Callable[[str], None] = print) -> bool:
     """Compare images of more than 8 bits with the data's image range, which is logged; False where there are none.
 
-    Raises ValueError where there is none, and where more than half of all values lie above it: the images are not stored as those of
-    training were.
+    Raises ValueError where there is none, and where more than half of all values lie above it, or all below: the images are not stored as
+    those of training were.
     """
     total = stored_values(data)
     where = f"{total.deep} of {total.images} images of {data.name}/{data.split} hold more than 8 bits"
@@ -102,10 +108,12 @@ def check_values(data: SegmentationData, log: Callable[[str], None] = print) -> 
             "--image-range LOW HIGH"
         )
     low, high = data.image_range
-    if 2 * total.above > total.values:
+    if 2 * total.above > total.values or total.high <= low:
+        outside = "all of their values" if total.high <= low else f"{total.above / total.values:.0%} of their values"
+        side = "below" if total.high <= low else "above"
         raise ValueError(
-            f"{where}, and {total.above / total.values:.0%} of their values, up to {total.high}, lie above the image range {low} to {high}"
-            "; expected images stored as those of training. Store them so, or train with another --image-range"
+            f"{where}, and {outside}, {total.low} to {total.high}, lie {side} the image range {low} to {high}; expected images stored as "
+            "those of training. Store them so, or train with another --image-range"
         )
     clipped = f"; {total.above / total.values:.2%} of the values lie above it and become white" if total.above else ""
     is_dark = 4 * (total.high - low) < high - low
