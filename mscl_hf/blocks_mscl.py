@@ -3,17 +3,28 @@
 Self-contained (torch), so that a checkpoint can carry this file as remote code.
 """
 
+from types import MethodType
+
 import torch
 from torch import nn
 
 
 def calls_intermediates(timm_model: nn.Module) -> nn.Module:
-    """The model, whose call runs forward_intermediates instead of forward.
+    """The model, whose call with `indices` runs forward_intermediates.
 
     FSDP's and accelerate's hooks gather sharded and offloaded weights when a module is called; a method beside forward bypasses them.
     """
-    timm_model.forward = timm_model.forward_intermediates
+    timm_model.forward = MethodType(_forward, timm_model)  # bound, so that a copy of the model calls its own
     return timm_model
+
+
+def _forward(timm_model: nn.Module, x: torch.Tensor, *args, **options):
+    if "indices" in options:
+        return timm_model.forward_intermediates(x, *args, **options)
+    return type(timm_model).forward(timm_model, x, *args, **options)
+
+
+_forward.__name__ = "forward_intermediates"  # the attribute that a pickled model gets back
 
 
 def update_statistics_once(timm_model: nn.Module) -> None:

@@ -675,6 +675,20 @@ def test_classes_that_are_not_split_are_in_the_model(kind, name):
     assert model._no_split_modules and set(model._no_split_modules) <= called
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_the_timm_model_answers_as_timms(name, tmp_path):
+    """Called by itself it gives timm's features, also as a copy; the whole model may be pickled, too."""
+    model, image = MsclBackbone(config_of(name)).eval(), images(1)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    with torch.no_grad():
+        features = type(model.timm_model).forward(model.timm_model, image)
+        for same in (model, copy.deepcopy(model)):
+            assert torch.equal(same.timm_model(image), features)
+        for a, b in zip(again(image).feature_maps, model(image).feature_maps):
+            assert torch.equal(a, b)
+
+
 @EVERY
 def test_devices_are_shared_out_along_seams(kind, name):
     """However little fits on a device, no device map cuts through a backbone or a decoder: what they add up must lie together."""
