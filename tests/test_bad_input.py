@@ -63,6 +63,10 @@ PRETRAIN = {
     "ill-typed option": (("--max-steps", "many"), ("--max-steps", "'many'")),
     "unknown data set": (("--dataset", "camvidd"), ("unknown data set 'camvidd'", "camvid")),
     "no data folder given": (("--dataset", "camvid"), ("--data-dir", "train.txt")),
+    "a data folder and no data set": (("--data-dir", "{}/data"), ("--data-dir is {}/data and --dataset is synthetic",
+                                      "give --dataset folder (or camvid, ")),
+    "a folder of images and no data set": (("--image-dir", "{}/data/images"), ("--image-dir is {}/data/images", "give --dataset folder")),
+    "a column and no data set": (("--image-column", "photo"), ("--image-column is photo", "give --dataset hf")),
     "data folder not there": (("--dataset", "folder", "--data-dir", "{}/gone"), ("{}/gone is not there",)),
     "data folder without images": (("--dataset", "folder", "--data-dir", "{}/empty"), ("found no images in {}/empty",)),
     "data folder of another layout": (("--dataset", "camvid", "--data-dir", "{}/empty"), ("{}/empty", "no split 'train'", "train.txt")),
@@ -142,6 +146,9 @@ PRETRAIN = {
 }  # fmt: skip
 FINETUNE = {
     "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
+    "a data folder and no data set": (("--model", "{}/model", "--data-dir", "{}/data"), ("--data-dir is {}/data", "give --dataset folder")),
+    "classes and no data set": (("--model", "{}/model", "--classes", "a", "b"),
+                                ("--classes is ['a', 'b']", "give --dataset folder (or hf)")),
     "a folder that is no model": (("--model", "{}/no_model"), ("{}/no_model holds no model",)),
     "a folder without weights": (("--model", "{}/no_weights"), ("{}/no_weights", "model.safetensors")),
     "a broken configuration": (("--model", "{}/bad_config"), ("{}/bad_config", "JSON")),
@@ -157,6 +164,7 @@ FINETUNE = {
 EVALUATE = {
     "not fine-tuned": (("--model", "{}/model"), ("fine-tune it first",)),
     "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
+    "a data folder and no data set": (("--model", "{}/tuned", "--data-dir", "{}/data"), ("--data-dir is {}/data", "give --dataset folder")),
     "missing split": (("--model", "{}/tuned", "--split", "dev"), ("--split is dev; expected one of train, val, test. Choose one of them",)),
     "no test split": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/data"),
                       ("--split is test; expected one of train, val. Choose one of them",)),

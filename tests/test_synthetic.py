@@ -9,6 +9,7 @@ import pytest
 
 from mscl_hf.data import load_data
 from mscl_hf.data.synthetic import draw_scene
+from mscl_hf.data.training import DataOptions, usable
 
 SIZE = (96, 128)
 
@@ -94,3 +95,10 @@ def test_other_sizes_and_seeds():
     assert not np.array_equal(other.image, load_data("synthetic", "val").read(0).image)
     with pytest.raises(ValueError, match="at least 32x32"):
         load_data("synthetic", "val", scene_height=8)
+
+
+def test_the_log_names_drawn_scenes():
+    """A run on drawn scenes says so in one line, so that nobody takes its figures for those of own images."""
+    lines = []
+    usable(load_data("synthetic", "train", scenes=4).select(range(2)), DataOptions(), lines.append)
+    assert lines == ["synthetic/train: 4 drawn scenes, no files (--dataset synthetic)"]

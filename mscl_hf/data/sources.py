@@ -58,7 +58,8 @@ def build_synthetic(
     """Scenes drawn on demand; `scenes` changes their number, `scene_seed` draws other ones."""
     check_split(split, SPLIT_SIZES, "the synthetic data")
     rows = DrawnScenes(split, scenes or SPLIT_SIZES[split], scene_seed, scene_height, scene_width, masks=not unlabelled)
-    return SegmentationData(rows, () if unlabelled else SYNTHETIC_CLASSES, "synthetic", split)
+    note = f"{len(rows)} drawn scenes, no files (--dataset synthetic)"
+    return SegmentationData(rows, () if unlabelled else SYNTHETIC_CLASSES, "synthetic", split, note=note)
 
 
 def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
@@ -267,11 +268,7 @@ def load_data(
         near = difflib.get_close_matches(dataset, DATASETS)
         raise ValueError(f"unknown data set {dataset!r}; close: {near}; there are: {', '.join(DATASETS)}")
     source = DATASETS[dataset]
-    known = [name for name in inspect.signature(source.build).parameters if name not in ("split", "data_dir", "unlabelled")]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known)
-            raise ValueError(f"the data set {dataset!r} has no option {name!r}; close: {near}; it has: {', '.join(known) or 'none'}")
+    _check_options(dataset, options if data_dir is None else {"data_dir": data_dir, **options})
     if data_dir is None and source.needs_folder:
         raise ValueError(f"the data set {dataset!r} needs a data folder (--data-dir): {source.layout}")
     if data_dir is not None and dataset != "hf":  # hf may name a data set of the Hub, which is no folder
@@ -282,3 +279,25 @@ def load_data(
             raise ValueError(f"the data folder {data_dir} is not there; wanted {source.layout}")
     data = source.build(split, data_dir, unlabelled, **options)
     return data if image_range is None else replace(data, image_range=tuple(image_range))
+
+
+def _check_options(dataset: str, options: dict[str, Any]) -> None:
+    """Raise ValueError for options that the data set does not read, naming the data sets that do."""
+    accepted = _options_of(dataset)
+    for name, value in options.items():
+        if name in accepted:
+            continue
+        readers = sorted((other for other in DATASETS if name in _options_of(other)), key="folder".__ne__)  # folder first
+        if not readers:
+            near = difflib.get_close_matches(name, accepted)
+            raise ValueError(f"the data set {dataset!r} has no option {name!r}; close: {near}; it has: {', '.join(accepted) or 'none'}")
+        others = f" (or {', '.join(readers[1:])})" if len(readers) > 1 else ""
+        reason = "is drawn and reads no files" if dataset == "synthetic" else "does not read this option"
+        flag = "--" + {"revision": "data_revision"}.get(name, name).replace("_", "-")
+        raise ValueError(f"{flag} is {value} and --dataset is {dataset}, which {reason}; give --dataset {readers[0]}{others}")
+
+
+def _options_of(dataset: str) -> list[str]:
+    """The names of the options that a data set reads, data_dir among them."""
+    names = [name for name in inspect.signature(DATASETS[dataset].build).parameters if name not in ("split", "unlabelled")]
+    return [name for name in names if dataset != "synthetic" or name != "data_dir"]
