@@ -344,3 +344,24 @@ def test_cases(cases, case, count):
     """Each is read without flags, with masks and without."""
     names, images = both(cases / case)
     assert len(names) == len(images) == count
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("case", ["folders", "beside", "split above"])
+def test_hf_reads_no_mask_files_as_images(tmp_path, case, streaming):
+    """`datasets` takes every file of a folder for an image: where some are masks, the error names the data set that pairs them."""
+    names = {
+        "folders": ("images/train/0.jpg", "masks/train/0.png", "images/train/1.jpg", "masks/train/1.png"),
+        "beside": ("0.jpg", "0_mask.png", "1.jpg", "1_mask.png"),
+        "split above": ("train/images/0.jpg", "train/masks/0.png", "train/images/1.jpg", "train/masks/1.png"),
+    }
+    write(tmp_path, *names[case])
+    for unlabelled in (True, False):
+        with pytest.raises(ValueError, match="2 of them are masks. Give --dataset folder"):
+            load_data("hf", "train", tmp_path, unlabelled=unlabelled, streaming=streaming)
+
+
+def test_hf_reads_a_folder_of_images_alone(tmp_path):
+    """Folders of classes without masks stay images."""
+    write(tmp_path, "train/cat/0.jpg", "train/dog/1.jpg")
+    assert len(load_data("hf", "train", tmp_path, unlabelled=True)) == 2

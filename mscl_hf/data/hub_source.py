@@ -9,11 +9,13 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
 from .layout import UnknownSplit, split_names
-from .opening import DECODE_ERRORS, cards, decode, named_files, refuse_packed, refuse_strays
+from .mask_files import separate
+from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, cards, decode, named_files, refuse_packed, refuse_strays
 from .segmentation_data import SegmentationData, Slice
 from .shards import ParquetShard, StreamedShard
 from .stream import SegmentationStream
@@ -50,6 +52,8 @@ def build_hf(
     if data_dir is None:
         raise ValueError("the data set 'hf' needs --data-dir: a Hub name, a parquet file or a folder that `datasets` reads")
     rows = load_rows(str(data_dir), split, subset, revision, streaming)
+    if Path(data_dir).is_dir():
+        refuse_mask_files(Path(data_dir), split, subset, revision)
     features = features_of(rows, str(data_dir))
     if streaming and rows.features is not None:
         rows = rows.decode(False)  # the newer `datasets` has threads that decode files of the Hub, whatever a column is cast to
@@ -138,6 +142,25 @@ def refuse_named_files(folder: Path) -> None:
     card = next((card for card in cards(folder) if named_files(card)), None)
     if card is not None:
         raise ValueError(f"{card} names data files, and `datasets` reads *, ? or [ in the path as a pattern; rename the folder")
+
+
+def refuse_mask_files(folder: Path, split: str, subset: str | None, revision: str | None) -> None:
+    """ValueError where `datasets` reads a folder of image files without metadata, and some of the split's files are masks."""
+    if any((folder / marker).is_file() for marker in SAVED):
+        return
+    builder = datasets.load_dataset_builder(**source_of(str(folder), split, subset, revision))
+    if not isinstance(builder, ImageFolder):
+        return
+    files = [Path(file) for file in builder.config.data_files[there_is(split, list(builder.config.data_files), str(folder))]]
+    if any(file.name in ImageFolder.METADATA_FILENAMES for file in files):
+        return
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    separated = separate(images, folder.resolve())
+    if separated.left_out:
+        raise ValueError(
+            f"--dataset is hf, which reads each of the {len(images)} files of {folder} as an image, and {separated.left_out} of them are "
+            "masks. Give --dataset folder, or name image and mask of each row in a metadata.jsonl (file_name, mask_file_name)"
+        )
 
 
 def parquet_files(name: str, split: str, subset: str | None, revision: str | None) -> list[str]:
