@@ -365,3 +365,23 @@ def test_hf_reads_a_folder_of_images_alone(tmp_path):
     """Folders of classes without masks stay images."""
     write(tmp_path, "train/cat/0.jpg", "train/dog/1.jpg")
     assert len(load_data("hf", "train", tmp_path, unlabelled=True)) == 2
+
+
+def test_splits_with_a_number_are_splits(tmp_path):
+    """train2017 and val2017, as COCO has them, are two splits, above images/ or below; train_1 and train_2 alone are volumes of one."""
+    write(tmp_path / "a", "images/train2017/0.jpg", "masks/train2017/0.png", "images/val2017/1.jpg", "masks/val2017/1.png")
+    write(tmp_path / "b", "Train_2017/images/0.jpg", "Train_2017/masks/0.png", "val_2017/images/1.jpg", "val_2017/masks/1.png")
+    for root in (tmp_path / "a", tmp_path / "b"):
+        assert both(root) == (["0"], ["0"]) and both(root, "val") == (["1"], ["1"])
+    write(tmp_path / "c", "images/train_1/0.jpg", "masks/train_1/0.png", "images/train_2/1.jpg", "masks/train_2/1.png")
+    assert both(tmp_path / "c")[0] == ["train_1/0", "train_2/1"]
+    write(tmp_path / "d", "images/train2014/0.jpg", "images/train2017/1.jpg", "images/val2017/2.jpg")
+    assert "['train2014', 'train2017', 'val2017']" in error(tmp_path / "d", unlabelled=True)
+    assert load_data("folder", "train2017", tmp_path / "d", unlabelled=True).names == ["1"]
+
+
+def test_folders_that_are_merged_are_named(tmp_path):
+    """Sub-folders that are no splits are read as one, and the log names them."""
+    write(tmp_path, "images/trn/0.jpg", "masks/trn/0.png", "images/tst/1.jpg", "masks/tst/1.png")
+    for unlabelled in (False, True):
+        assert "2 sub-folders are read together: trn, tst" in load_data("folder", "train", tmp_path, unlabelled=unlabelled).note

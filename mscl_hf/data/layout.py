@@ -15,6 +15,7 @@ WORDS = (  # in names of folders and files of masks
     "semantic|targets?"
 )
 SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))  # names that mean the same
+NUMBERED = re.compile(rf"({'|'.join(name for names in SPLITS for name in names)})[ ._-]?[0-9]+")  # train2017, val_2017
 WANTED = "a folder with images/ and masks/ (or only images), or image_dir and mask_dir"
 
 
@@ -80,7 +81,7 @@ def in_split(folder: Path, split: str) -> Path:
     found = split_folder(folder, split)
     if found is not None:
         return found
-    divided = [name for name in subfolders(folder) if any(name.lower() in names for names in SPLITS)]
+    divided = split_folders(folder)
     if divided or split != "train":
         state = f"the split folders there are {divided}" if divided else "it has no split folders, so all of it is 'train'"
         message = f"no split {split!r} in {folder}: {state}; make {folder / split}, and the same below the masks"
@@ -89,11 +90,32 @@ def in_split(folder: Path, split: str) -> Path:
 
 
 def split_folder(folder: Path, split: str) -> Path | None:
-    """The sub-folder with the split's name, else with another of its names."""
+    """The sub-folder with the split's name, else with another of its names, else the only one with such a name and a number."""
     if (folder / split).is_dir():
         return folder / split
     names = {name.lower(): name for name in reversed(subfolders(folder))}
-    return next((folder / names[name] for name in split_names(split) if name in names), None)
+    exact = next((folder / names[name] for name in split_names(split) if name in names), None)
+    numbered = [folder / name for name in split_folders(folder) if without_number(name) in split_names(split)]
+    return numbered[0] if exact is None and len(numbered) == 1 else exact
+
+
+def split_folders(folder: Path) -> list[str]:
+    """Names of the sub-folders that are splits. train_1 and train_2 alone are parts of one; train2017 beside val2017 is a split."""
+    names = {name: without_number(name) for name in subfolders(folder)}
+    splits = {split for split, *_ in filter(None, map(split_names_of, names.values()))}
+    known = [name for name, plain in names.items() if split_names_of(plain)]
+    return known if len(splits) > 1 else [name for name in known if names[name] == name.lower()]
+
+
+def split_names_of(name: str) -> tuple[str, ...] | None:
+    """All names of the split that has this one; None for other names."""
+    return next((names for names in SPLITS if name in names), None)
+
+
+def without_number(name: str) -> str:
+    """train2017 as train; other names in lower case."""
+    numbered = NUMBERED.fullmatch(name.lower())
+    return numbered[1] if numbered else name.lower()
 
 
 def split_names(split: str) -> tuple[str, ...]:

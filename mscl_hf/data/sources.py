@@ -15,6 +15,7 @@ from .files import (
     class_names,
     file_rows,
     find_images,
+    first_three,
     found_classes,
     links_note,
     make_table,
@@ -162,7 +163,7 @@ def build_folder(
     names = unique_names(images, images_root)
     slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
     table = make_table(label_map, reduce_labels)
-    note = f" in {images_root}{links_note(files.links)}"
+    note = f" in {images_root}{_merged_note(names)}{links_note(files.links)}"
     masks_root = masks_root or separated.own_folder(images_root)
     if unlabelled and separated.left_out:
         note += f"; {separated.left_out} of {len(files.images)} image files are masks and are left out"
@@ -180,6 +181,12 @@ def build_folder(
     note += f"; masks in {masks_root}" if masks_root else f"; masks beside them, as {masks[0].name} of {images[0].name}"
     found = class_names(classes, num_classes) or found_classes(open_masks(masks), table)
     return from_files("folder", split, names, images, masks, found, table, slices=slices, note=note)
+
+
+def _merged_note(names: Sequence[str]) -> str:
+    """Names the sub-folders whose images are read as one split; '' for fewer than two."""
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    return f"; its {len(folders)} sub-folders are read together: {first_three(folders)}" if len(folders) > 1 else ""
 
 
 def _lines(path: Path) -> list[str]:
