@@ -385,3 +385,27 @@ def test_folders_that_are_merged_are_named(tmp_path):
     write(tmp_path, "images/trn/0.jpg", "masks/trn/0.png", "images/tst/1.jpg", "masks/tst/1.png")
     for unlabelled in (False, True):
         assert "2 sub-folders are read together: trn, tst" in load_data("folder", "train", tmp_path, unlabelled=unlabelled).note
+
+
+def test_output_of_a_run_in_the_data_folder_is_no_data(tmp_path):
+    """The pictures that a run draws into a sub-folder of its data are not trained on, and the log names the folder."""
+    write(tmp_path, "0.jpg", "0.png", "1.jpg", "1.png", "out/training.jpg", "out/stage1/features.jpg", "model/predictions.jpg")
+    (tmp_path / "out" / "run.json").write_text('{"output_dir": "out"}')
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mscl"}')
+    assert both(tmp_path) == (["0", "1"], ["0", "1"])
+    note = load_data("folder", "train", tmp_path).note
+    assert f"2 folder(s) with the output of a run are not entered: {tmp_path}/model, {tmp_path}/out" in note
+    write(tmp_path / "microscope", "a/0.jpg", "b/1.jpg")
+    (tmp_path / "microscope" / "a" / "run.json").write_text('{"exposure": 3}')
+    assert load_data("folder", "train", tmp_path / "microscope", unlabelled=True).names == ["a/0", "b/1"]
+
+
+def test_images_in_other_formats_are_counted_and_named(tmp_path):
+    """Photos of a phone and arrays among the images are not read, and the log names them instead of passing over them."""
+    write(tmp_path, "images/0.jpg", "masks/0.png")
+    for name in ("IMG_1.HEIC", "2.jfif", "3.npy"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    files = "3 file(s) in formats that are not read: 2.jfif, 3.npy, IMG_1.HEIC; convert them to PNG"
+    assert files in load_data("folder", "train", tmp_path).note
+    (tmp_path / "images" / "0.jpg").unlink()
+    assert files in error(tmp_path)

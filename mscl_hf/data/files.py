@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from .pixels import BadSample, ColorMask, index_array
 from .segmentation_data import IGNORE_INDEX, Slice, unreadable
 
 HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnails
+NOT_READ = (".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".npy", ".npz", ".mat", ".h5", ".dcm", ".nii", ".exr",
+            ".svg", ".psd", ".eps", ".raw", ".dng", ".cr2", ".nef", ".arw")  # fmt: skip
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
 FAULTS_AT_MOST = 50  # after which the search ends where no mask before was usable
 Mask = Image.Image | np.ndarray  # as `decode` returns it
@@ -35,10 +38,11 @@ def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path
 
 
 class Listing(NamedTuple):
-    """images: the image files below a folder, sorted. links: its sub-folders that are links, which are not entered."""
+    """images: the image files below a folder, sorted. skipped: its sub-folders that are links or hold the output of a run, which are
+    not entered, and images and arrays in formats that are not read."""
 
     images: list[Path]
-    links: list[Path]
+    skipped: list[Path]
 
 
 def list_images(folder: Path) -> Listing:
@@ -46,24 +50,37 @@ def list_images(folder: Path) -> Listing:
 
     Raises ValueError for a folder that cannot be read.
     """
-    links: list[Path] = []
-    images = [path for path in visible_files(folder, links) if path.suffix.lower() in IMAGE_SUFFIXES]
-    return Listing(sorted(images), sorted(links))
+    skipped: list[Path] = []
+    files = list(visible_files(folder, skipped))
+    skipped += [path for path in files if path.suffix.lower() in NOT_READ]
+    return Listing(sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), sorted(skipped))
 
 
-def visible_files(folder: Path, links: list[Path] | None = None) -> Iterator[Path]:
-    """The files below a folder but for hidden ones. links: takes the sub-folders that are links, which are not entered."""
+def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[Path]:
+    """The files below a folder but for hidden ones and the output of runs. skipped: takes the sub-folders of runs, and those that are
+    links, which are not entered."""
 
     def unreadable(error: OSError):
         raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}); correct its permissions, or move it elsewhere")
 
     for place, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
-        if links is not None:
-            links += [path for name in folders if (path := Path(place, name)).is_symlink()]
+        paths = [Path(place, name) for name in sorted(folders) if not name.startswith(HIDDEN)]
+        closed = [path for path in paths if path.is_symlink() or holds_run(path)]
+        folders[:] = [path.name for path in paths if path not in closed]
+        if skipped is not None:
+            skipped += closed
         for path in (Path(place, name) for name in sorted(names) if not name.startswith(HIDDEN)):
             if path.is_file() or not path.exists():  # a broken link is a file that the check of the data names
                 yield path
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run wrote its record or model into the folder; the record of another program has no output_dir."""
+    for name, mark in (("run.json", '"output_dir"'), ("config.json", '"mscl"')):
+        with suppress(OSError, UnicodeDecodeError):
+            if mark in read_text(folder / name):
+                return True
+    return False
 
 
 def find_images(folder: Path) -> Listing:
@@ -71,7 +88,7 @@ def find_images(folder: Path) -> Listing:
     found = list_images(folder)
     if not found.images:
         looked_for = f"{' '.join(IMAGE_SUFFIXES)} in it and its sub-folders"
-        raise ValueError(f"found no images in {folder} (looked for {looked_for}){links_note(found.links)}")
+        raise ValueError(f"found no images in {folder} (looked for {looked_for}){skipped_note(found.skipped)}")
     return found
 
 
@@ -79,12 +96,20 @@ def holds_images(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible_files(folder))
 
 
-def links_note(links: Sequence[Path]) -> str:
-    """What is not read, and how it would be; '' where nothing is linked."""
-    if not links:
-        return ""
-    folders = first_three([f"{link} -> {os.readlink(link)}" for link in links])
-    return f"; {len(links)} linked folder(s) are not entered: {folders}; to read one, link its files instead (cp -rs FOLDER .)"
+def skipped_note(skipped: Sequence[Path]) -> str:
+    """What is not read, and how it would be; '' for nothing. skipped: see `Listing`."""
+    links = [f"{path} -> {os.readlink(path)}" for path in skipped if path.is_dir() and path.is_symlink()]
+    runs = [str(path) for path in skipped if path.is_dir() and not path.is_symlink()]
+    files = [path.name for path in skipped if not path.is_dir()]
+    note = ""
+    if links:
+        note += f"; {len(links)} linked folder(s) are not entered: {first_three(links)}"
+        note += "; to read one, link its files instead (cp -rs FOLDER .)"
+    if runs:
+        note += f"; {len(runs)} folder(s) with the output of a run are not entered: {first_three(runs)}"
+    if files:
+        note += f"; {len(files)} file(s) in formats that are not read: {first_three(files)}; convert them to PNG"
+    return note
 
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import first_three, links_note, visible_files
+from .files import first_three, skipped_note, visible_files
 from .layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, subfolders
 from .mask_files import Separated, key, normal
 from .opening import IMAGE_SUFFIXES
@@ -25,11 +25,11 @@ def _unmatched(
     missing: Sequence[Path], images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str
 ) -> str:
     others = {*images, *masks}
-    links: list[Path] = []
-    unused = [path for path in visible_files(masks_root, links) if path not in others]
+    skipped: list[Path] = []
+    unused = [path for path in visible_files(masks_root, skipped) if path not in others]
     shown = first_three([path.relative_to(masks_root).as_posix() for path in unused]) or "no other file"
     text = f"{len(missing)} of {len(images)} images have no mask: {first_three(list(map(str, missing)))}"
-    text += f"; expected {masks_root / key(missing[0], images_root)}{suffix}.png, and {masks_root} holds {shown}{links_note(links)}. "
+    text += f"; expected {masks_root / key(missing[0], images_root)}{suffix}.png, and {masks_root} holds {shown}{skipped_note(skipped)}. "
     candidates = [path for path in unused if path.suffix.lower() in IMAGE_SUFFIXES]
     flags = _suffix_flag(missing, candidates, images_root, masks_root) or _folder_flags(missing, candidates, suffix)
     if flags:

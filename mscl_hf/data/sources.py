@@ -17,11 +17,11 @@ from .files import (
     find_images,
     first_three,
     found_classes,
-    links_note,
     make_table,
     open_masks,
     require_files,
     require_masks,
+    skipped_note,
     slices_by_name,
     unique_names,
 )
@@ -116,7 +116,7 @@ def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> Se
     table[:34] = IGNORE_INDEX  # the data set knows ids 0..33; any other id stays itself and is refused when read
     table[list(CITYSCAPES_CLASSES.values())] = np.arange(19)
     groups = tuple(name.split("/")[0] for name in names)
-    note = f" in {root / split}{links_note(files.links)}"
+    note = f" in {root / split}{skipped_note(files.skipped)}"
     return from_files("cityscapes", split, names, images, masks, tuple(CITYSCAPES_CLASSES), table, groups, note=note)
 
 
@@ -126,11 +126,11 @@ def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     there = subfolders(root / "images")
     folder = {"train": "training", "val": "validation"}.get(split, split)
     check_split(folder, there, str(root), DATASETS["ade20k"].layout)
-    images, links = find_images(root / "images" / folder)
+    images, skipped = find_images(root / "images" / folder)
     names = unique_names(images, root / "images" / folder)
     masks = None if unlabelled else [root / "annotations" / folder / f"{name}.png" for name in names]
     classes = class_names(Path(__file__).with_name("ade20k_classes.txt"), 150)
-    note = f" in {root / 'images' / folder}{links_note(links)}"
+    note = f" in {root / 'images' / folder}{skipped_note(skipped)}"
     return from_files("ade20k", split, names, images, masks, classes, make_table(None, reduce_labels=True), note=note)
 
 
@@ -163,7 +163,7 @@ def build_folder(
     names = unique_names(images, images_root)
     slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
     table = make_table(label_map, reduce_labels)
-    note = f" in {images_root}{_merged_note(names)}{links_note(files.links)}"
+    note = f" in {images_root}{_merged_note(names)}{skipped_note(files.skipped)}"
     masks_root = masks_root or separated.own_folder(images_root)
     if unlabelled and separated.left_out:
         note += f"; {separated.left_out} of {len(files.images)} image files are masks and are left out"
