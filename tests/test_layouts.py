@@ -409,3 +409,24 @@ def test_images_in_other_formats_are_counted_and_named(tmp_path):
     assert files in load_data("folder", "train", tmp_path).note
     (tmp_path / "images" / "0.jpg").unlink()
     assert files in error(tmp_path)
+
+
+ADVICE = {
+    "a held-out split without masks": ("val", {}, ("images/train/0.jpg", "masks/train/0.png", "images/val/1.jpg"),
+                                       "expected {}/masks/val/1.png", "or train with --val-split none"),
+    "overlays beside masks": ("train", {}, ("0.jpg", "0_mask.png", "0_overlay.png", "1.jpg", "1_mask.png", "1_overlay.png"),
+                              "expected {}/0_overlay_mask.png", "take these images out"),
+    "a suffix that no mask has": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0.png"),
+                                  "expected {}/masks/0_mask.png, and {}/masks holds 0.png", "Leave out --mask-suffix"),
+    "another suffix": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0_gt.png"), "0_mask.png", "Pass --mask-suffix=_gt"),
+    "half": ("train", {}, ("images/0.jpg", "images/1.jpg", "masks/0.png"), "1 of 2", "mscl-pretrain --unlabelled rest"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADVICE)
+def test_advice_for_missing_masks(tmp_path, case):
+    """The expected file is one that would be read, and the advice an option that helps."""
+    split, options, files, expected, advice = ADVICE[case]
+    write(tmp_path, *files)
+    message = error(tmp_path, split, **options)
+    assert expected.format(tmp_path, tmp_path) in message and advice in message, message

@@ -7,36 +7,59 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import first_three, skipped_note, visible_files
-from .layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, subfolders
+from .layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, split_folder, split_folders, subfolders
 from .mask_files import Separated, key, normal
 from .opening import IMAGE_SUFFIXES
 
 
 def require_matches(
-    images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str, masked_only: bool
+    images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str, masked_only: bool, split: str
 ) -> None:
     """Raise ValueError where images have no mask; with masked_only, where none has one."""
     missing = [image for image, mask in zip(images, masks) if mask is None or not mask.is_file()]
     if missing and not (masked_only and len(missing) < len(images)):
-        raise ValueError(_unmatched(missing, images, masks, images_root, masks_root, suffix))
+        raise ValueError(_unmatched(missing, images, masks, images_root, masks_root, suffix, split))
 
 
 def _unmatched(
-    missing: Sequence[Path], images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str
-) -> str:
+    missing: Sequence[Path], images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str,
+    split: str,
+) -> str:  # fmt: skip
     others = {*images, *masks}
     skipped: list[Path] = []
     unused = [path for path in visible_files(masks_root, skipped) if path not in others]
     shown = first_three([path.relative_to(masks_root).as_posix() for path in unused]) or "no other file"
+    lacks_split = split != "train" and bool(split_folders(masks_root)) and split_folder(masks_root, split) is None
+    folder = masks_root / images_root.name if lacks_split else masks_root
     text = f"{len(missing)} of {len(images)} images have no mask: {first_three(list(map(str, missing)))}"
-    text += f"; expected {masks_root / key(missing[0], images_root)}{suffix}.png, and {masks_root} holds {shown}{skipped_note(skipped)}. "
+    text += f"; expected {_expected(missing[0], images, masks, images_root, folder, suffix)}, and {masks_root} holds {shown}"
+    text += f"{skipped_note(skipped)}. "
+    if lacks_split:
+        return f"{text}Add the masks of the split {split!r}, or train with --val-split none"
     candidates = [path for path in unused if path.suffix.lower() in IMAGE_SUFFIXES]
+    if suffix and 2 * len({key(path, masks_root) for path in candidates} & {key(path, images_root) for path in missing}) >= len(missing):
+        return f"{text}Leave out --mask-suffix: the masks have the names of their images"
     flags = _suffix_flag(missing, candidates, images_root, masks_root) or _folder_flags(missing, candidates, suffix)
     if flags:
         return f"{text}Pass {flags}"
     if len(missing) == len(images):
         return f"{text}Give the masks the names of their images, as PNG, BMP, GIF or TIFF, or pre-train without masks (--losses g+l)"
-    return f"{text}Add the masks, take these images out, or pass --masked-only (with --unlabelled rest they still serve without labels)"
+    remedy = "Add the masks, take these images out, or pass --masked-only"
+    return f"{text}{remedy} (mscl-pretrain --unlabelled rest still reads them, without labels)"
+
+
+def _expected(
+    image: Path, images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str
+) -> Path:
+    """The file that would be the image's mask; beside images, it is named as the other masks are."""
+    path = masks_root / f"{key(image, images_root)}{suffix}.png"
+    if path not in images:
+        return path
+    endings = [
+        mask.name[len(other.stem) :] for other, mask in zip(images, masks) if mask is not None and mask.name.startswith(other.stem)
+    ]
+    ending = next((ending for ending in endings if not ending.startswith(".")), "_mask.png")
+    return path.with_name(image.stem + ending)
 
 
 def _suffix_flag(missing: Sequence[Path], unused: Sequence[Path], images_root: Path, masks_root: Path) -> str:

@@ -172,7 +172,7 @@ def build_folder(
     if unlabelled:
         return from_files("folder", split, names, images, None, (), slices=slices, note=note)
     masks = match_masks(separated, images_root, masks_root, mask_suffix)
-    require_matches(images, masks, images_root, masks_root or images_root, mask_suffix, masked_only)
+    require_matches(images, masks, images_root, masks_root or images_root, mask_suffix, masked_only, split)
     if masked_only:
         kept = [i for i, mask in enumerate(masks) if mask is not None]
         note += f"; {len(images) - len(kept)} images without a mask are left out"
