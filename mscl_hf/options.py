@@ -24,6 +24,8 @@ from .text_files import read_text
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
+MAPPINGS = ("label_map",)  # options whose text is key:value,...; a file may hold them as a mapping
+
 
 class _YamlLoader(yaml.SafeLoader):
     """YAML without its numbers to base 60, of which `255:1` would be 15301: such a value is text."""
@@ -104,13 +106,27 @@ def _typed(path: str, key: str, value, action):
     kind = "true or false" if action.type is string_to_bool else getattr(action.type, "__name__", "text")
     if value is None and action.default is None:
         return None
+    if key in MAPPINGS and isinstance(value, dict):
+        value = ",".join(f"{stored}:{new}" for stored, new in value.items())
     try:
         if isinstance(value, list) and not many:
             raise ValueError
         values = [_scalar(action.type, v) for v in (value if isinstance(value, list) else [value])]
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{path}: {key} is {shown(value)}, which cannot be read as {'a list of ' * many}{kind}") from error
+        wanted = f"{'a list of ' * many}{kind}{_yaml_remedy(value, action)}"
+        raise ValueError(f"{path}: {key} is {shown(value)}, which cannot be read as {wanted}") from error
     return values if many else values[0]
+
+
+def _yaml_remedy(value, action) -> str:
+    """How to write text that YAML reads as another value; '' where that is not the fault."""
+    if action.nargs in ("+", "*") and isinstance(value, dict):
+        names = [str(value[name]) for name in sorted(value, key=lambda name: (not isinstance(name, int), str(name).zfill(9)))]
+        return f"; write a list: [{', '.join(names)}]"[:200]
+    values = value if isinstance(value, list) else [value]
+    if action.type is str and any(item is None or isinstance(item, bool) for item in values):
+        return "; quote yes, no, on, off, true, false and null, which are not text in YAML: 'no'"
+    return ""
 
 
 def _scalar(kind: Callable, value):

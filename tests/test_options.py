@@ -9,6 +9,7 @@ import harness
 import pytest
 from test_recipes import write_folder
 
+from mscl_hf.data.training import DataOptions
 from mscl_hf.data.views import ViewOptions
 from mscl_hf.log import read_log
 from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss
@@ -84,6 +85,10 @@ def test_yaml_with_a_byte_order_mark(tmp_path, encoding):
         ("number: null", "cannot be read as int"),
         ("loud: perhaps", "cannot be read as true or false"),
         ("name: no", "name is False, which cannot be read as str"),
+        ("name: no", "quote yes, no, on, off, true, false and null, which are not text in YAML: 'no'"),
+        ("words: [a, yes]", "words is ['a', True], which cannot be read as a list of str; quote yes, no"),
+        ("words: [a, null]", "words is ['a', None], which cannot be read as a list of str; quote yes, no"),
+        ("words: {1: car, 0: road}", "which cannot be read as a list of str; write a list: [road, car]"),
         ("- number", "must hold 'option: value' lines, got a list"),
         ("number: [1", "is no valid YAML"),
     ],
@@ -92,6 +97,17 @@ def test_bad_yaml_is_named(tmp_path, yaml, says):
     """File, option and value stand in one sentence."""
     message = refusal(yaml=yaml, tmp_path=tmp_path)
     assert says in message and "o.yaml" in message
+
+
+def test_a_label_map_may_be_a_mapping(tmp_path):
+    """{255: 1, 7: 255} in a file is the text 255:1,7:255; other values are named."""
+    file = tmp_path / "o.yaml"
+    for text in ("label_map: {255: 1, 7: 255}", "label_map:\n  255: 1\n  7: 255", "label_map: 255:1,7:255", "label-map: '255:1,7:255'"):
+        file.write_text(text)
+        assert parse([DataOptions], "data", ["--config", str(file)])[0].label_map == "255:1,7:255"
+    file.write_text("label_map: [255, 1]")
+    with pytest.raises(ValueError, match="label_map is .255, 1., which cannot be read as str"):
+        parse([DataOptions], "data", ["--config", str(file)])
 
 
 def test_aliases_do_not_fill_the_message(tmp_path):
