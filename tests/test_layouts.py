@@ -245,6 +245,18 @@ def test_an_empty_folder_of_masks(tmp_path, name):
         finetuning_data(DataOptions(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
 
 
+@pytest.mark.parametrize("names", [["annotations.json"], ["annotations/instances.json"], ["images/0.json", "images/1.json"]])
+def test_annotations_in_json(tmp_path, names):
+    """The polygons of COCO and LabelMe are not read: the error names their files and says what to export."""
+    write(tmp_path, "images/0.jpg", "images/1.jpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError) as caught:
+        finetuning_data(DataOptions(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
+    assert f"{tmp_path} holds {', '.join(names)}, and annotations in JSON are not read; export masks as PNG" in str(caught.value)
+
+
 def test_a_folder_of_pairs_that_are_partly_masks(tmp_path):
     """Some of the files of one name look like masks: one error with the flags, which are taken at their word."""
     write(tmp_path, "0.jpg", "0.png", "1.jpg")
