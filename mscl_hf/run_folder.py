@@ -24,6 +24,8 @@ MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperatu
 # Options that name files: these count by what they hold, wherever they lie. Images are compared with those of the checkpoint, in train.py.
 MODELS = ("model", "start_from")
 FILES = (*MODELS, "backbone_weights", "classes")
+COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-evaluate"}  # by an option that no other command has
+SHOWN_AT_MOST = 6  # settings that differ
 RECORD, LOCK, UNFINISHED = "run.json", ".lock", ".tmp-"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as of Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files of this process, whose locks end with it, however it ends
@@ -41,10 +43,13 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
     started = bool(there - {RECORD})
     if started and RECORD not in there:
         raise ValueError(f"{out} is not empty and holds no run of ours; give a new or empty --output-dir")
+    old = json.loads(record.read_text()) if started else {}
+    if started and _command_of(old) != _command_of(configuration):
+        raise ValueError(f"{out} holds a run of {_command_of(old) or 'another command'}; give another --output-dir")
     if started and not resume:
         raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
     configuration = configuration | {"contents": _contents(configuration)}
-    wanted = _check_same(out, json.loads(record.read_text()), configuration) if started else configuration
+    wanted = _check_same(out, old, configuration) if started else configuration
     accelerator.wait_for_everyone()  # no process may look after the main one has written
     if accelerator.is_main_process:
         try:
@@ -104,10 +109,27 @@ def _check_same(out: Path, old: dict, new: dict) -> dict:
     changed = [key for key in sorted({*old, *new} - {"contents"}) if key not in FREE_TO_CHANGE and _differs(key, old, new)]
     allowed = {key: [old.get(key), new.get(key)] for key in changed if key in MAY_CHANGE}
     if len(allowed) < len(changed):
-        differences = ", ".join(_difference(key, old, new) for key in changed if key != "commit")
+        shown = [key for key in changed if key != "commit"]
+        if shown == ["max_steps"] and new["max_steps"] > old["max_steps"]:
+            raise ValueError(_longer(out, old, new))
+        differences = ", ".join(_difference(key, old, new) for key in shown[:SHOWN_AT_MOST])
+        differences += f" and {len(shown) - SHOWN_AT_MOST} more" if len(shown) > SHOWN_AT_MOST else ""
         raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
     history += [allowed] if allowed else []
     return new | ({"changed": history} if history else {})
+
+
+def _command_of(configuration: dict) -> str | None:
+    return next((command for option, command in COMMANDS.items() if option in configuration), None)
+
+
+def _longer(out: Path, old: dict, new: dict) -> str:
+    """The message for a run that is to get more steps: its learning rates were set for those that it has."""
+    option = "--start-from" if _command_of(new) == "mscl-pretrain" else "--model"
+    return (
+        f"--max-steps is {new['max_steps']} and {out} holds a run of {old['max_steps']} steps, which cannot be extended, since its "
+        f"schedule ends there. To train on from its model, give {option} {out} and another --output-dir"
+    )
 
 
 def _differs(key: str, old: dict, new: dict) -> bool:
@@ -123,7 +145,9 @@ def _differs(key: str, old: dict, new: dict) -> bool:
 def _difference(key: str, old: dict, new: dict) -> str:
     if old.get(key) == new.get(key):
         return f"{key}: {new.get(key)!r} does not hold what it held"
-    return f"{key}: {old.get(key)!r} -> {new.get(key)!r}" + ", which holds something else" * (key in FILES)
+    return f"{key}: {old.get(key)!r} -> {new.get(key)!r}" + ", which holds something else" * (
+        key in FILES and None not in (old.get(key), new.get(key))
+    )
 
 
 def write_json(path: Path, content) -> None:

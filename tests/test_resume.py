@@ -185,6 +185,32 @@ def test_resume_with_other_settings_is_refused(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_folder_of_another_command_is_named(tmp_path):
+    """One short sentence names the command whose run lies there, with --resume or without; the folder stays as it is."""
+    pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
+    for more in ((), ("--resume",)):
+        message = harness.refused("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
+        assert message == f"{tmp_path}/a holds a run of mscl-pretrain; give another --output-dir"
+    message = harness.refused("evaluate", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
+    assert message == f"{tmp_path}/a holds a run of mscl-pretrain; give another --output-dir"
+
+
+def test_a_longer_run_is_told_how_to_go_on(tmp_path):
+    """Where only --max-steps grew, the message says that a run is not extended and which option goes on from its model."""
+    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
+    message = refused(tmp_path / "a", "--max-steps", 4, "--resume")
+    assert "--max-steps is 4" in message and "holds a run of 2 steps, which cannot be extended" in message
+    assert f"give --start-from {tmp_path}/a and another --output-dir" in message
+
+
+def test_at_most_six_other_settings_are_listed(tmp_path):
+    """The first of them tell what is wrong; the rest is a number."""
+    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
+    options = ("--tau-g", 0.2, "--tau-l", 0.2, "--tau-p", 0.2, "--seed", 5, "--colour", 0.5, "--blur", 0, "--max-scale", 1.5)
+    message = refused(tmp_path / "a", "--max-steps", 4, *options, "--resume")
+    assert message.count("->") == 6 and " and 1 more)" in message and "max_steps: 2 -> 4" in message
+
+
 def test_moved_run_can_be_continued(tmp_path):
     """The name of the folder is no setting."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)

@@ -111,7 +111,8 @@ def no_masks(data_dir: Path | None, images_root: Path, separated: Separated) -> 
         return f"{beside[0]} lies beside {base}; pass --data-dir {base.parent}"
     if files := [path for path in visible_files(base) if path.suffix.lower() == ".json"]:  # of COCO, LabelMe, VIA, ...
         names = first_three([path.relative_to(base).as_posix() for path in files])
-        return f"{base} holds {names}, and annotations in JSON are not read; export masks as PNG, one class id a pixel, into {base / 'masks'}"
+        remedy = f"export masks as PNG, one class id a pixel, into {base / 'masks'}"
+        return f"{base} holds {names}, and annotations in JSON are not read; {remedy}"
     if empty:
         files = first_three([path.name for path in visible_files(empty[0])])
         return f"{empty[0]} holds {files}, and masks are read from PNG, BMP, GIF or TIFF" if files else f"{empty[0]} holds no file"
