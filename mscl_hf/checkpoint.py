@@ -88,7 +88,7 @@ def _explain(error: Exception, folder: Path, out: Path) -> str:
     free = shutil.disk_usage(out).free / 1e9
     there = complete(out)
     left = f"the newest one is {there[-1].name}" if there else "there is none yet"
-    return f"cannot save {folder} ({reason}; {free:.1f} GB are free there); {left}: mend that, and go on with --resume"
+    return f"cannot save {folder} ({reason}; {free:.1f} GB are free there); {left}: correct that, and go on with --resume"
 
 
 def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

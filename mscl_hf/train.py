@@ -166,7 +166,7 @@ def _end_early(asked: bool, done: int, skipped: set[str], max_bad_images: int, a
     if len(skipped) > max_bad_images:
         raise ValueError(
             f"{len(skipped)} bad image(s), more than --max-bad-images {max_bad_images}; the last: {sorted(skipped)[-1]}; a checkpoint of "
-            f"step {done} is saved: mend them, or raise the limit, and go on with --resume"
+            f"step {done} is saved: correct them, or raise the limit, and go on with --resume"
         )
     if asked:
         accelerator.print(f"stopped after step {done}, checkpoint saved; the same command with --resume continues")

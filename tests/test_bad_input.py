@@ -12,8 +12,11 @@ from test_recipes import write_folder, write_parquet
 
 from mscl_hf import manifest
 from mscl_hf.data import load_data
+from mscl_hf.data.files import class_names
 from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.opening import LFS_POINTER
 from mscl_hf.data.order import Order
+from mscl_hf.data.segmentation_data import BadSample, SegmentationData
 from mscl_hf.data.views import TrainView
 
 BASE = {
@@ -249,6 +252,34 @@ def test_bad_file_is_named_and_may_be_skipped(tmp_path, capsys, damage):
     harness.run("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out", pictures=False)
     shown = capsys.readouterr().out
     assert shown.count("skipped: ") == 1 and "train/2.png" in shown
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+@pytest.mark.parametrize(("content", "says"), [(b"", "is empty; replace it"), (LFS_POINTER + b".com/spec/v1\noid sha256:1f\nsize 9\n",
+                                                                            "is a Git LFS pointer; run `git lfs pull`")])  # fmt: skip
+def test_files_without_an_image_are_told_apart(tmp_path, part, content, says):
+    """A file of no bytes and what Git LFS leaves in place of a file are named as such."""
+    root = write_folder(tmp_path / "data", splits=("train",))
+    (root / part / "train" / "2.png").write_bytes(content)
+    message = harness.refused("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
+    mask = "the mask " * (part == "masks")
+    assert f"{mask}{root / part / 'train' / '2.png'} {says}" in message and "are bad" not in message and "1 of the 6 samples" in message
+
+
+def test_masks_of_rows_are_named_once():
+    """A row has no file: "the mask of row 1", with the words before it written once."""
+    mask = np.full((48, 64), 77, dtype=np.uint8)
+    image = Image.new("RGB", (64, 48))
+    rows = [{"image": image, "mask": Image.fromarray(mask), "name": "a"}]
+    with pytest.raises(BadSample, match=r"^the mask of row 0 of x/train holds the label\(s\) \[77\]"):
+        SegmentationData(rows, ("a", "b"), "x", "train").read(0)
+
+
+@pytest.mark.parametrize(("classes", "says"), [([], "got 0 class names; expected 1 to 255"), (["a", "a"], "class names repeat .a.")])
+def test_numbers_and_repeats_of_class_names(classes, says):
+    """Each fault has its own sentence."""
+    with pytest.raises(ValueError, match=says):
+        class_names(classes, None)
 
 
 def test_more_bad_files_than_allowed(tmp_path):

@@ -177,8 +177,10 @@ def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | N
     if not all(is_plain(name) and name.strip() for name in classes):
         raise ValueError(f"the class names are {str(classes)[:100]!r}; wanted a text for each, none empty and without control characters")
     repeated = [name for name, times in Counter(classes).items() if times > 1]
-    if not 1 <= len(classes) <= 255 or repeated:
-        raise ValueError(f"got {len(classes)} class names, repeated: {repeated}; wanted 1 to 255 different names")
+    if repeated:
+        raise ValueError(f"the class names repeat {', '.join(map(repr, repeated[:3]))}; expected different names. Rename or remove one")
+    if not 1 <= len(classes) <= 255:
+        raise ValueError(f"got {len(classes)} class names; expected 1 to 255. Write one name for each class id")
     return tuple(classes)
 
 

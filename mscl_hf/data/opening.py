@@ -34,6 +34,7 @@ from .formats import (
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 # Of all that Pillow reads; for EPS it would run Ghostscript, whatever the file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+LFS_POINTER = b"version https://git-lfs"  # how the small text begins that Git has in place of a file
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:")  # two letters or more: one is a drive of Windows
 ORIENTATION = 0x0112  # the EXIF tag
 DECODE_ERRORS = (
@@ -99,6 +100,12 @@ def _opened_page(file: IO[bytes], page: int, tags: Any) -> Image.Image:
             image.seek(page)
         return image
     except (UnidentifiedImageError, TypeError, LookupError) as error:  # the latter from damaged tags
+        file.seek(0)
+        head = file.read(len(LFS_POINTER))
+        if not head:
+            raise UnsupportedFile("is empty; replace it, or skip it with --max-bad-images N") from error
+        if head == LFS_POINTER:
+            raise UnsupportedFile("is a Git LFS pointer; run `git lfs pull`") from error
         if tags is not None:
             raise UnsupportedFile(unreadable_tiff(tags)) from error
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from error

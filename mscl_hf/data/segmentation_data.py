@@ -119,8 +119,13 @@ class SegmentationData:
         return self.rows.with_format("arrow")
 
     def _file(self, stored: dict[str, Any], index: int, column: str) -> str:
-        """How to name the file behind a column in a message."""
-        return (stored.get(column) or {}).get("path") or f"the {column} of row {index} of {self.name}/{self.split}"
+        """How to name the file behind a column in a message, of a mask after the words "the mask"."""
+        return (stored.get(column) or {}).get("path") or row_of(column, f"row {index} of {self.name}/{self.split}")
+
+
+def row_of(column: str, row: str) -> str:
+    """The name of an image without a file, and of a mask after the words "the mask"."""
+    return f"of {row}" if column == "mask" else f"the {column} of {row}"
 
 
 def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], str]) -> Sample:
@@ -131,7 +136,7 @@ def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], s
         try:  # a mask may be missing, which `to_sample` says
             row[column] = decode(value.get("path"), value.get("bytes")) if value or column == "image" else None
         except DECODE_ERRORS as error:
-            raise unreadable(file_of(column), error) from error
+            raise unreadable("the mask " * (column == "mask") + file_of(column), error) from error
     return to_sample(row, data, file_of)
 
 
@@ -219,9 +224,10 @@ def check_data(
                 labels.add(histogram)
     bad = list(faults.values())
     if len(bad) > max_bad_images or (bad and len(bad) == len(data)):
+        verb, pronoun = ("is", "it") if len(bad) == 1 else ("are", "them")
         raise BadSample(
-            f"{len(bad)} of the {len(chosen)} samples read from {data.name}/{data.split} are bad "
-            f"(--max-bad-images {max_bad_images}); the first: {bad[0]}; mend them, or pass --max-bad-images N with N >= "
-            f"{len(bad)} to leave them out"
+            f"{len(bad)} of the {len(chosen)} samples read from {data.name}/{data.split} {verb} bad "
+            f"(--max-bad-images {max_bad_images}); the first: {bad[0]}; correct {pronoun}, or pass --max-bad-images N with N >= "
+            f"{len(bad)} to leave {pronoun} out"
         )
     return [i for i in range(len(data)) if i not in faults], bad

@@ -21,7 +21,7 @@ import numpy as np
 
 from .label_counts import LabelCounts
 from .order import permutation
-from .segmentation_data import BadSample, Sample, decoded_sample
+from .segmentation_data import BadSample, Sample, decoded_sample, row_of
 from .shards import Row, Shard, filesystem
 
 SHUFFLED_ROWS = 1000  # rows that all lanes together hold at a time, at least
@@ -146,4 +146,4 @@ class SegmentationStream:
 
     def _file(self, shard: int, number: int, row: Row, column: str) -> str:
         """How to name what lies behind a column."""
-        return (row.get(column) or {}).get("path") or f"the {column} of row {number} of {self.shards[shard].name}"
+        return (row.get(column) or {}).get("path") or row_of(column, f"row {number} of {self.shards[shard].name}")
