@@ -6,7 +6,8 @@ from hypothesis import example
 from hypothesis import strategies as st
 from PIL import Image
 
-from mscl_hf.data.files import class_names, found_classes, make_table, slices_by_name
+from mscl_hf.data.files import class_names, make_table, slices_by_name
+from mscl_hf.data.found_classes import found_classes
 from mscl_hf.data.order import Order
 from mscl_hf.data.subset import choose_subset
 

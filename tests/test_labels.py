@@ -71,7 +71,7 @@ TOO_FEW = {
     "0 and 255, names": ((0, 255), ("--classes", "background", "car"), ("only 'background' is labelled", "--label-map 255:1")),
     "0 and 255, a number": ((0, 255), ("--num-classes", 2), ("255 is the ignored label", "--label-map 255:1")),
     "0 and 255, nothing given": ((0, 255), (), ("255 is the ignored label", "--label-map 255:1")),
-    "0 and 255, reduced": ((0, 255), ("--reduce-labels",), ("they hold [0, 255]", "--reduce-labels does not ignore")),
+    "0 and 255, reduced": ((0, 255), ("--reduce-labels",), ("they hold the ids 0, 255", "--reduce-labels does not ignore")),
     "0 and 255, reduced, a number": ((0, 255), ("--reduce-labels", "--num-classes", 2),
                                      ("no pixel is labelled", "Leave out --reduce-labels", "--label-map 255:1")),
     "0 and 1, reduced": ((0, 1), ("--reduce-labels",), ("only 'class_0' is labelled", "Leave out --reduce-labels")),
@@ -340,18 +340,16 @@ def test_images_in_two_splits_are_found_by_their_bytes(tmp_path):
 
 def test_ids_above_254_name_the_label_map(tmp_path):
     """Masks of 0 and 300 cannot give their classes; with the label map that the error names they do. Ids of 32 bits have none."""
-    message = "the classes cannot be inferred from the masks: they hold {}; expected ids in 0..254. {}"
+    message = r"the classes cannot be inferred from the masks: they hold the ids {} in 4 of 4 .*; expected ids in 0..254. {};"
     root = write_masks(tmp_path / "16", np.uint16, train=(0, 300))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=message.format(r"0, 300 \(300", r'Map them by --label-map "300:1" \(N:255 ignores an id\)')):
         load_data("folder", "train", root)
-    assert str(caught.value) == message.format([0, 300], "Map them by --label-map 300:1")
     assert load_data("folder", "train", root, label_map="300:1").num_classes == 2
     for path in (root / "masks").glob("*/*.png"):
         Image.fromarray(mask_of((0, 70_000), np.int32)).save(path.with_suffix(".tif"))
         path.unlink()
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=message.format(r"0, 70000 \(70000", "Correct the masks")):
         load_data("folder", "train", root)
-    assert str(caught.value) == message.format([0, 70000], "Correct the masks")
 
 
 @pytest.mark.parametrize(("layout", "limit"), [("folder", "MOST_FILES"), ("hf", "MOST_STORED")])

@@ -15,14 +15,12 @@ from PIL import Image
 from ..checks_mscl import is_plain
 from ..text_files import read_text
 from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, decode
-from .pixels import BadSample, ColorMask, index_array
-from .segmentation_data import IGNORE_INDEX, Slice, unreadable
+from .segmentation_data import IGNORE_INDEX, Slice
 
 HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnails
 NOT_READ = (".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".npy", ".npz", ".mat", ".h5", ".dcm", ".nii", ".exr",
             ".svg", ".psd", ".eps", ".raw", ".dng", ".cr2", ".nef", ".arw")  # fmt: skip
 SCAN_AT_MOST = 500  # masks looked at to find the classes when none are named
-FAULTS_AT_MOST = 50  # after which the search ends where no mask before was usable
 Mask = Image.Image | np.ndarray  # as `decode` returns it
 HIGHEST_ID = 65_535  # of a mask: 16 bits
 
@@ -238,68 +236,3 @@ def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Mask | Exception]]:
             yield str(path), decode(path)
         except DECODE_ERRORS as error:
             yield str(path), error
-
-
-def found_classes(masks: Iterable[tuple[str, Mask | Exception]], table: np.ndarray | None) -> tuple[str, ...]:
-    """class_0 ... class_K-1, where K - 1 is the highest train id (other than 255) in the masks.
-
-    Raises BadSample where half of the masks or more cannot be used: fewer are left to the check of the data.
-    Raises ValueError where the masks cannot tell: only 255 beside 0 (a black-and-white mask?), no id at all, or ids with gaps.
-    """
-    stored, faults, count = set(), [], 0
-    for where, mask in masks:
-        count += 1
-        try:
-            if isinstance(mask, Exception):
-                raise unreadable(f"the mask {where}", mask) from mask
-            stored.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
-        except BadSample as error:
-            faults.append(error)
-            if len(faults) == count == FAULTS_AT_MOST:
-                break
-    if faults and 2 * len(faults) >= count:
-        colored = [fault for fault in faults if isinstance(fault, ColorMask)]
-        raise ColorMask.of_all(colored) if colored else faults[0]
-    if stored == {0, IGNORE_INDEX} and table is None:
-        raise ValueError(
-            "the masks hold the ids 0 and 255 and 255 is the ignored label; expected at least two classes. If 255 marks the object, give "
-            "--label-map 255:1"
-        )
-    mapped_ids = table is not None
-    table = table if mapped_ids else np.arange(256)
-    ids = {int(table[v]) for v in stored if 0 <= v < len(table)} - {IGNORE_INDEX}
-    beyond = [v for v in stored if not 0 <= v < len(table)] or [v for v in ids if v > IGNORE_INDEX]
-    if beyond or not ids:
-        raise ValueError(_no_class_ids(sorted(stored), mapped_ids))
-    if len(ids) <= max(ids):
-        raise ValueError(_gaps(sorted(stored), sorted(ids), mapped_ids))
-    return tuple(f"class_{i}" for i in range(max(ids) + 1))
-
-
-def _no_class_ids(stored: list[int], mapped: bool) -> str:
-    """The sentences for ids of which none is a class, or some lie outside of 0..254."""
-    ids = [i for i in stored if i != IGNORE_INDEX]
-    can_be_mapped = ids and ids[0] >= 0 and ids[-1] <= HIGHEST_ID
-    remedy = f"Map them by --label-map {_gapless_map(ids)}" if can_be_mapped else "Correct the masks"
-    remedy = "Correct the masks or this option" if mapped else remedy
-    expected = "ids in 0..254" + " that the label map or --reduce-labels does not ignore" * mapped
-    return f"the classes cannot be inferred from the masks: they hold {stored[:10]}; expected {expected}. {remedy}"
-
-
-def _gaps(stored: list[int], ids: list[int], mapped: bool) -> str:
-    """The sentences for ids that are not 0, 1, 2, ..."""
-    remedy = "Correct the label map" if mapped else f'Give --label-map "{_gapless_map(ids)}"'
-    to = f", which are class ids {_listed(ids)} by the label map" if mapped else ""
-    return (
-        f"the masks hold the ids {_listed(stored)}{to} ({IGNORE_INDEX} = ignored); expected 0, 1, 2, ... without gaps. {remedy} if these "
-        f"are all classes, or --num-classes or --classes if masks that were not read hold the other ids up to {ids[-1]}"
-    )
-
-
-def _gapless_map(ids: list[int]) -> str:
-    """The label map that makes 0, 1, 2, ... of sorted ids, as --label-map takes it; of the first 12 where there are more."""
-    return ",".join(f"{old}:{new}" for new, old in enumerate(ids[:12]) if old != new) + ",..." * (len(ids) > 12)
-
-
-def _listed(ids: list[int]) -> str:
-    return ", ".join(map(str, ids[:24])) + f" and {len(ids) - 24} more" * (len(ids) > 24)

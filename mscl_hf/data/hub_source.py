@@ -12,7 +12,8 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from .files import SCAN_AT_MOST, class_names, found_classes, make_table, slices_of
+from .files import SCAN_AT_MOST, class_names, make_table, slices_of
+from .found_classes import found_classes
 from .layout import UnknownSplit, split_names
 from .mask_files import separate
 from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, cards, decode, named_files, refuse_packed, refuse_strays

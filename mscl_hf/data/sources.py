@@ -16,7 +16,6 @@ from .files import (
     file_rows,
     find_images,
     first_three,
-    found_classes,
     make_table,
     open_masks,
     require_files,
@@ -25,6 +24,7 @@ from .files import (
     slices_by_name,
     unique_names,
 )
+from .found_classes import found_classes
 from .hub_source import build_hf
 from .layout import WANTED, UnknownSplit, find_folders, subfolders
 from .mask_files import match_masks, separate
