@@ -1,5 +1,9 @@
 """Masks in every form that people store them in: read as ids, or one error with a remedy; never other ids than were meant."""
 
+import io
+import struct
+import zlib
+
 import datasets
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ from test_data import labels, picture, save, stored_rows
 from test_files import sixteen_bit_png
 
 from mscl_hf.data import BadSample, check_data, load_data
+from mscl_hf.data.opening import decode
+from mscl_hf.data.pixels import index_array, rgb_array
 
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), (6, 8))
 
@@ -192,6 +198,34 @@ def test_ids_with_gaps_behind_a_label_map(tmp_path):
     """The message names the stored ids and what the label map makes of them."""
     with pytest.raises(ValueError, match=r"the ids 0, 7, which are class ids 0, 3 by the label map .*Correct the label map"):
         load_data("folder", "train", folder(tmp_path, labels((0, 7)).save), label_map="7:3")
+
+
+@pytest.mark.parametrize("bits, compression", [(1, 1), (1, 4), (2, 1), (4, 1), (8, 1), (8, 32946)])
+def test_tiff_in_which_zero_is_white(tmp_path, bits, compression):
+    """Its masks give the stored ids, which Pillow inverts and scales; its images stay as Pillow shows them."""
+    ids = np.resize(np.array([0, 1, 1, 0] if bits == 1 else [0, 1, 2, 0], np.uint8), (8, 8))
+    path = tmp_path / "mask.tif"
+    path.write_bytes(white_is_zero(ids, bits, compression))
+    opened = Image.open(path)
+    assert opened.tag_v2[262] == 0 and np.asarray(opened).max() == (1 if bits == 1 else 255)
+    assert np.array_equal(index_array(decode(path), str), ids)
+    gray = np.rint(255 - ids * (255 / (2**bits - 1))).astype(np.uint8)
+    assert np.array_equal(rgb_array(decode(path), str)[:, :, 0], gray)
+
+
+def white_is_zero(ids, bits, compression):
+    """A TIFF of stored ids (8, 8) uint8 with PhotometricInterpretation 0; compression 4 is CCITT fax, 32946 deflate, 1 none."""
+    rows = np.unpackbits(ids[:, :, None], axis=2)[:, :, -bits:].reshape(8, -1)
+    data = np.packbits(rows, axis=1).tobytes()
+    if compression == 4:  # Pillow inverts what it writes too
+        file = io.BytesIO()
+        Image.fromarray(ids == 0).save(file, "TIFF", compression="group4", tiffinfo={262: 0})
+        return file.getvalue()
+    data = zlib.compress(data) if compression == 32946 else data
+    tags = {256: 8, 257: 8, 258: bits, 259: compression, 262: 0, 273: 8, 277: 1, 278: 8, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    place = 8 + len(data) + len(data) % 2
+    return struct.pack("<2sHI", b"II", 42, place) + data.ljust(place - 8, b"\0") + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def test_unreadable_masks_are_named_where_classes_are_sought(tmp_path):

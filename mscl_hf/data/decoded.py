@@ -23,7 +23,7 @@ from PIL import Image
 from .pixels import resized
 from .segmentation_data import BadSample, Sample, SegmentationData
 
-VERSION = 2  # of what decoding gives; a change makes all older arrays unused
+VERSION = 3  # of what decoding gives; a change makes all older arrays unused
 
 
 def cache_folder() -> Path:

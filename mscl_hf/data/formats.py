@@ -135,7 +135,12 @@ def value_step(image: Image.Image) -> float:
     codec, args = (image.tile[0].codec_name, image.tile[0].args) if image.tile else ("", ())
     if codec in ("ppm", "ppm_plain") and isinstance(args, tuple) and len(args) == 2:
         return (65535 if image.mode == "I" else 255) / args[1]
-    return {"L;2": 85.0, "L;4": 17.0}.get(raw_mode(image), 1.0)
+    return {"L;2": 85.0, "L;4": 17.0}.get(raw_mode(image).rstrip("IR"), 1.0)
+
+
+def is_inverted(image: Image.Image) -> bool:
+    """Whether Pillow inverts stored values: a TIFF of at most 8 bits in which 0 is white, whose raw mode ends in I (and R)."""
+    return image.format == "TIFF" and "I" in raw_mode(image).partition(";")[2]
 
 
 def holds_more_than_8_bits(image: Image.Image) -> bool:

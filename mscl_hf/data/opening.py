@@ -21,6 +21,7 @@ from .formats import (
     UnsupportedFile,
     check_frames,
     holds_more_than_8_bits,
+    is_inverted,
     is_tiff,
     joined_bytes,
     lossy_compression,
@@ -52,12 +53,13 @@ def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image
     """Return the image, upright: of these bytes, else of the file at the path. Every image that this package reads comes through here.
 
     Colors of 16 bits, for which Pillow has no mode, are returned as an array (H, W, 2 to 4) uint16: gray or RGB, and alpha.
-    `image.info` gets "format", "lossy", the name of a lossy format or None, and "step", see `value_step`.
+    `image.info` gets "format", "lossy", the name of a lossy format or None, "step", see `value_step`, and "inverted", see `is_inverted`.
     Unlike `datasets`, which would ask a server or open an archive of the row's choice, it takes a path for nothing but a file of this
     machine. Raises one of DECODE_ERRORS, UnsupportedFile among them for several pages or frames and for bands that would be lost.
     """
     with opened(path, encoded) as (image, file):
         info = {"format": image.format, "lossy": lossy_compression(image, file), "step": value_step(image)}
+        info["inverted"] = is_inverted(image)
         colors = raw_mode(image) if holds_more_than_8_bits(image) and not image.mode.startswith("I") else None
         image.load()
         image.info |= info

@@ -93,7 +93,7 @@ def in_levels(stored: np.ndarray, image_range: tuple[int, int] | None, name: Cal
 
 def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
     """(H, W) stored ids. A palette image gives its indices: its colors are only for looking at. Gray stored as RGB, with an opaque alpha
-    band, or as GIF gives its values. Raises BadSample for lossy formats, and ColorMask for colors."""
+    band, as GIF, or as TIFF in which 0 is white gives its values. Raises BadSample for lossy formats, and ColorMask for colors."""
     array = isinstance(mask, np.ndarray)
     lossy, step = (None, 1) if array else (mask.info.get("lossy"), mask.info.get("step", 1))
     if lossy:
@@ -107,6 +107,8 @@ def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -
         ids = _ids_of_bands(np.asarray(upright(mask).convert("RGBA")), "P of GIF", file_of)
     elif mask.mode in INDEX_MODES:
         ids = np.asarray(upright(mask), dtype=np.uint8 if mask.mode in ("1", "P", "L") else np.int64)
+        if mask.info.get("inverted"):
+            ids = (1 if mask.mode == "1" else 255) - ids
     elif mask.mode == "F":
         raise BadSample(f"the mask {file_of('mask')} holds floating-point pixels; expected ids. Store it as 8-bit or 16-bit gray")
     else:
