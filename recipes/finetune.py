@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from mscl_hf import MsclConfig, manifest
 from mscl_hf.card import in_words, write_card
 from mscl_hf.data import SegmentationData
-from mscl_hf.data.labels import label_fields, label_warnings
+from mscl_hf.data.labels import label_fields, label_warnings, require_two_classes
 from mscl_hf.data.loading import TrainingData
 from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, with_image_range
 from mscl_hf.data.views import TrainView, check_colour, check_scales
@@ -145,6 +145,7 @@ def open_data(
     held_out = open_held_out(options, log, classes)
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out; give --classes")
+    require_two_classes(data.stream or data.labelled, held_out)
     return data, held_out
 
 

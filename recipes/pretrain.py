@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from mscl_hf import MsclConfig
 from mscl_hf.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.card import method_facts, write_card
-from mscl_hf.data.labels import label_warnings
+from mscl_hf.data.labels import label_warnings, require_two_classes
 from mscl_hf.data.training import DataOptions, log_repeats, open_held_out, pretraining_data, with_image_range
 from mscl_hf.data.views import ViewOptions, check_view_options, make_view
 from mscl_hf.finishing import Finishing
@@ -204,6 +204,7 @@ def prepare(kind: type[Method], network: MsclForPreTraining, options: tuple, giv
     if outside:
         raise ValueError(f"--exclude-classes {outside[0]} is no class of {source.name}; give ids of 0..{source.num_classes - 1}")
     held_out = open_held_out(data_options, say, source.classes if source else ())
+    require_two_classes(source, held_out)
     method = create_method(run.method, kind, network, given, loss, Scale(data.images, train.batch_size, train.max_steps), say)
     method.check_data(data)
     images = data.labelled or data.unlabelled or held_out  # a stream without held-out masks has none to look at

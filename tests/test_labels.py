@@ -2,6 +2,7 @@
 stay with the figures, and how masks are read belongs to the model."""
 
 import json
+from functools import partialmethod
 from pathlib import Path
 
 import datasets
@@ -19,6 +20,7 @@ from mscl_hf.data.duplicates import compared_rows, shared_images
 from mscl_hf.data.files import make_table
 from mscl_hf.data.label_counts import LabelCounts
 from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
+from mscl_hf.data.stream import SegmentationStream
 from mscl_hf.data.training import DataOptions, open_held_out, open_split, usable
 from mscl_hf.publish import open_segmenter
 
@@ -110,25 +112,68 @@ def test_black_and_white_masks_in_a_process(tmp_path, start, recipe):
     assert set(results["per_class_iou"]) == {"background", "car"} and None not in results["per_class_iou"].values()
 
 
+@pytest.fixture
+def short_start(monkeypatch):
+    """Of a stream only the first two rows are examined."""
+    monkeypatch.setattr(SegmentationStream, "first_rows", partialmethod(SegmentationStream.first_rows, limit=2))
+
+
 @pytest.mark.usefixtures("no_sleep")
 @pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_stored_and_streamed_masks_are_counted_too(tmp_path, start, streaming):
-    """Of a stream the first rows tell: 255 that nobody maps ends the run, and an entry that maps it to itself says that this is meant."""
+    """255 that nobody maps ends the run; of a stream of a few rows all are known."""
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, *streaming)
+    message = harness.refused("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
+    assert "the 4 masks" in message or not streaming
+    assert "hold the ids 0, 255" in message and message.endswith("give --label-map 255:1")
+
+
+@pytest.mark.usefixtures("no_sleep", "short_start")
+def test_first_rows_of_a_stream_that_255_explains(tmp_path, start):
+    """255 that nobody maps ends the run, and an entry that maps it to itself states that this is meant."""
+    data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, "--streaming")
     flags = ("--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
     message = harness.refused("finetune", *flags)
-    assert "4 masks" in message or not streaming
-    assert "hold the ids 0, 255" in message and "give --label-map 255:1" in message
-    if streaming:
-        harness.run("finetune", *flags, "--label-map", "255:255", pictures=False)
+    assert "the first 2 masks" in message and "if it is to be ignored, give --label-map 255:255" in message
+    harness.run("finetune", *flags, "--label-map", "255:255", pictures=False)
+
+
+@pytest.mark.usefixtures("no_sleep", "short_start")
+def test_first_rows_of_one_class_are_a_warning(tmp_path, start, capsys):
+    """The others may hold more; where all held-out masks are of that class too, the run ends before its first step."""
+    data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0,), validation=(0,)), "--num-classes", 2)
+    flags = ("--model", start, *data, "--streaming", *BRIEF, "--output-dir", tmp_path / "out")
+    harness.run("finetune", *flags, "--val-split", "none", pictures=False)
+    assert "warning: 1 of 2 classes occur in none of the first 2 masks of parquet/train: class_1" in capsys.readouterr().out
+    message = harness.refused("finetune", *flags[:-1], tmp_path / "other")
+    assert "the first 2 masks of parquet/train and all of parquet/validation hold only the class 'class_0'" in message
 
 
 @pytest.mark.usefixtures("no_sleep")
-def test_a_stream_of_one_class_is_a_warning(tmp_path, start, capsys):
-    """Its first rows may lack what the others hold."""
-    data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0,)), "--num-classes", 2, "--streaming", *BRIEF)
-    harness.run("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out", pictures=False)
-    assert "warning: 1 of 2 classes occur in none of the first 4 masks of parquet/train: class_1" in capsys.readouterr().out
+def test_a_stream_of_one_class_is_an_error(tmp_path, start):
+    """Read to its end, it leaves nothing to learn, as data that is not streamed."""
+    root = write_parquet(tmp_path / "data", train=(0,))
+    data = ("--dataset", "hf", "--data-dir", root, "--num-classes", 2, "--streaming", *BRIEF, "--val-split", "none")
+    message = harness.refused("finetune", "--model", start, *data, "--output-dir", tmp_path / "out")
+    assert "the 4 masks of parquet/train hold the ids 0, and only 'class_0' is labelled" in message
+    stream = load_data("hf", "train", root, num_classes=2, streaming=True)
+    assert [(len(rows), complete) for rows, complete in map(stream.first_rows, (3, 4, 5))] == [(3, False), (4, True), (4, True)]
+
+
+def test_small_objects_that_vanish_at_the_training_size(tmp_path, start, capsys):
+    """A class that only the stored masks hold is no error and not missing in the data: a warning names the size."""
+    for names, missing in (((), None), (("--num-classes", 4), "class_3")):
+        root = write_masks(tmp_path / f"{len(names)}", train=(0,))
+        for i, mask in enumerate(sorted((root / "masks" / "train").iterdir())):
+            pixels = mask_of((0,))
+            pixels[0, i], pixels[0, 40] = 1, 2  # of the rows 0 to 2, nearest neighbor keeps the middle one
+            Image.fromarray(pixels).save(mask)
+        flags = folder_flags(root, "--val-split", "none", "--base-size", 16, "--max-scale", 1, *names)
+        harness.run("finetune", "--model", start, *flags, "--output-dir", tmp_path / f"out{len(names)}", pictures=False)
+        shown = capsys.readouterr().out
+        assert "warning: 2 of" in shown
+        assert "are brought to 16 px on the short side: class_1, class_2; a larger --base-size keeps them" in shown
+        assert "occur in none of the 4 masks of folder/train: class_3" in shown if missing else "occur in none" not in shown
 
 
 def test_warnings_stay_with_the_figures(tmp_path, start, capsys):

@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -20,8 +21,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from .label_counts import IGNORE_INDEX, histogram_of
 from .pixels import resized
-from .segmentation_data import BadSample, Sample, SegmentationData
+from .segmentation_data import BadSample, Sample, SegmentationData, examined_rows
 
 VERSION = 3  # of what decoding gives; a change makes all older arrays unused
 
@@ -51,6 +53,19 @@ class DecodedData(SegmentationData):
         for path, array in zip(paths, sample[:2]):
             _store(path, array)
         return sample
+
+    def vanished_classes(self, present: Collection[int]) -> list[int]:
+        """The classes that the stored masks hold, of those not present at this size. Examines the masks that `check_data` does."""
+        if len(present) == self.num_classes or not self.short_side:
+            return []
+
+        def classes_of(index: int) -> set[int]:
+            with suppress(BadSample):  # one that the check did not come to
+                return set(np.flatnonzero(histogram_of(self.read_mask(index))).tolist())
+            return set()
+
+        with ThreadPoolExecutor(4) as pool:
+            return sorted(set().union(*pool.map(classes_of, examined_rows(len(self)))) - {*present, IGNORE_INDEX})
 
     def place(self, index: int) -> tuple[str, list[Path]]:
         """Name and arrays of a row: looked up once a run, a file that changes meanwhile is not noticed."""

@@ -9,13 +9,15 @@ class LabelCounts:
     """Labelled pixels, added up mask by mask.
 
     pixels, images: (K,) int64, the pixels of each class and the masks that hold it. ignored: pixels with the ignored label.
-    read: masks counted. total: masks of the data set, of which `read` may be a part; None for a stream.
+    read: masks counted. total: masks of the data set, of which `read` may be a part; None for a stream that was not read to its end.
+    vanished: classes that the stored masks hold, and none of the counted ones, which are smaller.
     """
 
     def __init__(self, num_classes: int, total: int | None):
         self.pixels = np.zeros(num_classes, dtype=np.int64)
         self.images = np.zeros(num_classes, dtype=np.int64)
         self.ignored, self.read, self.total = 0, 0, total
+        self.vanished: list[int] = []
 
     def add(self, histogram: np.ndarray) -> None:
         """Add one mask. histogram: (256,) pixels of each train id, as `histogram_of` returns it."""
@@ -29,6 +31,11 @@ class LabelCounts:
     def present(self) -> list[int]:
         """The classes that at least one mask holds."""
         return np.flatnonzero(self.pixels).tolist()
+
+    @property
+    def stored(self) -> list[int]:
+        """The classes that at least one mask holds at its stored size."""
+        return sorted({*self.present, *self.vanished})
 
 
 def histogram_of(mask: np.ndarray) -> np.ndarray:

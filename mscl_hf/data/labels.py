@@ -36,21 +36,33 @@ def stored_ids(data: SegmentationData) -> list[int]:
 def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: "DataOptions") -> None:
     """Raise ValueError where the masks to train on leave fewer than two classes, of which every prediction would be right.
 
-    data: with the counts of its labels. ids: stored in its masks. Of a stream only the first rows are known: one class in them is an error
-    where the ignored label, or --reduce-labels, explains it.
+    data: with the counts of its labels. ids: stored in its masks. Where only the first rows of a stream are known, one class in them is an
+    error if the ignored label, or --reduce-labels, explains it. A class that vanishes at the training size counts.
     """
     counts, explained = data.labels, options.reduce_labels or IGNORE_INDEX in ids and not options.label_map
-    if len(counts.present) > 1 or (counts.present and isinstance(data, SegmentationStream) and not explained):
+    if len(counts.stored) > 1 or (counts.stored and counts.total is None and not explained):
         return
-    seen = f"the first {counts.read} masks" if isinstance(data, SegmentationStream) else "the masks"
-    left = f"only {data.classes[counts.present[0]]!r} is labelled" if counts.present else "no pixel is labelled"
+    seen = f"the {'first ' if counts.total is None else ''}{counts.read} masks" if isinstance(data, SegmentationStream) else "the masks"
+    left = f"only {data.classes[counts.stored[0]]!r} is labelled" if counts.stored else "no pixel is labelled"
     causes = ["--reduce-labels ignores the id 0"] if options.reduce_labels else []
     causes += [f"the label map is {options.label_map}"] if options.label_map else []
     causes += ["255 is the ignored label"] if IGNORE_INDEX in ids and not options.label_map else []
     because = f" ({', '.join(causes)})" if causes else ""
     raise ValueError(
         f"{seen} of {data.name}/{data.split} hold the ids {_listed_ids(ids)}, and {left}{because}; expected pixels of at least two "
-        f"classes. {_remedy(ids, options, isinstance(data, SegmentationStream))}"
+        f"classes. {_remedy(ids, options, counts.total is None)}"
+    )
+
+
+def require_two_classes(training: SegmentationData | SegmentationStream | None, held_out: SegmentationData | None) -> None:
+    """Raise ValueError where the labels known of a stream, and all that are held out, are of one class: every prediction would be right."""
+    counts = [None if data is None else data.labels for data in (training, held_out)]
+    if None in counts or len(counts[0].stored) != 1 or counts[0].stored != counts[1].stored:
+        return
+    name = training.classes[counts[0].stored[0]]
+    raise ValueError(
+        f"the first {counts[0].read} masks of {training.name}/{training.split} and all of {held_out.name}/{held_out.split} hold only the "
+        f"class {name!r}; expected pixels of at least two classes. Give more masks, or correct them or --classes"
     )
 
 
@@ -58,14 +70,14 @@ def _listed_ids(ids: Sequence[int]) -> str:
     return f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}" or "none"
 
 
-def _remedy(ids: Sequence[int], options: "DataOptions", is_stream: bool) -> str:
+def _remedy(ids: Sequence[int], options: "DataOptions", is_part: bool) -> str:
     if options.label_map:
         return "Correct the label map or the masks"
     leave_out = "Leave out --reduce-labels" if options.reduce_labels else ""
     if IGNORE_INDEX in ids:
         free = next(i for i in range(IGNORE_INDEX + 1) if i not in {*ids} - {IGNORE_INDEX})
         give = f"{'and if' if leave_out else 'If'} 255 marks an object, give --label-map 255:{free}"
-        keep = "; if it is to be ignored, give --label-map 255:255" if is_stream else ""
+        keep = "; if it is to be ignored, give --label-map 255:255" if is_part else ""
         return f"{leave_out}, {give}" if leave_out else give + keep
     return leave_out or "Give more masks, or correct them"
 
@@ -88,12 +100,19 @@ def label_warnings(
 
 def _never_trained(data: SegmentationData | SegmentationStream) -> list[str]:
     counts = data.labels
-    missing = [] if counts is None else [name for i, name in enumerate(data.classes) if i not in counts.present]
+    vanished = [] if counts is None else [data.classes[i] for i in counts.vanished]
+    missing = [] if counts is None else [name for i, name in enumerate(data.classes) if i not in counts.stored]
+    sentences = []
+    if vanished:
+        sentences = [
+            f"{len(vanished)} of {data.num_classes} classes vanish where the masks of {data.name}/{data.split} are brought to "
+            f"{data.short_side} px on the short side: {first_three(vanished)}; a larger --base-size keeps them (0 = as stored)"
+        ]
     if not missing:
-        return []
+        return sentences
     which = "the" if counts.read == counts.total else "the first" if counts.total is None else "the examined"
     where = f"in none of {which} {counts.read} masks of {data.name}/{data.split}"
-    return [f"{len(missing)} of {data.num_classes} classes occur {where}: {first_three(missing)}"]
+    return [*sentences, f"{len(missing)} of {data.num_classes} classes occur {where}: {first_three(missing)}"]
 
 
 def _hardly_measured(data: SegmentationData) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import datasets
@@ -98,6 +98,13 @@ class SegmentationData:
         stored = self.stored(index)
         return decoded_sample(stored, self, lambda column: self._file(stored, index, column))
 
+    def read_mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8, the train ids of row `index` at their stored size; its image is not decoded. Raises BadSample."""
+        stored = {} if not isinstance(self.rows, datasets.Dataset) else self.stored(index)
+        file_of = partial(self._file, stored, index)
+        mask = _decoded(stored["mask"], f"the mask {file_of('mask')}") if stored else self.rows[int(index)]["mask"]
+        return _train_ids(index_array(mask, file_of), self, file_of)
+
     def select(self, indices: Sequence[int]) -> "SegmentationData":
         """The same data with only these rows, in this order."""
         indices = [int(i) for i in indices]
@@ -133,11 +140,17 @@ def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], s
     row = {"name": stored["name"]}
     for column in ("image", "mask") if data.labelled else ("image",):
         value = stored.get(column) or {}
-        try:  # a mask may be missing, which `to_sample` says
-            row[column] = decode(value.get("path"), value.get("bytes")) if value or column == "image" else None
-        except DECODE_ERRORS as error:
-            raise unreadable("the mask " * (column == "mask") + file_of(column), error) from error
+        # a mask may be missing, which `to_sample` says
+        row[column] = _decoded(value, "the mask " * (column == "mask") + file_of(column)) if value or column == "image" else None
     return to_sample(row, data, file_of)
+
+
+def _decoded(value: dict[str, Any], file: str) -> Any:
+    """Raises BadSample."""
+    try:
+        return decode(value.get("path"), value.get("bytes"))
+    except DECODE_ERRORS as error:
+        raise unreadable(file, error) from error
 
 
 def unreadable(where: str, error: Exception) -> BadSample:
@@ -187,8 +200,20 @@ def with_progress(results: Iterable[Any], total: int, description: str) -> Itera
     return tqdm(results, total=total, desc=description, unit="image", delay=3, leave=False, disable=silent)
 
 
+EXAMINED_AT_MOST = 4000  # rows that are read before training starts
+
+
+def examined_rows(count: int, limit: int = EXAMINED_AT_MOST) -> Sequence[int]:
+    """All rows, or `limit` evenly spaced ones where there are more."""
+    return range(count) if count <= limit else [i * count // limit for i in range(limit)]
+
+
 def check_data(
-    data: SegmentationData, max_bad_images: int = 0, decode_at_most: int = 4000, workers: int = 4, labels: LabelCounts | None = None
+    data: SegmentationData,
+    max_bad_images: int = 0,
+    decode_at_most: int = EXAMINED_AT_MOST,
+    workers: int = 4,
+    labels: LabelCounts | None = None,
 ) -> tuple[list[int], list[str]]:
     """Read samples before training starts, so that a bad file costs seconds and not a night.
 
@@ -202,9 +227,7 @@ def check_data(
             f"check_data got max_bad_images={max_bad_images}, decode_at_most={decode_at_most}, workers={workers}; "
             "wanted at least 0, 1 and 1"
         )
-    chosen = range(len(data))
-    if len(data) > decode_at_most:
-        chosen = [i * len(data) // decode_at_most for i in range(decode_at_most)]
+    chosen = examined_rows(len(data), decode_at_most)
 
     def examined(index: int) -> tuple[str | None, np.ndarray | None]:
         """What is wrong with a row, and the histogram of its mask."""

@@ -55,15 +55,16 @@ class SegmentationStream:
             for block in shard.blocks(LEAST_BLOCK, None):
                 yield from ({column: self._fetched(value) for column, value in row.items()} for _, row in block.read())
 
-    def first_rows(self, limit: int = 256, shards: int = 8) -> list[Row]:
-        """At most `limit` rows as they are stored: the first ones of a few shards, evenly spaced over all."""
+    def first_rows(self, limit: int = 256, shards: int = 8) -> tuple[list[Row], bool]:
+        """At most `limit` rows as they are stored, the first ones of a few evenly spaced shards; and whether these are all rows."""
         chosen = [self.shards[i] for i in np.unique(np.linspace(0, len(self.shards) - 1, shards).astype(int))]
         each = -(-limit // len(chosen))
-        found = []
+        found, complete = [], len(chosen) == len(self.shards)
         for shard in chosen:
             numbered = chain.from_iterable(block.read() for block in shard.blocks(each, None))
             found += [{column: self._fetched(value) for column, value in row.items()} for _, row in islice(numbered, each)]
-        return found[:limit]
+            complete = complete and next(numbered, None) is None
+        return found[:limit], complete and len(found) <= limit
 
     def lanes(self, batch_size: int) -> int:
         """How many lanes feed batches of this size, see the head of this file."""

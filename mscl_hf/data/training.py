@@ -179,6 +179,8 @@ def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], No
     if labels is None:
         return usable_data
     labels.total = len(usable_data)
+    if isinstance(usable_data, DecodedData):
+        labels.vanished = usable_data.vanished_classes(labels.present)
     return usable_data.with_labels(labels)
 
 
@@ -207,7 +209,7 @@ def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) 
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = data.select(chosen)
     labelled = usable_for(view, data, options, say)
-    if labelled.labels is not None and len(labelled.labels.present) < 2:
+    if labelled.labels is not None and len(labelled.labels.stored) < 2:
         require_classes(labelled, stored_ids(labelled), options)
     return labelled, set(data.names)
 
@@ -321,13 +323,14 @@ def _counted(stream: SegmentationStream, options: DataOptions) -> SegmentationSt
     """The stream with the counts of the labels in its first rows. Raises ValueError where these leave fewer than two classes."""
     labels = LabelCounts(stream.num_classes, None)
     try:
-        stored = stream.first_rows()
+        stored, complete = stream.first_rows()
         if not stored:  # the first shards are empty; others may hold rows
             return stream
         first_rows = _in_memory(stream, stored)
         check_data(first_rows, len(first_rows), labels=labels)
     except BadSample:  # bad rows are counted, and named, when training meets them
         return stream
+    labels.total = labels.read if complete else None
     if len(labels.present) < 2 and labels.read:
         require_classes(replace(stream, labels=labels), stored_ids(first_rows), options)
     return replace(stream, labels=labels)
