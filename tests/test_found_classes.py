@@ -5,7 +5,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mscl_hf.data.files import open_masks
+from mscl_hf.data import BadSample, check_data, load_data
+from mscl_hf.data.files import class_names, open_masks, parse_label_map
 from mscl_hf.data.found_classes import between_neighbors, found_classes
 
 DATA = ROOT.parent / "shared" / "data"
@@ -101,3 +102,41 @@ def test_ids_that_no_class_can_have():
     assert '--label-map "' not in str(caught.value)
     with pytest.raises(ValueError, match=r"255 is the ignored label; .*Give --label-map 255:1 if it is the object"):
         found_classes(named([np.full((9, 9), 255, np.uint8)]), None)
+
+
+@pytest.mark.parametrize("content, line", [("a\n\nb\n", 2), ("# all classes\na\n# animals\n \nb", 4), ("a,,b", 2)])
+def test_a_blank_between_class_names_is_an_error(tmp_path, content, line):
+    """It would shift the ids of all names behind it; the message names the line, or the entry of a list."""
+    path = tmp_path / "names.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"(line|entry) {line} of the .*is blank; expected a name for each class id"):
+        class_names(content if "," in content else path, None)
+
+
+def test_comments_in_a_file_of_class_names(tmp_path):
+    """Lines that start with # and blank lines around the names are no classes."""
+    path = tmp_path / "names.txt"
+    path.write_text("\n# my classes\nbackground\n  # animals\ncat \nC#\n\n\n")
+    assert class_names(path, None) == ("background", "cat", "C#")
+
+
+def test_a_label_map_that_names_an_id_twice():
+    """Which of the two is meant is not known."""
+    with pytest.raises(ValueError, match="the label map is '2:1,2:2' and names the id 2 twice"):
+        parse_label_map("2:1,2:2")
+
+
+@pytest.mark.parametrize("options, known", [({"classes": "a b c"}, "1 class(es) are known: 'a b c'"), ({"num_classes": 2}, "2 class(es)")])
+def test_too_few_classes_for_all_masks(tmp_path, options, known):
+    """How many there are, and how names are separated; what would leave no sample is no advice."""
+    for number in range(3):
+        for folder, pixels in (("images", disks((9, 99, 50), seed=number)), ("masks", disks((0, 1, 2), seed=number))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    with pytest.raises(BadSample) as caught:
+        check_data(load_data("folder", "train", tmp_path, **options))
+    assert f"the masks hold ids up to 2, and {known}" in str(caught.value) and "--max-bad-images N" not in str(caught.value)
+    assert "Give --num-classes 3, or as many names to --classes, separated by spaces or commas" in str(caught.value)
+    Image.fromarray(disks((0, 0, 0))).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(BadSample, match="--max-bad-images N with N >= 2 to leave them out"):
+        check_data(load_data("folder", "train", tmp_path, **options))

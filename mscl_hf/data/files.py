@@ -157,13 +157,15 @@ def first_three(items: Sequence[str]) -> str:
 
 
 def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
-    """Names from a list, a text file with one name a line, "sky,road,car", or a number of classes; None when not given."""
+    """Names from a list, a text file with one name a line, "sky,road,car", or a number of classes; None when not given.
+
+    Lines of a file that start with # are comments. Raises ValueError, also for a blank line or entry between names: it may stand for an id.
+    """
     if isinstance(classes, (str, Path)):
         is_file = os.path.isfile(classes)  # of a Path, a long list of names is no answer but an error
         if not is_file and Path(classes).suffix == ".txt":
             raise ValueError(f"the file of class names {classes} is not there; give an existing file or a list of names")
-        classes = _lines(Path(classes)) if is_file else str(classes).split(",")
-        classes = [name.strip() for name in classes if name.strip()]
+        classes = _lines(Path(classes)) if is_file else _without_blanks(str(classes).split(","), "the list of class names", "entry")
     if classes is None:
         if num_classes is None:
             return None
@@ -184,11 +186,22 @@ def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | N
 
 def _lines(path: Path) -> list[str]:
     try:
-        return read_text(path).splitlines()
+        lines = [None if line.lstrip().startswith("#") else line for line in read_text(path).splitlines()]
+        return _without_blanks(lines, f"the file of class names {path}", "line")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"the file of class names {path} is neither UTF-8 text nor UTF-16 with a byte order mark ({error}); write one name a line"
         ) from error
+
+
+def _without_blanks(names: Sequence[str | None], what: str, unit: str) -> list[str]:
+    """The names without blanks around them. None: a comment. Raises ValueError for a blank between names."""
+    stripped = [None if name is None else name.strip() for name in names]
+    filled = [number for number, name in enumerate(stripped) if name]
+    for number in range(filled[0], filled[-1]) if filled else ():
+        if stripped[number] == "":
+            raise ValueError(f"{unit} {number + 1} of {what} is blank; expected a name for each class id. Remove it, or name the class")
+    return [stripped[number] for number in filled]
 
 
 def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = False) -> np.ndarray | None:
@@ -213,18 +226,21 @@ def parse_label_map(label_map: dict[int, int] | str) -> dict[int, int]:
     """{stored id: train id} of such a dict, or of text as "255:1,7:255". Raises ValueError."""
     try:
         pairs = [p.split(":") for p in label_map.split(",")] if isinstance(label_map, str) else label_map.items()
-        found = {}
+        found, repeated = {}, []
         for stored, train in pairs:
             if any(isinstance(id, (bool, float)) for id in (stored, train)):
                 raise ValueError
             if not 0 <= int(stored) <= HIGHEST_ID or not 0 <= int(train) <= IGNORE_INDEX:
                 raise ValueError
+            repeated += [int(stored)] if int(stored) in found else []
             found[int(stored)] = int(train)
     except (TypeError, ValueError):
         raise ValueError(
             f'the label map is {label_map!r}; expected "stored:train,..." as "255:1", with stored ids in 0..{HIGHEST_ID} and train ids in '
             f"0..{IGNORE_INDEX}"
         ) from None
+    if repeated:
+        raise ValueError(f"the label map is {label_map!r} and names the id {repeated[0]} twice; expected each id once. Leave out one of them")
     return found
 
 

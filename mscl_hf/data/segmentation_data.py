@@ -35,6 +35,21 @@ class Slice(NamedTuple):
     position: float
 
 
+class UnknownLabels(BadSample):
+    """A mask that holds stored ids which are no class."""
+
+    def __init__(self, message: str, ids: list[int]):
+        super().__init__(message)
+        self.ids = ids
+
+
+class Fault(NamedTuple):
+    """Why a row cannot be used. unknown_ids: those stored in its mask, where that is the fault."""
+
+    message: str
+    unknown_ids: list[int]
+
+
 class Rows(Protocol):
     """What data is read from: `datasets.Dataset` with Image columns, or scenes drawn on demand."""
 
@@ -187,9 +202,10 @@ def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
     fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored < len(table))).all())
     if not fits or outside[stored].any():
         wrong = [int(v) for v in np.unique(stored) if not 0 <= v < len(table) or outside[v]]
-        raise BadSample(
+        raise UnknownLabels(
             f"the mask {file_of('mask')} holds the label(s) {wrong[:10]}, which belong to none of the {len(data.classes)} "
-            f"classes nor to the ignored label {IGNORE_INDEX}; correct the mask, the classes or the label map"
+            f"classes nor to the ignored label {IGNORE_INDEX}; correct the mask, the classes or the label map",
+            wrong,
         )
     return table[stored].astype(np.uint8, copy=False)
 
@@ -229,28 +245,42 @@ def check_data(
         )
     chosen = examined_rows(len(data), decode_at_most)
 
-    def examined(index: int) -> tuple[str | None, np.ndarray | None]:
+    def examined(index: int) -> tuple[Fault | None, np.ndarray | None]:
         """What is wrong with a row, and the histogram of its mask."""
         try:
             mask = data.read(index).mask
         except BadSample as error:
-            return str(error), None
+            return Fault(str(error), getattr(error, "ids", [])), None  # the error itself would keep the arrays of its frames
         return None, None if mask is None or labels is None else histogram_of(mask)
 
     faults = {}
     with ThreadPoolExecutor(workers) as pool:
         results = with_progress(pool.map(examined, chosen), len(chosen), f"checking {data.name}/{data.split}")
-        for i, (message, histogram) in zip(chosen, results):
-            if message:
-                faults[i] = message
+        for i, (fault, histogram) in zip(chosen, results):
+            if fault:
+                faults[i] = fault
             elif histogram is not None:
                 labels.add(histogram)
-    bad = list(faults.values())
+    bad = [fault.message for fault in faults.values()]
     if len(bad) > max_bad_images or (bad and len(bad) == len(data)):
-        verb, pronoun = ("is", "it") if len(bad) == 1 else ("are", "them")
+        verb = "is" if len(bad) == 1 else "are"
         raise BadSample(
             f"{len(bad)} of the {len(chosen)} samples read from {data.name}/{data.split} {verb} bad "
-            f"(--max-bad-images {max_bad_images}); the first: {bad[0]}; correct {pronoun}, or pass --max-bad-images N with N >= "
-            f"{len(bad)} to leave {pronoun} out"
+            f"(--max-bad-images {max_bad_images}); the first: {bad[0]}; {_remedy(list(faults.values()), data)}"
         )
     return [i for i in range(len(data)) if i not in faults], bad
+
+
+def _remedy(faults: Sequence[Fault], data: SegmentationData) -> str:
+    remedy, ids = "correct them" if len(faults) > 1 else "correct it", [id for fault in faults for id in fault.unknown_ids]
+    if all(fault.unknown_ids for fault in faults):
+        names = ", ".join(map(repr, data.classes[:3])) + ", ..." * (data.num_classes > 3)
+        remedy = f"the masks hold ids up to {max(ids)}, and {data.num_classes} class(es) are known: {names}. "
+        if max(ids) < IGNORE_INDEX and data.label_table is None:
+            names_wanted = "as many names to --classes, separated by spaces or commas (in a file: one a line)"
+            remedy += f"Give --num-classes {max(ids) + 1}, or {names_wanted}"
+        else:
+            remedy += "Give all classes, or a label map for these ids"
+    if len(faults) == len(data):
+        return remedy
+    return f"{remedy}, or pass --max-bad-images N with N >= {len(faults)} to leave them out"
