@@ -202,6 +202,21 @@ def test_warnings_stay_with_the_figures(tmp_path, start, capsys):
     assert not never or f"never labelled there, each with IoU 0: {', '.join(never)}" in shown
 
 
+def test_palettes_that_differ_are_a_warning(tmp_path):
+    """An id with another color in another file is likely to be another class there; colors of ids that do not occur are not compared."""
+    root = write_masks(tmp_path, train=(0, 1, 2))
+    options = DataOptions(dataset="folder", data_dir=str(root))
+    for changed, count in ((7, 0), (2, 1)):
+        for i in range(4):
+            mask, colors = Image.fromarray(mask_of((0, 1, 2))), np.arange(768) // 3
+            mask.putpalette(np.where((colors == changed) & (i == 3), 99, colors).tolist())
+            mask.save(root / "masks" / "train" / f"{i}.png")
+        warnings = label_warnings([usable(open_split(options, "train"), options)], None, options)
+        assert len(warnings) == count
+    stated = "palette masks of folder/train give the id 2 different colors: (2, 2, 2) in "
+    assert stated in warnings[0] and "0.png, (99, 99, 99) in " in warnings[0] and "3.png; ids are read, not colors" in warnings[0]
+
+
 def test_nothing_is_warned_of_where_nothing_is_amiss(tmp_path, start, capsys):
     """Every class in both splits, no image twice."""
     root = write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))

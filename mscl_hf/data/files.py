@@ -240,7 +240,9 @@ def parse_label_map(label_map: dict[int, int] | str) -> dict[int, int]:
             f"0..{IGNORE_INDEX}"
         ) from None
     if repeated:
-        raise ValueError(f"the label map is {label_map!r} and names the id {repeated[0]} twice; expected each id once. Leave out one of them")
+        raise ValueError(
+            f"the label map is {label_map!r} and names the id {repeated[0]} twice; expected each id once. Leave out one of them"
+        )
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .duplicates import compared_rows, shared_images
 from .files import SCAN_AT_MOST, first_three, make_table, parse_label_map
 from .hub_source import scanned_masks
+from .palettes import different_palettes
 from .pixels import BadSample, index_array
 from .segmentation_data import IGNORE_INDEX, SegmentationData
 from .stream import SegmentationStream
@@ -94,6 +95,8 @@ def label_warnings(
     warnings += [] if held_out is None else _hardly_measured(held_out)
     if options.label_map and options.dataset in OWN_MASKS:
         warnings += _unused_entries([*parts, held_out], options.label_map)
+    labelled = [part for part in (*parts, held_out) if isinstance(part, SegmentationData)]
+    warnings += [sentence for part in labelled if (sentence := different_palettes(part))]
     warnings += [sentence for part in parts for sentence in _in_two_splits(part, held_out)]
     return warnings
 
