@@ -359,7 +359,7 @@ def test_masks_without_any_label(tmp_path, places):
     for path in (root / "masks" / "train").iterdir():
         Image.fromarray(np.full((48, 64), 255, np.uint8)).save(path)
     message = harness.refused("pretrain", *FOLDER, "--data-dir", root, "--val-split", "none", "--output-dir", tmp_path / "out")
-    assert "the classes cannot be inferred from the masks: they hold [255]" in message
+    assert "the classes cannot be inferred from the masks: they hold the ids 255, and 255 is the ignored label" in message
     flags = (*FOLDER[FOLDER.index("--dataset") :], "--data-dir", root, "--num-classes", 8, "--val-split", "none")
     for recipe, more in (("pretrain", harness.TINY), ("finetune", ("--model", places / "model"))):
         message = harness.refused(recipe, *more, *flags, "--output-dir", tmp_path / recipe)
