@@ -140,3 +140,7 @@ def test_too_few_classes_for_all_masks(tmp_path, options, known):
     Image.fromarray(disks((0, 0, 0))).save(tmp_path / "masks" / "0.png")
     with pytest.raises(BadSample, match="--max-bad-images N with N >= 2 to leave them out"):
         check_data(load_data("folder", "train", tmp_path, **options))
+    Image.fromarray(disks((0, 1, 77))).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(BadSample) as caught:
+        check_data(load_data("folder", "train", tmp_path, num_classes=3))
+    assert "[77]" in str(caught.value) and "--num-classes" not in str(caught.value)  # a stray id asks for no 78 classes

@@ -272,15 +272,15 @@ def check_data(
 
 
 def _remedy(faults: Sequence[Fault], data: SegmentationData) -> str:
-    remedy, ids = "correct them" if len(faults) > 1 else "correct it", [id for fault in faults for id in fault.unknown_ids]
-    if all(fault.unknown_ids for fault in faults):
+    """What to do about the faults; more classes where the unknown ids are the next ones after those of the classes."""
+    remedy, ids = "correct them" if len(faults) > 1 else "correct it", sorted({id for fault in faults for id in fault.unknown_ids})
+    is_next = ids == list(range(data.num_classes, data.num_classes + len(ids))) and IGNORE_INDEX not in ids
+    if all(fault.unknown_ids for fault in faults) and is_next and data.label_table is None:
         names = ", ".join(map(repr, data.classes[:3])) + ", ..." * (data.num_classes > 3)
-        remedy = f"the masks hold ids up to {max(ids)}, and {data.num_classes} class(es) are known: {names}. "
-        if max(ids) < IGNORE_INDEX and data.label_table is None:
-            names_wanted = "as many names to --classes, separated by spaces or commas (in a file: one a line)"
-            remedy += f"Give --num-classes {max(ids) + 1}, or {names_wanted}"
-        else:
-            remedy += "Give all classes, or a label map for these ids"
+        remedy = (
+            f"the masks hold ids up to {ids[-1]}, and {data.num_classes} class(es) are known: {names}. Give --num-classes {ids[-1] + 1}, "
+            "or as many names to --classes, separated by spaces or commas (in a file: one a line)"
+        )
     if len(faults) == len(data):
         return remedy
     return f"{remedy}, or pass --max-bad-images N with N >= {len(faults)} to leave them out"

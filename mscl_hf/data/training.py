@@ -49,7 +49,7 @@ class DataOptions:
     data_revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set; default: the newest"})
     streaming: bool = field(default=False, metadata={"help": "hf: read the data set as it comes instead of downloading it"})
     reduce_labels: bool = field(default=False, metadata={"help": "folder, hf: label 0 becomes ignored, the others count from 0"})
-    classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file of them, one a line (# = comment)"})
+    classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file, a name a line"})
     num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
     image_range: list[int] | None = field(
         default=None,
