@@ -367,10 +367,11 @@ def test_hf_reads_no_mask_files_as_images(tmp_path, case, streaming):
         "beside": ("0.jpg", "0_mask.png", "1.jpg", "1_mask.png"),
         "split above": ("train/images/0.jpg", "train/masks/0.png", "train/images/1.jpg", "train/masks/1.png"),
     }
-    write(tmp_path, *names[case])
-    for unlabelled in (True, False):
+    write(tmp_path / "data", *names[case])
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for root, unlabelled in (("data", True), ("data", False), ("link", True)):
         with pytest.raises(ValueError, match="2 of them are masks. Give --dataset folder"):
-            load_data("hf", "train", tmp_path, unlabelled=unlabelled, streaming=streaming)
+            load_data("hf", "train", tmp_path / root, unlabelled=unlabelled, streaming=streaming)
 
 
 def test_hf_reads_a_folder_of_images_alone(tmp_path):

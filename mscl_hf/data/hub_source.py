@@ -155,8 +155,9 @@ def refuse_mask_files(folder: Path, split: str, subset: str | None, revision: st
     files = [Path(file) for file in builder.config.data_files[there_is(split, list(builder.config.data_files), str(folder))]]
     if any(file.name in ImageFolder.METADATA_FILENAMES for file in files):
         return
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    separated = separate(images, folder.resolve())
+    root = folder.resolve()
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_relative_to(root)]
+    separated = separate(images, root)
     if separated.left_out:
         raise ValueError(
             f"--dataset is hf, which reads each of the {len(images)} files of {folder} as an image, and {separated.left_out} of them are "
