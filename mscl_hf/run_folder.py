@@ -48,7 +48,8 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
         raise ValueError(f"{out} holds a run of {_command_of(old) or 'another command'}; give another --output-dir")
     if started and not resume:
         raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
-    configuration = configuration | {"contents": _contents(configuration)}
+    if contents := _contents(configuration):
+        configuration = configuration | {"contents": contents}
     wanted = _check_same(out, old, configuration) if started else configuration
     accelerator.wait_for_everyone()  # no process may look after the main one has written
     if accelerator.is_main_process:
