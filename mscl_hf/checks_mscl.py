@@ -179,7 +179,7 @@ def check_size(file: str | os.PathLike, size: int) -> None:
 
 
 def read_json(file: str | os.PathLike) -> dict:
-    """A stranger's file of fields by name, whose size is looked at first. ValueError; for what is no JSON at all, json's own error."""
+    """The fields in an untrusted JSON file, whose size is checked first. Raises ValueError, among them json's own for what is no JSON."""
     check_size(file, os.path.getsize(file))
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))

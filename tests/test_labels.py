@@ -227,7 +227,7 @@ def test_nothing_is_warned_of_where_nothing_is_amiss(tmp_path, start, capsys):
 
 
 def test_held_out_masks_without_a_label(tmp_path, start, recipe):
-    """All 255: the mean is undefined, which is said before training; null, status 0, a model with pictures and a card, never 0 or 1."""
+    """All 255: the mean is undefined, with a warning before training; null, status 0, a model with pictures and a card, never 0 or 1."""
     root = write_masks(tmp_path / "data", train=(0, 1), val=(255,))
     done = recipe("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out")
     said = done.stdout.index("warning: no pixel of folder/val is labelled, so that the mean IoU on it is undefined")

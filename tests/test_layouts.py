@@ -102,7 +102,7 @@ def test_accents_match_however_they_are_composed(tmp_path):
 
 
 def test_valid_is_the_held_out_split(tmp_path):
-    """`val` is asked by default, and valid/ and validation/ are it; an exact name comes first."""
+    """The default `val` also finds valid/ and validation/; an exact name comes first."""
     write(tmp_path, "train/images/0.jpg", "train/labels/0.png", "valid/images/1.jpg", "valid/labels/1.png")
     assert open_held_out(DataOptions(dataset="folder", data_dir=str(tmp_path)), print).names == ["1"]
     write(tmp_path, "val/images/2.jpg", "val/labels/2.png")

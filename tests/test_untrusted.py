@@ -291,7 +291,7 @@ def nested(depth: int) -> list:
 HOSTILE = {
     "an unknown field": ({"my_note": {"a": 1}}, "unknown field 'my_note'"),
     "a quantized model": ({"quantization_config": {"quant_method": "x"}}, "quantization_config"),
-    "patches of a stranger": ({"fusion_config": {"x": {}}}, "unknown field 'fusion_config'"),
+    "foreign patches": ({"fusion_config": {"x": {}}}, "unknown field 'fusion_config'"),
     "other files of weights": ({"transformers_weights": "../x.bin"}, "unknown field 'transformers_weights'"),
     "a pipeline that is a list": ({"custom_pipelines": ["x"]}, "custom_pipelines ['x']"),
     "a type in a dictionary": ({"dtype": {"": "load"}}, "dtype {'': 'load'}"),

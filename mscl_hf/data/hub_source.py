@@ -125,7 +125,7 @@ def features_of(rows: datasets.Dataset | datasets.IterableDataset, name: str) ->
 
 
 def source_of(name: str, split: str, subset: str | None, revision: str | None) -> dict:
-    """How `load_dataset` is asked for it. In a local path, * ? [ and ] are escaped, which `datasets` reads as a pattern."""
+    """Arguments of `load_dataset`. In a local path, * ? [ and ] are escaped, which `datasets` reads as a pattern."""
     place = glob.escape(str(Path(name).resolve()))
     if Path(name).is_file():
         return {"path": FILE_READERS[Path(name).suffix], "data_files": {"train": place}}
