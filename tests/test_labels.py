@@ -260,7 +260,7 @@ def test_pretraining_warns_too(tmp_path, capsys):
 
 def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     """The label map is in config.json; without a flag it is used, and the figures are those of the fine-tuning. A map that contradicts it
-    is refused, one of other ids is a warning."""
+    is rejected, one of other ids is a warning."""
     root = write_masks(tmp_path / "data", train=(0, 9, 2), val=(0, 9, 2))
     data = ("--dataset", "folder", "--data-dir", root)
     harness.run("finetune", "--model", start, *folder_flags(root, "--label-map", "9:1"), "--output-dir", tmp_path / "tuned", **QUIET)

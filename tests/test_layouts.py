@@ -279,7 +279,7 @@ def test_linked_folders_are_counted_and_named(tmp_path):
     write(tmp_path / "data", "images/c/2.jpg")
     (tmp_path / "data" / "masks" / "c").symlink_to(tmp_path / "disk" / "b")
     assert f"{tmp_path}/data/masks/c -> {tmp_path}/disk/b" in error(tmp_path / "data")
-    assert "cp -rs" in data.note and any("linked folder" in line for line in pretrained_on(tmp_path / "data")[1])
+    assert "replace the link with the folder" in data.note and any("linked folder" in line for line in pretrained_on(tmp_path / "data")[1])
 
 
 def test_links_that_are_read(tmp_path):

@@ -102,7 +102,7 @@ def skipped_note(skipped: Sequence[Path]) -> str:
     note = ""
     if links:
         note += f"; {len(links)} linked folder(s) are not entered: {first_three(links)}"
-        note += "; to read one, link its files instead (cp -rs FOLDER .)"
+        note += "; to read one, replace the link with the folder"
     if runs:
         note += f"; {len(runs)} folder(s) with the output of a run are not entered: {first_three(runs)}"
     if files:
