@@ -6,8 +6,8 @@ mscl-export --model runs/finetune --to onnx --output-dir runs/onnx
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mscl_hf.cli import command, parse
 from mscl_hf.export import EXPORTS, export
-from mscl_hf.options import command, parse
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mscl_hf
-from mscl_hf.options import command, parse
-from mscl_hf.upload import HubOptions, model_files, push_or_exit
+from mscl_hf.cli import command, parse
+from mscl_hf.sharing.upload import HubOptions, model_files, push_or_exit
 
 HERE = Path(__file__).resolve().parent
 SPACES = {"metric": HERE / "mean_iou", "space": HERE / "space"}

@@ -4,8 +4,8 @@ import importlib
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation
 
-from .configuration_mscl import MsclConfig
-from .modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
+from .models.configuration_mscl import MsclConfig
+from .models.modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 
 __version__ = "0.1.0"
 
@@ -16,11 +16,11 @@ AutoModelForPreTraining.register(MsclConfig, MsclForPreTraining)
 AutoModelForSemanticSegmentation.register(MsclConfig, MsclForSemanticSegmentation)
 
 _LAZY = {
-    "build_config": "backbones",
-    "load_timm_weights": "backbones",
+    "build_config": "models.backbones",
+    "load_timm_weights": "models.backbones",
     "MultiScaleLoss": "losses",
     "METHODS": "methods",
-    "MeanIoU": "metrics",
+    "MeanIoU": "evaluation.metrics",
     "load_data": "data",
 }
 

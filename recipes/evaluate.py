@@ -10,23 +10,23 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mscl_hf import MsclConfig
-from mscl_hf.card import copy_beside, write_card
+from mscl_hf.cli import command, flat, make_accelerator, parse
+from mscl_hf.data.build import DataOptions, open_whole_split, usable
+from mscl_hf.data.dataset import SegmentationData
+from mscl_hf.data.folder_layout import UnknownSplit
 from mscl_hf.data.image_range import check_values
 from mscl_hf.data.labels import label_warnings, with_labels_of_model
-from mscl_hf.data.layout import UnknownSplit
-from mscl_hf.data.segmentation_data import SegmentationData
-from mscl_hf.data.training import DataOptions, open_whole_split, usable
-from mscl_hf.evaluate import evaluate_model, in_sentences
-from mscl_hf.inference import InferenceOptions
-from mscl_hf.launcher import check_precision, launched_precision
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import command, flat, make_accelerator, parse
-from mscl_hf.provenance import pinned_options, provenance, with_evaluation
-from mscl_hf.publish import commit, open_model, publish
-from mscl_hf.report import reporting
-from mscl_hf.run_folder import open_run, write_json
-from mscl_hf.stopping import leave_on_signal
-from mscl_hf.upload import HubOptions, check_can_push, push_result
+from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
+from mscl_hf.evaluation.inference import InferenceOptions
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.records.run_folder import open_run, write_json
+from mscl_hf.sharing.model_card import copy_beside, write_card
+from mscl_hf.sharing.provenance import pinned_options, provenance, with_evaluation
+from mscl_hf.sharing.publish import commit, open_model, publish
+from mscl_hf.sharing.upload import HubOptions, check_can_push, push_result
+from mscl_hf.training.crash_report import reporting
+from mscl_hf.training.launcher import check_precision, launched_precision
+from mscl_hf.training.signals import leave_on_signal
 
 
 @dataclass(frozen=True)

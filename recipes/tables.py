@@ -25,9 +25,9 @@ from tables_report import page, write_tables
 from tables_strips import draw_strip
 from tqdm import tqdm
 
+from mscl_hf.cli import parse
 from mscl_hf.methods import METHODS
-from mscl_hf.options import parse
-from mscl_hf.stopping import STOPPED_BY_SIGNAL, stop_signal
+from mscl_hf.training.signals import STOPPED_BY_SIGNAL, stop_signal
 
 MORE = ("scale", "reading", "start", "share", "labels", "subset_seed", "pretrain_passes", "finetune_passes", "parameters", "threads",
         "config", "per_class_iou", "torch", "timm", "transformers")  # fmt: skip

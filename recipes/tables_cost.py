@@ -19,12 +19,12 @@ from tables_grid import VIEWS_A_SAMPLE, Cell
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from mscl_hf.backbones import NetworkOptions
-from mscl_hf.log import read_log
+from mscl_hf.cli import parse
 from mscl_hf.methods import METHODS
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import parse
-from mscl_hf.publish import commit
+from mscl_hf.models.backbones import NetworkOptions
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.sharing.publish import commit
+from mscl_hf.training.log import read_log
 
 # What the time of a step does not depend on.
 WITHOUT_COST = {"seed", "train-count", "lr", "max-steps", "warmup-steps", "schedule", "weight-decay", "clip-norm", "model", "data-dir",

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from mscl_hf.data.training import DataOptions, open_whole_split
-from mscl_hf.figures import comparison_strip
-from mscl_hf.inference import InferenceOptions, predict_ids
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.publish import open_model
+from mscl_hf.data.build import DataOptions, open_whole_split
+from mscl_hf.evaluation.inference import InferenceOptions, predict_ids
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.sharing.publish import open_model
+from mscl_hf.visual.figures import comparison_strip
 
 IMAGES = 5
 

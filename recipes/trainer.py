@@ -21,14 +21,14 @@ from transformers import AutoImageProcessor, EvalPrediction, Trainer, TrainingAr
 from transformers.trainer_utils import get_last_checkpoint
 
 from mscl_hf import MsclConfig
+from mscl_hf.cli import command, parse
 from mscl_hf.data import Sample, SegmentationData
+from mscl_hf.data.build import DataOptions, labelled_part, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings
-from mscl_hf.data.training import DataOptions, labelled_part, open_held_out, with_image_range
-from mscl_hf.data.views import TrainView
-from mscl_hf.metrics import MeanIoU
-from mscl_hf.options import command, parse
-from mscl_hf.provenance import pinned_options
-from mscl_hf.publish import open_model, open_segmenter
+from mscl_hf.evaluation.metrics import MeanIoU
+from mscl_hf.sharing.provenance import pinned_options
+from mscl_hf.sharing.publish import open_model, open_segmenter
+from mscl_hf.transforms.views import TrainView
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from mscl_hf.backbones import build_config
 from mscl_hf.data import load_data
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Order
-from mscl_hf.data.views import PairView, TrainView, ViewOptions, make_view
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, MSCL, Scale, SegmentationTraining, create_method
-from mscl_hf.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.train import TrainOptions, fit
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.training.loop import TrainOptions, fit
+from mscl_hf.transforms.views import PairView, TrainView, ViewOptions, make_view
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,11 +30,11 @@ def pinned_life(hub, folder: Path) -> dict:
     from test_untrusted import pickled
 
     from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
-    from mscl_hf.backbones import load_timm_weights
     from mscl_hf.data import load_data
     from mscl_hf.export import export
-    from mscl_hf.provenance import FILE, pinned_options
-    from mscl_hf.publish import open_model, pinned, publish
+    from mscl_hf.models.backbones import load_timm_weights
+    from mscl_hf.sharing.provenance import FILE, pinned_options
+    from mscl_hf.sharing.publish import open_model, pinned, publish
 
     facts: dict = {}
     folder.mkdir()

@@ -51,9 +51,9 @@ def main(hub, facts: dict) -> None:
     from transformers import AutoBackbone, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
 
     from mscl_hf import MsclBackbone, MsclForSemanticSegmentation
-    from mscl_hf.backbones import build_config
     from mscl_hf.export import export
-    from mscl_hf.upload import HubOptions, push_result
+    from mscl_hf.models.backbones import build_config
+    from mscl_hf.sharing.upload import HubOptions, push_result
 
     api = HfApi()
 

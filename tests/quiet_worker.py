@@ -73,7 +73,7 @@ def main(folder: Path) -> dict[str, list[str]]:
             harness.refused("finetune", *small, "--model", "nobody/nothing", "--output-dir", folder / "e")
         told("a name on the Hub")
     with watched(also_local=False):  # a page is served to this machine
-        from mscl_hf import demo
+        from mscl_hf.demo import page as demo
 
         if demo.gr is not None:
             page = demo.build([str(folder / "b")])

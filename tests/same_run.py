@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from mscl_hf import manifest
-from mscl_hf.log import read_log
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.log import read_log
 
 SPEED = ("images_per_second", "data_wait")
 
 
 def final_state(out: Path) -> dict[str, torch.Tensor]:
     """Of the newest checkpoint, "method/NAME" and "optimizer/NAME", and of the published model; those that there are."""
-    files = [folder / f"{name}.safetensors" for folder in manifest.complete(out)[-1:] for name in ("method", "optimizer")]
+    files = [folder / f"{name}.safetensors" for folder in checkpoint_folder.complete(out)[-1:] for name in ("method", "optimizer")]
     files += [out / "model.safetensors"] if (out / "model.safetensors").exists() else []
     return {f"{file.stem}/{key}": value for file in files for key, value in load_file(file).items()}
 
@@ -35,7 +35,7 @@ def differences(out: Path, straight: Path) -> list[str]:
     """Names of what is not equal, and leaves of a save or a publication in the first. AssertionError where there is nothing to compare."""
     first, second = final_state(out), final_state(straight)
     found = sorted({*first} ^ {*second}) + [name for name in first if name in second and not torch.equal(first[name], second[name])]
-    steps = [[folder.name for folder in manifest.complete(place)[-1:]] for place in (out, straight)]
+    steps = [[folder.name for folder in checkpoint_folder.complete(place)[-1:]] for place in (out, straight)]
     assert second or logged(straight) or scores(straight), f"{straight} holds no run"
     found += ["results.json"] * (scores(out) != scores(straight))
     found += ["checkpoints"] * (steps[0] != steps[1]) + ["log.jsonl"] * (logged(out) != logged(straight))

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.publish import image_processor, publish
+from mscl_hf.sharing.publish import image_processor, publish
 
 peft = pytest.importorskip("peft")
 LAYERS = {"test_vit": ["qkv", "fc1"], "test_resnet": r".*(downsample\.1|fuse\.0)"}  # tokens by linear layers, maps by convolutions
@@ -144,6 +144,6 @@ def test_an_adapter_brings_no_classifier(tmp_path):
 
 def test_an_adapter_without_peft(folders, monkeypatch):
     """Where peft is missing the sentence says so."""
-    monkeypatch.setattr("mscl_hf.checks_mscl.is_peft_available", lambda: False)
+    monkeypatch.setattr("mscl_hf.models.checks_mscl.is_peft_available", lambda: False)
     with pytest.raises(ValueError, match="pip install peft"):
         MsclForSemanticSegmentation.from_pretrained(folders[1])

@@ -10,14 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_recipes import write_folder, write_parquet
 
-from mscl_hf import manifest
 from mscl_hf.data import load_data
+from mscl_hf.data.dataset import BadSample, SegmentationData
 from mscl_hf.data.files import class_names
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.opening import LFS_POINTER
-from mscl_hf.data.order import Order
-from mscl_hf.data.segmentation_data import BadSample, SegmentationData
-from mscl_hf.data.views import TrainView
+from mscl_hf.data.image_io import LFS_POINTER
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.transforms.views import TrainView
 
 BASE = {
     "pretrain": (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1),
@@ -395,7 +395,7 @@ def test_divergence_ends_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path, p
     flags = (*BASE[recipe][:-1], 30, "--lr", 1e30, "--save-every-steps", 1, *model)
     message = harness.refused(recipe, *flags, "--output-dir", tmp_path / "out")
     assert "gave loss" in message and "train_0" in message and "lower --lr" in message
-    newest = manifest.complete(tmp_path / "out")[-1]
+    newest = checkpoint_folder.complete(tmp_path / "out")[-1]
     assert f"the weights are those of step {int(newest.name[5:])}" in message
     saved = load_file(newest / "method.safetensors")
     assert all(np.isfinite(value.numpy()).all() for name, value in saved.items() if "running" not in name)

@@ -12,14 +12,14 @@ from golden import u
 from PIL import Image
 
 from mscl_hf.data import load_data
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Order
-from mscl_hf.data.segmentation_data import Slice
-from mscl_hf.data.views import ViewOptions, make_view
+from mscl_hf.data.dataset import Slice
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
 from mscl_hf.losses import nt_xent, region_contrast, slice_contrast
 from mscl_hf.losses.slices import REGIONS, near_regions, region_patches
 from mscl_hf.methods.chaitanya import ChaitanyaGlobal, ChaitanyaGlobalLocal
-from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.transforms.views import ViewOptions, make_view
 
 T = 0.1
 PARTITION, VOLUME = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 0, 0, 1, 1])

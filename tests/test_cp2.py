@@ -9,12 +9,12 @@ import torch
 from golden import fill, u
 from tiny import SIZE, batch_for, check_follows, check_teacher, hold_still, losses_of_training, network
 
-from mscl_hf.data.crop_views import CopyPasteView, random_rectangle
-from mscl_hf.data.presets import PRESETS, Preset
-from mscl_hf.data.segmentation_data import Sample
-from mscl_hf.data.views import ViewOptions
+from mscl_hf.data.dataset import Sample
 from mscl_hf.losses import foreground_contrast, foreground_mean
 from mscl_hf.methods.cp2 import CP2
+from mscl_hf.transforms.crop_views import CopyPasteView, random_rectangle
+from mscl_hf.transforms.presets import PRESETS, Preset
+from mscl_hf.transforms.views import ViewOptions
 
 GOLDEN = u(fill((1, 4, 3))), u(fill((1, 4, 3), 0.53, 0.2)), torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[0, 1, 1, 0]]).bool()
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from test_views import coordinates
 
-from mscl_hf.data import loading
-from mscl_hf.data.colour import Colours
-from mscl_hf.data.crop_views import random_rectangle
-from mscl_hf.data.crops import random_resized_crop
-from mscl_hf.data.loading import Samples, TrainingData
-from mscl_hf.data.order import Order, Ticket
-from mscl_hf.data.presets import PRESETS, Preset
-from mscl_hf.data.segmentation_data import BadSample, Sample, SegmentationData, Slice
-from mscl_hf.data.views import VIEWS, ViewOptions, check_view_options, make_view
+from mscl_hf.data import loader
+from mscl_hf.data.dataset import BadSample, Sample, SegmentationData, Slice
+from mscl_hf.data.loader import Samples, TrainingData
+from mscl_hf.data.sampler import Order, Ticket
+from mscl_hf.transforms.color import Colours
+from mscl_hf.transforms.crop_views import random_rectangle
+from mscl_hf.transforms.crops import random_resized_crop
+from mscl_hf.transforms.presets import PRESETS, Preset
+from mscl_hf.transforms.views import VIEWS, ViewOptions, check_view_options, make_view
 
 BARE = Preset(0.2, (None, None))  # no colours: pixels keep what they say of their place
 
@@ -28,7 +28,7 @@ def batch_of(kind, count=6, preset=BARE, **given):
     made = view(kind, preset, **given)
     others = [solid(9)] * made.others
     samples = [made(coordinates(), np.random.default_rng(seed), others) for seed in range(count)]
-    return made.on_device(loading.stack([{**s, "labelled": False, "name": str(i), "bad": []} for i, s in enumerate(samples)]))
+    return made.on_device(loader.stack([{**s, "labelled": False, "name": str(i), "bad": []} for i, s in enumerate(samples)]))
 
 
 def solid(level, width=50, height=70):
@@ -78,7 +78,7 @@ def test_pasted_views_are_the_image_inside_and_the_other_outside():
     """Exactly: a level of the one image inside the mask, of the other outside; the mask covers 0.5 to 0.8 of the view, in one rectangle."""
     made = view("copy_paste", size=48)
     samples = [made(solid(200), np.random.default_rng(seed), [solid(9), solid(77)]) for seed in range(30)]
-    batch = made.on_device(loading.stack([{**s, "labelled": False, "name": "", "bad": []} for s in samples]))
+    batch = made.on_device(loader.stack([{**s, "labelled": False, "name": "", "bad": []} for s in samples]))
     assert set(batch) == {"view1", "view2", "pasted1", "pasted2", "labelled", "name", "bad"}
     for which, level in ((1, 9), (2, 77)):
         images, masks = batch[f"view{which}"], batch[f"pasted{which}"]
@@ -98,7 +98,7 @@ def test_pasted_views_keep_the_image_in_place():
     for seed in range(5):
         sample = made(coordinates(), np.random.default_rng(seed), [solid(9), solid(9)])
         crop = plain(coordinates(), np.random.default_rng(seed))["image"]  # the first crop drawn is the image's
-        batch = made.on_device(loading.stack([{**sample, "labelled": False, "name": "", "bad": []}]))
+        batch = made.on_device(loader.stack([{**sample, "labelled": False, "name": "", "bad": []}]))
         inside = batch["pasted1"][0]
         assert torch.equal(batch["view1"][0][:, inside], crop[:, inside]) and (batch["view1"][0][:, ~inside] == 9).all()
 

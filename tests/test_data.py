@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from mscl_hf.data import BadSample, check_data, choose_subset, load_data
-from mscl_hf.data.decoded import decoded
-from mscl_hf.data.layout import UnknownSplit
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Order
-from mscl_hf.data.views import PairView, ViewOptions
+from mscl_hf.data.cache import decoded
+from mscl_hf.data.folder_layout import UnknownSplit
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
+from mscl_hf.transforms.views import PairView, ViewOptions
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,12 @@ from test_data import STORED, folder, labels, picture, save
 from test_recipes import write_folder
 
 from mscl_hf.data import BadSample, check_data, load_data
-from mscl_hf.data.decoded import cache_folder, decoded, make_room
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Order
-from mscl_hf.data.training import DataOptions
-from mscl_hf.data.views import PairView, ViewOptions
-from mscl_hf.log import read_log
+from mscl_hf.data.build import DataOptions
+from mscl_hf.data.cache import cache_folder, decoded, make_room
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
+from mscl_hf.training.log import read_log
+from mscl_hf.transforms.views import PairView, ViewOptions
 
 
 @pytest.fixture(autouse=True)

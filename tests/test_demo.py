@@ -20,16 +20,26 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
-from mscl_hf import MsclBackbone, similarity
-from mscl_hf.backbones import build_config
+from mscl_hf import MsclBackbone
 from mscl_hf.data.synthetic import draw_scene
-from mscl_hf.inference import InferenceOptions, predict_logits
-from mscl_hf.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.palette import class_colours
-from mscl_hf.similarity import View, enlargement, heat_map, open_checkpoint, read_image, segmentation_picture, similarity_picture, view_of
+from mscl_hf.demo import similarity
+from mscl_hf.demo.similarity import (
+    View,
+    enlargement,
+    heat_map,
+    open_checkpoint,
+    read_image,
+    segmentation_picture,
+    similarity_picture,
+    view_of,
+)
+from mscl_hf.evaluation.inference import InferenceOptions, predict_logits
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.visual.palette import class_colours
 
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio")
-from mscl_hf import demo  # noqa: E402
+from mscl_hf.demo import page as demo  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = ROOT / "hub" / "space"
@@ -477,7 +487,7 @@ def test_a_page_for_others_opens_no_folders(folders, monkeypatch, host, local):
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     """Where gradio is missing the module can be imported, and its command ends in one sentence and status 1."""
     monkeypatch.setitem(sys.modules, "gradio", None)
-    spec = importlib.util.spec_from_file_location("mscl_hf.demo_again", ROOT / "mscl_hf" / "demo.py")
+    spec = importlib.util.spec_from_file_location("mscl_hf.demo.page_again", ROOT / "mscl_hf" / "demo" / "page.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)

@@ -19,7 +19,7 @@ from PIL import Image
 from test_demo import tiny  # skips this file too where there is no gradio
 
 from mscl_hf.data.synthetic import draw_scene
-from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
 
 playwright = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -49,7 +49,7 @@ def url(folder) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mscl_hf.demo", "--model", "tuned", "pretrained", "--examples", "examples", "--port", str(port)]
+    command = [sys.executable, "-m", "mscl_hf.demo.page", "--model", "tuned", "pretrained", "--examples", "examples", "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(folder / "uploads")}
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

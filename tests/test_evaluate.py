@@ -14,10 +14,10 @@ import torch
 from torch.nn.functional import interpolate
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from mscl_hf import inference
-from mscl_hf.evaluate import evaluate_model, in_sentences
-from mscl_hf.inference import InferenceOptions, predict_ids, predict_logits, window_starts
-from mscl_hf.metrics import MeanIoU
+from mscl_hf.evaluation import inference
+from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
+from mscl_hf.evaluation.inference import InferenceOptions, predict_ids, predict_logits, window_starts
+from mscl_hf.evaluation.metrics import MeanIoU
 
 WORKER = Path(__file__).parent / "distributed" / "evaluate_worker.py"
 spec = importlib.util.spec_from_file_location("evaluate_worker", WORKER)
@@ -347,7 +347,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_figures(accelerator, tmp_path, 
     def fails(*_):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("mscl_hf.figures.prediction_sheet", fails)
+    monkeypatch.setattr("mscl_hf.visual.figures.prediction_sheet", fails)
     results = evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator, pictures_dir=tmp_path)
     assert results["mean_iou"] == evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator)["mean_iou"]
     assert "predictions.png is not drawn" in caplog.text and "no font" in caplog.text
@@ -414,9 +414,9 @@ def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
     """by_evaluate feeds the module under hub/ with the same predictions; its mean IoU equals ours to the last bit."""
     from accelerate import Accelerator
 
-    from mscl_hf.backbones import build_config
     from mscl_hf.data import load_data
-    from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
+    from mscl_hf.models.backbones import build_config
+    from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 
     data = load_data("synthetic", "val").select(range(3))
     config = build_config("test_resnet", image_size=32, decoder_channels=16, id2label=dict(enumerate(data.classes)))
@@ -427,9 +427,9 @@ def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
 
 def test_a_model_saved_in_bfloat16_is_measured_in_float32(tmp_path):
     """Whatever it was saved in, a model that a recipe opens computes in float32."""
-    from mscl_hf.backbones import build_config
-    from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-    from mscl_hf.publish import open_model
+    from mscl_hf.models.backbones import build_config
+    from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+    from mscl_hf.sharing.publish import open_model
 
     config = build_config("test_resnet", image_size=64, decoder_channels=16, num_labels=2)
     MsclForSemanticSegmentation(config).to(torch.bfloat16).save_pretrained(tmp_path)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.backbones import build_config
 from mscl_hf.export import EXPORTS, export, graphs, open_network, state_dicts, timm_folder
 from mscl_hf.export.card import export_card
+from mscl_hf.models.backbones import build_config
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = {0: "sky", 1: "road", 2: "car"}

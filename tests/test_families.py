@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 
-from mscl_hf.backbones import build_config
-from mscl_hf.modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 
 torch.set_num_threads(1)
 SWIN = {"embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]}

@@ -15,8 +15,9 @@ import pytest
 from accelerate import Accelerator
 from same_run import differences
 
-from mscl_hf import checkpoint, manifest, run_folder
-from mscl_hf.log import read_log
+from mscl_hf.records import run_folder
+from mscl_hf.training import checkpoint, checkpoint_folder
+from mscl_hf.training.log import read_log
 
 sys.path.append(str(Path(__file__).parent / "faults"))
 from with_fault import BOUNDARIES  # noqa: E402
@@ -42,7 +43,7 @@ def straight(zygote, tmp_path_factory) -> Path:
 
 
 def steps_of(out: Path) -> list[int]:
-    return [int(folder.name[5:]) for folder in manifest.complete(out)]
+    return [int(folder.name[5:]) for folder in checkpoint_folder.complete(out)]
 
 
 def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
@@ -62,8 +63,8 @@ def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, save, bounda
     assert fired.exists() and status == -signal.SIGKILL
     there = list(range(1, save + (boundary >= 11)))
     assert steps_of(out) == (there[1:] if boundary >= 13 else there)
-    for folder in manifest.complete(out):
-        manifest.verify(folder)
+    for folder in checkpoint_folder.complete(out):
+        checkpoint_folder.verify(folder)
     if (save, boundary) in ((2, 4), (2, 10), (3, 11), (3, 13)):  # a whole run more
         goes_on(zygote, out, straight, steps_of(out)[-1])
 
@@ -89,8 +90,8 @@ def test_thirty_kills_at_random_moments(zygote, straight, tmp_path):
         killed += run.wait() == -signal.SIGKILL
         after = steps_of(out)
         assert not before or after[-1] >= before[-1]
-        for folder in manifest.complete(out):
-            manifest.verify(folder)
+        for folder in checkpoint_folder.complete(out):
+            checkpoint_folder.verify(folder)
         if number % 10 == 0:
             goes_on(zygote, out, straight, after[-1] if after else 0)
     assert killed > 15
@@ -106,7 +107,7 @@ def test_disk_full_while_saving(zygote, straight, tmp_path, fault):
     reason = "File too large" if fault.startswith("file") else "No space left on device"
     assert sentence.startswith(f"error: cannot save {out}/checkpoints/step-") and reason in sentence and "GB are free there" in sentence
     assert not list(out.glob("checkpoints/.tmp-*"))
-    manifest.verify(manifest.complete(out)[-1])
+    checkpoint_folder.verify(checkpoint_folder.complete(out)[-1])
     goes_on(zygote, out, straight, steps_of(out)[-1])
 
 
@@ -143,15 +144,15 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
     assert steps_of(out) == [2, 3]
     newest = out / "checkpoints" / "step-00000003"
     says = damage(newest)
-    with pytest.raises(manifest.DamagedCheckpoint) as refused:
-        manifest.verify(newest)
+    with pytest.raises(checkpoint_folder.DamagedCheckpoint) as refused:
+        checkpoint_folder.verify(newest)
     assert says in str(refused.value) and str(newest) in str(refused.value)
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in said and "resuming from step 2 (" in said
     assert differences(out, straight) == []
     assert [path.name for path in out.glob("checkpoints/damaged-*")] == ["damaged-step-00000003"]
     assert "step-00000003 is set aside as " in said
-    for folder in manifest.published(out):
+    for folder in checkpoint_folder.published(out):
         damage(folder)
     status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 1 and f"error: all 2 checkpoints of {out} are damaged" in said
@@ -160,15 +161,15 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
 def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
     """What the disk refuses to give is damage too: the one before is taken."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_every_steps=1)
-    old = manifest._fingerprint
+    old = checkpoint_folder._fingerprint
 
     def broken(path: Path) -> dict:
         if path.parent.name == "step-00000002":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return old(path)
 
-    monkeypatch.setattr(manifest, "_fingerprint", broken)
-    assert manifest.newest(tmp_path, Accelerator()).name == "step-00000001"
+    monkeypatch.setattr(checkpoint_folder, "_fingerprint", broken)
+    assert checkpoint_folder.newest(tmp_path, Accelerator()).name == "step-00000001"
     assert "step-00000002 is damaged: method.safetensors cannot be read (Input/output error)" in capsys.readouterr().out
 
 
@@ -337,7 +338,7 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(tmp_path, monkeyp
 
 def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):
     """Tokens in the error, in the environment and in the options, and folders of the machine, do not get into the report."""
-    from mscl_hf.report import write_report
+    from mscl_hf.training.crash_report import write_report
 
     monkeypatch.setenv("MY_API_KEY", "very-secret-value")
     monkeypatch.setenv("AZURE_STORAGE_KEY", "another-secret-value")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mscl_hf import manifest
-from mscl_hf.log import read_log
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.log import read_log
 
 pytestmark = pytest.mark.slow
 WITH_FAULT = Path(__file__).parent / "faults" / "with_fault.py"
@@ -53,9 +53,9 @@ def straight(tmp_path_factory) -> Path:
 
 def published_whole(out: Path) -> list[int]:
     assert not list(out.glob("checkpoints/.tmp-*"))
-    for folder in manifest.complete(out):
-        manifest.verify(folder)
-    return [int(folder.name[5:]) for folder in manifest.complete(out)]
+    for folder in checkpoint_folder.complete(out):
+        checkpoint_folder.verify(folder)
+    return [int(folder.name[5:]) for folder in checkpoint_folder.complete(out)]
 
 
 @pytest.mark.parametrize("on", [0, 1])
@@ -128,7 +128,7 @@ def test_another_number_of_processes_goes_on_with_the_same_run(tmp_path):
     found: dict[int, list[dict]] = {}
     for number, (processes, stop) in enumerate(((1, 2), (2, 4), (1, 6), (4, 8))):
         if number:
-            kept = manifest.complete(tmp_path / "changing")[-1]
+            kept = checkpoint_folder.complete(tmp_path / "changing")[-1]
             assert kept.name == f"step-{stop - 2:08d}"
         fault = f"record+signal_at:0:{stop}" if stop < 8 else "record"
         done, fired = launch(tmp_path, *many, "--output-dir", tmp_path / "changing", fault=fault, processes=processes)
@@ -159,12 +159,12 @@ def test_sharded_training_is_replicated_training(tmp_path, method):
         done, fired = launch(tmp_path, *flags, "--shard", "--output-dir", places["sharded"], fault=fault)
         assert fired.exists() == (fault != "none")
     assert done.returncode == 0 and "resuming from step 3" in done.stdout, done.stderr[-3000:]
-    files = {path.name for path in manifest.complete(places["sharded"])[-1].iterdir()}
+    files = {path.name for path in checkpoint_folder.complete(places["sharded"])[-1].iterdir()}
     assert {"manifest.json", "state.json"} < files and sum(name.startswith("shard-") for name in files) == 2
     for name, options, processes in (("crossed", ("--shard",), 2), ("alone", (), 1)):
         source = places["replicated"] if name == "crossed" else places["sharded"]
         (places[name] / "checkpoints").mkdir(parents=True)
-        for part in ("run.json", f"checkpoints/{manifest.complete(source)[0].name}"):
+        for part in ("run.json", f"checkpoints/{checkpoint_folder.complete(source)[0].name}"):
             subprocess.run(["cp", "-r", source / part, places[name] / part], check=True)
         done, _ = launch(tmp_path, *flags, *options, "--output-dir", places[name], processes=processes)
         assert done.returncode == 0 and f"resuming from step {STEPS - 1}" in done.stdout, done.stderr[-3000:]

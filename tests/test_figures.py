@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mscl_hf import figures
-from mscl_hf.palette import _as_seen, class_colours, class_palette, overlay, pca_colours
+from mscl_hf.visual import figures
+from mscl_hf.visual.palette import _as_seen, class_colours, class_palette, overlay, pca_colours
 
 CLASSES = ("sky", "road", "car")
 
@@ -225,5 +225,5 @@ def test_real_images_are_drawn(real_data, tmp_path):
 
 def test_importing_figures_does_not_import_matplotlib():
     """Training without pictures must not pay for the plotting library."""
-    code = "import sys, mscl_hf.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, mscl_hf.visual.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

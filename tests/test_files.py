@@ -11,8 +11,8 @@ from PIL import TiffImagePlugin
 from test_data import labels, picture, save, stored_rows
 
 from mscl_hf.data import BadSample, load_data
-from mscl_hf.data.opening import decode
-from mscl_hf.similarity import read_image
+from mscl_hf.data.image_io import decode
+from mscl_hf.demo.similarity import read_image
 
 RGB, GRAY, CMYK = 2, 1, 5  # photometric interpretations
 

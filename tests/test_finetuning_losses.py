@@ -14,7 +14,6 @@ from same_run import differences, final_state
 from test_losses import CLOSE, fill, labels_of
 from test_resume import STEPS
 
-from mscl_hf import manifest
 from mscl_hf.losses import (
     adaptive_affinity,
     affinity,
@@ -28,9 +27,10 @@ from mscl_hf.losses import (
 from mscl_hf.losses.affinity import LEAST, SIZES
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.prepare import build_optimizer
-from mscl_hf.probe import logistic_regression, start_classifier
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.probe import logistic_regression, start_classifier
+from mscl_hf.training.setup import build_optimizer
 
 CLASSES = 8
 LINE = torch.tensor([[0.8, 0.6], [0.2, 0.4]], dtype=torch.float64).log().view(1, 2, 1, 2)  # logits of two pixels side by side
@@ -587,9 +587,9 @@ def test_recipe_fine_tunes_by_name(tmp_path):
     assert (record["loss"], record["affinity_margin"], record["rmi_lam"]) == ("ce+aaf", 2.0, None)
     rows = [json.loads(line) for line in (tmp_path / "aaf" / "log.jsonl").read_text().splitlines()]
     assert all({"loss_ce", "loss_aaf", "loss_auxiliary"} <= row.keys() for row in rows)
-    assert "size_logits" in load_file(manifest.complete(tmp_path / "aaf")[-1] / "method.safetensors")
+    assert "size_logits" in load_file(checkpoint_folder.complete(tmp_path / "aaf")[-1] / "method.safetensors")
     message = harness.refused("finetune", *short, "--loss", "bce+rmi", "--rmi-pool", 32, "--output-dir", tmp_path / "rmi")
-    assert "--rmi-pool" in message and not manifest.complete(tmp_path / "rmi")
+    assert "--rmi-pool" in message and not checkpoint_folder.complete(tmp_path / "rmi")
 
 
 def test_the_classifier_of_a_sigmoid_loss_starts_one_against_the_rest():

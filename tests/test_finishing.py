@@ -13,10 +13,10 @@ from test_labels import folder_flags, start, write_masks  # noqa: F401 (a fixtur
 from test_recipes import BRIEF
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.data.training import DataOptions
-from mscl_hf.finishing import STEPS_FAILED, Finishing
-from mscl_hf.log import read_log
-from mscl_hf.provenance import data_name
+from mscl_hf.data.build import DataOptions
+from mscl_hf.sharing.provenance import data_name
+from mscl_hf.training.finishing import STEPS_FAILED, Finishing
+from mscl_hf.training.log import read_log
 
 
 def fails(*_, **__):

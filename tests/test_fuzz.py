@@ -11,7 +11,7 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from mscl_hf import MsclConfig
-from mscl_hf.options import flat, parse, printable
+from mscl_hf.cli import flat, parse, printable
 
 KNOWN_WITH_DATA = ("train_fraction", "labelled_share")  # are checked where the images are counted
 RECIPES = ("pretrain", "finetune", "evaluate")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mscl_hf.data.files import class_names, make_table, slices_by_name
 from mscl_hf.data.found_classes import found_classes
-from mscl_hf.data.order import Order
+from mscl_hf.data.sampler import Order
 from mscl_hf.data.subset import choose_subset
 
 IDS = st.one_of(st.integers(0, 255), SCALARS)

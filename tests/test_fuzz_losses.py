@@ -9,13 +9,13 @@ from fuzz import fuzzed, stated
 from hypothesis import strategies as st
 
 from mscl_hf import losses
+from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses.info_nce import DENOMINATORS, GLOBAL_NEGATIVES, LOCAL_SCOPES
 from mscl_hf.losses.labels import LABEL_DOWN, PIXEL_SAMPLES
 from mscl_hf.losses.pixel_contrast import ANCHOR_WEIGHTS, REDUCTIONS, SCOPES
 from mscl_hf.losses.pixel_contrast import DENOMINATORS as PIXEL_DENOMINATORS
 from mscl_hf.losses.slices import REGIONS
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions, Predicted
-from mscl_hf.metrics import MeanIoU
 
 SEEDS = st.integers(0, 999)
 LABEL_SETS = ("ignored", "one class", "one pixel", "two classes", "any", "all different")

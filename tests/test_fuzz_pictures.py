@@ -11,10 +11,10 @@ from hypothesis import example
 from hypothesis import strategies as st
 from PIL import Image
 
+from mscl_hf.data.dataset import Sample, SegmentationData, check_data
 from mscl_hf.data.files import file_rows
-from mscl_hf.data.loading import stack
-from mscl_hf.data.segmentation_data import Sample, SegmentationData, check_data
-from mscl_hf.data.views import GEOMETRIES, PRESETS, VIEWS, TrainView, ViewOptions, make_view
+from mscl_hf.data.loader import stack
+from mscl_hf.transforms.views import GEOMETRIES, PRESETS, VIEWS, TrainView, ViewOptions, make_view
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "I", "I;16", "F", "YCbCr", "LAB", "HSV")
 TRANSPARENT = {"1": (0, 255), "L": (0, 255, 40000), "RGB": ((1, 2, 3), (0, 0, 40000)), "P": (0, 200, b"\x00\x10", b"")}  # as files say it

@@ -10,12 +10,12 @@ from fuzz import AMOUNTS, check_stated, fits, fuzzed
 from hypothesis import event
 from hypothesis import strategies as st
 
-from mscl_hf.data.presets import PRESETS
-from mscl_hf.log import read_log
 from mscl_hf.losses import LOSS_SUBSETS
 from mscl_hf.methods import METHODS
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
-from mscl_hf.upload import HubOptions
+from mscl_hf.sharing.upload import HubOptions
+from mscl_hf.training.log import read_log
+from mscl_hf.transforms.presets import PRESETS
 
 BASE = {
     "pretrain": (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1),

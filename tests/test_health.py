@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf import manifest
-from mscl_hf.health import HealthCheck, complaints, effective_rank, embedding_spaces, spread
-from mscl_hf.log import read_log
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.health import HealthCheck, complaints, effective_rank, embedding_spaces, spread
+from mscl_hf.training.log import read_log
 
 
 def on_the_sphere(n: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_watching_changes_no_bit_of_training(tmp_path, stage):
         harness.train(method, harness.training_data(stage), tmp_path / name, max_steps=4, log_every_steps=1, **given)
         rows[name] = [(row["loss"], row["grad_norm"]) for row in read_log(tmp_path / name / "log.jsonl") if "loss" in row]
     assert rows["with"] == rows["without"]
-    files = [(manifest.complete(tmp_path / name)[-1] / "method.safetensors").read_bytes() for name in rows]
+    files = [(checkpoint_folder.complete(tmp_path / name)[-1] / "method.safetensors").read_bytes() for name in rows]
     assert files[0] == files[1]
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from minihub import TOKEN
 
-from mscl_hf.publish import pinned, split_revision
+from mscl_hf.sharing.publish import pinned, split_revision
 
 WORKER = ROOT / "tests" / "hub_worker.py"
 
@@ -106,7 +106,8 @@ def test_timm_loads_by_name(life):
 
 def test_space_and_cache_without_a_network(life, work):
     """Offline, in the files of the pushed Space alone: its own copy of mscl_hf loads the model, both revisions, out of the cache."""
-    assert {"app.py", "README.md", "requirements.txt", "mscl_hf/__init__.py", "mscl_hf/modeling_mscl.py"} <= set(life["spaces"]["org/demo"])
+    files = {"app.py", "README.md", "requirements.txt", "mscl_hf/__init__.py", "mscl_hf/models/modeling_mscl.py"}
+    assert files <= set(life["spaces"]["org/demo"])
     facts = work(life["first_sha"], path=life["space_folder"], offline="1")
     assert facts["package"] == f"{life['space_folder']}/mscl_hf/__init__.py"
     assert facts["from_cache"] == life["second"] and facts["first_from_cache"] == life["first"]

@@ -14,19 +14,19 @@ from test_files import sixteen_bit_png
 from transformers import AutoImageProcessor
 
 from mscl_hf import MsclConfig, MsclForSemanticSegmentation
-from mscl_hf.backbones import build_config
-from mscl_hf.data import BadSample, check_data, load_data, segmentation_data
-from mscl_hf.data.colour import SIZE, SLOTS, coloured
-from mscl_hf.data.crops import Crop, cut_image
-from mscl_hf.data.decoded import decoded
+from mscl_hf.data import BadSample, check_data, dataset, load_data
+from mscl_hf.data.build import DataOptions, finetuning_data, open_held_out, with_image_range
+from mscl_hf.data.cache import decoded
+from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_range import check_values, stored_values
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Order
-from mscl_hf.data.segmentation_data import Sample
-from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, with_image_range
-from mscl_hf.data.views import TrainView, ViewOptions, make_view
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
+from mscl_hf.demo.similarity import read_image, similarity_picture, view_of
 from mscl_hf.methods import SegmentationTraining
-from mscl_hf.similarity import read_image, similarity_picture, view_of
+from mscl_hf.models.backbones import build_config
+from mscl_hf.transforms.color import SIZE, SLOTS, coloured
+from mscl_hf.transforms.crops import Crop, cut_image
+from mscl_hf.transforms.views import TrainView, ViewOptions, make_view
 
 HEIGHT, WIDTH, COUNT = 48, 64, 4
 DEPTHS = {"8": (255, np.uint8, None), "8 in 16": (255, np.uint16, (0, 255)), "12 in 16": (4095, np.uint16, (0, 4095)),
@@ -240,7 +240,7 @@ def test_what_is_no_range_is_rejected(given):
 def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
     """The bar counts the images that are read, on the main process alone."""
     shown = []
-    monkeypatch.setattr(segmentation_data, "tqdm", lambda results, **options: shown.append(options) or results)
+    monkeypatch.setattr(dataset, "tqdm", lambda results, **options: shown.append(options) or results)
     data = load_data("folder", "train", write(tmp_path, "8"), num_classes=2)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

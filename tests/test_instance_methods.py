@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from golden import fill, u
 
-from mscl_hf import prepare
-from mscl_hf.heads_mscl import unit
 from mscl_hf.losses import (
     MultiScaleLoss,
     cosine_to_target,
@@ -26,7 +24,9 @@ from mscl_hf.methods import METHODS, Scale, create_method
 from mscl_hf.methods.bank import MemoryBank
 from mscl_hf.methods.queue import Queue
 from mscl_hf.methods.teacher import Teacher, cosine_momentum
-from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.heads_mscl import unit
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.training import setup
 
 IMAGES = 10
 
@@ -261,7 +261,7 @@ def test_simsiam_needs_its_stopped_gradient():
 
 def test_the_rate_of_simsiams_predictor_stays_constant(tmp_path):
     """At the end of the schedule its parameters, and no others, still have the full rate."""
-    rates, build = {}, prepare.build_optimizer
+    rates, build = {}, setup.build_optimizer
 
     def watched(method, options):
         optimizer = build(method, options)
@@ -275,7 +275,7 @@ def test_the_rate_of_simsiams_predictor_stays_constant(tmp_path):
         optimizer.step = inner
         return optimizer
 
-    with mock.patch.object(prepare, "build_optimizer", watched):
+    with mock.patch.object(setup, "build_optimizer", watched):
         harness.train(harness.pretraining_method("simsiam"), harness.method_data("simsiam"), tmp_path / "run", lr=0.02)
     assert {name for name, rate in rates.items() if rate == 0.02} == {name for name in rates if name.startswith("predictor.")} != set()
     assert all(rate < 0.01 for name, rate in rates.items() if not name.startswith("predictor."))

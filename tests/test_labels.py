@@ -15,14 +15,14 @@ from test_recipes import BRIEF, no_sleep, write_folder  # noqa: F401 (a fixture)
 
 from mscl_hf import MsclConfig
 from mscl_hf.data import BadSample, check_data, duplicates, load_data
-from mscl_hf.data.decoded import decoded
+from mscl_hf.data.build import DataOptions, open_held_out, open_split, usable
+from mscl_hf.data.cache import decoded
 from mscl_hf.data.duplicates import compared_rows, shared_images
 from mscl_hf.data.files import make_table
 from mscl_hf.data.label_counts import LabelCounts
 from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
 from mscl_hf.data.stream import SegmentationStream
-from mscl_hf.data.training import DataOptions, open_held_out, open_split, usable
-from mscl_hf.publish import open_segmenter
+from mscl_hf.sharing.publish import open_segmenter
 
 QUIET = {"draw_training": lambda *_: None}
 

@@ -13,8 +13,8 @@ import harness
 import psutil
 import pytest
 
-from mscl_hf.publish import commit
-from mscl_hf.stopping import stop_signal
+from mscl_hf.sharing.publish import commit
+from mscl_hf.training.signals import stop_signal
 
 sys.path.append(str(harness.ROOT / "recipes"))
 import launched  # noqa: E402

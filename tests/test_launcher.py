@@ -10,10 +10,10 @@ import time
 import harness
 import pytest
 
-from mscl_hf.launcher import lacks_processes
-from mscl_hf.options import parse
-from mscl_hf.provenance import command_line
-from mscl_hf.train_options import TrainOptions
+from mscl_hf.cli import parse
+from mscl_hf.sharing.provenance import command_line
+from mscl_hf.training.launcher import lacks_processes
+from mscl_hf.training.options import TrainOptions
 
 EVALUATE = harness.load_recipe("evaluate").EvaluateOptions
 

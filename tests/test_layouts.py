@@ -11,11 +11,11 @@ from PIL import Image
 from test_files import sixteen_bit_png
 
 from mscl_hf.data import load_data
+from mscl_hf.data.build import DataOptions, finetuning_data, open_held_out, pretraining_data
+from mscl_hf.data.dataset import BadSample, check_data
+from mscl_hf.data.image_io import IMAGE_SUFFIXES
 from mscl_hf.data.mask_files import FORMATS
-from mscl_hf.data.opening import IMAGE_SUFFIXES
-from mscl_hf.data.segmentation_data import BadSample, check_data
-from mscl_hf.data.training import DataOptions, finetuning_data, open_held_out, pretraining_data
-from mscl_hf.data.views import ViewOptions, make_view
+from mscl_hf.transforms.views import ViewOptions, make_view
 
 VIEW = make_view("pair", None, 32, 32, ViewOptions())
 

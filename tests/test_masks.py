@@ -12,7 +12,7 @@ from test_data import labels, picture, save, stored_rows
 from test_files import sixteen_bit_png
 
 from mscl_hf.data import BadSample, check_data, load_data
-from mscl_hf.data.opening import decode
+from mscl_hf.data.image_io import decode
 from mscl_hf.data.pixels import index_array, rgb_array
 
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), (6, 8))

@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from mscl_hf.backbones import build_config
-from mscl_hf.data import load_data, loading
-from mscl_hf.data.views import PairView, ViewOptions
+from mscl_hf.data import load_data, loader
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE
 from mscl_hf.methods import MSCL, MethodCallback
 from mscl_hf.methods.queue import Queue
-from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.transforms.views import PairView, ViewOptions
 
 SIZE = 32
 
@@ -31,7 +31,7 @@ def pairs(count: int = 4, geometry: str = "shared") -> list[dict]:
 
 
 def stack(samples: list[dict]) -> dict:
-    return PairView.on_device(loading.stack(samples))
+    return PairView.on_device(loader.stack(samples))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mscl_hf.metrics import MeanIoU, mean_of_present
+from mscl_hf.evaluation.metrics import MeanIoU, mean_of_present
 
 MODULE = Path(__file__).parents[1] / "hub" / "mean_iou"
 DTYPES = (np.uint8, np.uint16, np.int16, np.int32, np.int64)

@@ -14,10 +14,10 @@ from timm.layers import convert_sync_batchnorm
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.backbones import build_config, load_timm_weights
-from mscl_hf.data.crops import Crop
-from mscl_hf.data.views import _shared_part
-from mscl_hf.heads_mscl import LocalHead, unit
+from mscl_hf.models.backbones import build_config, load_timm_weights
+from mscl_hf.models.heads_mscl import LocalHead, unit
+from mscl_hf.transforms.crops import Crop
+from mscl_hf.transforms.views import _shared_part
 
 torch.set_num_threads(1)
 SMALLER = {

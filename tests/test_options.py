@@ -9,13 +9,13 @@ import harness
 import pytest
 from test_recipes import write_folder
 
-from mscl_hf.data.training import DataOptions
-from mscl_hf.data.views import ViewOptions
-from mscl_hf.log import read_log
+from mscl_hf.cli import parse, printable
+from mscl_hf.data.build import DataOptions
 from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss
 from mscl_hf.methods import MethodOptions
-from mscl_hf.options import parse, printable
-from mscl_hf.train_options import TrainOptions
+from mscl_hf.training.log import read_log
+from mscl_hf.training.options import TrainOptions
+from mscl_hf.transforms.views import ViewOptions
 
 
 @dataclass(frozen=True)

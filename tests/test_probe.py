@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Order
-from mscl_hf.data.views import TrainView
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Order
 from mscl_hf.losses import labels_at
-from mscl_hf.probe import logistic_regression, ridge_probe, start_classifier
+from mscl_hf.training.probe import logistic_regression, ridge_probe, start_classifier
+from mscl_hf.transforms.views import TrainView
 
 
 def test_probe_reads_what_is_linear_and_nothing_else():

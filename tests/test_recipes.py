@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, manifest
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data import load_data
-from mscl_hf.data.sources import CAMVID_CLASSES
-from mscl_hf.log import read_log
+from mscl_hf.data.layouts import CAMVID_CLASSES
 from mscl_hf.methods import METHODS
-from mscl_hf.publish import commit
+from mscl_hf.sharing.publish import commit
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.log import read_log
 
 LOGGED = {"step", "loss", "loss_g", "loss_l", "loss_p", "floor_p", "excess_p", "grad_norm", "lr", "images_per_second", "data_wait"}
 SPACES = ("backbone", "global", "local", "pixel")
@@ -377,10 +378,10 @@ def on_two(tmp_path: Path, *arguments) -> tuple[list[dict], str]:
 
 def in_one(tmp_path, monkeypatch, *arguments) -> list[list[str]]:
     """The global batches of the same run in this process."""
-    from mscl_hf.data import loading
+    from mscl_hf.data import loader
 
-    seen, to_device = [], loading.to_device
-    monkeypatch.setattr(loading, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    seen, to_device = [], loader.to_device
+    monkeypatch.setattr(loader, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
     harness.run(*arguments, pictures=False)
     return seen[1:]
 
@@ -479,7 +480,7 @@ def test_a_method_of_two_stages_trains_the_encoder_then_the_decoder(tmp_path):
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", *STAGED[2:6], "--output-dir", tmp_path / "start")
     harness.run("pretrain", *harness.TINY, *harness.SHORT, *STAGED, "--output-dir", tmp_path / "out")
     start, end = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
-    middle = load_file(manifest.complete(tmp_path / "out" / "stage1")[-1] / "method.safetensors")
+    middle = load_file(checkpoint_folder.complete(tmp_path / "out" / "stage1")[-1] / "method.safetensors")
     middle = {key.removeprefix("network."): value for key, value in middle.items() if key.startswith("network.")}
     weight = next(key for key in end if key.startswith("backbone.") and key.endswith("weight"))
     decoder = next(key for key in end if key.startswith("decoder.") and key.endswith("weight"))
@@ -495,11 +496,11 @@ def test_two_stages_resume(tmp_path):
     flags = (*harness.TINY, *harness.SHORT, *STAGED)
     harness.run("pretrain", *flags, "--output-dir", tmp_path / "whole", pictures=False)
     harness.run("pretrain", *flags, "--output-dir", tmp_path / "cut", pictures=False)
-    shutil.rmtree(manifest.complete(tmp_path / "cut")[-1])
-    written = manifest.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns
+    shutil.rmtree(checkpoint_folder.complete(tmp_path / "cut")[-1])
+    written = checkpoint_folder.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns
     harness.run("pretrain", *flags, "--output-dir", tmp_path / "cut", "--resume", pictures=False)
-    assert manifest.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns == written
-    one, other = (load_file(manifest.complete(tmp_path / name)[-1] / "method.safetensors") for name in ("whole", "cut"))
+    assert checkpoint_folder.complete(tmp_path / "cut" / "stage1")[-1].stat().st_mtime_ns == written
+    one, other = (load_file(checkpoint_folder.complete(tmp_path / name)[-1] / "method.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from same_run import differences
 
-from mscl_hf.data.views import VIEWS
 from mscl_hf.methods import METHODS, markdown, method_class, option_table, table
 from mscl_hf.methods.bank import MemoryBank
-from mscl_hf.methods.create import defaults_of
 from mscl_hf.methods.queue import Queue
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.prepare import freeze_unreached
+from mscl_hf.methods.registry import defaults_of
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.training.setup import freeze_unreached
+from mscl_hf.transforms.views import VIEWS
 
 TRAINED = [name for name, kind in METHODS.items() if kind.trains]
 BACKBONES = ("resnet18", "vit_tiny_patch16_224")

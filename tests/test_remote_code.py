@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, pipeline
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.backbones import build_config
-from mscl_hf.configuration_mscl import AUTO_MAP
-from mscl_hf.publish import publish
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.configuration_mscl import AUTO_MAP
+from mscl_hf.sharing.publish import publish
 
 torch.set_num_threads(1)
 CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "modeling", "heads", "decoders", "towers")}

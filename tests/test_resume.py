@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from same_run import differences, final_state, logged
 
-from mscl_hf import manifest
-from mscl_hf.data.hub_source import streamed_shards
-from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.hub_layout import streamed_shards
+from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.stream import SegmentationStream
-from mscl_hf.data.views import TrainView
-from mscl_hf.log import read_log
-from mscl_hf.stopping import STOPPED_BY_SIGNAL
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.log import read_log
+from mscl_hf.training.signals import STOPPED_BY_SIGNAL
+from mscl_hf.transforms.views import TrainView
 
 STEPS = 6
 # stage and network, options of the loop, step of the stop. 8 scenes, batches of 4: an epoch is two forward passes.
@@ -61,7 +61,7 @@ def test_stopped_and_resumed_equals_straight(tmp_path, case):
     with pytest.raises(SystemExit) as ended:
         harness.train(method, mixed_data(stage), tmp_path / "stopped", **options)
     assert ended.value.code == STOPPED_BY_SIGNAL
-    assert [folder.name for folder in manifest.complete(tmp_path / "stopped")] == [f"step-{stop:08d}"]
+    assert [folder.name for folder in checkpoint_folder.complete(tmp_path / "stopped")] == [f"step-{stop:08d}"]
     resumed = make(stage, fields | {"seed": 99})  # what it starts from must not matter
     harness.train(resumed, mixed_data(stage), tmp_path / "stopped", **options)
     assert differences(tmp_path / "stopped", tmp_path / "straight") == []
@@ -134,7 +134,7 @@ def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
     """The newest two stay; a checkpoint is safetensors and JSON; nothing half-written remains."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_every_steps=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
-    for folder in manifest.complete(tmp_path):
+    for folder in checkpoint_folder.complete(tmp_path):
         found = sorted(path.name for path in folder.iterdir())
         assert found == ["manifest.json", "method.safetensors", "optimizer.safetensors", "state.json"]
 
@@ -162,7 +162,7 @@ def test_resume_of_a_finished_run_ends_well(tmp_path, capsys):
 def test_resume_in_an_empty_place_starts(tmp_path):
     """--resume means: continue what is there, or start."""
     pretrain(tmp_path / "new", "--max-steps", 1, "--resume", pictures=False)
-    assert manifest.complete(tmp_path / "new")
+    assert checkpoint_folder.complete(tmp_path / "new")
 
 
 def test_other_images_are_said(tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_sigterm_to_the_process_group(tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     shown, errors = process.communicate(timeout=600)
     assert process.returncode == STOPPED_BY_SIGNAL, errors[-2000:]
-    stopped = int(manifest.complete(out)[-1].name.removeprefix("step-"))
+    stopped = int(checkpoint_folder.complete(out)[-1].name.removeprefix("step-"))
     assert 3 <= stopped < steps
     assert f"stopped after step {stopped}, checkpoint saved; the same command with --resume continues" in shown
     assert "Traceback" not in errors and not (out / "model.safetensors").exists()

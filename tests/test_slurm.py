@@ -11,7 +11,7 @@ import harness
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from mscl_hf import manifest
+from mscl_hf.training import checkpoint_folder
 
 SCRIPT = harness.ROOT / "recipes" / "slurm.sh"
 SRUN = """#!/bin/bash
@@ -53,13 +53,13 @@ def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
     flags = (*FLAGS, "--max-steps", 300, "--output-dir", out)
     job = sbatch(*flags)
     deadline = time.monotonic() + 120
-    while not manifest.complete(out) and job.poll() is None and time.monotonic() < deadline:
+    while not checkpoint_folder.complete(out) and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
     said = job.communicate(timeout=300)[0]
     assert job.returncode != 0 and "checkpoint saved" in said and "queued again" in said, said[-3000:]
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
-    stopped = int(manifest.complete(out)[-1].name[5:])
+    stopped = int(checkpoint_folder.complete(out)[-1].name[5:])
     job = sbatch(*flags, restarts=1)
     said = job.communicate(timeout=300)[0]
     assert job.returncode == 0 and f"resuming from step {stopped}" in said, said[-3000:]

@@ -23,13 +23,13 @@ from hub_routes import Repo
 from minihub import TOKEN, Minihub
 from PIL import Image
 
-from mscl_hf.data import BadSample, load_data, loading, segmentation_data, shards, stream
-from mscl_hf.data.hub_source import streamed_shards
-from mscl_hf.data.loading import TrainingData, shares
-from mscl_hf.data.order import permutation
+from mscl_hf.data import BadSample, dataset, load_data, loader, shards, stream
+from mscl_hf.data.build import DataOptions, finetuning_data, open_whole_split
+from mscl_hf.data.hub_layout import streamed_shards
+from mscl_hf.data.loader import TrainingData, shares
+from mscl_hf.data.sampler import permutation
 from mscl_hf.data.shards import gathered
-from mscl_hf.data.training import DataOptions, finetuning_data, open_whole_split
-from mscl_hf.data.views import TrainView
+from mscl_hf.transforms.views import TrainView
 
 EQUAL, UNEQUAL = (20, 20, 20, 20), (30, 7, 19, 1, 23, 12)  # rows of the shards
 
@@ -243,7 +243,7 @@ def test_workers_share_no_lane_where_there_are_enough():
 
 def test_shards_that_cannot_be_split_are_told_once(equal, capsys):
     """One sentence, from the first process only, and only if several have to read the same shard."""
-    loading._say_once.cache_clear()
+    loader._say_once.cache_clear()
     data = opened(equal)
     for world, workers in ((4, 0), (2, 2)):
         next(iter(data.loader(0, 1, 0, world, workers)))
@@ -277,9 +277,9 @@ def test_what_was_used_is_neither_decoded_nor_read(equal, opens, monkeypatch):
     """A run that goes on at nine tenths of a pass opens a file for its number of rows and once more to read on, reads row groups from its
     place on only, and decodes what it uses."""
     groups, decoded = [], []
-    read, decode = pq.ParquetFile.read_row_groups, segmentation_data.decode
+    read, decode = pq.ParquetFile.read_row_groups, dataset.decode
     monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda self, some, **o: groups.extend(some) or read(self, some, **o))
-    monkeypatch.setattr(segmentation_data, "decode", lambda *given: decoded.append(1) or decode(*given))
+    monkeypatch.setattr(dataset, "decode", lambda *given: decoded.append(1) or decode(*given))
     data = opened(equal)
     batches(data, 9, 10)
     assert len(opens()[os.getpid()]) == 8 and len(groups) <= 4 * 4 and len(decoded) == 2 * 8

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mscl_hf.data import load_data
+from mscl_hf.data.build import DataOptions, usable
 from mscl_hf.data.synthetic import draw_scene
-from mscl_hf.data.training import DataOptions, usable
 
 SIZE = (96, 128)
 

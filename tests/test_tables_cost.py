@@ -12,10 +12,10 @@ import torch
 import yaml
 from torch import nn
 
-from mscl_hf.backbones import NetworkOptions
+from mscl_hf.cli import flat, parse
 from mscl_hf.methods import METHODS, method_class, read_options
-from mscl_hf.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.options import flat, parse
+from mscl_hf.models.backbones import NetworkOptions
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 
 sys.path.append(str(harness.ROOT / "recipes"))
 import tables  # noqa: E402

@@ -8,9 +8,9 @@ from test_families import assert_round_trip
 from transformers import AutoImageProcessor
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.backbones import NetworkOptions, build_config, load_timm_weights
-from mscl_hf.publish import publish
-from mscl_hf.towers_mscl import TwoTowers, lab_views, rgb_to_lab
+from mscl_hf.models.backbones import NetworkOptions, build_config, load_timm_weights
+from mscl_hf.models.towers_mscl import TwoTowers, lab_views, rgb_to_lab
+from mscl_hf.sharing.publish import publish
 
 torch.set_num_threads(1)
 SMALLER = {

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mscl_hf import manifest, prepare, train
-from mscl_hf.data import loading
-from mscl_hf.log import read_log
-from mscl_hf.prepare import build_optimizer, freeze_unreached
-from mscl_hf.train import NonFinite, TrainOptions, lr_at
+from mscl_hf.data import loader as loading
+from mscl_hf.training import checkpoint_folder, loop, setup
+from mscl_hf.training.log import read_log
+from mscl_hf.training.loop import NonFinite, TrainOptions, lr_at
+from mscl_hf.training.setup import build_optimizer, freeze_unreached
 
 
 def batches(stage: str = "pretrain", count: int = 1, **data) -> list[dict]:
@@ -96,7 +96,7 @@ def test_accumulated_gradient_is_the_mean_of_the_halves():
         terms = reference.train()(**batch)
         terms["loss"].backward()
         values.append(float(terms["loss"].detach()))
-    terms, own = train._accumulated_step(method, [first, second], harness.fresh_accelerator())
+    terms, own = loop._accumulated_step(method, [first, second], harness.fresh_accelerator())
     assert terms["loss"] == pytest.approx(sum(values) / 2, rel=1e-6) and own == pytest.approx(terms["loss"])
     for (name, p), q in zip(method.named_parameters(), reference.parameters()):
         torch.testing.assert_close(p.grad, q.grad / 2, rtol=1e-5, atol=1e-7, msg=name)
@@ -117,7 +117,7 @@ def test_clipping_bounds_the_norm_and_reports_the_unclipped_one():
     for limit, wanted in ((1.0, 1.0), (0.0, 20.0), (50.0, 20.0)):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 10.0)  # four entries: norm 20
-        assert train._clip(accelerator, model, limit) == pytest.approx(20.0)
+        assert loop._clip(accelerator, model, limit) == pytest.approx(20.0)
         after = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
         assert after == pytest.approx(wanted, rel=1e-4)
 
@@ -157,7 +157,7 @@ def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
         harness.train(method, harness.training_data(), tmp_path, save_every_steps=1)
     assert len(method.calls) == 4 and all(name in str(raised.value) for name in method.calls[-1])
     assert "\n" not in str(raised.value)
-    newest = manifest.complete(tmp_path)[-1]
+    newest = checkpoint_folder.complete(tmp_path)[-1]
     assert newest.name == "step-00000002"
     saved = load_file(newest / "method.safetensors")
     assert all(torch.equal(saved[name], p) for name, p in method.named_parameters())
@@ -173,7 +173,7 @@ def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
         harness.train(method, harness.training_data(), tmp_path / "bad", save_every_steps=0)
     healthy = harness.pretraining(contrast=contrast)
     harness.train(healthy, harness.training_data(), tmp_path / "good", save_every_steps=2, keep_checkpoints=9)
-    assert [folder.name for folder in manifest.complete(tmp_path / "bad")] == ["step-00000002"]
+    assert [folder.name for folder in checkpoint_folder.complete(tmp_path / "bad")] == ["step-00000002"]
     left = load_file(tmp_path / "bad" / "checkpoints" / "step-00000002" / "method.safetensors")
     right = load_file(tmp_path / "good" / "checkpoints" / "step-00000002" / "method.safetensors")
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -184,7 +184,7 @@ def test_sync_batch_norm_keeps_the_activations_inside_timm_norms():
     network = harness.pretraining(backbone="test_efficientnet").network.eval()
     pixels = torch.randn(2, 3, 32, 32)
     before = network(pixels).pixel_embeds
-    converted = prepare.convert_sync_batchnorm(network)
+    converted = setup.convert_sync_batchnorm(network)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
     assert torch.equal(converted.eval()(pixels).pixel_embeds, before)
 
@@ -204,14 +204,14 @@ def test_batch_too_small_for_contrast_or_indivisible_is_refused():
     """One image has nothing to contrast with; an odd batch cannot be split over two processes; both before any step."""
     data = harness.training_data(batch=1)
     with pytest.raises(ValueError, match="--batch-size is 1 .* at least 2"):
-        prepare.check_batch(harness.pretraining(), data, harness.options(batch_size=1), 1)
-    prepare.check_batch(harness.pretraining(contrast={"losses": "l+p"}), data, harness.options(batch_size=1), 1)
-    prepare.check_batch(harness.finetuning(), data, harness.options(batch_size=1), 1)
+        setup.check_batch(harness.pretraining(), data, harness.options(batch_size=1), 1)
+    setup.check_batch(harness.pretraining(contrast={"losses": "l+p"}), data, harness.options(batch_size=1), 1)
+    setup.check_batch(harness.finetuning(), data, harness.options(batch_size=1), 1)
     with pytest.raises(ValueError, match="--batch-size 5 cannot be split evenly over 2 processes"):
-        prepare.check_batch(harness.pretraining(), harness.training_data(batch=5), harness.options(batch_size=5), 2)
+        setup.check_batch(harness.pretraining(), harness.training_data(batch=5), harness.options(batch_size=5), 2)
     half = harness.training_data(batch=6, unlabelled=4)  # 3 labelled images a batch
     with pytest.raises(ValueError, match="3 of them labelled, cannot be split evenly over 2"):
-        prepare.check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
+        setup.check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
 
 
 def test_bad_images_are_counted_once_and_limited(tmp_path):
@@ -226,7 +226,7 @@ def test_bad_images_are_counted_once_and_limited(tmp_path):
     object.__setattr__(data, "loader", loader)
     with pytest.raises(ValueError, match=r"2 bad image\(s\), more than --max-bad-images 1.*b\.png broken.*step 4 is saved"):
         harness.fit(harness.pretraining(), data, harness.options(max_steps=6), tmp_path, harness.fresh_accelerator(), max_bad_images=1)
-    assert [folder.name for folder in manifest.complete(tmp_path)] == ["step-00000004"]
+    assert [folder.name for folder in checkpoint_folder.complete(tmp_path)] == ["step-00000004"]
 
 
 # -- what does not train -----------------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_a_constant_rate_is_scaled_with_the_heads(tmp_path):
 
     method = harness.pretraining_method("simsiam")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "build_optimizer", build)
+        patch.setattr(setup, "build_optimizer", build)
         harness.train(method, harness.method_data("simsiam"), tmp_path, lr=0.02, head_lr_scale=0.5)
     assert found == {True: pytest.approx(0.01), False: pytest.approx(0.5 * lr_at(5, harness.options(lr=0.02)))}
 
@@ -457,11 +457,11 @@ def test_one_image_to_a_process_cannot_be_normalised(name, monkeypatch):
     data = harness.method_data(name, batch=2)
     given = harness.options(batch_size=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    prepare.check_batch(method, data, given, 1)
+    setup.check_batch(method, data, given, 1)
     with pytest.raises(ValueError, match="leaves one image to a process.*at least 4"):
-        prepare.check_batch(method, data, given, 2)
+        setup.check_batch(method, data, given, 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    prepare.check_batch(method, data, given, 2)
+    setup.check_batch(method, data, given, 2)
 
 
 @pytest.mark.parametrize(("name", "wanted"), [
@@ -473,5 +473,5 @@ def test_one_image_to_a_process_cannot_be_normalised(name, monkeypatch):
 def test_memories_alone_stay_out_of_ddps_broadcasts(name, wanted):
     """What all processes write alike; batch statistics, of the teacher too, are still the first process's."""
     method = harness.pretraining_method(name, "resnet18" if name == "cmc" else "test_resnet")
-    prepare.keep_memories_at_home(method)
+    setup.keep_memories_at_home(method)
     assert set(method._ddp_params_and_buffers_to_ignore) == wanted <= dict(method.named_buffers()).keys()

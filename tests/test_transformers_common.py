@@ -24,7 +24,7 @@ import pytest
 import transformers
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.backbones import build_config
+from mscl_hf.models.backbones import build_config
 
 if "TRANSFORMERS_SOURCE" not in os.environ:
     pytest.skip("set TRANSFORMERS_SOURCE to the unpacked sources of transformers, see this file", allow_module_level=True)

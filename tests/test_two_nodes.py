@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mscl_hf import manifest
+from mscl_hf.training import checkpoint_folder
 
 IP = shutil.which("ip")
 pytestmark = [
@@ -98,7 +98,7 @@ def until(what, node: Node, seconds: float = 150):
 
 
 def steps_of(out: Path) -> list[int]:
-    return [int(folder.name[5:]) for folder in manifest.complete(out)]
+    return [int(folder.name[5:]) for folder in checkpoint_folder.complete(out)]
 
 
 @pytest.mark.parametrize("loss", ["killed", "cut off"])

@@ -18,13 +18,15 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, PreTrainedModel, pipeline
 
-from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation, checks_mscl, demo
-from mscl_hf.backbones import load_timm_weights
+from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data.files import class_names
+from mscl_hf.demo import page
+from mscl_hf.demo.similarity import open_checkpoint
 from mscl_hf.export import open_network
-from mscl_hf.provenance import provenance
-from mscl_hf.publish import open_model, publish
-from mscl_hf.similarity import open_checkpoint
+from mscl_hf.models import checks_mscl
+from mscl_hf.models.backbones import load_timm_weights
+from mscl_hf.sharing.provenance import provenance
+from mscl_hf.sharing.publish import open_model, publish
 
 CLASSES = {0: "sky", 1: "road"}
 
@@ -171,8 +173,8 @@ def test_weights_that_are_pickled_are_refused_by_every_command(models, tmp_path,
         called(runpy.run_path(str(ROOT / "hub" / "export.py"))["main"], monkeypatch, "--model", tuned, "--to", "timm", "--output-dir",
                tmp_path / "e"),
     ]  # fmt: skip
-    if demo.gr is not None:
-        said.append(called(demo.main, monkeypatch, "--model", tuned))
+    if page.gr is not None:
+        said.append(called(page.main, monkeypatch, "--model", tuned))
     for sentence in said:
         assert "pytorch_model" in sentence and "safetensors" in sentence and "\n" not in sentence
     assert not sentinel.exists()

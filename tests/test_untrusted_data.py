@@ -22,9 +22,9 @@ from transformers import pipeline
 
 from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.data import load_data
-from mscl_hf.data.segmentation_data import BadSample, check_data
-from mscl_hf.publish import publish
-from mscl_hf.similarity import read_image
+from mscl_hf.data.dataset import BadSample, check_data
+from mscl_hf.demo.similarity import read_image
+from mscl_hf.sharing.publish import publish
 
 FOLDERS = ("folder", "camvid", "voc2012", "cityscapes", "ade20k", "hf")
 

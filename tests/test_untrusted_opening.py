@@ -17,10 +17,10 @@ from test_recipes import write_folder, write_parquet
 from test_untrusted_data import with_row, zipped
 
 from mscl_hf.data import load_data
-from mscl_hf.data.opening import FORMATS, decode
-from mscl_hf.data.segmentation_data import BadSample, check_data
-from mscl_hf.data.training import DataOptions, open_held_out, open_whole_split
-from mscl_hf.similarity import read_image
+from mscl_hf.data.build import DataOptions, open_held_out, open_whole_split
+from mscl_hf.data.dataset import BadSample, check_data
+from mscl_hf.data.image_io import FORMATS, decode
+from mscl_hf.demo.similarity import read_image
 
 ADDRESSES = (
     "http:/127.0.0.1:{port}/x.png", "http://127.0.0.1:{port}/x.png", "HTTP://127.0.0.1:{port}/x.png", " http://127.0.0.1:{port}/x.png",

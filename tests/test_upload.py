@@ -18,8 +18,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 from minihub import TOKEN, Minihub
 
-from mscl_hf import upload
-from mscl_hf.upload import PUSH_FAILED, HubOptions, PushError, check_can_push, model_files, push_folder, push_result
+from mscl_hf.sharing import upload
+from mscl_hf.sharing.upload import PUSH_FAILED, HubOptions, PushError, check_can_push, model_files, push_folder, push_result
 
 READER, STRANGER, FOREIGN = "hf_readerReaderReaderReader", "hf_strangerStrangerStranger", "eyJhbGciOi.eyJzdWIiOi.of_another_form"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf]\n---\n\n# A model\n"

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from mscl_hf.data.colour import SIZE, Colours, distort_colour, draw_colour
-from mscl_hf.data.crops import Crop, central_crop, cut, random_crop
-from mscl_hf.data.loading import TrainingData
-from mscl_hf.data.order import Batches, Order, Ticket, sample_rng
-from mscl_hf.data.presets import PRESETS
-from mscl_hf.data.segmentation_data import Sample, SegmentationData
-from mscl_hf.data.views import PairView, TrainView, ViewOptions
+from mscl_hf.data.dataset import Sample, SegmentationData
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.sampler import Batches, Order, Ticket, sample_rng
 from mscl_hf.losses import labels_at
+from mscl_hf.transforms.color import SIZE, Colours, distort_colour, draw_colour
+from mscl_hf.transforms.crops import Crop, central_crop, cut, random_crop
+from mscl_hf.transforms.presets import PRESETS
+from mscl_hf.transforms.views import PairView, TrainView, ViewOptions
 
 GREY = torch.tensor([124, 116, 104])
 

@@ -10,7 +10,7 @@ from golden import fill, u
 from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss, listed_pixel_contrast, pixel_contrast, streamed
 from mscl_hf.methods.mscl import MSCL
 from mscl_hf.methods.zhao import ZhaoBatch, ZhaoCross, ZhaoWithin
-from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
 
 Y = torch.tensor([[0, 0, 0, 1, 1, 255]])
 IMAGE, COPY = u(fill((1, 6, 8), 0.61, 0.07)), u(fill((1, 6, 8), 0.47, 0.19))

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from mscl_hf.backbones import build_config
 from mscl_hf.data import load_data
-from mscl_hf.data.loading import stack
-from mscl_hf.data.views import ViewOptions, make_view
-from mscl_hf.modeling_mscl import MsclForPreTraining
+from mscl_hf.data.loader import stack
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.transforms.views import ViewOptions, make_view
 
 SIZE = 64  # px: maps of 4 x 4 cells
 

@@ -127,7 +127,7 @@ def _distinct(ids):
 
 
 def _finish(pairs, num_labels, ignore_index, nan_to_num=None, label_map=None, reduce_labels=False):
-    """The metric from the table of pairs; the last lines are those of mscl_hf.metrics.MeanIoU.compute."""
+    """The metric from the table of pairs; the last lines are those of mscl_hf.evaluation.metrics.MeanIoU.compute."""
     areas = np.zeros((3, num_labels), dtype=np.int64)  # intersection, prediction, label
     for (true, predicted), pixels in pairs.items():
         true = (label_map or {}).get(true, true)

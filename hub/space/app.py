@@ -5,7 +5,7 @@ The variable MSCL_HF_MODELS names the checkpoints to choose from, parted by spac
 
 import os
 
-from mscl_hf.demo import build, launch
+from mscl_hf.demo.page import build, launch
 
 demo = build(os.environ.get("MSCL_HF_MODELS", "").split(), local=False)
 

@@ -1,7 +1,7 @@
 """Data sets as images and masks of train ids, and the choice of which images keep their labels."""
 
-from .segmentation_data import BadSample, Sample, SegmentationData, check_data
-from .sources import DATASETS, load_data
+from .dataset import BadSample, Sample, SegmentationData, check_data
+from .layouts import DATASETS, load_data
 from .stream import SegmentationStream
 from .subset import choose_subset
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from .segmentation_data import SegmentationData
+from .dataset import SegmentationData
 
 HEAD = 65_536  # bytes that are compared before whole files are
 # Rows of a split that are compared, evenly spaced over all: on network storage this takes a minute or two, and other processes wait.

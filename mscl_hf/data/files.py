@@ -12,10 +12,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..checks_mscl import is_plain
-from ..text_files import read_text
-from .opening import DECODE_ERRORS, IMAGE_SUFFIXES, decode
-from .segmentation_data import IGNORE_INDEX, Slice
+from ..models.checks_mscl import is_plain
+from ..records.files import read_text
+from .dataset import IGNORE_INDEX, Slice
+from .image_io import DECODE_ERRORS, IMAGE_SUFFIXES, decode
 
 HIDDEN = (".", "__MACOSX", "@eaDir")  # of macOS and of Synology, with thumbnails
 NOT_READ = (".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".npy", ".npz", ".mat", ".h5", ".dcm", ".nii", ".exr",

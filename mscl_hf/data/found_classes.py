@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .dataset import IGNORE_INDEX, unreadable
 from .files import HIGHEST_ID, Mask
 from .pixels import BadSample, ColorMask, index_array
-from .segmentation_data import IGNORE_INDEX, unreadable
 
 FAULTS_AT_MOST = 50  # after which the search ends where no mask before was usable
 MAPPED_IN_MESSAGE = 12  # ids for which a message gives a complete label map

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from .opening import DECODE_ERRORS, decode, stores_more_than_8_bits
+from .dataset import SegmentationData, with_progress
+from .image_io import DECODE_ERRORS, decode, stores_more_than_8_bits
 from .pixels import BadSample, stored_pixels
-from .segmentation_data import SegmentationData, with_progress
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners
 OUTLIERS = 0.001  # share of values that may lie above a detected range: a few hot pixels would make all others dark

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
+from .dataset import IGNORE_INDEX, SegmentationData
 from .duplicates import compared_rows, shared_images
 from .files import SCAN_AT_MOST, first_three, make_table, parse_label_map
-from .hub_source import scanned_masks
+from .hub_layout import scanned_masks
 from .palettes import different_palettes
 from .pixels import BadSample, index_array
-from .segmentation_data import IGNORE_INDEX, SegmentationData
 from .stream import SegmentationStream
 
 if TYPE_CHECKING:
-    from .training import DataOptions
+    from .build import DataOptions
 
 OWN_MASKS = ("folder", "hf")  # data sets whose masks may need a label map; the others have their own
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .files import list_images
-from .layout import IMAGE_FOLDERS, MASK_FOLDERS, WORDS
-from .opening import DECODE_ERRORS, decode
+from .folder_layout import IMAGE_FOLDERS, MASK_FOLDERS, WORDS
+from .image_io import DECODE_ERRORS, decode
 
 MASK_NAME = re.compile(rf"(?i:[ ._-]?masks?|[ ._-](?:{WORDS}))$|_L$")  # 00_mask, 00-labels; 00_L as CamVid has it
 MASK_PREFIX = re.compile(rf"(?i)(?:{WORDS})[ ._-](?=.)")  # mask_00

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import first_three, skipped_note, visible_files
-from .layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, split_folder, split_folders, subfolders
+from .folder_layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, split_folder, split_folders, subfolders
+from .image_io import IMAGE_SUFFIXES
 from .mask_files import Separated, key, normal
-from .opening import IMAGE_SUFFIXES
 
 
 def require_matches(

@@ -5,9 +5,9 @@ from contextlib import suppress
 import datasets
 import numpy as np
 
+from .dataset import SegmentationData
 from .files import SCAN_AT_MOST
-from .opening import DECODE_ERRORS, opened
-from .segmentation_data import SegmentationData
+from .image_io import DECODE_ERRORS, opened
 
 Color = tuple[int, int, int]
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 
-from .opening import upright
+from .image_io import upright
 
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
 BAND_MODES = ("LA", "PA", "RGB", "RGBA")  # read as ids where the bands of a mask say one thing

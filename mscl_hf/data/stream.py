@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .dataset import BadSample, Sample, decoded_sample, row_of
 from .label_counts import LabelCounts
-from .order import permutation
-from .segmentation_data import BadSample, Sample, decoded_sample, row_of
+from .sampler import permutation
 from .shards import Row, Shard, filesystem
 
 SHUFFLED_ROWS = 1000  # rows that all lanes together hold at a time, at least

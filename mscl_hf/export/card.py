@@ -4,10 +4,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..card import cell, licence_text
-from ..provenance import SILENT, provenance
-from ..publish import hub_folder, split_revision
-from ..upload import UNNAMED
+from ..sharing.model_card import cell, licence_text
+from ..sharing.provenance import SILENT, provenance
+from ..sharing.publish import hub_folder, split_revision
+from ..sharing.upload import UNNAMED
 
 # Library by the Hub's name, what the folder is, how to open it.
 SHOWN = {

@@ -8,7 +8,6 @@ from .callback import MethodCallback
 from .chaitanya import ChaitanyaGlobal, ChaitanyaGlobalLocal
 from .cmc import CMC
 from .cp2 import CP2
-from .create import Scale, create_method, defaults_of, flag_of, read_options
 from .densecl import DenseCL
 from .instdisc import InstDisc
 from .moco import MoCoV1, MoCoV2
@@ -16,6 +15,7 @@ from .mscl import MSCL
 from .none import ImageNet, NoPreTraining
 from .options import MethodOptions
 from .pixpro import PixContrast, PixPro
+from .registry import Scale, create_method, defaults_of, flag_of, read_options
 from .segmentation import SegmentationTraining
 from .simclr import SimCLR
 from .simsiam import SimSiam

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads_mscl import unit
 from ..losses import nt_xent, region_contrast, slice_contrast
 from ..losses.slices import REGION_CELLS, region_patches
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import Method, feature_map
 from .heads import mlp, pooled
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..heads_mscl import unit
 from ..losses import global_contrast
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import Method
 from .heads import mlp, pooled
 from .instdisc import InstanceLoss

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from ..heads_mscl import unit
 from ..losses import foreground_contrast, foreground_mean, info_nce, labels_at
 from ..losses.gather import gather_rows
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
 from .heads import cells, mlp
 from .queue import Queue

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..heads_mscl import unit
 from ..losses import dense_contrast, info_nce, most_alike
 from ..losses.gather import gather_rows
 from ..losses.precision import raised
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
 from .heads import cells, mlp, pooled
 from .queue import Queue

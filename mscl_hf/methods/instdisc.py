@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..heads_mscl import unit
 from ..losses import instance_nce, instance_softmax, nce_normaliser
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .bank import MemoryBank
 from .base import Method, feature_map
 from .heads import mlp, pooled

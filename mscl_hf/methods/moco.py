@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ..heads_mscl import unit
 from ..losses import info_nce
 from ..losses.gather import gather_rows
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
 from .heads import mlp, pooled
 from .queue import Queue

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..losses import MultiScaleLoss, labels_at, parse_losses, sample_pixels
 from ..losses.gather import gather_rows
-from ..modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
+from ..models.modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
 from .base import Method
 from .queue import Queue
 

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from ..heads_mscl import unit
 from ..losses import cosine_to_target, match_cells, matched_contrast, pixel_consistency, propagate
 from ..losses.precision import raised
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
 from .heads import cells, mlp
 from .teacher import TaughtMethod, Teacher

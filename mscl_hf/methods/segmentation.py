@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.affinity import SIZES
-from ..modeling_mscl import MsclForSemanticSegmentation
+from ..models.modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
 from .finetuning_losses import LossOptions, Predicted, finetuning_loss
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ..heads_mscl import unit
 from ..losses import cosine_to_target
-from ..modeling_mscl import MsclForPreTraining
+from ..models.heads_mscl import unit
+from ..models.modeling_mscl import MsclForPreTraining
 from .base import Method, feature_map
 from .heads import mlp, pooled
 

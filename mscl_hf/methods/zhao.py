@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from ..losses import MultiScaleLoss, ReleasedPixelLoss
-from ..modeling_mscl import MsclForPreTraining
+from ..models.modeling_mscl import MsclForPreTraining
 from .mscl import MSCL
 
 VARIANTS = {"published": MultiScaleLoss, "released": ReleasedPixelLoss}

@@ -59,7 +59,7 @@ class TinyModel(nn.Module):
 def main(folder):
     from accelerate import Accelerator
 
-    from mscl_hf.evaluate import evaluate_model
+    from mscl_hf.evaluation.evaluate import evaluate_model
 
     accelerator = Accelerator(cpu=True)
     answers = {"world": accelerator.num_processes}

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
 from mscl_hf import MsclForSemanticSegmentation
-from mscl_hf.backbones import build_config
+from mscl_hf.models.backbones import build_config
 
 
 def main(name: str, version: str, out: str) -> None:

@@ -21,7 +21,7 @@ import harness
 from mscl_hf.losses import multi_scale
 from mscl_hf.losses.gather import world_size
 from mscl_hf.methods import METHODS
-from mscl_hf.prepare import freeze_unreached, keep_memories_at_home
+from mscl_hf.training.setup import freeze_unreached, keep_memories_at_home
 
 IMAGES = 8
 # Options under which a method runs another loss.

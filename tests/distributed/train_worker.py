@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import harness
 
-from mscl_hf.data import loading
+from mscl_hf.data import loader
 
 
 def digest(method) -> str:
@@ -26,7 +26,7 @@ def digest(method) -> str:
 
 def main(records: Path, name: str, flags: list[str]) -> None:
     batches, recipe = [], harness.load_recipe(name)
-    to_device, fit = loading.to_device, recipe.fit
+    to_device, fit = loader.to_device, recipe.fit
 
     def recorded(batch, device):
         batches.append(batch["name"])
@@ -38,7 +38,7 @@ def main(records: Path, name: str, flags: list[str]) -> None:
         (records / f"rank{os.environ['RANK']}.json").write_text(json.dumps(content))
         return method
 
-    loading.to_device, recipe.fit = recorded, fitted
+    loader.to_device, recipe.fit = recorded, fitted
     sys.argv = [name, *flags]
     recipe.main()
 

@@ -28,9 +28,9 @@ import torch
 from same_run import differences
 from zygote import Run, Zygote
 
-from mscl_hf import manifest
 from mscl_hf.methods import METHODS
-from mscl_hf.publish import commit
+from mscl_hf.sharing.publish import commit
+from mscl_hf.training import checkpoint_folder
 
 STEPS = 8
 SHORT = (*harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 2, "--resume")
@@ -64,13 +64,13 @@ def phase(out: Path, said: str) -> str:
         return "saving"
     if (out / "model.safetensors").exists() or any(out.glob(".tmp-*")):
         return "publishing"
-    if any(folder.name == f"step-{STEPS:08d}" for folder in manifest.published(out)):
+    if any(folder.name == f"step-{STEPS:08d}" for folder in checkpoint_folder.published(out)):
         return "evaluating or drawing"
     return "training" if (out / "log.jsonl").exists() else "starting"
 
 
 def whole(out: Path) -> dict[str, str]:
-    return {folder.name: (folder / "manifest.json").read_text() for folder in manifest.complete(out)}
+    return {folder.name: (folder / "manifest.json").read_text() for folder in checkpoint_folder.complete(out)}
 
 
 def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
@@ -89,8 +89,8 @@ def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
     newest = max(before, default="")
     if newest and (newest > max(after, default="") or after.get(newest, before[newest]) != before[newest]):
         raise AssertionError(f"{case.name}: {newest} was lost; left: {sorted(after)}")
-    for folder in manifest.complete(out):
-        manifest.verify(folder)
+    for folder in checkpoint_folder.complete(out):
+        checkpoint_folder.verify(folder)
     case.phases[phase(out, run.said)] += 1
     case.kills += 1
     return True

@@ -31,9 +31,9 @@ import torch
 from PIL import Image
 from zygote import Run, Zygote
 
-from mscl_hf import manifest
-from mscl_hf.log import read_log
-from mscl_hf.publish import commit
+from mscl_hf.sharing.publish import commit
+from mscl_hf.training import checkpoint_folder
+from mscl_hf.training.log import read_log
 
 IMAGES, DISK = 24, 24 << 20
 NAMED = {"worker killed": "error: a process that reads images ended", "disk full": "No space left on device",
@@ -135,8 +135,8 @@ class Soak:
         if found != status or NAMED.get(fault, "") not in self.run.said:
             raise AssertionError(f"{fault}: status {found}\n{self.run.said[-3000:]}")
         self.faults[fault] += 1
-        newest = manifest.complete(self.out)[-1]
-        manifest.verify(newest)
+        newest = checkpoint_folder.complete(self.out)[-1]
+        checkpoint_folder.verify(newest)
         self.start()
         if f"resuming from step {int(newest.name[5:])} (" not in self.run.said:
             raise AssertionError(f"{fault}: {self.run.said[-3000:]}")

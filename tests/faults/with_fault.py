@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import harness
 import torch
 
-from mscl_hf import checkpoint, evaluate, manifest, train
-from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.loader import TrainingData
+from mscl_hf.evaluation import evaluate
 from mscl_hf.methods.base import Method
+from mscl_hf.training import checkpoint, checkpoint_folder, loop
 
 # Where a process can die while it saves: after each of these the disk looks different.
-BOUNDARIES = ((checkpoint, "make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (manifest, "write_json"),
-              (manifest, "_sync"), (Path, "rename"), (manifest.shutil, "rmtree"))  # fmt: skip
+BOUNDARIES = ((checkpoint, "make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint_folder, "write_json"),
+              (checkpoint_folder, "_sync"), (Path, "rename"), (checkpoint_folder.shutil, "rmtree"))  # fmt: skip
 
 
 def rank() -> int:
@@ -48,13 +49,13 @@ def after(place, name: str, action: Callable[[], None]) -> None:
 
 def before_step(action: Callable[[int], None]) -> None:
     """Call action(step) before each optimizer step, the first being 1."""
-    old = train._step
+    old = loop._step
 
     def inner(step, *args):
         action(step + 1)
         return old(step, *args)
 
-    mock.patch.object(train, "_step", inner).start()
+    mock.patch.object(loop, "_step", inner).start()
 
 
 def die_in_save(fired: Path, save_number: int, number: int) -> None:
@@ -239,7 +240,7 @@ def out_of_memory(fired: Path) -> None:
 
 def record(fired: Path) -> None:
     """No fault: the samples and the loss of each step, a line for each, in FIRED.RANK."""
-    old = train._step
+    old = loop._step
 
     def inner(step, method, model, optimizer, batches, *rest):
         row = old(step, method, model, optimizer, batches, *rest)
@@ -248,7 +249,7 @@ def record(fired: Path) -> None:
             file.write(json.dumps({"step": step + 1, "names": names, "loss": row["loss"]}) + "\n")
         return row
 
-    mock.patch.object(train, "_step", inner).start()
+    mock.patch.object(loop, "_step", inner).start()
 
 
 FAULTS = {fault.__name__: fault for fault in (

@@ -1,0 +1,188 @@
+"""Decoded images on disk, so that a file is decoded once and not once an epoch: one array an image or mask, memory-mapped.
+
+A cached array is named by all that decides its content: the file with its size and time (or the bytes themselves), the size it is brought
+to, the image range, and for a mask its image and the label table. It appears whole, by a rename: runs may share the folder, be killed, or
+lose it, at any time.
+"""
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL
+from PIL import Image
+
+from .dataset import BadSample, Sample, SegmentationData, examined_rows
+from .label_counts import IGNORE_INDEX, histogram_of
+from .pixels import resized
+
+VERSION = 3  # of what decoding gives; a change makes all older arrays unused
+
+
+def cache_folder() -> Path:
+    """MSCL_HF_CACHE, or mscl_hf in the user's cache folder."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mscl_hf")  # a container may have no home
+    return Path(os.environ.get("MSCL_HF_CACHE") or fallback) / "decoded"
+
+
+@dataclass(frozen=True)
+class DecodedData(SegmentationData):
+    """Samples at most short_side px on their short side (0 = as stored), kept in `folder` (None = decoded each time)."""
+
+    short_side: int = 0
+    folder: Path | None = None
+
+    def read(self, index: int) -> Sample:
+        """Raises BadSample as `SegmentationData.read`."""
+        if self.folder is None or not 0 <= index < len(self):
+            return smaller(super().read(index), self.short_side)
+        name, paths = self.place(index)
+        arrays = [_load(path) for path in paths]
+        if all(array is not None for array in arrays):
+            return Sample(arrays[0], arrays[1] if self.labelled else None, name)
+        sample = smaller(super().read(index), self.short_side)
+        for path, array in zip(paths, sample[:2]):
+            _store(path, array)
+        return sample
+
+    def vanished_classes(self, present: Collection[int]) -> list[int]:
+        """The classes that the stored masks hold, of those not present at this size. Examines the masks that `check_data` does."""
+        if len(present) == self.num_classes or not self.short_side:
+            return []
+
+        def classes_of(index: int) -> set[int]:
+            with suppress(BadSample):  # one that the check did not come to
+                return set(np.flatnonzero(histogram_of(self.read_mask(index))).tolist())
+            return set()
+
+        with ThreadPoolExecutor(4) as pool:
+            return sorted(set().union(*pool.map(classes_of, examined_rows(len(self)))) - {*present, IGNORE_INDEX})
+
+    def place(self, index: int) -> tuple[str, list[Path]]:
+        """Name and arrays of a row: looked up once a run, a file that changes meanwhile is not noticed."""
+        if index not in self._places:
+            row = self.stored(index)
+            image = _identity(row["image"])
+            scaled = () if self.image_range is None else (self.image_range,)
+            paths = [self._path("image", image, *scaled)]
+            if self.labelled:  # a mask is kept with the image whose size it has
+                paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, self._table))
+            self._places[index] = row["name"], paths
+        return self._places[index]
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[str, list[Path]]]:
+        return {}
+
+    @cached_property
+    def _table(self) -> bytes:
+        """The label table in the name of a mask; a long one, of 16-bit ids, by its digest."""
+        table = b"" if self.label_table is None else self.label_table.tobytes()
+        return table if len(table) <= 256 else hashlib.blake2b(table).digest()
+
+    def _path(self, *decisive: str | bytes | int | tuple[int, int]) -> Path:
+        name = hashlib.blake2b(repr((VERSION, PIL.__version__, self.short_side, *decisive)).encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.npy"
+
+
+def _identity(stored: dict | None) -> bytes:
+    stored = stored or {}
+    if stored.get("bytes") is not None:
+        return hashlib.blake2b(stored["bytes"]).digest()
+    path = stored.get("path") or ""
+    with suppress(OSError):
+        state = os.stat(path)
+        return f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}".encode()
+    return path.encode()  # decoding will say what is wrong with it
+
+
+def smaller(sample: Sample, short_side: int) -> Sample:
+    """The sample with its short side brought down to short_side px, if it is longer; 0 = as it is."""
+    height, width = sample.image.shape[:2]
+    if not short_side or min(height, width) <= short_side:
+        return sample
+    size = tuple(round(side * short_side / min(height, width)) for side in (width, height))
+    image = resized(sample.image, size, Image.Resampling.BILINEAR)
+    mask = None if sample.mask is None else resized(sample.mask, size, Image.Resampling.NEAREST)
+    return Sample(image, mask, sample.name)
+
+
+def _load(path: Path) -> np.ndarray | None:
+    try:
+        return np.load(path, mmap_mode="r")
+    except Exception:  # not there, or damaged from outside, which numpy reports in many ways: then it is written anew
+        return None
+
+
+def _store(path: Path, array: np.ndarray) -> None:
+    array = np.ascontiguousarray(array)
+    part = path.with_suffix(f".{os.getpid()}.{id(array)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array)  # np.save passes over a disk that is full at the last few KB
+        os.replace(part, path)
+    except OSError as error:  # a full disk costs speed, not the run
+        with suppress(OSError):
+            part.unlink()
+        where = f"{path.parent.parent} ({error.strerror})"  # nothing of this one file: equal warnings are shown once
+        warnings.warn(f"decoded images cannot be kept in {where}; they are decoded each time", stacklevel=2)
+
+
+def decoded(data: SegmentationData, short_side: int, limit_gb: float, say: Callable[[str], None] = print) -> SegmentationData:
+    """The same data, read through the cache if it fits into limit_gb; older arrays give way, the oldest first.
+
+    Each part of a run's data sees to the limit when it is opened, by an estimate from a few samples: several at once may exceed it.
+    """
+    data = DecodedData(**{f.name: getattr(data, f.name) for f in fields(SegmentationData)}, short_side=short_side)
+    if not limit_gb or not isinstance(data.rows, datasets.Dataset) or not len(data):
+        return data
+    wanted = _bytes_of(data)
+    if wanted > limit_gb * 1e9:
+        say(f"{data.name}/{data.split} decoded takes {wanted / 1e9:.1f} GB, more than --decoded-cache-gb {limit_gb:g}: decoded each time")
+        return data
+    data = replace(data, folder=cache_folder())
+    make_room(data.folder, limit_gb * 1e9 - wanted, {path for index in range(len(data)) for path in data.place(index)[1]})
+    return data
+
+
+def _bytes_of(data: SegmentationData, samples: int = 8) -> float:
+    """Of all samples, from a few of them; unreadable ones count for nothing."""
+    sizes = []
+    for index in range(0, len(data), max(1, len(data) // samples)):
+        with suppress(BadSample):
+            image, mask, _ = data.read(index)
+            sizes.append(image.nbytes + (0 if mask is None else mask.nbytes))
+    return len(data) * sum(sizes) / max(1, len(sizes))
+
+
+def make_room(folder: Path, limit: float, wanted: Collection[Path] = ()) -> None:
+    """Delete the oldest arrays until those that are not wanted take at most `limit` bytes, and what killed runs left half written.
+
+    A run that still maps one keeps it until it ends.
+    """
+    files = []
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        with suppress(OSError):  # another run may be clearing up too
+            state = path.stat()
+            if path.suffix == ".part" and state.st_mtime < time.time() - 3600:
+                path.unlink()
+            elif path.suffix in (".npy", ".part") and path not in wanted:
+                files.append((state.st_mtime, state.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit:
+            return
+        with suppress(OSError):
+            path.unlink()
+        total -= size

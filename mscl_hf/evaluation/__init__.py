@@ -1,0 +1,1 @@
+"""Prediction of images, and mean IoU over a data set."""

@@ -1,0 +1,1 @@
+"""What is written after training: the model folder, its provenance and model card, and the upload to the Hub."""

@@ -1,0 +1,1 @@
+"""The training loop and what it needs: options, optimizer, processes, checkpoints, logs, health checks."""

@@ -1,0 +1,126 @@
+"""A small folder about a run that crashed, or met a value that is not finite, to attach to a bug report: no secrets, no paths."""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..records.run_folder import RECORD, write_json, write_text
+from ..sharing.provenance import public, versions
+from ..sharing.upload import without_secrets
+from .log import read_log
+from .signals import children_die_in_silence
+
+SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|KEY|CREDENTIAL|CONNECTION|AUTH|COOKIE", re.IGNORECASE)  # in names of the environment
+# The folders of a path: one in quotes, with its blanks, and any other one.
+QUOTED = re.compile(r"""(?<=['"])(?:[A-Za-z]:)?[/\\][^'"\n]*[/\\](?=[^'"/\\\n]*['"])""")  # blanks and all
+FOLDERS = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:[/\\]|\\\\|/)(?:[^\s/\\'\":,;()]+[/\\])+")
+LAST_ROWS = 20
+
+
+@contextmanager
+def reporting(out: Path, now: dict | None = None) -> Iterator[None]:
+    """Leave a report of whatever ends what is inside with an error, once. now: the step under way and its samples.
+
+    Where no step is under way, what is wrong with the input or the disk is no crash: a sentence says it.
+    """
+    try:
+        yield
+    except Exception as error:
+        report_crash(out, error, **now or {})
+        raise
+
+
+def report_crash(out: Path, error: Exception, step: int | None = None, samples: Sequence[str] = ()) -> None:
+    """Write a report of an error, once; not of a fault of the input or the disk where no step is under way."""
+    if isinstance(error, (ValueError, OSError)) and step is None or getattr(error, "reported", False):
+        return
+    with children_die_in_silence():
+        write_report(out, error, step=step, samples=list(samples))
+    error.reported = True
+
+
+def write_report(out: Path, error: BaseException, **facts) -> Path | None:
+    """reports/TIME-process-R/ in the run's folder: report.json (error, facts, options, versions, machine), traceback.txt, log_tail.jsonl.
+
+    facts: what the caller knows, such as the step and the names of its samples. Returns the folder, or None where it could not be written:
+    that must never hide the error itself.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    folder = out / "reports" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-process-{rank}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "error": f"{type(error).__name__}: {error}",
+            "process": rank,
+            **facts,
+            "options": _options(out),
+            "versions": versions(),
+            "machine": _machine(out),
+        }
+        write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False) + "\n")
+        rows = read_log(out / "log.jsonl")[-LAST_ROWS:]
+        write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in _cleaned(rows, out)))
+        write_json(folder / "report.json", _cleaned(content, out))
+    except Exception as failure:
+        print(f"no report could be written to {folder} ({failure})", file=sys.stderr)
+        return None
+    print(f"for a bug report: {folder}", file=sys.stderr)
+    return folder
+
+
+def clean(text: str, out: Path, one_line: bool = True) -> str:
+    """The text without what `without_secrets` takes out, the values of environment variables that are named like secrets, and the folders
+    of this machine."""
+    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6]
+    sources = Path(__file__).resolve().parents[2]
+    home = os.path.expanduser("~")  # itself where nobody knows one, as in some containers
+    places = {str(out.resolve()): "OUT", str(out): "OUT", str(sources): "SOURCES", str(Path.cwd()): ".", home: "~"}
+    for value in sorted(secrets, key=len, reverse=True):
+        text = text.replace(value, "***")
+    lines = []
+    for line in [" ".join(text.split())] if one_line else text.splitlines():
+        for place, name in places.items():
+            line = line.replace(place, name) if len(place) > 1 else line
+        line = re.sub(r'"[^"\n]*/(?:site-packages|lib/python[\d.]+)/', '"', line)
+        line = FOLDERS.sub(".../", QUOTED.sub(".../", re.sub(r"\bfile:/+", "/", line)))
+        indent = line[: len(line) - len(line.lstrip())]
+        lines.append(indent + without_secrets(line))
+    return "\n".join(lines)
+
+
+def _cleaned(content, out: Path):
+    """Every text in it."""
+    if isinstance(content, dict):
+        return {key: _cleaned(value, out) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_cleaned(value, out) for value in content]
+    return clean(content, out) if isinstance(content, str) else content
+
+
+def _options(out: Path) -> dict:
+    """Of run.json, here or, for a stage of a method, in the folder above."""
+    record = next((path for path in (out / RECORD, out.parent / RECORD) if path.is_file()), None)
+    options = json.loads(record.read_text()) if record else {}
+    return {key: public(value) if isinstance(value, str) else value for key, value in options.items()}  # lists hold classes and losses
+
+
+def _machine(out: Path) -> dict:
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(out))
+    return {
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "memory_gb": {"total": round(memory.total / 1e9, 1), "available": round(memory.available / 1e9, 1)},
+        "disk_free_gb": round(disk.free / 1e9, 1),
+    }

@@ -1,0 +1,1 @@
+"""Crops and views of samples: geometry in the workers, color on the device."""
