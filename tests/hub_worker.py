@@ -13,6 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(sys.argv[1])
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("recipes", "models")]  # whose files share helpers
 NAME = "org/net"
 
 

@@ -1,75 +1,115 @@
-"""The shape of the house: imports only go down."""
+"""Imports go down: every folder imports only from folders of lower layers, and no two files import each other in a circle."""
 
 import ast
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "mscl_hf"
-FLOORS = (
-    {"losses", "metrics", "palette", "options", "log", "inference", "upload", "blocks_mscl", "checks_mscl", "configuration_mscl",
-     "decoders_mscl",
-     "heads_mscl", "towers_mscl", "modeling_mscl", "half_width", "backbones", "stopping", "run_folder", "processes", "manifest", "sharding",
-     "train_options", "launcher", "remedies", "text_files"},
-    {"data", "methods", "figures"},
-    {"checkpoint", "prepare", "report", "train", "evaluate", "probe", "health", "publish", "provenance", "card",
-     "export", "finishing", "similarity", "demo"},
+ROOT = Path(__file__).resolve().parent.parent
+# From the lowest layer to the highest. Folders of one layer do not import each other.
+LAYERS = (
+    {"losses", "models", "visual", "records"},
+    {"data", "methods"},
+    {"transforms", "evaluation"},
+    {"training"},
+    {"sharing"},
+    {"demo", "export"},
+    {"recipes", "hub"},
 )
+ANYWHERE = {"cli", "flag_names", "__init__"}  # files at the root of the package, which import nothing but the lowest layer
 
 
-def floor_of(module: str) -> int:
-    return next(number for number, names in enumerate(FLOORS) if module in names)
+def layer_of(folder: str) -> int:
+    return next(number for number, folders in enumerate(LAYERS) if folder in folders)
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level modules of the package that a file imports, wherever in the file."""
-    parents = path.relative_to(PACKAGE).parent.parts
+def module_of(path: Path) -> str:
+    """mscl_hf.data.cache for mscl_hf/data/cache.py; mscl_hf.data for mscl_hf/data/__init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources() -> dict[str, Path]:
+    """All modules of mscl_hf, recipes and hub by name."""
+    return {module_of(path): path for folder in ("mscl_hf", "recipes", "hub") for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def imports(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of the project that a file imports, wherever in the file."""
+    package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            base = parents[: len(parents) - node.level + 1] if node.level else None
-            if base is None:
-                full = (node.module or "").split(".")
-                full = full[1:] if full[0] == "mscl_hf" else None
-            else:
-                full = [*base, *(node.module or "").split(".")]
-            if full is not None:
-                full = [part for part in full if part]
-                found |= {full[0]} if full else {alias.name for alias in node.names}
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{name}.{alias.name}" if f"{name}.{alias.name}" in modules else name for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mscl_hf.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name in modules}
 
 
-def climbing_imports() -> list[str]:
+def folder_of(module: str) -> str:
+    parts = module.split(".")
+    return (parts[1] if len(parts) > 1 else "__init__") if parts[0] == "mscl_hf" else parts[0]
+
+
+def wrong_imports(modules: dict[str, Path]) -> list[str]:
+    """Imports of a folder of the same or of a higher layer, as "FILE imports MODULE"."""
     wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if own == "__init__":
-            continue
-        for other in imports(path) - {own, "__init__"}:
-            climbs = floor_of(other) > floor_of(own)
-            siblings = {own, other} == {"data", "methods"} or (own == "losses" and other != "losses")
-            if climbs or siblings:
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {other}")
-    return wrong
+    for module, path in modules.items():
+        own = folder_of(module)
+        for imported in imports(path, modules):
+            other = folder_of(imported)
+            if other == own or own == "__init__" or other in ANYWHERE and other != own:
+                continue
+            if layer_of(other) >= (1 if own in ANYWHERE else layer_of(own)):
+                wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+    return sorted(wrong)
 
 
-def test_imports_only_go_down():
-    """No file imports from a floor above its own, and data and methods never import each other."""
-    assert climbing_imports() == []
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle of imports; [] where there is none."""
+    state: dict[str, int] = {}
+
+    def visit(module: str, trail: list[str]) -> list[str]:
+        if state.get(module) == 1:
+            return trail[trail.index(module) :]
+        if state.get(module) == 2:
+            return []
+        state[module] = 1
+        found = next((found for other in sorted(graph[module]) if (found := visit(other, [*trail, other]))), [])
+        state[module] = 2
+        return found
+
+    return next((found for module in sorted(graph) if (found := visit(module, [module]))), [])
 
 
-def test_the_walk_sees_a_climbing_import(tmp_path, monkeypatch):
-    """The check itself can fail: a loss that imports the training loop is reported."""
-    (tmp_path / "losses").mkdir()
-    (tmp_path / "losses" / "bad.py").write_text("from ..train import fit\n")
-    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
-    assert climbing_imports() == ["losses/bad.py imports train"]
+def test_imports_go_down():
+    """No file imports from its own layer's other folders or from a higher layer."""
+    assert wrong_imports(sources()) == []
+
+
+def test_no_circles():
+    """No file imports, through whatever others, a file that imports it."""
+    modules = sources()
+    graph = {module: imports(path, modules) - {module} for module, path in modules.items()}
+    assert circle({module: {name for name in names if not modules[name].name == "__init__.py"} for module, names in graph.items()}) == []
+
+
+def test_the_checks_can_fail(tmp_path, monkeypatch):
+    """A loss that imports the training loop is reported, and so are two files that import each other."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for name, text in {"losses/bad": "from ..training.loop import fit\n", "training/loop": "from mscl_hf.losses import bad\n"}.items():
+        file = tmp_path / "mscl_hf" / f"{name}.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    modules = sources()
+    assert wrong_imports(modules) == ["mscl_hf/losses/bad.py imports mscl_hf.training.loop"]
+    assert circle({module: imports(path, modules) for module, path in modules.items()}) != []
 
 
 def test_losses_import_torch_and_nothing_else():
     """A loss can be copied out of this project: torch and the standard library are all it needs."""
     allowed = {"torch", "typing", "collections", "dataclasses", "itertools", "functools", "math"}
-    for path in (PACKAGE / "losses").glob("*.py"):
+    for path in (ROOT / "mscl_hf" / "losses").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path
@@ -78,10 +118,12 @@ def test_losses_import_torch_and_nothing_else():
 
 
 def test_models_can_travel_as_remote_code():
-    """Configuration, decoders, towers and modeling import only torch, timm, transformers, safetensors and each other."""
-    for name in ("checks_mscl", "configuration_mscl", "decoders_mscl", "heads_mscl", "towers_mscl", "modeling_mscl"):
-        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+    """The files that travel with a checkpoint import only torch, timm, transformers, safetensors and each other."""
+    allowed = {"torch", "timm", "transformers", "safetensors", "dataclasses", "pathlib", "types"}
+    paths = sorted((ROOT / "mscl_hf" / "models").glob("*_mscl.py"))
+    assert len(paths) >= 6
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 flat = node.level == 1 and node.module.endswith("_mscl")
-                allowed = {"torch", "timm", "transformers", "safetensors", "dataclasses", "pathlib"}
-                assert flat or node.module.split(".")[0] in allowed, (name, node.module)
+                assert flat or node.module.split(".")[0] in allowed, (path, node.module)

@@ -20,7 +20,7 @@ TRAINED = [name for name, kind in METHODS.items() if kind.trains]
 BACKBONES = ("resnet18", "vit_tiny_patch16_224")
 # What costs little more on tiny networks of the two families is shown on those in every run, and on the real ones with --runslow.
 TINY_FIRST = ("test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES))
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def fixed_batch(name, backbone):

@@ -655,7 +655,7 @@ def test_the_backbone_may_lie_on_disk(kind, name, tmp_path):
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_fsdp_by_the_transformer_policy(name, version, tmp_path):
     """Two processes, wrapped as accelerate wraps any transformers model: the losses of two steps are those of the whole network."""
-    worker = Path(__file__).parent / "distributed" / "fsdp_worker.py"
+    worker = Path(__file__).parents[1] / "distributed" / "fsdp_worker.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launcher, str(worker), name, str(version), str(tmp_path / "x")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -41,7 +41,7 @@ from mscl_hf.visual.palette import class_colours
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio")
 from mscl_hf.demo import page as demo  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "hub" / "space"
 NAMES = ("meadow", "<b>wood</b>", "river & sea")
 

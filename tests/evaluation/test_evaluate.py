@@ -19,7 +19,7 @@ from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
 from mscl_hf.evaluation.inference import InferenceOptions, predict_ids, predict_logits, window_starts
 from mscl_hf.evaluation.metrics import MeanIoU
 
-WORKER = Path(__file__).parent / "distributed" / "evaluate_worker.py"
+WORKER = Path(__file__).parents[1] / "distributed" / "evaluate_worker.py"
 spec = importlib.util.spec_from_file_location("evaluate_worker", WORKER)
 worker = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(worker)
@@ -380,7 +380,7 @@ def test_bf16_is_used_where_the_accelerator_says_so():
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """The worker's answers: one process, then both ranks of two."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     runs = {}
     for name, launch in {
@@ -420,7 +420,7 @@ def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
 
     data = load_data("synthetic", "val").select(range(3))
     config = build_config("test_resnet", image_size=32, decoder_channels=16, id2label=dict(enumerate(data.classes)))
-    module = Path(__file__).resolve().parent.parent / "hub" / "mean_iou"
+    module = Path(__file__).resolve().parents[2] / "hub" / "mean_iou"
     results = evaluate_model(MsclForSemanticSegmentation(config), data, Accelerator(cpu=True), by_evaluate=str(module))
     assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
 

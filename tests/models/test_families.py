@@ -169,7 +169,7 @@ def test_what_timm_does_not_have():
 @pytest.mark.parametrize("name", ["alexnet", "googlenet"])
 def test_a_network_of_ones_own(name, monkeypatch, tmp_path):
     """The page's example, run: networks registered with timm are built by name, saved, and opened again."""
-    page = (Path(__file__).parent.parent / "docs" / "backbones.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
     module = ModuleType("own_networks")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     before = set(timm.list_models())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent / "distributed"
+FOLDER = Path(__file__).parents[1] / "distributed"
 
 
 def load(name):

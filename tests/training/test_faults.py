@@ -19,7 +19,7 @@ from mscl_hf.records import run_folder
 from mscl_hf.training import checkpoint, checkpoint_folder
 from mscl_hf.training.log import read_log
 
-sys.path.append(str(Path(__file__).parent / "faults"))
+sys.path.append(str(Path(__file__).parents[1] / "faults"))
 from with_fault import BOUNDARIES  # noqa: E402
 from zygote import Zygote  # noqa: E402
 

@@ -4,7 +4,7 @@ They are no part of the installed package. To run them:
 
     pip download --no-binary :all: --no-deps transformers==$(python -c "import transformers; print(transformers.__version__)")
     tar xzf transformers-*.tar.gz
-    TRANSFORMERS_SOURCE=$(ls -d transformers-*/) python -m pytest tests/test_transformers_common.py
+    TRANSFORMERS_SOURCE=$(ls -d transformers-*/) python -m pytest tests/models/test_transformers_common.py
 
 A checkout of the same release does as well. Tests of text generation and of exporters are left out: the archive does not hold them.
 """

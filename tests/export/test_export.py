@@ -25,7 +25,7 @@ from mscl_hf.export import EXPORTS, export, graphs, open_network, state_dicts, t
 from mscl_hf.export.card import export_card
 from mscl_hf.models.backbones import build_config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LABELS = {0: "sky", 1: "road", 2: "car"}
 SWIN = {"backbone_kwargs": {"embed_dim": 24, "depths": (2, 2, 2, 2)}}  # the family's smallest that still shifts its windows
 SHALLOW = {"backbone_kwargs": {"depth": 2}}

@@ -10,7 +10,7 @@ import pytest
 
 from mscl_hf.evaluation.metrics import MeanIoU, mean_of_present
 
-MODULE = Path(__file__).parents[1] / "hub" / "mean_iou"
+MODULE = Path(__file__).parents[2] / "hub" / "mean_iou"
 DTYPES = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
 
 

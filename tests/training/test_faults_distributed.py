@@ -16,7 +16,7 @@ from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 
 pytestmark = pytest.mark.slow
-WITH_FAULT = Path(__file__).parent / "faults" / "with_fault.py"
+WITH_FAULT = Path(__file__).parents[1] / "faults" / "with_fault.py"
 STEPS = 6
 # Nothing here has batch statistics, and negatives are gathered: any number of processes computes the same losses, but for rounding.
 FLAGS = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
