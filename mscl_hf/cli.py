@@ -10,16 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import torch
 import yaml
-from accelerate import Accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from .flag_names import remedy_for
+from .messages import remedy_for
 from .models.checks_mscl import shown
 from .records.files import read_text
-from .training.launcher import lacks_processes
 
 # What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
@@ -159,27 +156,6 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-
-def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
-    """precision: fp32 or bf16; trackers write below folder."""
-    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise ValueError(f"Accelerate is set to use {engine}; to shard a network, launch it as on several GPUs, and give --shard")
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    accelerator = Accelerator(
-        # Without a GPU, Accelerate joins processes only when told to use the CPU; each would train for itself, in one folder.
-        cpu=several and not torch.accelerator.is_available(),
-        mixed_precision="no" if precision == "fp32" else precision,
-        log_with=list(trackers) or None,
-        project_dir=folder,
-    )
-    if lacks_processes(accelerator.num_processes):
-        accelerator.print(
-            "warning: accelerate launch was told to start several processes and started one, as it does without a GPU; "
-            "on CPUs, `torchrun --nproc_per_node N recipes/...` starts several"
-        )
-    return accelerator
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

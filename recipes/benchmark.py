@@ -18,7 +18,7 @@ import yaml
 from stages import as_flag, machine
 
 from mscl_hf.cli import command, parse
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 
 RECIPES = Path(__file__).resolve().parent
 COLUMNS = ("dataset", "method", "losses", "loss", "train_count", "seed", "mean_iou", "pretrain_steps", "finetune_steps",

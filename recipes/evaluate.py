@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mscl_hf import MsclConfig
-from mscl_hf.cli import command, flat, make_accelerator, parse
+from mscl_hf.cli import command, flat, parse
 from mscl_hf.data.build import DataOptions, open_whole_split, usable
 from mscl_hf.data.dataset import SegmentationData
 from mscl_hf.data.folder_layout import UnknownSplit
@@ -19,13 +19,17 @@ from mscl_hf.data.labels import label_warnings, with_labels_of_model
 from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
 from mscl_hf.evaluation.inference import InferenceOptions
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.records.run_folder import open_run, write_json
+from mscl_hf.models.open_model import open_model
+from mscl_hf.records.files import write_json
+from mscl_hf.records.run_folder import open_run
+from mscl_hf.records.versions import commit
 from mscl_hf.sharing.model_card import copy_beside, write_card
 from mscl_hf.sharing.provenance import pinned_options, provenance, with_evaluation
-from mscl_hf.sharing.publish import commit, open_model, publish
+from mscl_hf.sharing.publish import publish
 from mscl_hf.sharing.upload import HubOptions, check_can_push, push_result
 from mscl_hf.training.crash_report import reporting
 from mscl_hf.training.launcher import check_precision, launched_precision
+from mscl_hf.training.setup import make_accelerator
 from mscl_hf.training.signals import leave_on_signal
 
 

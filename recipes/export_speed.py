@@ -20,7 +20,7 @@ from mscl_hf.export import export
 from mscl_hf.export.compare import full_logits, random_images
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 
 SIZES = ((96, 96), (97, 131), (224, 160))  # height, width in px
 BATCHES = (1, 3)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig
-from mscl_hf.cli import command, flat, make_accelerator, parse, print_table, printable
+from mscl_hf.cli import command, flat, parse, print_table, printable
 from mscl_hf.data import SegmentationData
 from mscl_hf.data.build import DataOptions, finetuning_data, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings, require_two_classes
@@ -23,10 +23,13 @@ from mscl_hf.evaluation.inference import InferenceOptions
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.records.run_folder import open_run, write_json
+from mscl_hf.models.open_model import open_model, open_segmenter
+from mscl_hf.records.files import write_json
+from mscl_hf.records.run_folder import open_run
+from mscl_hf.records.versions import commit
 from mscl_hf.sharing.model_card import in_words, write_card
 from mscl_hf.sharing.provenance import data_name, pinned_options, provenance, stage_record, with_evaluation
-from mscl_hf.sharing.publish import commit, draw_training, open_model, open_segmenter, publish, typical_size
+from mscl_hf.sharing.publish import publish, typical_size
 from mscl_hf.sharing.upload import HubOptions, check_can_push, push_result
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.crash_report import reporting
@@ -34,6 +37,8 @@ from mscl_hf.training.distributed import any_process, together
 from mscl_hf.training.finishing import Finishing
 from mscl_hf.training.loop import TrainOptions, fit
 from mscl_hf.training.probe import start_classifier
+from mscl_hf.training.run_figures import draw_training
+from mscl_hf.training.setup import make_accelerator
 from mscl_hf.training.signals import leave_on_signal
 from mscl_hf.transforms.views import TrainView, check_colour, check_scales
 

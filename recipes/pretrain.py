@@ -12,23 +12,27 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mscl_hf import MsclConfig
-from mscl_hf.cli import command, flat, make_accelerator, parse, print_table, printable
+from mscl_hf.cli import command, flat, parse, print_table, printable
 from mscl_hf.data.build import DataOptions, log_repeats, open_held_out, pretraining_data, with_image_range
 from mscl_hf.data.labels import label_warnings, require_two_classes
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import Method, MethodOptions, Scale, create_method, defaults_of, method_class, read_options, table
 from mscl_hf.models.backbones import NetworkOptions, load_timm_weights
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.open_model import open_model, pinned
 from mscl_hf.records.run_folder import open_run
+from mscl_hf.records.versions import commit
 from mscl_hf.sharing.model_card import method_facts, write_card
 from mscl_hf.sharing.provenance import data_name, pinned_options, provenance, stage_record
-from mscl_hf.sharing.publish import commit, draw_features, draw_training, open_model, pinned, publish, typical_size
+from mscl_hf.sharing.publish import publish, typical_size
 from mscl_hf.sharing.upload import HubOptions, check_can_push, push_result
 from mscl_hf.training.crash_report import reporting
 from mscl_hf.training.distributed import together
 from mscl_hf.training.finishing import Finishing
 from mscl_hf.training.health import HealthCheck
 from mscl_hf.training.loop import TrainOptions, fit
+from mscl_hf.training.run_figures import draw_features, draw_training
+from mscl_hf.training.setup import make_accelerator
 from mscl_hf.training.signals import leave_on_signal
 from mscl_hf.transforms.views import ViewOptions, check_view_options, make_view
 

@@ -28,7 +28,7 @@ from mscl_hf.evaluation.evaluate import load_metric
 from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses import pixel_contrast
 from mscl_hf.losses.streamed import logsumexp, streamed_sum
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 
 HERE = Path(__file__).resolve()
 PARTS = ("loss", "step", "peers", "metric", "growth")

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from mscl_hf.cli import make_accelerator, parse
+from mscl_hf.cli import parse
 from mscl_hf.data.build import DataOptions, pretraining_data
 from mscl_hf.data.loader import TrainingData
 from mscl_hf.losses import MultiScaleLoss
@@ -21,6 +21,7 @@ from mscl_hf.methods import MSCL
 from mscl_hf.models.backbones import NetworkOptions
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.training import checkpoint, loop, setup
+from mscl_hf.training.setup import make_accelerator
 from mscl_hf.transforms.views import VIEWS, ViewOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -28,7 +28,7 @@ from launched import STOPPED, launch
 
 from mscl_hf.cli import flat, parse
 from mscl_hf.records.run_folder import FREE_TO_CHANGE
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 
 RECIPES = Path(__file__).resolve().parent
 BUSY = STOPPED  # another process has the stage, which is not over either

@@ -23,7 +23,7 @@ from mscl_hf.cli import parse
 from mscl_hf.methods import METHODS
 from mscl_hf.models.backbones import NetworkOptions
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 from mscl_hf.training.log import read_log
 
 # What the time of a step does not depend on.

@@ -8,7 +8,7 @@ import torch
 from mscl_hf.data.build import DataOptions, open_whole_split
 from mscl_hf.evaluation.inference import InferenceOptions, predict_ids
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-from mscl_hf.sharing.publish import open_model
+from mscl_hf.models.open_model import open_model
 from mscl_hf.visual.figures import comparison_strip
 
 IMAGES = 5

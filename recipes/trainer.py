@@ -26,8 +26,8 @@ from mscl_hf.data import Sample, SegmentationData
 from mscl_hf.data.build import DataOptions, labelled_part, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings
 from mscl_hf.evaluation.metrics import MeanIoU
+from mscl_hf.models.open_model import open_model, open_segmenter
 from mscl_hf.sharing.provenance import pinned_options
-from mscl_hf.sharing.publish import open_model, open_segmenter
 from mscl_hf.transforms.views import TrainView
 
 

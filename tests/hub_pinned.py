@@ -33,8 +33,9 @@ def pinned_life(hub, folder: Path) -> dict:
     from mscl_hf.data import load_data
     from mscl_hf.export import export
     from mscl_hf.models.backbones import load_timm_weights
+    from mscl_hf.models.open_model import open_model, pinned
     from mscl_hf.sharing.provenance import FILE, pinned_options
-    from mscl_hf.sharing.publish import open_model, pinned, publish
+    from mscl_hf.sharing.publish import publish
 
     facts: dict = {}
     folder.mkdir()

@@ -14,7 +14,7 @@ LAYERS = (
     {"demo", "export"},
     {"recipes", "hub"},
 )
-ANYWHERE = {"cli", "flag_names", "__init__"}  # files at the root of the package, which import nothing but the lowest layer
+ANYWHERE = {"cli", "messages", "__init__"}  # files at the root of the package, which import nothing but the lowest layer
 
 
 def layer_of(folder: str) -> int:
@@ -91,7 +91,7 @@ def test_no_circles():
     """No file imports, through whatever others, a file that imports it."""
     modules = sources()
     graph = {module: imports(path, modules) - {module} for module, path in modules.items()}
-    assert circle({module: {name for name in names if not modules[name].name == "__init__.py"} for module, names in graph.items()}) == []
+    assert circle({module: {name for name in names if modules[name].name != "__init__.py"} for module, names in graph.items()}) == []
 
 
 def test_the_checks_can_fail(tmp_path, monkeypatch):

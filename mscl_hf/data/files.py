@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..messages import first_three
 from ..models.checks_mscl import is_plain
 from ..records.files import read_text
 from .dataset import IGNORE_INDEX, Slice
@@ -149,11 +150,6 @@ def require_masks(images: Sequence[Path], masks: Sequence[Path]) -> None:
     missing = [f"{image} ({mask})" for image, mask in zip(images, masks) if not mask.is_file()]
     if missing:
         raise ValueError(f"{len(missing)} of {len(images)} images have no mask: {first_three(missing)}; complete the data set")
-
-
-def first_three(items: Sequence[str]) -> str:
-    """The first three items and how many there are."""
-    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:

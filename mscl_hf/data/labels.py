@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
+from ..messages import first_three
 from .dataset import IGNORE_INDEX, SegmentationData
 from .duplicates import compared_rows, shared_images
-from .files import SCAN_AT_MOST, first_three, make_table, parse_label_map
+from .files import SCAN_AT_MOST, make_table, parse_label_map
 from .hub_layout import scanned_masks
 from .palettes import different_palettes
 from .pixels import BadSample, index_array

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..flag_names import dataset_remedy
+from ..messages import dataset_remedy, first_three
 from ..records.files import read_text
 from .dataset import IGNORE_INDEX, SegmentationData, Slice
 from .files import (
     class_names,
     file_rows,
     find_images,
-    first_three,
     make_table,
     open_masks,
     require_files,

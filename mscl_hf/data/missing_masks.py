@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import first_three, skipped_note, visible_files
+from ..messages import first_three
+from .files import skipped_note, visible_files
 from .folder_layout import IMAGE_FOLDERS, MASK_FOLDERS, mask_folders, split_folder, split_folders, subfolders
 from .image_io import IMAGE_SUFFIXES
 from .mask_files import Separated, key, normal

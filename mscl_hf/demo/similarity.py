@@ -23,7 +23,7 @@ from ..evaluation.inference import InferenceOptions, predict_ids, predict_logits
 from ..methods import METHODS
 from ..models.configuration_mscl import MsclConfig
 from ..models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from ..sharing.publish import open_model
+from ..models.open_model import open_model
 from ..visual.palette import overlay
 
 Network = MsclForSemanticSegmentation | MsclForPreTraining

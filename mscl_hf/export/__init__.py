@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..models.configuration_mscl import MsclConfig
 from ..models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from ..sharing.publish import open_model, pinned
+from ..models.open_model import open_model, pinned
 from .card import export_card
 from .graphs import save_graph
 from .state_dicts import save_state_dict

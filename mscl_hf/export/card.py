@@ -4,9 +4,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from ..models.open_model import split_revision
 from ..sharing.model_card import cell, licence_text
 from ..sharing.provenance import SILENT, provenance
-from ..sharing.publish import hub_folder, split_revision
+from ..sharing.publish import hub_folder
 from ..sharing.upload import UNNAMED
 
 # Library by the Hub's name, what the folder is, how to open it.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..records.run_folder import write_json
+from ..records.files import write_json
 from . import load_scripts
 from .compare import check_same, description, full_logits, random_images
 

@@ -11,7 +11,7 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..records.run_folder import write_json
+from ..records.files import write_json
 from .compare import random_images
 
 # What timm's configuration says of the weights that it would have downloaded.

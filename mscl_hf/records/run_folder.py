@@ -9,6 +9,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from .files import UNFINISHED, write_json
+
 try:
     import fcntl
 except ImportError:  # Windows has none; there two runs in one folder are not noticed
@@ -26,7 +28,7 @@ MODELS = ("model", "start_from")
 FILES = (*MODELS, "backbone_weights", "classes")
 COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-evaluate"}  # by an option that no other command has
 SHOWN_AT_MOST = 6  # settings that differ
-RECORD, LOCK, UNFINISHED = "run.json", ".lock", ".tmp-"
+RECORD, LOCK = "run.json", ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as of Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files of this process, whose locks end with it, however it ends
 
@@ -149,18 +151,3 @@ def _difference(key: str, old: dict, new: dict) -> str:
     return f"{key}: {old.get(key)!r} -> {new.get(key)!r}" + ", which holds something else" * (
         key in FILES and None not in (old.get(key), new.get(key))
     )
-
-
-def write_json(path: Path, content) -> None:
-    """Write through a temporary file, so that a reader never sees half of it."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for text."""
-    temporary = path.with_name(f"{UNFINISHED}{path.name}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

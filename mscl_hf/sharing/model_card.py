@@ -13,9 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..models.checks_mscl import read_json
-from ..records.run_folder import write_json
-from .provenance import FILE, MEASURED, SILENT, versions
-from .publish import hub_folder, split_revision
+from ..models.open_model import split_revision
+from ..records.files import write_json
+from ..records.versions import versions
+from .provenance import FILE, MEASURED, SILENT
+from .publish import hub_folder
 from .upload import PROCESSOR, UNNAMED, leads_away, updated_processor
 
 WRITTEN = ".card.sha256"  # of the card as it was written

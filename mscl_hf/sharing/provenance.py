@@ -1,13 +1,11 @@
 """Where a model comes from: provenance.json, which travels with the weights, and from which the model card is written."""
 
 import json
-import platform
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,19 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
-import mscl_hf
-
 from ..data.build import DataOptions
 from ..data.folder_layout import IMAGE_FOLDERS, SPLITS
 from ..data.loader import TrainingData
 from ..models.checks_mscl import read_json
+from ..models.open_model import pinned, split_revision
+from ..records.redact import public, without_secrets
 from ..records.run_folder import RECORD
+from ..records.versions import versions
 from ..training.launcher import DEFAULTS
 from ..training.options import TrainOptions
-from .publish import commit, pinned, split_revision
-from .upload import without_secrets
 
 FILE = "provenance.json"
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy")
 NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # flags that change no number
 COMMON_FOLDERS = {*IMAGE_FOLDERS, *(name for names in SPLITS for name in names)}  # names that do not identify a data set
 MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
@@ -149,12 +145,6 @@ def _pinned_as(name: str | None, recorded: str | None) -> str | None:
     return recorded if same else pinned(name)
 
 
-def versions() -> dict[str, str]:
-    """Of what computed: this package with its commit, Python, the libraries."""
-    own = f"{mscl_hf.__version__} ({commit()})" if commit() else mscl_hf.__version__
-    return {"mscl_hf": own, "Python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-
-
 def command_line(options: Sequence, processes: int = 1, gpu: bool = False) -> str:
     """How to run this recipe again: all options that are not the defaults, whether they came from flags or from a file."""
     launcher = ["accelerate", "launch", *["--num_processes", str(processes)] * (processes > 1)]
@@ -174,16 +164,6 @@ def command_line(options: Sequence, processes: int = 1, gpu: bool = False) -> st
             else:
                 words += [f"--{flag}", *(public(str(one)) for one in (value if isinstance(value, list) else [value]))]
     return shlex.join(words)
-
-
-def public(text: str) -> str:
-    """A value without the folders of the machine that it stands for, or a secret; several by commas."""
-    def short(part: str) -> str:
-        steps = re.split(r"[/\\]+", part)
-        elsewhere = re.match(r"[/\\~]|[A-Za-z]:|[\w+.-]+:/", part) or ".." in steps
-        return next((step for step in reversed(steps) if step not in ("", ".", "..")), "DIR") if elsewhere else part
-
-    return ",".join(map(short, without_secrets(text).split(",")))
 
 
 def _device(device: torch.device) -> str:

@@ -17,6 +17,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers, validate_repo_id
 
+from ..records.redact import without_secrets
+
 PUSH_FAILED = 76  # exit status of a run that ended well, but whose push did not
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 UNNAMED = "PATH_OR_HUB_NAME"  # stands in a model card for the name that the model gets by a push
@@ -275,12 +277,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         return f"no connection to the Hub ({type(error).__name__}: {error})"
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-
-
-def without_secrets(text: str, token: str | None = None) -> str:
-    """One line, without the token, anything that looks like one, and who asks or what signs it in addresses."""
-    text = " ".join(text.split())
-    if token:
-        text = text.replace(token, "hf_***")
-    text = re.sub(r"(?i)\b(bearer) [\w.~+/=-]+", r"\1 ***", re.sub(r"\bhf_\w{8,}", "hf_***", text))
-    return re.sub(r"(\w://[^\s?'\"]+)\?[^\s'\")]+", r"\1", re.sub(r"(\w://)[^\s/@]+@", r"\1", text))

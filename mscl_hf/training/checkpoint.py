@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..records.run_folder import UNFINISHED, write_json
+from ..records.files import UNFINISHED, write_json
 from .checkpoint_folder import STATE, complete, fingerprints, folder_of, make_new, publish, rotate
 from .distributed import together
 from .sharding import is_sharded

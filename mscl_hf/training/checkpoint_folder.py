@@ -14,7 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..records.run_folder import UNFINISHED, write_json
+from ..records.files import UNFINISHED, write_json
 from .distributed import sum_over, together
 
 MANIFEST, STATE = "manifest.json", "state.json"

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import sys
 import time
 import traceback
@@ -14,16 +13,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..records.run_folder import RECORD, write_json, write_text
-from ..sharing.provenance import public, versions
-from ..sharing.upload import without_secrets
+from ..records.files import write_json, write_text
+from ..records.redact import clean, cleaned, public
+from ..records.run_folder import RECORD
+from ..records.versions import versions
 from .log import read_log
 from .signals import children_die_in_silence
 
-SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|KEY|CREDENTIAL|CONNECTION|AUTH|COOKIE", re.IGNORECASE)  # in names of the environment
-# The folders of a path: one in quotes, with its blanks, and any other one.
-QUOTED = re.compile(r"""(?<=['"])(?:[A-Za-z]:)?[/\\][^'"\n]*[/\\](?=[^'"/\\\n]*['"])""")  # blanks and all
-FOLDERS = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:[/\\]|\\\\|/)(?:[^\s/\\'\":,;()]+[/\\])+")
 LAST_ROWS = 20
 
 
@@ -69,42 +65,13 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
         }
         write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False) + "\n")
         rows = read_log(out / "log.jsonl")[-LAST_ROWS:]
-        write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in _cleaned(rows, out)))
-        write_json(folder / "report.json", _cleaned(content, out))
+        write_text(folder / "log_tail.jsonl", "".join(json.dumps(row) + "\n" for row in cleaned(rows, out)))
+        write_json(folder / "report.json", cleaned(content, out))
     except Exception as failure:
         print(f"no report could be written to {folder} ({failure})", file=sys.stderr)
         return None
     print(f"for a bug report: {folder}", file=sys.stderr)
     return folder
-
-
-def clean(text: str, out: Path, one_line: bool = True) -> str:
-    """The text without what `without_secrets` takes out, the values of environment variables that are named like secrets, and the folders
-    of this machine."""
-    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 6]
-    sources = Path(__file__).resolve().parents[2]
-    home = os.path.expanduser("~")  # itself where nobody knows one, as in some containers
-    places = {str(out.resolve()): "OUT", str(out): "OUT", str(sources): "SOURCES", str(Path.cwd()): ".", home: "~"}
-    for value in sorted(secrets, key=len, reverse=True):
-        text = text.replace(value, "***")
-    lines = []
-    for line in [" ".join(text.split())] if one_line else text.splitlines():
-        for place, name in places.items():
-            line = line.replace(place, name) if len(place) > 1 else line
-        line = re.sub(r'"[^"\n]*/(?:site-packages|lib/python[\d.]+)/', '"', line)
-        line = FOLDERS.sub(".../", QUOTED.sub(".../", re.sub(r"\bfile:/+", "/", line)))
-        indent = line[: len(line) - len(line.lstrip())]
-        lines.append(indent + without_secrets(line))
-    return "\n".join(lines)
-
-
-def _cleaned(content, out: Path):
-    """Every text in it."""
-    if isinstance(content, dict):
-        return {key: _cleaned(value, out) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_cleaned(value, out) for value in content]
-    return clean(content, out) if isinstance(content, str) else content
 
 
 def _options(out: Path) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ..records.run_folder import write_text
+from ..records.files import write_text
 
 
 class Log:

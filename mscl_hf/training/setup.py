@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import TrainingData
 from ..methods.base import Method
+from .launcher import lacks_processes
 from .options import TrainOptions
 from .sharding import sharded_copy
 
@@ -142,3 +144,23 @@ class Buffers:
     @torch.no_grad()
     def restore(self) -> None:
         torch._foreach_copy_(self.live, self.kept)
+
+def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
+    """precision: fp32 or bf16; trackers write below folder."""
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ValueError(f"Accelerate is set to use {engine}; to shard a network, launch it as on several GPUs, and give --shard")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    accelerator = Accelerator(
+        # Without a GPU, Accelerate joins processes only when told to use the CPU; each would train for itself, in one folder.
+        cpu=several and not torch.accelerator.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )
+    if lacks_processes(accelerator.num_processes):
+        accelerator.print(
+            "warning: accelerate launch was told to start several processes and started one, as it does without a GPU; "
+            "on CPUs, `torchrun --nproc_per_node N recipes/...` starts several"
+        )
+    return accelerator

@@ -13,7 +13,7 @@ import harness
 import psutil
 import pytest
 
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 from mscl_hf.training.signals import stop_signal
 
 sys.path.append(str(harness.ROOT / "recipes"))

@@ -22,7 +22,7 @@ from mscl_hf.data.files import make_table
 from mscl_hf.data.label_counts import LabelCounts
 from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
 from mscl_hf.data.stream import SegmentationStream
-from mscl_hf.sharing.publish import open_segmenter
+from mscl_hf.models.open_model import open_segmenter
 
 QUIET = {"draw_training": lambda *_: None}
 

@@ -429,7 +429,7 @@ def test_a_model_saved_in_bfloat16_is_measured_in_float32(tmp_path):
     """Whatever it was saved in, a model that a recipe opens computes in float32."""
     from mscl_hf.models.backbones import build_config
     from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-    from mscl_hf.sharing.publish import open_model
+    from mscl_hf.models.open_model import open_model
 
     config = build_config("test_resnet", image_size=64, decoder_channels=16, num_labels=2)
     MsclForSemanticSegmentation(config).to(torch.bfloat16).save_pretrained(tmp_path)

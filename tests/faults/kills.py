@@ -29,7 +29,7 @@ from same_run import differences
 from zygote import Run, Zygote
 
 from mscl_hf.methods import METHODS
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 
 STEPS = 8

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from zygote import Run, Zygote
 
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 

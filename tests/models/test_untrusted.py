@@ -25,8 +25,9 @@ from mscl_hf.demo.similarity import open_checkpoint
 from mscl_hf.export import open_network
 from mscl_hf.models import checks_mscl
 from mscl_hf.models.backbones import load_timm_weights
+from mscl_hf.models.open_model import open_model
 from mscl_hf.sharing.provenance import provenance
-from mscl_hf.sharing.publish import open_model, publish
+from mscl_hf.sharing.publish import publish
 
 CLASSES = {0: "sky", 1: "road"}
 

@@ -23,7 +23,7 @@ from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data import load_data
 from mscl_hf.data.layouts import CAMVID_CLASSES
 from mscl_hf.methods import METHODS
-from mscl_hf.sharing.publish import commit
+from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 

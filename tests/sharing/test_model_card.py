@@ -19,8 +19,9 @@ from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.cli import parse
 from mscl_hf.data.build import DataOptions
 from mscl_hf.data.synthetic import CLASSES
+from mscl_hf.records.redact import public
 from mscl_hf.sharing.model_card import cell, copy_beside, in_words, method_facts, model_card
-from mscl_hf.sharing.provenance import _hub_name, command_line, data_name, provenance, public, with_evaluation
+from mscl_hf.sharing.provenance import _hub_name, command_line, data_name, provenance, with_evaluation
 from mscl_hf.sharing.publish import typical_size
 from mscl_hf.sharing.upload import UNNAMED, model_files
 

@@ -1,6 +1,7 @@
 """Options that other libraries have and these commands do not: what to use instead."""
 
 import re
+from collections.abc import Sequence
 
 # Names of options, the option of ours (None = every command), and what to say. The first row whose option a command has is taken.
 ROWS = (
@@ -79,3 +80,7 @@ def dataset_remedy(name: str) -> str | None:
 
 def _plain(option: str) -> str:
     return option.lstrip("-").replace("_", "-").lower()
+
+def first_three(items: Sequence[str]) -> str:
+    """The first three items and how many there are."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
