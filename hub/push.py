@@ -10,7 +10,8 @@ from pathlib import Path
 
 import mscl_hf
 from mscl_hf.cli import command, parse
-from mscl_hf.sharing.upload import HubOptions, model_files, push_or_exit
+from mscl_hf.config import HubConfig
+from mscl_hf.sharing.upload import model_files, push_or_exit
 
 HERE = Path(__file__).resolve().parent
 SPACES = {"metric": HERE / "mean_iou", "space": HERE / "space"}
@@ -32,7 +33,7 @@ class PushOptions:
 
 @command
 def main() -> None:
-    push, hub = parse((PushOptions, HubOptions), __doc__.splitlines()[0])
+    push, hub = parse((PushOptions, HubConfig), __doc__.splitlines()[0])
     if hub.push_to_hub is None:
         raise ValueError("there is no name to push to; give --push-to-hub ORG/NAME")
     if hub.license is not None:

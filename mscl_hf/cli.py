@@ -1,27 +1,29 @@
-"""Command lines: dataclasses parsed by transformers' HfArgumentParser, from flags and a YAML file; flags win."""
+"""Command lines: a configuration of named sections from flags and a YAML file; flags win. Imports no torch."""
 
 import argparse
-import difflib
+import copy
 import functools
 import math
 import os
+import reprlib
 import sys
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from .messages import remedy_for
-from .models.checks_mscl import shown
-from .records.files import read_text
+from .messages import flag, layout_advice, near_names, unknown_option
+from .records.files import read_text, write_text
 
-# What PyYAML lets through of text that is none, of dates and tagged values that cannot be, and of brackets a thousand deep.
-NO_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
-
+# What PyYAML raises for text that is no YAML, for dates and tagged values that cannot be, and for brackets a thousand deep.
+YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 MAPPINGS = ("label_map",)  # options whose text is key:value,...; a file may hold them as a mapping
+TYPE_NAMES = {int: "a whole number", float: "a number", string_to_bool: "true or false", str: "text"}
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -34,15 +36,83 @@ class _YamlLoader(yaml.SafeLoader):
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_int)
 
 
+class _Help(argparse.HelpFormatter):
+    """An option by its hyphenated name, and its default where the help does not give one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        option = action.option_strings[-1]
+        return option if action.nargs == 0 else f"{option} {self._format_args(action, action.dest.upper())}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, argparse.SUPPRESS, []) or "(default:" in action.help:
+            return action.help
+        return f"{action.help} (default: {' '.join(map(str, action.default)) if isinstance(action.default, list) else action.default})"
+
+
 class _Parser(HfArgumentParser):
+    """transformers' parser of dataclasses: with the common options first in --help, and errors as ValueError."""
+
+    common: Sequence[str] = ()
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
+        """As in transformers, which hands all metadata to argparse; ours holds ranges as well."""
+        field = copy.copy(field)
+        if "range" in field.metadata:
+            field.metadata = {"help": field.metadata["help"].replace("%", "%%")}
+        if field.default_factory not in (MISSING, list) and not isinstance(default := field.default_factory(), list):
+            field.default, field.default_factory = default, MISSING  # transformers knows factories of lists only
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
     def error(self, message: str) -> None:
-        raise ValueError(f"{message}; all options: --help")
+        raise ValueError(f"{message.removeprefix('argument ')}. See --help.")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            raise ValueError(f"{flag(action.dest)} is {arg_string!r}; expected {_type_name(action)}.") from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        expected = f"{flag(action.dest)} is {value!r}; expected one of {', '.join(map(str, action.choices))}."
+        advice = (action.dest == "dataset" and layout_advice(str(value))) or near_names(str(value), map(str, action.choices))
+        raise ValueError(f"{expected} {advice}".rstrip())
+
+    def format_help(self) -> str:
+        """The common options, then the others by group; --no-x is left out, --x false does the same."""
+        formatter = self._get_formatter()
+        formatter.add_usage("%(prog)s [options]", [], [])
+        formatter.add_text(self.description)
+        shown = [action for action in self._actions if not any(option.startswith("--no-") for option in action.option_strings)]
+        common = [action for name in self.common for action in shown if action.dest == name]
+        groups = [("common options", common)] if common else []
+        groups += [(group.title, [a for a in group._group_actions if a in shown and a not in common]) for group in self._action_groups[1:]]
+        for title, actions in groups:
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
 
-def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
-    """One instance of each dataclass. Raises ValueError for unknown or ill-typed options, with the near names."""
-    parser = _Parser(list(kinds), description=description, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file, one 'option: value' a line; flags win over it")
+def parse(config_cls: type, description: str, argv: Sequence[str] | None = None) -> Any:
+    """Return the configuration that the flags and the file of --config give. Raises ValueError for the first wrong option.
+
+    config_cls: a dataclass whose fields are dataclasses, the sections.
+    """
+    hints = typing.get_type_hints(config_cls)
+    names = [f.name for f in fields(config_cls)]
+    sections = parse_sections([hints[name] for name in names], description, argv, getattr(config_cls, "COMMON", ()))
+    return config_cls(**dict(zip(names, sections)))
+
+
+def parse_sections(kinds: Sequence[type], description: str, argv: Sequence[str] | None = None, common: Sequence[str] = ()) -> tuple:
+    """One instance of each dataclass, as `parse`. common: options that --help lists first."""
+    parser = _Parser(list(kinds), description=description, allow_abbrev=False, formatter_class=_Help)
+    parser.common = common
+    parser.add_argument("--config", help="YAML file, one 'option: value' a line, such as a run's config.yaml; flags win over it")
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
     path = _expanded(_config_path(argv))
@@ -51,21 +121,21 @@ def parse(kinds: Sequence[type], description: str, argv: Sequence[str] | None = 
     parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     *instances, extra, remaining = parsed if len(parsed) == len(kinds) + 2 else (*parsed, None)
     if remaining:
-        raise ValueError(_unknown(remaining[0], [flag for action in parser._actions for flag in action.option_strings]))
+        raise ValueError(unknown_option(remaining[0], [option for action in parser._actions for option in action.option_strings]))
     for name, value in flat(*instances).items():
         if any(isinstance(number, float) and not math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be finite")
+            raise ValueError(f"{flag(name)} is {value}; expected a finite number.")
     return tuple(map(_with_home, instances))
 
 
-def _with_home(instance):
+def _with_home(instance: Any) -> Any:
     """The options with ~ as the home folder, which shells expand neither in a YAML file nor behind '='."""
     values = {option.name: getattr(instance, option.name) for option in fields(instance)}
     changes = {name: _expanded(value) for name, value in values.items() if value != _expanded(value)}
     return replace(instance, **changes) if changes else instance
 
 
-def _expanded(value):
+def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
@@ -80,27 +150,26 @@ def _config_path(argv: list[str]) -> str | None:
     return None
 
 
-def _read_yaml(path: str, known: dict) -> dict:
+def _read_yaml(path: str, known: dict[str, argparse.Action]) -> dict:
     if not Path(path).is_file():
-        raise ValueError(f"no configuration file {path}; give the path of a YAML file to --config")
+        raise ValueError(f"--config is {path}; expected the path of a YAML file.")
     try:
         content = _YamlLoader(read_text(path)).get_single_data() or {}
-    except NO_YAML as error:
-        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); write 'option: value' lines") from error
+    except YAML_ERRORS as error:
+        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); expected 'option: value' lines.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'option: value' lines, got a {type(content).__name__}")
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected 'option: value' lines.")
     options = {str(key).replace("-", "_"): value for key, value in content.items()}
     for key, value in options.items():
         if key not in known:
-            raise ValueError(f"{path}: " + _unknown(key, list(known)))
+            raise ValueError(f"{path}: " + unknown_option(key, list(known)))
         options[key] = _typed(path, key, value, known[key])
     return options
 
 
-def _typed(path: str, key: str, value, action):
+def _typed(path: str, key: str, value: Any, action: argparse.Action) -> Any:
     """The value as the flag would have read it; null stands for an option that has no value by default."""
     many = action.nargs in ("+", "*")
-    kind = "true or false" if action.type is string_to_bool else getattr(action.type, "__name__", "text")
     if value is None and action.default is None:
         return None
     if key in MAPPINGS and isinstance(value, dict):
@@ -108,61 +177,72 @@ def _typed(path: str, key: str, value, action):
     try:
         if isinstance(value, list) and not many:
             raise ValueError
-        values = [_scalar(action.type, v) for v in (value if isinstance(value, list) else [value])]
+        values = [_scalar(action.type, item) for item in (value if isinstance(value, list) else [value])]
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        wanted = f"{'a list of ' * many}{kind}{_yaml_remedy(value, action)}"
-        raise ValueError(f"{path}: {key} is {shown(value)}, which cannot be read as {wanted}") from error
+        expected = f"a list, each {_type_name(action)}" if many else _type_name(action)
+        shown = reprlib.repr(value)[:200]
+        raise ValueError(f"{path}: {key} is {shown}; expected {expected}{_yaml_advice(value, action)}.") from error
     return values if many else values[0]
 
 
-def _yaml_remedy(value, action) -> str:
-    """How to write text that YAML reads as another value; '' where that is not the fault."""
+def _type_name(action: argparse.Action) -> str:
+    return TYPE_NAMES.get(action.type, f"one of {', '.join(map(str, action.choices))}" if action.choices else "text")
+
+
+def _yaml_advice(value: Any, action: argparse.Action) -> str:
+    """How to write text that YAML reads as another value; "" where that is not the fault."""
     if action.nargs in ("+", "*") and isinstance(value, dict):
         names = [str(value[name]) for name in sorted(value, key=lambda name: (not isinstance(name, int), str(name).zfill(9)))]
-        return f"; write a list: [{', '.join(names)}]"[:200]
+        return f". Write a list: [{', '.join(names)}]"[:200]
     values = value if isinstance(value, list) else [value]
     if action.type is str and any(item is None or isinstance(item, bool) for item in values):
-        return "; quote yes, no, on, off, true, false and null, which are not text in YAML: 'no'"
+        return ". Quote yes, no, on, off, true, false and null, which are not text in YAML: 'no'"
     return ""
 
 
-def _scalar(kind: Callable, value):
+def _scalar(kind: Callable, value: Any) -> Any:
     if value is None or isinstance(value, (dict, list, bytes)) or isinstance(value, bool) and kind is not string_to_bool:
         raise ValueError
     return kind(str(value))
 
 
-def _unknown(word: str, known: list[str]) -> str:
-    if remedy := remedy_for(word, known):
-        return f"unknown option {word.split('=')[0]}; {remedy}; all options: --help"
-    flags = [flag.replace("_", "-") for flag in known]
-    near = difflib.get_close_matches(word.split("=")[0].replace("_", "-"), flags, n=3)
-    shown = word if word and word.isprintable() else repr(word)
-    return f"unknown option {shown}; near: {', '.join(dict.fromkeys(near)) or 'none'}; all options: --help"
+def flat(*instances: Any) -> dict:
+    """All options of configurations or of their sections in one dict, by name."""
+    options = {}
+    for instance in instances:
+        for f in fields(instance):
+            value = getattr(instance, f.name)
+            options |= flat(value) if is_dataclass(value) else {f.name: asdict(instance)[f.name]}
+    return options
 
 
-def flat(*instances) -> dict:
-    """All options of a run in one dict, for its record."""
-    return {key: value for instance in instances for key, value in asdict(instance).items()}
+def write_config(config: Any, path: Path) -> None:
+    """Write a configuration as the YAML file that --config reads: 'option: value' lines under a comment for each section."""
+    lines = []
+    for section in fields(config):
+        lines += ["", f"# {section.name}"]
+        for name, value in asdict(getattr(config, section.name)).items():
+            lines.append(f"{name}: {yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=2**20).strip()[1:-1]}")
+    write_text(path, "\n".join(lines[1:]) + "\n")
 
 
-def printable(*instances) -> dict:
-    """The same for trackers, which take numbers, truth values and text."""
-    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(*instances).items()}
+def printable(config: Any) -> dict:
+    """All options for trackers, which take numbers, truth values and text."""
+    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(config).items()}
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns side by side; the first row is the header."""
+    """Print columns side by side; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """A recipe's main, whose errors of input end in one sentence and status 1; anything else keeps its traceback."""
+    """Wrap a recipe's main: wrong input ends in one sentence and exit status 1; any other error keeps its traceback."""
 
     @functools.wraps(main)
-    def inner() -> None:
+    def run() -> None:
         try:
             main()
         except (ValueError, OSError) as error:
@@ -170,4 +250,4 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 raise
             sys.exit(f"error: {error}")
 
-    return inner
+    return run

@@ -1,86 +1,110 @@
-"""Options that other libraries have and these commands do not: what to use instead."""
+"""Words of error messages: flags as they are spelled, the nearest names, and what to use instead of an option of another library."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-# Names of options, the option of ours (None = every command), and what to say. The first row whose option a command has is taken.
-ROWS = (
+# Options of earlier versions, and their names now.
+RENAMED = {
+    "lr": "learning-rate", "schedule": "lr-scheduler-type", "optimizer": "optim", "precision": "mixed-precision",
+    "compile": "torch-compile", "num-workers": "dataloader-num-workers", "clip-norm": "max-grad-norm",
+    "save-every-steps": "save-steps", "log-every-steps": "logging-steps", "health-every-steps": "health-steps",
+    "keep-checkpoints": "save-total-limit", "decoded-cache-gb": "image-cache-gb", "colour": "color-strength", "queue": "queue-size",
+    "reduce": "pixel-reduction", "label-down": "label-downsampling",
+    **{f"tau-{scale[0]}": f"{scale}-temperature" for scale in ("global", "local", "pixel")},
+    **{f"lambda-{scale[0]}": f"{scale}-weight" for scale in ("global", "local", "pixel")},
+}  # fmt: skip
+# Options of other libraries; the option that a command must have for the advice to hold (None: any command); the advice. The first row
+# that holds is used.
+ADVICE = (
     ("epochs num-epochs max-epochs train-epochs num-train-epochs n-epochs", "max-steps",
-     "training length is given in optimizer steps; use --max-steps (epochs x images / --batch-size)"),
-    ("iters iterations max-iters num-iters total-steps num-steps max-iterations train-steps", "max-steps", "give --max-steps"),
+     "Training length is given in optimizer steps: give --max-steps (epochs x images / --batch-size)"),
+    ("iters iterations max-iters num-iters total-steps num-steps max-iterations train-steps", "max-steps", "Give --max-steps"),
     ("device devices gpus gpu gpu-ids cuda cpu no-cuda use-cpu ngpus n-gpus num-gpus local-rank world-size distributed multi-gpu", None,
-     "choose devices outside the command: CUDA_VISIBLE_DEVICES=0, or accelerate launch --num_processes N for several"),
-    ("amp fp16 bf16 half use-amp mixed-precision autocast dtype", "precision", "give --precision bf16; fp16 is not supported"),
-    ("workers j num-worker dataloader-num-workers dataloader-workers n-workers", "num-workers", "give --num-workers"),
-    ("data dataset-dir dataset-path data-path data-root datadir train-dir", "data-dir",
-     "give --data-dir, and --dataset for its layout"),
-    ("train-data-dir train-images img-dir images-dir", "image-dir", "give --image-dir"),
-    ("masks labels mask-path masks-dir label-dir labels-dir annotations ann-dir", "mask-dir", "give --mask-dir"),
+     "Choose devices outside the command: CUDA_VISIBLE_DEVICES=0, or accelerate launch --num_processes N for several"),
+    ("amp fp16 bf16 half use-amp autocast dtype", "mixed-precision", "Give --mixed-precision bf16; fp16 is not supported"),
+    ("workers j num-worker dataloader-workers n-workers", "dataloader-num-workers", "Give --dataloader-num-workers"),
+    ("data dataset-dir dataset-path data-path data-root datadir train-dir", "data-dir", "Give --data-dir, and --dataset for its layout"),
+    ("train-data-dir train-images img-dir images-dir", "image-dir", "Give --image-dir"),
+    ("masks labels mask-path masks-dir label-dir labels-dir annotations ann-dir", "mask-dir", "Give --mask-dir"),
     ("weights checkpoint ckpt pretrained-weights load-from model-path init-weights from-pretrained", "backbone-weights",
-     "give --backbone-weights FILE for a backbone's weights, or --start-from FOLDER for a model of mscl-pretrain"),
+     "Give --backbone-weights FILE for a backbone's weights, or --start-from FOLDER for a model of mscl-pretrain"),
     ("weights checkpoint ckpt pretrained-weights load-from start-from model-path backbone from-pretrained arch", "model",
-     "give --model FOLDER, the output folder of a finished run"),
-    ("arch encoder model model-name network backbone-name net", "backbone", "give --backbone, the name of a timm model"),
-    ("resume-from resume-from-checkpoint resume-path auto-resume continue", "resume",
-     "give --resume and the --output-dir of the run to continue"),
-    ("img-size imgsz crop-size input-size img image-height img-height resolution", "image-size", "give --image-size"),
+     "Give --model FOLDER, the output folder of a finished run"),
+    ("arch encoder model model-name network backbone-name net", "backbone", "Give --backbone, the name of a timm model"),
+    ("resume-from resume-from-checkpoint resume-path auto-resume continue", "resume", "Give --resume and the --output-dir of the run"),
+    ("img-size imgsz crop-size input-size img image-height img-height resolution", "image-size", "Give --image-size"),
     ("img-size imgsz crop-size input-size img image-height img-height resolution image-size", "base-size",
-     "give --base-size, to which the short side is brought"),
-    ("learning-rate base-lr lr0 init-lr max-lr", "lr", "give --lr"),
-    ("wd l2", "weight-decay", "give --weight-decay"),
-    ("optim", "optimizer", "give --optimizer"),
-    ("scheduler lr-scheduler lr-schedule lr-scheduler-type sched", "schedule", "give --schedule cosine or poly"),
-    ("warmup warmup-epochs warmup-iters num-warmup-steps warmup-ratio", "warmup-steps", "give --warmup-steps"),
+     "Give --base-size, to which the short side is scaled"),
+    ("base-lr lr0 init-lr max-lr", "learning-rate", "Give --learning-rate"),
+    ("wd l2", "weight-decay", "Give --weight-decay"),
+    ("scheduler lr-scheduler lr-schedule sched", "lr-scheduler-type", "Give --lr-scheduler-type cosine or polynomial"),
+    ("warmup warmup-epochs warmup-iters num-warmup-steps warmup-ratio", "warmup-steps", "Give --warmup-steps"),
     ("batch bs train-batch-size batchsize per-device-train-batch-size samples-per-gpu", "batch-size",
-     "give --batch-size, which counts the images of all processes"),
+     "Give --batch-size, which counts the images of all processes"),
     ("grad-accum accumulate gradient-accumulation accum-iter accumulate-grad-batches", "gradient-accumulation-steps",
-     "give --gradient-accumulation-steps"),
-    ("grad-clip clip max-grad-norm clip-grad gradient-clip-val", "clip-norm", "give --clip-norm"),
-    ("output out output-path out-dir save-dir save-path work-dir log-dir logdir exp-dir", "output-dir", "give --output-dir"),
-    ("nc n-classes num-labels class-num nclass", "num-classes", "give --num-classes, or --classes with names"),
+     "Give --gradient-accumulation-steps"),
+    ("grad-clip clip clip-grad gradient-clip-val", "max-grad-norm", "Give --max-grad-norm"),
+    ("output out output-path out-dir save-dir save-path work-dir log-dir logdir exp-dir", "output-dir", "Give --output-dir"),
+    ("nc n-classes num-labels class-num nclass", "num-classes", "Give --num-classes, or --classes with names"),
     ("ignore-index ignore-label", "label-map", "255 is ignored: map other ids to it by --label-map, such as 0:255"),
-    ("tau temp", "tau-p", "each loss has its own: give --tau-g, --tau-l or --tau-p"),
-    ("log-interval print-freq logging-steps log-every", "log-every-steps", "give --log-every-steps"),
-    ("save-freq save-interval save-steps checkpoint-interval save-every", "save-every-steps", "give --save-every-steps"),
-    ("save-total-limit max-keep", "keep-checkpoints", "give --keep-checkpoints"),
-    ("wandb tensorboard logger use-wandb", "report-to", "give --report-to tensorboard, trackio or wandb"),
+    ("tau temp", "pixel-temperature", "Each loss has its own: give --global-temperature, --local-temperature or --pixel-temperature"),
+    ("log-interval print-freq log-every", "logging-steps", "Give --logging-steps"),
+    ("save-freq save-interval checkpoint-interval save-every", "save-steps", "Give --save-steps"),
+    ("max-keep", "save-total-limit", "Give --save-total-limit"),
+    ("wandb tensorboard logger use-wandb", "report-to", "Give --report-to tensorboard, trackio or wandb"),
     ("eval eval-only evaluate test test-only val-only", "max-steps", "mscl-evaluate measures a model"),
-    ("batch-size batch bs workers num-workers", "score-classes", "images are measured one at a time: leave it out"),
-    ("eval-split test-split", "split", "give --split"),
-    ("eval-split validation-split test-split", "val-split", "give --val-split"),
-    ("tta flip-test test-time-augmentation", "flip", "give --flip, --scales or both"),
-    ("push hub repo-id hub-model-id", "push-to-hub", "give --push-to-hub NAMESPACE/NAME"),
+    ("batch-size batch bs workers num-workers dataloader-num-workers", "score-classes", "Images are measured one at a time: leave it out"),
+    ("eval-split test-split", "split", "Give --split"),
+    ("eval-split validation-split test-split", "val-split", "Give --val-split"),
+    ("tta flip-test test-time-augmentation", "flip", "Give --flip, --scales or both"),
+    ("push hub repo-id hub-model-id", "push-to-hub", "Give --push-to-hub NAMESPACE/NAME"),
 )  # fmt: skip
-FORMATS = {
-    "coco": "polygons and RLE are not read: draw them as masks of one class id a pixel, and use --dataset folder",
-    "voc": "use --dataset voc2012",
-    "pascal": "use --dataset voc2012",
-    "ade": "use --dataset ade20k",
-    "cityscape": "use --dataset cityscapes",
-    "imagefolder": "use --dataset folder",
-    "custom": "use --dataset folder",
-    "huggingface": "use --dataset hf",
+LAYOUTS = {
+    "coco": "Polygons and RLE are not read: draw them as masks of one class id a pixel, and give --dataset folder.",
+    "voc": "Give --dataset voc2012.",
+    "pascal": "Give --dataset voc2012.",
+    "ade": "Give --dataset ade20k.",
+    "cityscape": "Give --dataset cityscapes.",
+    "imagefolder": "Give --dataset folder.",
+    "custom": "Give --dataset folder.",
+    "huggingface": "Give --dataset hf.",
 }
 
 
-def remedy_for(option: str, known: list[str]) -> str | None:
-    """What to use instead of an option, --x or x, that a command lacks; None where nothing is known.
-
-    known: the command's own options, in the same spelling.
-    """
-    name, names = _plain(option.split("=")[0]), {_plain(word) for word in known}
-    return next((text for words, wanted, text in ROWS if name in words.split() and (wanted is None or wanted in names)), None)
+def flag(name: str) -> str:
+    """The option as it is spelled on the command line: --max-steps for max_steps."""
+    return "--" + name.replace("_", "-")
 
 
-def dataset_remedy(name: str) -> str | None:
-    """What to use for a data set or format that is known by another name, or not read; None where nothing is known."""
-    word = re.sub(r"[\W_]", "", name.lower())
-    return next((text for key, text in FORMATS.items() if word.startswith(key)), None)
+def near_names(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known names that are nearest to a wrong one; "" where none is near."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(matches)}?" if matches else ""
 
-
-def _plain(option: str) -> str:
-    return option.lstrip("-").replace("_", "-").lower()
 
 def first_three(items: Sequence[str]) -> str:
     """The first three items and how many there are."""
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def unknown_option(word: str, known: Sequence[str]) -> str:
+    """The message for an option that a command lacks. word: as it was given, --x, --x=1 or x. known: the command's own, spelled alike."""
+    name, flags = _plain(word), {_plain(option): option.replace("_", "-") for option in known}
+    shown = word.split("=")[0] if word and word.isprintable() else repr(word)
+    if RENAMED.get(name) in flags:
+        return f"{shown} was renamed. Give {flags[RENAMED[name]]}."
+    advice = next((text for words, wanted, text in ADVICE if name in words.split() and (wanted is None or wanted in flags)), None)
+    if advice:
+        return f"{shown} is no option of this command. {advice}."
+    return f"{shown} is no option of this command. {near_names('-' * 2 * word.startswith('--') + name, flags.values()) or 'See --help.'}"
+
+
+def layout_advice(name: str) -> str:
+    """What to use for a data layout that is known by another name, or not read; "" where nothing is known."""
+    word = re.sub(r"[\W_]", "", name.lower())
+    return next((text for key, text in LAYOUTS.items() if word.startswith(key)), "")
+
+
+def _plain(option: str) -> str:
+    return option.split("=")[0].lstrip("-").replace("_", "-").lower()

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 def time_steps(spec: dict, options: MethodsOptions, cell: str, folder: Path) -> None:
     """The cell's pre-training once more for a few steps, alone on the machine."""
     flags = spec["common"] | spec["pretrain"] | spec["cells"][cell].get("pretrain", {})
-    flags |= {"dataset": spec["dataset"], "max-steps": options.timed_steps, "log-every-steps": 1}
+    flags |= {"dataset": spec["dataset"], "max-steps": options.timed_steps, "logging-steps": 1}
     flags |= {"data-dir": options.data_dir} if options.data_dir else {}
     if not (folder / "pretrain" / "model.safetensors").is_file():
         run_stage("pretrain", flags | {"val-split": "none", "output-dir": folder / "pretrain"}, folder)

@@ -171,10 +171,10 @@ def loss(n: int, route: str, repeats: int) -> dict:
 # (b) the step
 
 
-STEP = ("--precision", "bf16", "--val-split", "none")
-SIMCLR = ("--losses", "g", "--negatives", "ntxent", "--tau-g", "0.5", "--output-stride", "32", "--geometry", "crops",
+STEP = ("--mixed-precision", "bf16", "--val-split", "none")
+SIMCLR = ("--losses", "g", "--negatives", "ntxent", "--global-temperature", "0.5", "--output-stride", "32", "--geometry", "crops",
           "--augment-both", "true", "--val-split", "none")  # fmt: skip
-NO_CACHE = ("--decoded-cache-gb", "0")
+NO_CACHE = ("--image-cache-gb", "0")
 
 
 def flags(options: SpeedOptions, *more, **changes) -> list[str]:
@@ -186,7 +186,7 @@ def flags(options: SpeedOptions, *more, **changes) -> list[str]:
 
 
 def measure_step(options: SpeedOptions) -> list[dict]:
-    more = {"fp32": ("--precision", "fp32"), "bf16": (), "bf16, no cache": NO_CACHE}
+    more = {"fp32": ("--mixed-precision", "no"), "bf16": (), "bf16, no cache": NO_CACHE}
     return [
         measure("step", name=name, flags=flags(options, *STEP, *more[name]), steps=options.steps)
         for _ in range(options.rounds) for name in more
@@ -203,12 +203,12 @@ def measure_peers(options: SpeedOptions) -> list[dict]:
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     for _, precision in itertools.product(range(options.rounds), ("bf16", "fp32")):
         for name, more in (("mscl_hf", ()), ("mscl_hf, no cache", NO_CACHE)):
-            words_of_ours = flags(options, *SIMCLR, "--precision", precision, *more)
+            words_of_ours = flags(options, *SIMCLR, "--mixed-precision", precision, *more)
             ours = measure("step", name=name, flags=words_of_ours, steps=options.steps, bare=False)
             rows.append({"peer": name, "precision": precision} | {key: ours[key] for key in ("images_per_second", "milliseconds")})
         for peer in ("lightly_train", "lightly", "stable_pretraining"):
             python, images = Path(options.peers) / peer / "bin" / "python", Path(options.data_dir) / "train"
-            more = ("--images", images, "--precision", precision)
+            more = ("--images", images, "--mixed-precision", precision)
             row = run(python, HERE.parent / "peers.py", "run", peer, *words, *more, PYTHONPATH="")
             rows.append({"peer": peer, "precision": precision, **{key: row[key] for key in ("version", "images_per_second")}})
             print(rows[-1], flush=True)

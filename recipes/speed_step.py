@@ -14,15 +14,15 @@ from unittest import mock
 import torch
 
 from mscl_hf.cli import parse
-from mscl_hf.data.build import DataOptions, pretraining_data
-from mscl_hf.data.loader import TrainingData
+from mscl_hf.config import DataConfig, NetworkConfig, ViewConfig
+from mscl_hf.data.build import pretraining_data
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import MSCL
-from mscl_hf.models.backbones import NetworkOptions
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.training import checkpoint, loop, setup
 from mscl_hf.training.setup import make_accelerator
-from mscl_hf.transforms.views import VIEWS, ViewOptions
+from mscl_hf.transforms.views import VIEWS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -32,11 +32,11 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
 
     Gives medians in ms of the whole step, its phases, the bare network; and images per second.
     """
-    kinds = (MultiScaleLoss, ViewOptions, DataOptions, NetworkOptions, loop.TrainOptions)
-    budget = ("--max-steps", str(steps + warmup), "--save-every-steps", "0")
+    kinds = (MultiScaleLoss, ViewConfig, DataConfig, NetworkConfig, loop.TrainingConfig)
+    budget = ("--max-steps", str(steps + warmup), "--save-steps", "0")
     loss_options, views, data_options, net, train = parse(kinds, "", [*flags, *budget])
     torch.manual_seed(0)
-    accelerator = make_accelerator(train.precision)
+    accelerator = make_accelerator(train.mixed_precision)
     config = net.config(contrast=asdict(loss_options))
     view = VIEWS["pair"](config.image_size, config.base_size, views, config.image_width)
     data = pretraining_data(data_options, view, train.batch_size, 0, "none", 0.5, "p" in loss_options.heads, lambda *_: None)
@@ -56,7 +56,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
 class BareNetwork:
     """Forward and backward of a copy of the backbone and the decoder on both views of a batch."""
 
-    def __init__(self, method: MSCL, options: loop.TrainOptions, accelerator):
+    def __init__(self, method: MSCL, options: loop.TrainingConfig, accelerator):
         network = copy.deepcopy(method.network).to(accelerator.device, memory_format=torch.channels_last).train()
         self.backbone, self.decoder, self.accelerator = network.backbone, network.decoder, accelerator
         height = network.config.image_size
@@ -113,7 +113,7 @@ class Phases:
 
     def around(self, method: MSCL, view) -> contextlib.ExitStack:
         """Puts the clocks into the training loop until the stack is closed."""
-        stack, loader, build = contextlib.ExitStack(), TrainingData.loader, setup.build_optimizer
+        stack, loader, build = contextlib.ExitStack(), TrainingImages.loader, setup.build_optimizer
 
         def timed_loader(*args):
             following = self.timed("decode", iter(loader(*args)).__next__)
@@ -127,7 +127,7 @@ class Phases:
             return optimizer
 
         for place, name, stand_in in (
-            (TrainingData, "loader", timed_loader),
+            (TrainingImages, "loader", timed_loader),
             (setup, "build_optimizer", timed_optimizer),
             (loop, "_clip", self.timed("optimizer", loop._clip)),
             (checkpoint, "save", lambda *_: None),

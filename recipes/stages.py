@@ -36,7 +36,7 @@ BUSY = STOPPED  # another process has the stage, which is not over either
 FORK = multiprocessing.get_context("fork")
 # Options that say where things lie, and how often something is written. The model that a stage goes on from is the stage before: not
 # where it lies counts, but what made it.
-PLACES = (*FREE_TO_CHANGE, "model", "decoded_cache_gb")
+PLACES = (*FREE_TO_CHANGE, "model", "image_cache_gb")
 LIBRARIES = ("torch", "timm", "transformers")
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 

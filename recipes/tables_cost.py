@@ -20,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mscl_hf.cli import parse
+from mscl_hf.config import NetworkConfig
 from mscl_hf.methods import METHODS
-from mscl_hf.models.backbones import NetworkOptions
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.records.versions import commit
 from mscl_hf.training.log import read_log
 
 # What the time of a step does not depend on.
-WITHOUT_COST = {"seed", "train-count", "lr", "max-steps", "warmup-steps", "schedule", "weight-decay", "clip-norm", "model", "data-dir",
-                "backbone-weights", "pretrained", "val-split", "save-every-steps", "health-every-steps"}  # fmt: skip
+WITHOUT_COST = {"seed", "train-count", "lr", "max-steps", "warmup-steps", "schedule", "weight-decay", "max-grad-norm", "model", "data-dir",
+                "backbone-weights", "pretrained", "val-split", "save-steps", "health-steps"}  # fmt: skip
 # What fine-tuning and evaluation find in the folder of the stage before.
 HANDED_ON = {"backbone", "two-towers", "decoder", "decoder-channels", "decoder-rates", "output-stride", "image-size", "image-width",
              "base-size"}  # fmt: skip
@@ -113,9 +113,9 @@ def shortened(stage: Stage, steps: int, folder: Path, model: Path | None) -> Sta
     flags |= {} if model is None else {"model": str(model)}
     if stage.recipe == "evaluate":
         return Stage(stage.recipe, folder, flags)
-    flags |= {"max-steps": steps, "log-every-steps": 1, "save-every-steps": 0, "val-split": "none"}
+    flags |= {"max-steps": steps, "logging-steps": 1, "save-steps": 0, "val-split": "none"}
     if stage.recipe == "pretrain":
-        flags |= {"health-every-steps": 0, "method": decisive(stage)["method"]}
+        flags |= {"health-steps": 0, "method": decisive(stage)["method"]}
     return Stage(stage.recipe, folder, flags)
 
 
@@ -162,7 +162,7 @@ def tflop_of_a_pass(stage: Stage) -> float:
 @functools.cache
 def _forward(network: Sequence[str], parts: str) -> float:
     """TFLOP of one crop through the backbone and what is named of the others."""
-    (options,) = parse((NetworkOptions,), "", network)
+    (options,) = parse((NetworkConfig,), "", network)
     with torch.device("meta"):
         model = MsclForSemanticSegmentation(options.config()).eval()
         crop = torch.empty(1, 3, options.image_size, options.image_width or options.image_size)
@@ -207,7 +207,7 @@ def title(stage: Stage) -> str:
     words += [f"--{name} {Path(str(flags[name])).name}" for name in ("unlabelled", "config") if name in flags]
     words += ["two towers"] if flags.get("two-towers") else []
     if steps_of(stage):
-        words.append(f"{flags['batch-size']} x {flags.get('image-size', NetworkOptions.image_size)} px")
+        words.append(f"{flags['batch-size']} x {flags.get('image-size', NetworkConfig.image_size)} px")
     return " ".join(words)
 
 

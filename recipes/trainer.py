@@ -22,11 +22,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mscl_hf import MsclConfig
 from mscl_hf.cli import command, parse
+from mscl_hf.config import DataConfig
 from mscl_hf.data import Sample, SegmentationData
-from mscl_hf.data.build import DataOptions, labelled_part, open_held_out, with_image_range
+from mscl_hf.data.build import labelled_part, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings
 from mscl_hf.evaluation.metrics import MeanIoU
-from mscl_hf.models.open_model import open_model, open_segmenter
+from mscl_hf.models.loading import open_model, open_segmenter
 from mscl_hf.sharing.provenance import pinned_options
 from mscl_hf.transforms.views import TrainView
 
@@ -84,7 +85,7 @@ def class_ids(logits: Tensor, labels: Tensor) -> Tensor:
 
 @command
 def main() -> None:
-    run, arguments, options = pinned_options(parse((ModelOptions, Arguments, DataOptions), __doc__.splitlines()[0]))
+    run, arguments, options = pinned_options(parse((ModelOptions, Arguments, DataConfig), __doc__.splitlines()[0]))
     if options.streaming or arguments.max_steps < 1:
         raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
     there = Path(arguments.output_dir).is_dir() and get_last_checkpoint(arguments.output_dir) is not None

@@ -14,21 +14,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from mscl_hf.config import TrainingConfig, ViewConfig
 from mscl_hf.data import load_data
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
+from mscl_hf.data.training_data import TrainingData, TrainingImages
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, MSCL, Scale, SegmentationTraining, create_method
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.training.loop import TrainOptions, fit
-from mscl_hf.transforms.views import PairView, TrainView, ViewOptions, make_view
+from mscl_hf.training.loop import fit
+from mscl_hf.transforms.views import PairView, TrainView, make_view
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, BATCH, SCENES = 32, 4, 8
 TINY = ("--backbone", "test_resnet", "--image-size", SIZE, "--decoder-channels", 16)
-SHORT = ("--batch-size", BATCH, "--num-workers", 0, "--train-count", SCENES, "--log-every-steps", 1, "--warmup-steps", 1)
+SHORT = ("--batch-size", BATCH, "--dataloader-num-workers", 0, "--train-count", SCENES, "--logging-steps", 1, "--warmup-steps", 1)
 
 
 @functools.cache
@@ -117,10 +118,10 @@ def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, 
 def method_data(name: str, backbone: str = "test_resnet", seed: int = 0, batch: int = BATCH) -> TrainingData:
     """Batches of drawn scenes as the method wants them."""
     kind, size = METHODS[name], method_size(name, backbone)["image_size"]
-    view = make_view(kind.views, kind.preset, size, size, ViewOptions())
+    view = make_view(kind.views, kind.preset, size, size, ViewConfig())
     if kind.labels == "no":
-        return TrainingData(None, scenes(unlabelled=True), view, seed, Order((), tuple(range(SCENES)), batch, 0, seed))
-    return TrainingData(scenes(), None, view, seed, Order(tuple(range(SCENES)), (), batch, batch, seed))
+        return TrainingImages(None, scenes(unlabelled=True), view, seed, Order((), tuple(range(SCENES)), batch, 0, seed))
+    return TrainingImages(scenes(), None, view, seed, Order(tuple(range(SCENES)), (), batch, batch, seed))
 
 
 def finetuning(seed: int = 0, backbone: str = "test_resnet", dropout: float = 0.3) -> SegmentationTraining:
@@ -137,16 +138,16 @@ def training_data(
     stage: str = "pretrain", seed: int = 0, labelled: int = SCENES, unlabelled: int = 0, batch: int = BATCH, **views
 ) -> TrainingData:
     """Batches of drawn scenes; with unlabelled images, half of each batch is labelled."""
-    view = PairView(SIZE, SIZE, ViewOptions(**views)) if stage == "pretrain" else TrainView(SIZE, SIZE)
+    view = PairView(SIZE, SIZE, ViewConfig(**views)) if stage == "pretrain" else TrainView(SIZE, SIZE)
     first = scenes(labelled) if labelled else None
     second = scenes(unlabelled, unlabelled=True, seed=1) if unlabelled else None
     count = batch // 2 if labelled and unlabelled else batch if labelled else 0
-    return TrainingData(first, second, view, seed, Order(tuple(range(labelled)), tuple(range(unlabelled)), batch, count, seed))
+    return TrainingImages(first, second, view, seed, Order(tuple(range(labelled)), tuple(range(unlabelled)), batch, count, seed))
 
 
-def options(**given) -> TrainOptions:
-    defaults = {"max_steps": 6, "batch_size": BATCH, "num_workers": 0, "save_every_steps": 0, "log_every_steps": 3}
-    return TrainOptions(**{**defaults, "warmup_steps": 2, "lr": 0.02, **given})
+def options(**given) -> TrainingConfig:
+    defaults = {"max_steps": 6, "batch_size": BATCH, "num_workers": 0, "save_steps": 0, "logging_steps": 3}
+    return TrainingConfig(**{**defaults, "warmup_steps": 2, "lr": 0.02, **given})
 
 
 def stop_after(method, step: int, max_steps: int) -> None:

@@ -33,9 +33,9 @@ def pinned_life(hub, folder: Path) -> dict:
     from mscl_hf.data import load_data
     from mscl_hf.export import export
     from mscl_hf.models.backbones import load_timm_weights
-    from mscl_hf.models.open_model import open_model, pinned
+    from mscl_hf.models.loading import open_model, pinned
+    from mscl_hf.sharing.model_folder import publish
     from mscl_hf.sharing.provenance import FILE, pinned_options
-    from mscl_hf.sharing.publish import publish
 
     facts: dict = {}
     folder.mkdir()
@@ -52,7 +52,7 @@ def pinned_life(hub, folder: Path) -> dict:
     facts["data commit"] = commit(hub, DATA, read(write_parquet(folder / "parquet", count=4)), "dataset")
     facts["commits"], facts["head"] = list(commits.values()), pinned(NAME)
     facts["by commit"] = pinned(f"{NAME}@{commits[1]}")
-    short = ("--batch-size", 2, "--num-workers", 0, "--max-steps", 1, "--val-split", "none")
+    short = ("--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1, "--val-split", "none")
     data = ("--dataset", "hf", "--data-dir", DATA, "--num-classes", 8)
     for name, model, more in (("newest", NAME, ("--train-count", 4)), ("first", f"{NAME}@{commits[1]}", data)):
         start = len(hub.log)
@@ -62,7 +62,7 @@ def pinned_life(hub, folder: Path) -> dict:
         facts[f"{name} asked for"] = [path for _, path, _ in hub.log[start:] if f"/{NAME}/resolve/" in path]
     one, other = (open_model(MsclForPreTraining, place) for place in (f"{NAME}@{commits[1]}", str(folder / "made1")))
     facts["first weights"] = torch.equal(one.decoder.fuse[0].weight, other.decoder.fuse[0].weight)
-    facts["onward"] = pinned_options((harness.load_recipe("pretrain").PretrainOptions(start_from=NAME),))[0].start_from
+    facts["onward"] = pinned_options((harness.load_recipe("pretrain").PretrainRun(start_from=NAME),))[0].start_from
     # Both repositories move on; what was begun does not, and what is new takes the newest
     again = (*short, *data, "--model", NAME, "--output-dir", folder / "continued")
     harness.run("finetune", *again, draw_training=lambda *_: None)
@@ -72,7 +72,7 @@ def pinned_life(hub, folder: Path) -> dict:
     harness.run("finetune", *again, "--resume", draw_training=lambda *_: None)
     records = [json.loads(text) for text in (before, (folder / "continued" / "run.json").read_text())]
     facts["continued"] = [[record[key] for key in ("model", "data_revision")] for record in records]
-    facts["a new one"] = pinned_options((harness.load_recipe("pretrain").DataOptions(dataset="hf", data_dir=DATA),))[0].data_revision
+    facts["a new one"] = pinned_options((harness.load_recipe("pretrain").DataConfig(dataset="hf", data_dir=DATA),))[0].data_revision
     start = len(hub.log)
     export(f"{NAME}@{commits[1]}", "timm", folder / "exported")
     facts["exported asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]

@@ -52,9 +52,10 @@ def main(hub, facts: dict) -> None:
     from transformers import AutoBackbone, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor, pipeline
 
     from mscl_hf import MsclBackbone, MsclForSemanticSegmentation
+    from mscl_hf.config import HubConfig
     from mscl_hf.export import export
     from mscl_hf.models.backbones import build_config
-    from mscl_hf.sharing.upload import HubOptions, push_result
+    from mscl_hf.sharing.upload import push_result
 
     api = HfApi()
 
@@ -76,7 +77,7 @@ def main(hub, facts: dict) -> None:
     # Push, load, use
     run = FOLDER / "run"
     facts["first"] = write(run, seed=0)
-    push_result(run, HubOptions(NAME))
+    push_result(run, HubConfig(NAME))
     facts["files"] = sorted(hub.repo(NAME).files("main"))
     facts["first_sha"], start = head(), len(hub.log)
     facts["loaded"] = load()
@@ -94,10 +95,10 @@ def main(hub, facts: dict) -> None:
     facts["channels"] = [list(backbone.channels), [feature_map.shape[1] for feature_map in own(pixels()).feature_maps]]
 
     # Again; changed; the old one by its commit
-    push_result(run, HubOptions(NAME))
+    push_result(run, HubConfig(NAME))
     facts["after_same"] = head()
     facts["second"] = write(run, seed=1)
-    push_result(run, HubOptions(NAME))
+    push_result(run, HubConfig(NAME))
     facts["commits"] = [hub.repo(NAME).commits[head()]["parent"], len(hub.repo(NAME).commits)]
     facts["main_now"], facts["pinned"] = load(), load(revision=facts["first_sha"])
 

@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.loader import stack
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
-from mscl_hf.transforms.views import ViewOptions, make_view
+from mscl_hf.transforms.views import make_view
 
 SIZE = 64  # px: maps of 4 x 4 cells
 
@@ -19,7 +20,7 @@ def network(seed: int = 0, **options) -> MsclForPreTraining:
 
 def batch_for(method, count: int = 4, seed: int = 0) -> dict:
     """The views that a method asks for, of the first `count` scenes."""
-    data, view = load_data("synthetic", "train"), make_view(method.views, method.preset, SIZE, SIZE, ViewOptions())
+    data, view = load_data("synthetic", "train"), make_view(method.views, method.preset, SIZE, SIZE, ViewConfig())
     samples = [data.read(i) for i in range(count + view.others)]
     views = [view(samples[i], np.random.default_rng([seed, i]), samples[i + 1 : i + 1 + view.others]) for i in range(count)]
     return view.on_device(stack([{**views[i], "labelled": False, "name": str(i), "bad": []} for i in range(count)]))

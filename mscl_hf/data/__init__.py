@@ -1,17 +1,5 @@
-"""Data sets as images and masks of train ids, and the choice of which images keep their labels."""
+"""Data sets of images and masks, and what is drawn from them. Names are imported when they are first used."""
 
-from .dataset import BadSample, Sample, SegmentationData, check_data
-from .layouts import DATASETS, load_data
-from .stream import SegmentationStream
-from .subset import choose_subset
+import lazy_loader
 
-__all__ = [
-    "DATASETS",
-    "BadSample",
-    "Sample",
-    "SegmentationData",
-    "SegmentationStream",
-    "check_data",
-    "choose_subset",
-    "load_data",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

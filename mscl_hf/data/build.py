@@ -1,24 +1,26 @@
 """What a run trains on, from its options: the labelled subset, the unlabelled rest, the held-out masks."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 
+from ..config import DataConfig
 from .cache import DecodedData, decoded
 from .dataset import BadSample, SegmentationData, check_data
 from .folder_layout import UnknownSplit
 from .hub_layout import row_names
-from .image_range import check_image_range, check_values, find_image_range
+from .image_range import check_values, find_image_range
 from .label_counts import LabelCounts
 from .labels import require_classes, stored_ids
 from .layouts import load_data
-from .loader import TrainingData, View
+from .loader import View
 from .sampler import Order
 from .shards import Row
 from .stream import SegmentationStream
 from .subset import choose_subset
+from .training_data import TrainingData, TrainingImages, TrainingStream
 
 HELD_OUT = {"hf": "validation"}  # the name of the split for checks; "val" elsewhere
 # Options that only some layouts have: passed on when given.
@@ -26,60 +28,7 @@ LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_
                   "data_revision", "streaming", "reduce_labels", "classes", "num_classes", "image_range")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """Which images, and how many of them with labels."""
-
-    dataset: str = field(default="synthetic", metadata={"help": "synthetic, camvid, voc2012, cityscapes, ade20k, folder or hf"})
-    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; for hf: a path, a Hub name, or s3://..."})
-    train_split: str | None = field(default=None, metadata={"help": "split to train on; default: train (voc2012 also has trainaug)"})
-    val_split: str | None = field(default=None, metadata={"help": "split for health checks and the final figure; none = no masks held out"})
-    train_fraction: float | None = field(default=None, metadata={"help": "share of the training masks to use, nested over values"})
-    train_count: int | None = field(default=None, metadata={"help": "number of training masks to use, nested over values"})
-    subset_seed: int = field(default=0, metadata={"help": "which masks; kept apart from --seed"})
-    max_bad_images: int = field(default=0, metadata={"help": "unreadable or inconsistent samples to skip and count before giving up"})
-    image_dir: str | None = field(default=None, metadata={"help": "folder: where the images lie; default: DATA_DIR/images"})
-    mask_dir: str | None = field(default=None, metadata={"help": "folder: where the masks lie; default: DATA_DIR/masks, labels, ..."})
-    mask_suffix: str | None = field(default=None, metadata={"help": "folder: what a mask's name adds to its image's, e.g. _mask"})
-    masked_only: bool = field(default=False, metadata={"help": "folder: leave out images that have no mask"})
-    label_map: str | None = field(default=None, metadata={"help": "folder, hf: stored id to class id, e.g. 255:1,128:255 (255 = ignored)"})
-    image_column: str | None = field(default=None, metadata={"help": "hf: column of images"})
-    mask_column: str | None = field(default=None, metadata={"help": "hf: column of masks"})
-    subset: str | None = field(default=None, metadata={"help": "hf: configuration name of a Hub data set"})
-    data_revision: str | None = field(default=None, metadata={"help": "hf: revision of a Hub data set; default: the newest"})
-    streaming: bool = field(default=False, metadata={"help": "hf: read the data set as it comes instead of downloading it"})
-    reduce_labels: bool = field(default=False, metadata={"help": "folder, hf: label 0 becomes ignored, the others count from 0"})
-    classes: list[str] | None = field(default=None, metadata={"help": "folder, hf: class names, or one text file, a name a line"})
-    num_classes: int | None = field(default=None, metadata={"help": "folder, hf: how many classes, if they have no names"})
-    image_range: list[int] | None = field(
-        default=None,
-        metadata={"help": "folder, hf: values that are black and white in images of more than 8 bits, LOW HIGH; "
-                  "default: the model's, or 0 to the most of 8, 10, 12, 14 or 16 bits that training images need"},
-    )  # fmt: skip
-    decoded_cache_gb: float = field(
-        default=10.0, metadata={"help": "GB of decoded training images kept on disk, in ~/.cache/mscl_hf or MSCL_HF_CACHE; 0 = none"}
-    )
-
-    def __post_init__(self):
-        if not self.decoded_cache_gb >= 0:
-            raise ValueError(f"--decoded-cache-gb is {self.decoded_cache_gb}; it must be at least 0")
-        if self.max_bad_images < 0:
-            raise ValueError(f"--max-bad-images is {self.max_bad_images}; it must be at least 0")
-        check_image_range(self.image_range)
-
-    def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> "DataOptions":
-        """The options with the image range of a model, where it has one; ValueError where another is given."""
-        if image_range is None:
-            return self
-        if self.image_range is not None and list(self.image_range) != list(image_range):
-            low, high = self.image_range
-            raise ValueError(
-                f"--image-range is {low} {high}; expected {image_range[0]} {image_range[1]}, with which {model} was trained. Leave it out"
-            )
-        return replace(self, image_range=list(image_range))
-
-
-def with_image_range(options: DataOptions, unlabelled: str = "none", say: Callable[[str], None] = print) -> DataOptions:
+def with_image_range(options: DataConfig, unlabelled: str = "none", say: Callable[[str], None] = print) -> DataConfig:
     """The options with the image range that the training images need, where they give none. unlabelled: see `pretraining_data`.
 
     A given one is compared with the images. Raises ValueError for images that do not fit. A stream is not searched.
@@ -100,7 +49,7 @@ def with_image_range(options: DataOptions, unlabelled: str = "none", say: Callab
     return options
 
 
-def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
+def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
     """One split of the data set that the options name."""
     given = {name: getattr(options, name) for name in LAYOUT_OPTIONS if getattr(options, name) not in (None, False)}
     if isinstance(given.get("classes"), list) and len(given["classes"]) == 1:
@@ -110,7 +59,7 @@ def open_split(options: DataOptions, split: str, unlabelled: bool = False) -> Se
     return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **given)
 
 
-def open_whole_split(options: DataOptions, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
+def open_whole_split(options: DataConfig, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
     """The same for what is read from end to end: a stream is read into memory, still encoded.
 
     classes: their names, where neither the layout nor the options give any; found in the masks otherwise, and one split may lack some.
@@ -134,17 +83,17 @@ def _in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationDat
     return SegmentationData(rows, stream.classes, stream.name, stream.split, table, image_range=scale)
 
 
-def place_of(options: DataOptions, unlabelled: str = "none") -> str:
+def place_of(options: DataConfig, unlabelled: str = "none") -> str:
     """Where the images and masks of a run lie: folders as absolute paths, other names as they are."""
     places = (options.data_dir, options.image_dir, options.mask_dir, None if unlabelled in ("none", "rest") else unlabelled)
     return ", ".join(str(Path(place).resolve()) if Path(place).exists() else place for place in places if place)
 
 
-def training_split(options: DataOptions) -> str:
+def training_split(options: DataConfig) -> str:
     return options.train_split or "train"
 
 
-def open_held_out(options: DataOptions, say: Callable[[str], None] = print, classes: tuple[str, ...] = ()) -> SegmentationData | None:
+def open_held_out(options: DataConfig, say: Callable[[str], None] = print, classes: tuple[str, ...] = ()) -> SegmentationData | None:
     """The split for health checks and the final figure, without its bad samples; None when there is none and none was named.
 
     classes: see `open_whole_split`.
@@ -166,7 +115,7 @@ def open_held_out(options: DataOptions, say: Callable[[str], None] = print, clas
     return usable(data, options, say)
 
 
-def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], None] = print) -> SegmentationData:
+def usable(data: SegmentationData, options: DataConfig, say: Callable[[str], None] = print) -> SegmentationData:
     """The data without its bad samples, each of which is named, and with the counts of its labels; ValueError when more are bad than
     allowed. Logs what was found."""
     if data.note:
@@ -184,20 +133,20 @@ def usable(data: SegmentationData, options: DataOptions, say: Callable[[str], No
     return usable_data.with_labels(labels)
 
 
-def usable_for(view: View, data: SegmentationData, options: DataOptions, say: Callable[[str], None]) -> SegmentationData:
+def usable_for(view: View, data: SegmentationData, options: DataConfig, say: Callable[[str], None]) -> SegmentationData:
     """The same for training: decoded once, at the largest size that the views ask for."""
-    return usable(decoded(data, view.short_side, options.decoded_cache_gb, say), options, say)
+    return usable(decoded(data, view.short_side, options.image_cache_gb, say), options, say)
 
 
-def _log_cache(options: DataOptions, log: Callable[[str], None], *parts: SegmentationData | None) -> None:
+def _log_cache(options: DataConfig, log: Callable[[str], None], *parts: SegmentationData | None) -> None:
     """Where decoded images are kept, if any part of the data is."""
     folder = next((part.folder for part in parts if isinstance(part, DecodedData) and part.folder), None)
     if folder is not None:
-        limit = f"{options.decoded_cache_gb:g} GB"
-        log(f"decoded images are kept in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --decoded-cache-gb 0 turns it off)")
+        limit = f"{options.image_cache_gb:g} GB"
+        log(f"decoded images are kept in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --image-cache-gb 0 turns it off)")
 
 
-def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
+def labelled_part(options: DataConfig, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
     """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen.
 
     Raises ValueError where their masks leave fewer than two classes.
@@ -215,7 +164,7 @@ def labelled_part(options: DataOptions, view: View, say: Callable[[str], None]) 
 
 
 def unlabelled_part(
-    options: DataOptions, view: View, unlabelled: str, taken: set[str], say: Callable[[str], None]
+    options: DataConfig, view: View, unlabelled: str, taken: set[str], say: Callable[[str], None]
 ) -> SegmentationData | None:
     """The usable images without labels: none, the rest of the training split (all but the names taken), or those of a folder."""
     if unlabelled == "none":
@@ -230,7 +179,7 @@ def unlabelled_part(
     return usable_for(view, replace(images.select(rest), note=""), options, say)  # those of the split are logged with its masks
 
 
-def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
+def finetuning_data(options: DataConfig, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
     """The labelled subset alone."""
     if options.streaming:
         return _streamed(options, view, batch_size, seed)
@@ -239,11 +188,11 @@ def finetuning_data(options: DataOptions, view: View, batch_size: int, seed: int
         raise ValueError(f"{data.name}/{data.split} has no masks and fine-tuning needs some ({data.note}); add masks")
     _log_cache(options, say, data)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
-    return TrainingData(data, None, view, seed, order, place=place_of(options))
+    return TrainingImages(data, None, view, seed, order, place_of(options))
 
 
 def pretraining_data(
-    options: DataOptions, view: View, batch_size: int, seed: int, unlabelled: str, labelled_share: float, uses_labels: bool, say=print
+    options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, labelled_share: float, uses_labels: bool, say=print
 ) -> TrainingData:
     """The labelled subset, and unlabelled images beside it.
 
@@ -268,26 +217,10 @@ def pretraining_data(
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)
-    return TrainingData(data, extra, view, seed, order, place=place_of(options, unlabelled))
+    return TrainingImages(data, extra, view, seed, order, place_of(options, unlabelled))
 
 
-def log_repeats(order: Order | None, log: Callable[[str], None]) -> None:
-    """Log batches larger than the data, for losses that push the images of a batch apart: an image repeats then, and is pushed from itself.
-
-    order: None for a stream, whose length is not known.
-    """
-    parts = () if order is None else (
-        (order.labelled, order.labelled_per_batch, "labelled "), (order.unlabelled, order.batch_size - order.labelled_per_batch, "")
-    )  # fmt: skip
-    for images, count, which in parts:
-        if count > len(images):
-            log(
-                f"a batch holds {count} {which}images and there are {len(images)}: some repeat in it and are contrasted with themselves; "
-                "lower --batch-size, or give more images"
-            )
-
-
-def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int, unlabelled: str, say) -> TrainingData:
+def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, say) -> TrainingData:
     """All images alike, and no mask is opened."""
     if unlabelled not in ("none", "rest"):
         raise ValueError(
@@ -301,11 +234,11 @@ def _without_labels(options: DataOptions, view: View, batch_size: int, seed: int
         raise ValueError(f"{view.name} views paste an image onto other ones, and {data.name}/{data.split} has only {len(data)}; give more")
     _log_cache(options, say, data)
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
-    return TrainingData(None, data, view, seed, order, place=place_of(options))
+    return TrainingImages(None, data, view, seed, order, place_of(options))
 
 
 def _streamed(
-    options: DataOptions, view: View, batch_size: int, seed: int, labelled: bool = True, unlabelled: str = "none"
+    options: DataConfig, view: View, batch_size: int, seed: int, labelled: bool = True, unlabelled: str = "none"
 ) -> TrainingData:
     if options.train_fraction is not None or options.train_count is not None or unlabelled != "none":
         raise ValueError(
@@ -316,10 +249,10 @@ def _streamed(
     stream = open_split(options, training_split(options), unlabelled=not labelled)
     if stream.labelled:
         stream = _counted(stream, options)
-    return TrainingData(None, None, view, seed, stream=stream, batch_size=batch_size, place=place_of(options))
+    return TrainingStream(stream, view, seed, batch_size, place_of(options))
 
 
-def _counted(stream: SegmentationStream, options: DataOptions) -> SegmentationStream:
+def _counted(stream: SegmentationStream, options: DataConfig) -> SegmentationStream:
     """The stream with the counts of the labels in its first rows. Raises ValueError where these leave fewer than two classes."""
     labels = LabelCounts(stream.num_classes, None)
     try:

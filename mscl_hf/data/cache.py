@@ -149,7 +149,7 @@ def decoded(data: SegmentationData, short_side: int, limit_gb: float, say: Calla
         return data
     wanted = _bytes_of(data)
     if wanted > limit_gb * 1e9:
-        say(f"{data.name}/{data.split} decoded takes {wanted / 1e9:.1f} GB, more than --decoded-cache-gb {limit_gb:g}: decoded each time")
+        say(f"{data.name}/{data.split} decoded takes {wanted / 1e9:.1f} GB, more than --image-cache-gb {limit_gb:g}: decoded each time")
         return data
     data = replace(data, folder=cache_folder())
     make_room(data.folder, limit_gb * 1e9 - wanted, {path for index in range(len(data)) for path in data.place(index)[1]})

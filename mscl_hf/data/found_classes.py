@@ -154,7 +154,7 @@ def _all_ignored(stored: StoredIds, mapped: bool) -> str:
             f"the classes cannot be inferred from the masks: {ids}, and {IGNORE_INDEX} is the ignored label; expected ids in "
             f"0..{IGNORE_INDEX - 1}. Give --label-map {IGNORE_INDEX}:1 if it is the object, and --num-classes 2"
         )
-    expected = f"expected ids in 0..{IGNORE_INDEX - 1}{' that the label map or --reduce-labels does not ignore' if mapped else ''}"
+    expected = f"expected ids in 0..{IGNORE_INDEX - 1}{' that the label map or --pixel-reduction-labels does not ignore' if mapped else ''}"
     return f"the classes cannot be inferred from the masks: {ids}; {expected}. Correct the masks{' or the option' if mapped else ''}"
 
 

@@ -41,12 +41,6 @@ class StoredValues:
         return StoredValues(low=low, high=high, too_deep=too_deep, **counts)
 
 
-def check_image_range(image_range: Sequence[int] | None) -> None:
-    """ValueError for what is no range; None stands for none."""
-    if image_range is not None and (len(image_range) != 2 or not -(2**31) <= image_range[0] < image_range[1] < 2**31):
-        raise ValueError(f"--image-range is {' '.join(map(str, image_range))}; expected two whole numbers LOW < HIGH, such as 0 4095")
-
-
 def stored_values(data: SegmentationData, workers: int = 4) -> StoredValues:
     """Read at most READ_AT_MOST images, those of 8 bits by their headers alone; what cannot be read is left to the check of the data."""
     if not isinstance(data.rows, datasets.Dataset):  # drawn, with 8 bits

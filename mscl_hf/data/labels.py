@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 
+from ..config import DataConfig
 from ..messages import first_three
 from .dataset import IGNORE_INDEX, SegmentationData
 from .duplicates import compared_rows, shared_images
@@ -16,9 +16,6 @@ from .hub_layout import scanned_masks
 from .palettes import different_palettes
 from .pixels import BadSample, index_array
 from .stream import SegmentationStream
-
-if TYPE_CHECKING:
-    from .build import DataOptions
 
 OWN_MASKS = ("folder", "hf")  # data sets whose masks may need a label map; the others have their own
 
@@ -35,18 +32,18 @@ def stored_ids(data: SegmentationData) -> list[int]:
     return sorted(ids)
 
 
-def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: "DataOptions") -> None:
+def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: DataConfig) -> None:
     """Raise ValueError where the masks to train on leave fewer than two classes, of which every prediction would be right.
 
     data: with the counts of its labels. ids: stored in its masks. Where only the first rows of a stream are known, one class in them is an
-    error if the ignored label, or --reduce-labels, explains it. A class that vanishes at the training size counts.
+    error if the ignored label, or --pixel-reduction-labels, explains it. A class that vanishes at the training size counts.
     """
     counts, explained = data.labels, options.reduce_labels or IGNORE_INDEX in ids and not options.label_map
     if len(counts.stored) > 1 or (counts.stored and counts.total is None and not explained):
         return
     seen = f"the {'first ' if counts.total is None else ''}{counts.read} masks" if isinstance(data, SegmentationStream) else "the masks"
     left = f"only {data.classes[counts.stored[0]]!r} is labelled" if counts.stored else "no pixel is labelled"
-    causes = ["--reduce-labels ignores the id 0"] if options.reduce_labels else []
+    causes = ["--pixel-reduction-labels ignores the id 0"] if options.reduce_labels else []
     causes += [f"the label map is {options.label_map}"] if options.label_map else []
     causes += ["255 is the ignored label"] if IGNORE_INDEX in ids and not options.label_map else []
     because = f" ({', '.join(causes)})" if causes else ""
@@ -72,10 +69,10 @@ def _listed_ids(ids: Sequence[int]) -> str:
     return f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}" or "none"
 
 
-def _remedy(ids: Sequence[int], options: "DataOptions", is_part: bool) -> str:
+def _remedy(ids: Sequence[int], options: DataConfig, is_part: bool) -> str:
     if options.label_map:
         return "Correct the label map or the masks"
-    leave_out = "Leave out --reduce-labels" if options.reduce_labels else ""
+    leave_out = "Leave out --pixel-reduction-labels" if options.reduce_labels else ""
     if IGNORE_INDEX in ids:
         free = next(i for i in range(IGNORE_INDEX + 1) if i not in {*ids} - {IGNORE_INDEX})
         give = f"{'and if' if leave_out else 'If'} 255 marks an object, give --label-map 255:{free}"
@@ -85,7 +82,7 @@ def _remedy(ids: Sequence[int], options: "DataOptions", is_part: bool) -> str:
 
 
 def label_warnings(
-    training: Sequence[SegmentationData | SegmentationStream | None], held_out: SegmentationData | None, options: "DataOptions"
+    training: Sequence[SegmentationData | SegmentationStream | None], held_out: SegmentationData | None, options: DataConfig
 ) -> list[str]:
     """What the masks cannot teach or measure, and which images are in two splits, a sentence each.
 
@@ -151,7 +148,7 @@ def _in_two_splits(first: SegmentationData | SegmentationStream, second: Segment
     return [f"{len(names)} {where}, byte for byte: {first_three(names)}{''.join(limits)}"]
 
 
-def label_fields(options: "DataOptions") -> dict[str, dict[str, int] | bool | None]:
+def label_fields(options: DataConfig) -> dict[str, dict[str, int] | bool | None]:
     """How the options read masks, as fields of a model's configuration."""
     train_ids = parse_label_map(options.label_map) if options.label_map else None
     label_map = train_ids and {str(stored): train for stored, train in train_ids.items()}
@@ -159,8 +156,8 @@ def label_fields(options: "DataOptions") -> dict[str, dict[str, int] | bool | No
 
 
 def with_labels_of_model(
-    options: "DataOptions", label_map: dict[str, int] | None, reduce_labels: bool, log: Callable[[str], None] = print
-) -> tuple["DataOptions", list[str]]:
+    options: DataConfig, label_map: dict[str, int] | None, reduce_labels: bool, log: Callable[[str], None] = print
+) -> tuple[DataConfig, list[str]]:
     """The options with the label map of a model's training where they give none, which is logged, and warnings.
 
     label_map, reduce_labels: of the model's configuration. Raises ValueError where the options and the model's training map one id to
@@ -184,11 +181,11 @@ def with_labels_of_model(
 
 
 def _in_flags(label_map: str | None, reduce_labels: bool) -> str:
-    return f"--label-map {label_map}" if label_map else "--reduce-labels" if reduce_labels else "no label map"
+    return f"--label-map {label_map}" if label_map else "--pixel-reduction-labels" if reduce_labels else "no label map"
 
 
 def _mapped(label_map: str | None, reduce_labels: bool) -> dict[int, int]:
-    """{stored id: train id} of the ids that the options name; --reduce-labels names all."""
+    """{stored id: train id} of the ids that the options name; --pixel-reduction-labels names all."""
     if reduce_labels:
         return dict(enumerate(make_table(None, True).tolist()))
     return parse_label_map(label_map) if label_map else {}

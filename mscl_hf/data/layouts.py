@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..messages import dataset_remedy, first_three
+from ..messages import first_three, layout_advice, near_names
 from ..records.files import read_text
 from .dataset import IGNORE_INDEX, SegmentationData, Slice
 from .files import (
@@ -269,10 +269,8 @@ def load_data(
     Raises ValueError for an unknown name or option, a missing folder, split, image or mask.
     """
     if dataset not in DATASETS:
-        if remedy := dataset_remedy(dataset):
-            raise ValueError(f"unknown data set {dataset!r}; {remedy}")
-        near = difflib.get_close_matches(dataset, DATASETS)
-        raise ValueError(f"unknown data set {dataset!r}; close: {near}; there are: {', '.join(DATASETS)}")
+        advice = layout_advice(dataset) or near_names(dataset, DATASETS)
+        raise ValueError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}. {advice}".rstrip())
     source = DATASETS[dataset]
     _check_options(dataset, options if data_dir is None else {"data_dir": data_dir, **options})
     if data_dir is None and source.needs_folder:

@@ -1,25 +1,19 @@
 """From tickets to batches on a device: decode, draw views, stack; in this process or in workers, with the same result."""
 
-import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path, PurePath
 from typing import Protocol
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .dataset import BadSample, Sample, SegmentationData
-from .sampler import Batches, Order, Ticket, sample_rng
+from .sampler import Ticket, sample_rng
 from .stream import SegmentationStream
 
 
@@ -141,114 +135,7 @@ def to_device(batch: dict, device: torch.device) -> dict:
     return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run trains on, ready to be cut into batches.
-
-    labelled, unlabelled: the samples (either may be None), or `stream` for a data set that is read as it comes.
-    order: which samples make up a batch (None for a stream). view: Sample -> views. place: where the data lies, for messages.
-    """
-
-    labelled: SegmentationData | None
-    unlabelled: SegmentationData | None
-    view: View
-    seed: int
-    order: Order | None = None
-    stream: SegmentationStream | None = None
-    batch_size: int = 0
-    place: str = ""
-
-    @property
-    def images(self) -> int | None:
-        """How many there are, None for a stream."""
-        return None if self.stream is not None else sum(len(part) for part in (self.labelled, self.unlabelled) if part is not None)
-
-    def identity(self) -> dict[str, str]:
-        """Their number, a digest of their names and one of the content of some, by which another data set is noticed wherever it lies; and
-        where it lies."""
-        if self.stream is not None:
-            size, names = f"{len(self.stream.shards)} shards", [PurePath(shard.name).name for shard in self.stream.shards]
-        else:
-            size, names = f"{self.images} images", [name for part in self._parts for name in part.names]
-        content = hashlib.sha256(b"".join(map(_content_of_some, self._parts)))
-        names = hashlib.sha256("\n".join(names).encode())
-        return {"size": size, "names": names.hexdigest(), "content": content.hexdigest(), "place": self.place}
-
-    @property
-    def _parts(self) -> list[SegmentationData]:
-        return [part for part in (self.labelled, self.unlabelled) if part is not None]
-
-    def batches(
-        self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0, device: torch.device | str = "cpu"
-    ) -> Iterator[dict]:
-        """The same on the device, with their views complete. On a GPU the next batch is made ready while the present one is used."""
-        loader, device = self.loader(first, last, rank, world, workers), torch.device(device)
-        if device.type != "cuda":
-            for batch in loader:
-                yield self.view.on_device(to_device(batch, device))
-            return
-        stream, ready = torch.cuda.Stream(device), None
-        for batch in chain(loader, [None]):
-            with torch.cuda.stream(stream):
-                coming = None if batch is None else self.view.on_device(to_device(batch, device))
-            if ready is not None:
-                yield ready
-            torch.cuda.current_stream(device).wait_stream(stream)
-            for value in (coming or {}).values():
-                if isinstance(value, Tensor) and value.is_cuda:
-                    value.record_stream(torch.cuda.current_stream(device))
-            ready = coming
-
-    def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> Iterable[dict]:
-        """Batches of this process for forward passes first .. last - 1."""
-        options = {"worker_init_fn": _obey_parent_only, "pin_memory": torch.cuda.is_available()}
-        if self.stream is not None:
-            return self._streamed(range(first, last), rank, world, workers, options)
-        samples = Samples(self.labelled, self.unlabelled, self.view, self.seed)
-        sampler = Batches(self.order, first, last, rank, world)
-        return DataLoader(samples, batch_sampler=sampler, num_workers=workers, collate_fn=stack, **options)
-
-    def _streamed(self, steps: range, rank: int, world: int, workers: int, options: dict) -> Iterator[dict]:
-        lanes = self.stream.lanes(self.batch_size)
-        parts = shares(self.batch_size, lanes, rank, world, workers)
-        if rank == 0 and (lanes % world or len(parts) > lanes // world):
-            _say_once(
-                f"{len(self.stream.shards)} shard(s) of {self.stream.name}/{self.stream.split} cannot be split over {world} process(es) "
-                f"and their workers in batches of {self.batch_size}: several read the same shard, and each uses other rows of it"
-            )
-        samples = StreamedSamples(self.stream, self.view, self.seed, self.batch_size, steps, parts)
-        made = iter(DataLoader(samples, batch_size=None, num_workers=len(parts) if workers else 0, collate_fn=_as_it_is, **options))
-        if len(parts) == 1:
-            return made
-        places = [torch.tensor([slot // world for slot in part]) for part in parts]  # slots of process r are r, r + world, ...
-        return (joined(of_all, places) for of_all in zip(*[made] * len(parts)))  # DataLoader asks its workers in turn
-
-
-def _content_of_some(data: SegmentationData, count: int = 16) -> bytes:
-    """A digest of images and masks as they are stored, of samples spread over the data; empty for scenes that are drawn."""
-    if not isinstance(data.rows, datasets.Dataset):
-        return b""
-    digest = hashlib.sha256()
-    for index in range(0, len(data), max(1, len(data) // count)):
-        row = data.stored(index)
-        for stored in (row.get("image") or {}, row.get("mask") or {}):
-            content = stored.get("bytes")
-            with suppress(OSError):  # whoever decodes it will name it
-                content = Path(stored["path"]).read_bytes() if content is None and stored.get("path") else content
-            digest.update(hashlib.sha256(content or b"").digest())
-    return digest.digest()
-
-
-def _as_it_is(part: dict) -> dict:
-    return part
-
-
-@cache
-def _say_once(message: str) -> None:
-    print(message, flush=True)
-
-
-def _obey_parent_only(_: int) -> None:
+def obey_parent_only(_: int) -> None:
     """Ctrl-C and job schedulers signal all processes of a group: a worker must outlive the step that its parent finishes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal

@@ -22,7 +22,7 @@ from ..cli import command, parse
 from ..data.files import find_images
 from ..data.mask_files import separate
 from ..data.synthetic import draw_scene
-from ..models.open_model import split_revision
+from ..models.loading import split_revision
 from ..visual.palette import class_colours
 from .similarity import View, enlargement, heat_colours, open_checkpoint, read_image, segmentation_picture, similarity_picture, view_of
 

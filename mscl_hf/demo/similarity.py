@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from ..config import InferenceConfig
 from ..data.image_formats import UnsupportedFile
 from ..data.image_io import DECODE_ERRORS, decode
 from ..data.pixels import displayed, in_levels, resized, stored_pixels
-from ..evaluation.inference import InferenceOptions, predict_ids, predict_logits
+from ..evaluation.inference import predict_ids, predict_logits
 from ..methods import METHODS
 from ..models.configuration_mscl import MsclConfig
+from ..models.loading import open_model
 from ..models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from ..models.open_model import open_model
 from ..visual.palette import overlay
 
 Network = MsclForSemanticSegmentation | MsclForPreTraining
@@ -106,7 +107,7 @@ def open_checkpoint(name: str, token: bool | None = None) -> Network:
         reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
         raise ValueError(f"{name} cannot be opened ({type(error).__name__}: {reason}); give another checkpoint") from error
     if any(key.startswith("pixel_head.") for key in loaded["missing_keys"]):  # a random one would show nothing
-        network.config.heads = [head for head in config.heads if head != "p"]
+        network.config.heads = [head for head in config.heads if head != "pixel"]
     return network.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -133,7 +134,7 @@ def view_of(network: Network, image: np.ndarray) -> View:
         seen.append(embeddings)
         return SemanticSegmenterOutput(logits=embeddings if logits is None else logits)
 
-    options = InferenceOptions(base_size=config.base_size)
+    options = InferenceConfig(base_size=config.base_size)
     predict, reached = (predict_ids, size) if segments else (predict_logits, (1, 1))
     predicted = predict(model, normalised(image, network), reached, options)
     grid = [max(cells, math.ceil(GRID * side / max(size))) for cells, side in zip(seen[0].shape[-2:], size)]
@@ -157,7 +158,7 @@ def _check_sizes(network: Network, size: tuple[int, int]) -> None:
             "; crop it to a less long one, or give another checkpoint"
         )
     grid, wide = config.pixel_grid or 0, max(config.pixel_dim, config.decoder_channels, *network.backbone.channels)
-    if isinstance(network, MsclForPreTraining) and "p" in config.heads and grid**2 * max(1, width / height) * wide > MAX_MAP:
+    if isinstance(network, MsclForPreTraining) and "pixel" in config.heads and grid**2 * max(1, width / height) * wide > MAX_MAP:
         raise ValueError(
             f"the checkpoint brings the map before its pixel head to a height of {grid} cells (pixel_grid), too large for {wide} channels; "
             "give another checkpoint"
@@ -172,8 +173,8 @@ def normalised(image: np.ndarray, network: Network) -> Tensor:
 
 def outputs(network: Network, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
     """Embeddings (B, E, h, w) and logits (B, K, h', w'), None for a pre-training checkpoint."""
-    if isinstance(network, MsclForPreTraining) and "p" in network.config.heads:
-        return network(pixel_values, heads=("p",)).pixel_embeds, None
+    if isinstance(network, MsclForPreTraining) and "pixel" in network.config.heads:
+        return network(pixel_values, heads=("pixel",)).pixel_embeds, None
     maps = network.backbone(pixel_values).feature_maps
     if isinstance(network, MsclForPreTraining):
         return network.decoder(list(maps)) if _trains_decoder(network.config) else maps[-1], None
@@ -240,7 +241,7 @@ def _marked(pixels: np.ndarray, point: tuple[int, int] | None, times: int) -> Im
 def _trains_decoder(config: MsclConfig) -> bool:
     """Whether pre-training without the network's pixel head has trained the decoder, which else is as random as it began."""
     method = METHODS.get(config.contrast.get("method", "mscl"))
-    return config.attach == "decoder" or (method is not None and "decoder" in method.transfers and "p" not in method.heads)
+    return config.attach == "decoder" or (method is not None and "decoder" in method.transfers and "pixel" not in method.heads)
 
 
 def _about(network: Network) -> str:
@@ -254,7 +255,7 @@ def _about(network: Network) -> str:
 def _source(network: Network, embeddings: Tensor) -> str:
     if isinstance(network, MsclForSemanticSegmentation):
         name = "the decoder's output, before the classifier"
-    elif "p" in network.config.heads:
+    elif "pixel" in network.config.heads:
         name = "the output of the pixel head"
     else:
         name = "the decoder's output" if _trains_decoder(network.config) else "the backbone's last map, for no pixel head was trained"

@@ -1,1 +1,5 @@
-"""Prediction of images, and mean IoU over a data set."""
+"""Prediction of images, and mean IoU over a data set. Names are imported when they are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .inference import InferenceOptions, predict_ids
+from ..config import InferenceConfig
+from .inference import predict_ids
 from .metrics import MeanIoU, mean_of_present
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ def evaluate_model(
     model: nn.Module,
     data: SegmentationData,
     accelerator: Accelerator,
-    options: InferenceOptions | None = None,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
+    options: InferenceConfig | None = None,
     *,
     seed: int | None = None,
     config: dict | None = None,
@@ -47,7 +46,7 @@ def evaluate_model(
 
     Process r takes the images r, r + world, …; integer counts are summed: no image is repeated or lost.
     options: base_size None = that of model.config, else the images' own; the result records it.
-    mean, std: of the pixels scaled to 0..1, per channel. seed, config: copied into the result for the record.
+    The images are normalized with image_mean and image_std of model.config. seed, config: copied into the result for the record.
     score_classes: class names that the means are taken over; predictions of the others stay errors.
     pictures_dir: folder for predictions.png, see `draw_predictions`.
     by_evaluate: what `evaluate.load` opens ("mean_iou" from the Hub, or a folder); its figure over all classes is recorded beside ours.
@@ -61,10 +60,10 @@ def evaluate_model(
     second = None if by_evaluate is None else load_metric(by_evaluate, accelerator.num_processes)
     started = time.perf_counter()
     with _evaluating(network):
-        metric = _count_everywhere(_Predictor(network, accelerator, options, mean, std), data, accelerator, second)
+        metric = _count_everywhere(_Predictor(network, accelerator, options), data, accelerator, second)
     if pictures_dir is not None and accelerator.is_main_process:
         try:
-            draw_predictions(network, data, accelerator, Path(pictures_dir), options, mean, std, num_pictures)
+            draw_predictions(network, data, accelerator, Path(pictures_dir), options, num_pictures)
         except Exception:  # what was counted, for hours perhaps, is not lost for a picture
             logging.getLogger(__name__).exception("predictions.png is not drawn; the figures are whole")
     results = _results(metric, data.classes, scored)
@@ -89,9 +88,7 @@ def draw_predictions(
     data: SegmentationData,
     accelerator: Accelerator,
     folder: Path,
-    options: InferenceOptions | None = None,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
+    options: InferenceConfig | None = None,
     count: int = 8,
 ) -> None:
     """Write predictions.png into `folder`: image, truth, prediction and errors of `count` images, spread evenly over the data.
@@ -104,7 +101,7 @@ def draw_predictions(
     network = accelerator.unwrap_model(model).to(accelerator.device)
     picks = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
     with _evaluating(network):
-        predict = _Predictor(network, accelerator, _with_size(options, network), mean, std)
+        predict = _Predictor(network, accelerator, _with_size(options, network))
         rows = [(displayed(sample.image), sample.mask, predict(sample), sample.name) for sample in map(data.read, picks)]
     folder.mkdir(parents=True, exist_ok=True)
     prediction_sheet(rows, data.classes, folder / "predictions.png")
@@ -132,18 +129,19 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def _with_size(options: InferenceOptions | None, network: nn.Module) -> InferenceOptions:
+def _with_size(options: InferenceConfig | None, network: nn.Module) -> InferenceConfig:
     """The options, with the size that the model was trained at where they give none."""
-    options = options or InferenceOptions()
+    options = options or InferenceConfig()
     return options if options.base_size is not None else replace(options, base_size=getattr(network.config, "base_size", 0))
 
 
 class _Predictor:
     """Sample -> class ids (H, W) of its image."""
 
-    def __init__(self, network, accelerator, options, mean, std):
+    def __init__(self, network: nn.Module, accelerator: Accelerator, options: InferenceConfig):
         self.network, self.accelerator, self.options = network, accelerator, options
-        moments = torch.tensor([list(mean), list(std)], dtype=torch.float32, device=accelerator.device)
+        moments = [network.config.image_mean, network.config.image_std]
+        moments = torch.tensor(moments, dtype=torch.float32, device=accelerator.device)
         self.mean, self.std = moments.view(2, 1, 3, 1, 1)
 
     def __call__(self, sample: Sample) -> np.ndarray:

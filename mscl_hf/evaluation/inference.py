@@ -7,56 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..config.inference import InferenceConfig
+
 WHOLE = 2**25  # numbers of a map (K, H, W) up to which it is made at once, 128 MiB
 PART = 16  # channels of a part of a larger map that lies in channels-last order: PyTorch then computes what it computes for the whole
 
 
-@dataclass
-class InferenceOptions:
-    """How a prediction is made; the logits always reach the labels' own size before the argmax."""
-
-    base_size: int | None = field(
-        default=None,
-        metadata={"help": "Short side in pixels that images are brought to; 0 = as is; unset = as in training."},
-    )
-    mode: Literal["whole", "slide"] = field(
-        default="whole", metadata={"help": "whole: the image at once; slide: overlapping windows, averaged."}
-    )
-    window: int = field(default=512, metadata={"help": "Side of a sliding window in pixels."})
-    stride: int | None = field(
-        default=None, metadata={"help": "Pixels from window to window; unset = two thirds of the window."}
-    )
-    flip: bool = field(default=False, metadata={"help": "Average with the prediction on the mirrored image."})
-    scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "Sizes of the image to average over, 1 = as it is."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("whole", "slide"):
-            raise ValueError(f"mode={self.mode!r} is unknown; use 'whole' or 'slide'.")
-        for name, least in (("base_size", 0), ("window", 1), ("stride", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least} pixels.")
-        if self.stride is not None and self.stride > self.window:
-            raise ValueError(
-                f"stride={self.stride} is larger than window={self.window} and would leave gaps; "
-                "give a stride of at most the window."
-            )
-        if not self.scales or not all(math.isfinite(s) and s > 0 for s in self.scales):
-            raise ValueError(f"scales={self.scales} must be positive numbers, such as 0.75 1.0 1.25.")
-
-
 @torch.inference_mode()
 def predict_logits(
-    model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceOptions | None = None
+    model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None
 ) -> Tensor:
     """Class logits (1, K, *out_size) of one image, float32.
 
@@ -65,7 +29,7 @@ def predict_logits(
     One view: its logits, up-sampled bilinearly. Several views (scales, mirror image, windows): the logarithm
     of their mean probabilities, so that the softmax of the answer gives the probabilities in both cases.
     """
-    options = options or InferenceOptions()
+    options = options or InferenceConfig()
     _check_image(image)
     mirrors = (False, True) if options.flip else (False,)
     total = None
@@ -80,12 +44,12 @@ def predict_logits(
 
 
 @torch.inference_mode()
-def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceOptions | None = None) -> Tensor:
+def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None) -> Tensor:
     """Class ids out_size of one image, integers: the argmax of `predict_logits`, the first of equals, to the bit.
 
     A large map of logits is enlarged a few channels at a time, so that it never exists as a whole; that of several views does.
     """
-    options = options or InferenceOptions()
+    options = options or InferenceConfig()
     if not _is_one_view(options):
         return _argmax(predict_logits(model, image, out_size, options))
     _check_image(image)
@@ -114,7 +78,7 @@ def _check_image(image: Tensor) -> None:
         raise ValueError(f"image has shape {tuple(image.shape)}, but one image (1, 3, H, W) is wanted.")
 
 
-def _is_one_view(options: InferenceOptions) -> bool:
+def _is_one_view(options: InferenceConfig) -> bool:
     return not options.flip and len(options.scales) == 1
 
 
@@ -137,7 +101,7 @@ def _channels(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
         yield from _resize(part.contiguous(memory_format=order), size)[0]
 
 
-def _scaled(image: Tensor, options: InferenceOptions) -> Iterator[Tensor]:
+def _scaled(image: Tensor, options: InferenceConfig) -> Iterator[Tensor]:
     """The image at each scale, (1, 3, H', W')."""
     size = image.shape[-2:]
     base = options.base_size / min(size) if options.base_size else 1.0
@@ -146,7 +110,7 @@ def _scaled(image: Tensor, options: InferenceOptions) -> Iterator[Tensor]:
         yield _resize(image, (height, width), antialias=True)
 
 
-def _plane_logits(model: nn.Module, image: Tensor, options: InferenceOptions) -> Tensor:
+def _plane_logits(model: nn.Module, image: Tensor, options: InferenceConfig) -> Tensor:
     """Logits of one view: (1, K, h, w) of the whole, or (1, K, H, W) put together from windows."""
     height, width = image.shape[-2:]
     if options.mode == "whole" or max(height, width) <= options.window:

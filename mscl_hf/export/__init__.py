@@ -10,8 +10,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..models.configuration_mscl import MsclConfig
+from ..models.loading import open_model, pinned
 from ..models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from ..models.open_model import open_model, pinned
 from .card import export_card
 from .graphs import save_graph
 from .state_dicts import save_state_dict

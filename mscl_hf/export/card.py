@@ -4,10 +4,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..models.open_model import split_revision
+from ..models.loading import split_revision
 from ..sharing.model_card import cell, licence_text
-from ..sharing.provenance import SILENT, provenance
-from ..sharing.publish import hub_folder
+from ..sharing.model_folder import hub_folder
+from ..sharing.provenance import SILENT, read_provenance
 from ..sharing.upload import UNNAMED
 
 # Library by the Hub's name, what the folder is, how to open it.
@@ -43,7 +43,7 @@ def export_card(config: PreTrainedConfig, name: str, to: str, segments: bool, sa
         library_name=library, license=licence, pipeline_tag="image-segmentation" if segments else "image-feature-extraction",
         tags=["timm", "mscl_hf", *["transformers"] * (to == "timm")],
     )  # fmt: skip
-    stages = [f"{s['stage']}: {s['facts'].get('data', '-')}; {s['facts']['budget']}" for s in provenance(name)["stages"]]
+    stages = [f"{s['stage']}: {s['facts'].get('data', '-')}; {s['facts']['budget']}" for s in read_provenance(name)["stages"]]
     labels = ", ".join(cell(config.id2label[i]) for i in range(config.num_labels)) if segments else ""
     return ModelCard.from_template(
         data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about, code=code,

@@ -11,7 +11,7 @@ from timm.layers import padding, pos_embed_sincos
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..sharing.publish import image_processor
+from ..sharing.model_folder import image_processor
 from .compare import check_same, description, full_logits, random_images
 
 BOUND = 1e-4  # of the logits' size

@@ -9,7 +9,7 @@ from .hard_pixels import hard_pixel_cross_entropy
 from .info_nce import global_contrast, info_nce, local_contrast, nt_xent
 from .instance import instance_nce, instance_softmax, nce_normaliser
 from .labels import labels_at, sample_pixels
-from .multi_scale import LOSS_SUBSETS, MultiScaleLoss, parse_losses
+from .multi_scale import MultiScaleLoss
 from .pixel_contrast import PixelContrast, pixel_contrast
 from .pixel_propagation import match_cells, matched_contrast, pixel_consistency, propagate
 from .region_mutual_information import one_versus_rest, region_mutual_information
@@ -17,7 +17,6 @@ from .released import ReleasedPixelLoss, listed_pixel_contrast
 from .slices import region_contrast, slice_contrast
 
 __all__ = [
-    "LOSS_SUBSETS",
     "MultiScaleLoss",
     "PixelContrast",
     "ReleasedPixelLoss",
@@ -43,7 +42,6 @@ __all__ = [
     "nce_normaliser",
     "nt_xent",
     "one_versus_rest",
-    "parse_losses",
     "pixel_consistency",
     "pixel_contrast",
     "propagate",

@@ -7,21 +7,21 @@ from torch import Tensor
 from .gather import largest
 
 IGNORE = 255
-LABEL_DOWN = ("centre", "majority", "pure")
+LABEL_DOWNSAMPLING = ("center", "majority", "pure")
 PIXEL_SAMPLES = ("all", "random", "class")
 
 
-def labels_at(labels: Tensor, size: tuple[int, int], how: str = "centre") -> Tensor:
+def labels_at(labels: Tensor, size: tuple[int, int], how: str = "center") -> Tensor:
     """Labels (B, H, W) at the resolution of a feature map (h, w), flattened: (B, h*w) int64.
 
-    centre: the label under the centre of each cell, row floor((i + 0.5) H / h); plain nearest interpolation would take the corner and
+    center: the label under the center of each cell, row floor((i + 0.5) H / h); plain nearest interpolation would take the corner and
     shift labels by half a stride. majority: the commonest label of the cell, ties to the smaller id, ignored pixels not counted.
     pure: that label where it covers at least 3/4 of the cell, else ignored.
     """
     rows, columns = (
         ((torch.arange(n, device=labels.device) + 0.5) * full / n).long() for n, full in zip(size, labels.shape[-2:])
     )
-    if how == "centre":
+    if how == "center":
         return labels[:, rows][:, :, columns].flatten(1).long()
     votes = _votes(labels.long(), size)  # (B, h*w, 256)
     counted = votes[..., :IGNORE]

@@ -56,14 +56,14 @@ class ReleasedPixelLoss(MultiScaleLoss):
         super().__post_init__()
         if self.pixel_scope == "batch":
             raise ValueError("the pixel loss over a whole batch was never released; take variant published")
-        for name, fixed in (("reduce", "out"), ("symmetric", False)):
+        for name, fixed in (("pixel_reduction", "out"), ("symmetric", False)):
             if getattr(self, name) != fixed:
                 given = f"{name}={getattr(self, name)}"
                 raise ValueError(f"{given} is no option of the released pixel loss; leave it out, or take variant published")
 
     def _pixel_terms(self, a: Tensor, b: Tensor, labels: Tensor, enhanced_labels: Tensor | None) -> dict[str, Tensor]:
         enhanced_labels = labels if enhanced_labels is None else enhanced_labels
-        options = {"temperature": self.tau_p, "anchor_weight": self.anchor_weight, "exclude_classes": tuple(self.exclude_classes)}
+        options = {"temperature": self.pixel_temperature, "anchor_weight": self.anchor_weight, "exclude_classes": tuple(self.exclude_classes)}
         if self.pixel_scope == "within":
             loss = listed_pixel_contrast(a, labels, **options) + listed_pixel_contrast(b, enhanced_labels, **options)
         else:
@@ -72,4 +72,4 @@ class ReleasedPixelLoss(MultiScaleLoss):
             lists, list_labels = torch.cat([a, b[partner]], 1), torch.cat([labels, enhanced_labels[partner]], 1)
             loss = listed_pixel_contrast(lists, list_labels, image_of, **options)
         # Only other classes stand in the denominator, so that nothing keeps the loss from zero.
-        return {"loss_p": loss, "floor_p": torch.zeros_like(loss.detach()), "excess_p": loss.detach()}
+        return {"loss_pixel": loss, "floor_pixel": torch.zeros_like(loss.detach()), "excess_pixel": loss.detach()}

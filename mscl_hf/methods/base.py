@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..config import ContrastConfig
+
 
 class Method(nn.Module, ABC):
     """A way to train a network. Everything that needs a gradient happens inside `forward`, where DDP and autocast see it.
@@ -47,12 +49,12 @@ class Method(nn.Module, ABC):
         self.register_buffer("image_std", torch.tensor(config.image_std).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
-    def uses_unlabelled(cls, options: dict) -> bool:
+    def uses_unlabelled(cls, contrast: ContrastConfig) -> bool:
         """Whether images without masks take part."""
         return True
 
     @classmethod
-    def uses_labels(cls, options: dict) -> bool:
+    def uses_labels(cls, contrast: ContrastConfig) -> bool:
         """Whether pre-training with these options reads masks; where it does not, none is opened."""
         return cls.labels == "yes"
 

@@ -58,7 +58,7 @@ class ChaitanyaGlobal(Method):
     def check_data(self, data: Any) -> None:
         if self.variant == "GR":
             return
-        parts = [part for part in (data.labelled, data.unlabelled) if part is not None]
+        parts = [] if data.images is None else data.sources
         asks = f"--variant {self.variant} contrasts slices by their place in a volume"
         if not parts or any(part.slices is None for part in parts):
             raise ValueError(

@@ -31,7 +31,7 @@ class CP2(TaughtMethod):
         temperature: float = 0.2,
         embed_dim: int = 128,
         hidden_dim: int | None = None,
-        queue: int = 65536,
+        queue_size: int = 65536,
         ema_momentum: float = 0.999,
         dense_weight: float = 0.2,
         dense_temperature: float = 1.0,
@@ -44,7 +44,7 @@ class CP2(TaughtMethod):
         self.dense_weight, self.dense_temperature, self.dense_axis = dense_weight, dense_temperature, dense_axis
         self.head = mlp(self.channels(), hidden_dim or self.channels(), embed_dim, dense=True)
         self.teacher = Teacher(self.student())
-        self.queue = Queue(queue, embed_dim)
+        self.queue = Queue(queue_size, embed_dim)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.network.backbone, "decoder": self.network.decoder}

@@ -34,7 +34,7 @@ class DenseCL(TaughtMethod):
         temperature: float = 0.2,
         embed_dim: int = 128,
         hidden_dim: int | None = None,
-        queue: int = 65536,
+        queue_size: int = 65536,
         ema_momentum: float = 0.999,
         dense_weight: float = 0.5,
         dense_warmup: float = 0.0,
@@ -51,7 +51,7 @@ class DenseCL(TaughtMethod):
         self.head = pooled(mlp(channels, hidden_dim or channels, embed_dim))
         self.dense_head = mlp(channels, hidden_dim or channels, embed_dim, dense=True)
         self.teacher = Teacher(self.student())
-        self.queue, self.dense_queue = Queue(queue, embed_dim), Queue(queue, embed_dim)
+        self.queue, self.dense_queue = Queue(queue_size, embed_dim), Queue(queue_size, embed_dim)
 
     def student(self) -> dict[str, nn.Module]:
         """What the teacher follows."""

@@ -1,12 +1,11 @@
 """The fine-tuning losses by name. To add one: a function that gives its terms, and a line in FINETUNING_LOSSES."""
 
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from torch import Tensor
 
+from ..config import FinetuningLossConfig
 from ..losses import (
     adaptive_affinity,
     affinity,
@@ -17,7 +16,7 @@ from ..losses import (
     one_versus_rest,
     region_mutual_information,
 )
-from ..losses.affinity import IGNORE_MODES
+from ..messages import flag
 
 
 class Predicted(NamedTuple):
@@ -96,62 +95,17 @@ FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
 }  # fmt: skip
 
 
-def finetuning_loss(name: str) -> FinetuningLoss:
-    """The row of a name; ValueError with the near names for an unknown one."""
-    if name not in FINETUNING_LOSSES:
-        near = difflib.get_close_matches(name, FINETUNING_LOSSES, n=3, cutoff=0.4)
-        raise ValueError(f"unknown --loss {name!r}; near: {', '.join(near) or 'none'}; all: {', '.join(FINETUNING_LOSSES)}")
-    return FINETUNING_LOSSES[name]
+def check_options(loss: FinetuningLossConfig) -> None:
+    """Raise ValueError for an option that the loss does not read."""
+    for name in loss.given:
+        if name not in FINETUNING_LOSSES[loss.loss].options:
+            readers = [other for other, row in FINETUNING_LOSSES.items() if name in row.options]
+            raise ValueError(
+                f"{flag(name)} is given and --loss is {loss.loss}, which does not read it. Leave it out, or give --loss {' or '.join(readers)}."
+            )
 
 
-def _option(text: str):
-    return field(default=None, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """The fine-tuning loss, and the options of some; None stands for the loss's own default."""
-
-    loss: str = field(default="ce", metadata={"help": "what to minimise; see --list-losses"})
-    affinity_edge: float | None = _option("affinity: weight of the pairs with an edge, default 1")
-    affinity_same: float | None = _option("affinity: weight of the pairs without one, default 1")
-    affinity_margin: float | None = _option("affinity: divergence beyond which two classes are far enough apart, default 3")
-    affinity_ignore: str | None = _option("affinity: pair (default) or released, which also drops pairs whose opposite pixel is missing")
-    rmi_lam: float | None = _option("rmi: share of the binary cross-entropy, the rest is mutual information's; default 0.5")
-    rmi_radius: int | None = _option("rmi: side of the windows in pooled pixels, default 3")
-    rmi_pool: int | None = _option("rmi: side of the pooling in px, default 4")
-    dice_weight: float | None = _option("dice: weight beside cross-entropy, default 1")
-    ohem_probability: float | None = _option("ohem: pixels with at most this probability of their class are hard, default 0.7")
-    ohem_share: float | None = _option("ohem: share of the labelled pixels that counts at least, default 1/16")
-
-    def __post_init__(self):
-        reads = finetuning_loss(self.loss).options
-        for name in self.given:
-            if name not in reads:
-                readers = [other for other, row in FINETUNING_LOSSES.items() if name in row.options]
-                raise ValueError(f"--loss {self.loss} does not read {_flag(name)}; leave it out, or choose --loss {' or '.join(readers)}")
-        self._check(("affinity_edge", "affinity_same", "dice_weight"), lambda x: 0 <= x < float("inf"), "at least 0 and finite")
-        self._check(("affinity_margin",), lambda x: 0 < x < float("inf"), "above 0 and finite")
-        self._check(("affinity_ignore",), lambda x: x in IGNORE_MODES, f"one of {', '.join(IGNORE_MODES)}")
-        self._check(("rmi_lam",), lambda x: 0 <= x <= 1, "in 0..1")
-        self._check(("rmi_radius", "rmi_pool"), lambda x: x >= 1, "at least 1")
-        self._check(("ohem_probability", "ohem_share"), lambda x: 0 < x <= 1, "above 0 and at most 1")
-
-    def _check(self, names: tuple[str, ...], good: Callable[[object], bool], wanted: str) -> None:
-        for name in names:
-            if name in self.given and not good(self.given[name]):
-                raise ValueError(f"{_flag(name)} is {self.given[name]}; it must be {wanted}")
-
-    @property
-    def given(self) -> dict:
-        """The options that are set, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name) is not None}
-
-    def terms(self, predicted: Predicted) -> tuple[Terms, dict[str, Tensor]]:
-        """The terms beside cross-entropy, and what else is worth logging."""
-        given = {name.split("_", 1)[1]: value for name, value in self.given.items()}
-        return finetuning_loss(self.loss).terms(predicted, **given)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def loss_terms(loss: FinetuningLossConfig, predicted: Predicted) -> tuple[Terms, dict[str, Tensor]]:
+    """The terms of a loss beside cross-entropy, and what else is worth logging."""
+    options = {name.split("_", 1)[1]: value for name, value in loss.given.items()}
+    return FINETUNING_LOSSES[loss.loss].terms(predicted, **options)

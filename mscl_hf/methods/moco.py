@@ -24,7 +24,7 @@ class _MoCo(TaughtMethod):
         hidden: tuple[int | None, ...],
         temperature: float,
         embed_dim: int,
-        queue: int,
+        queue_size: int,
         ema_momentum: float,
     ):
         """hidden: widths of the head's hidden layers, None = the backbone's."""
@@ -33,7 +33,7 @@ class _MoCo(TaughtMethod):
         channels = self.channels()
         self.head = pooled(mlp(channels, *(width or channels for width in hidden), embed_dim))
         self.teacher = Teacher(self.student())
-        self.queue = Queue(queue, embed_dim)
+        self.queue = Queue(queue_size, embed_dim)
 
     def embed(self, image: Tensor) -> Tensor:
         """Unit vectors (B, E)."""
@@ -64,10 +64,10 @@ class MoCoV1(_MoCo):
         network: MsclForPreTraining,
         temperature: float = 0.07,
         embed_dim: int = 128,
-        queue: int = 65536,
+        queue_size: int = 65536,
         ema_momentum: float = 0.999,
     ):
-        super().__init__(network, (), temperature, embed_dim, queue, ema_momentum)
+        super().__init__(network, (), temperature, embed_dim, queue_size, ema_momentum)
 
 
 class MoCoV2(_MoCo):
@@ -84,7 +84,7 @@ class MoCoV2(_MoCo):
         temperature: float = 0.2,
         embed_dim: int = 128,
         hidden_dim: int | None = None,
-        queue: int = 65536,
+        queue_size: int = 65536,
         ema_momentum: float = 0.999,
     ):
-        super().__init__(network, (hidden_dim,), temperature, embed_dim, queue, ema_momentum)
+        super().__init__(network, (hidden_dim,), temperature, embed_dim, queue_size, ema_momentum)

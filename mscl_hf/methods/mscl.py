@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..losses import MultiScaleLoss, labels_at, parse_losses, sample_pixels
+from ..config import ContrastConfig
+from ..losses import MultiScaleLoss, labels_at, sample_pixels
 from ..losses.gather import gather_rows
 from ..models.modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
 from .base import Method
@@ -26,21 +27,21 @@ class MSCL(Method):
     bn_views = "joint"
     transfers = "backbone, decoder"
     state = "queue, if asked for"
-    heads = ("g", "l", "p")
+    heads = ("global", "local", "pixel")
 
     @classmethod
-    def uses_unlabelled(cls, options: dict) -> bool:
-        return parse_losses(options["losses"]) != ("p",)
+    def uses_unlabelled(cls, contrast: ContrastConfig) -> bool:
+        return contrast.heads != ("pixel",)
 
     @classmethod
-    def uses_labels(cls, options: dict) -> bool:
-        return "p" in parse_losses(options["losses"])
+    def uses_labels(cls, contrast: ContrastConfig) -> bool:
+        return "pixel" in contrast.heads
 
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None):
         super().__init__(network)
-        self.loss = loss or MultiScaleLoss.from_options(network.config.contrast)
+        self.loss = loss or MultiScaleLoss()
         self.min_batch = self.loss.min_batch
-        self.queue = Queue(self.loss.queue, network.config.global_dim) if self.loss.queue else None
+        self.queue = Queue(self.loss.queue_size, network.config.global_dim) if self.loss.queue_size else None
 
     def forward(
         self,
@@ -56,13 +57,13 @@ class MSCL(Method):
         of the images whose masks count; boxes (B, 2, 4), the part that both views show, in 0..1 of each; None: both show the same crop."""
         a, b = self._embed(image, enhanced, boxes, labelled)
         labels = enhanced_labels = None
-        if "p" in self.loss.heads:
-            a["p"], labels = self._pixels(a["p"], mask[labelled])
-            b["p"], enhanced_labels = self._pixels(b["p"], enhanced_mask[labelled])
+        if "pixel" in self.loss.heads:
+            a["pixel"], labels = self._pixels(a["pixel"], mask[labelled])
+            b["pixel"], enhanced_labels = self._pixels(b["pixel"], enhanced_mask[labelled])
         past = None if self.queue is None else self.queue.read()
         terms = self.loss(a, b, labels, enhanced_labels, past)
         if self.queue is not None and self.training:
-            self.queue.write(gather_rows(b["g"].detach())[0])
+            self.queue.write(gather_rows(b["global"].detach())[0])
         return terms
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ class MSCL(Method):
 
     def _pixels(self, embeds: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B', E, h, w) and masks (B', S, S) -> those of the pixels to contrast: (B', N, E), (B', N)."""
-        labels = labels_at(masks, embeds.shape[-2:], self.loss.label_down)
+        labels = labels_at(masks, embeds.shape[-2:], self.loss.label_downsampling)
         vectors = embeds.flatten(2).transpose(1, 2)
         if self.loss.pixel_sample == "all" or not len(labels):
             return vectors, labels
@@ -99,5 +100,5 @@ class MSCL(Method):
 
 
 def _by_head(out: MsclPreTrainingOutput) -> dict[str, Tensor]:
-    found = {"g": out.global_embeds, "l": out.local_embeds, "p": out.pixel_embeds}
+    found = {"global": out.global_embeds, "local": out.local_embeds, "pixel": out.pixel_embeds}
     return {head: value for head, value in found.items() if value is not None}

@@ -4,17 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import FinetuningLossConfig
 from ..losses.affinity import SIZES
 from ..models.modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
-from .finetuning_losses import LossOptions, Predicted, finetuning_loss
+from .finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss_terms
 
 
 class SegmentationTraining(Method):
-    """A loss on the labelled pixels, by its name in FINETUNING_LOSSES, plus the auxiliary head's cross-entropy.
-
-    "ce" is what `MsclForSemanticSegmentation` computes as its loss. options: those of `LossOptions`.
-    """
+    """A loss on the labelled pixels plus the auxiliary head's cross-entropy. "ce" is the loss of `MsclForSemanticSegmentation` itself."""
 
     title = "fine-tuning"
     paper = "-"
@@ -24,10 +22,11 @@ class SegmentationTraining(Method):
     transfers = "everything"
     state = "-"
 
-    def __init__(self, network: MsclForSemanticSegmentation, loss: str = "ce", **options):
+    def __init__(self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None):
         super().__init__(network)
-        self.loss = LossOptions(loss, **options)
-        self.row = finetuning_loss(loss)
+        self.loss = loss or FinetuningLossConfig()
+        check_options(self.loss)
+        self.row = FINETUNING_LOSSES[self.loss.loss]
         # One row, since weight decay is for what has more dimensions; equal weights at first.
         count = 2 * network.config.num_labels * len(SIZES)
         self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
@@ -40,7 +39,7 @@ class SegmentationTraining(Method):
         logits, auxiliary = network.both_logits(pixels)
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
-        terms, logged = self.loss.terms(Predicted(logits, full, labels, self.progress, sizes))
+        terms, logged = loss_terms(self.loss, Predicted(logits, full, labels, self.progress, sizes))
         if self.row.cross_entropy:
             terms["loss_ce"] = 1.0, network.cross_entropy(full, labels)
         if auxiliary is not None:

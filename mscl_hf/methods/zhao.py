@@ -1,8 +1,11 @@
 """Contrast of labelled pixels within an image, across two, or over the batch: what L_p of the 2025 paper comes from."""
 
+from dataclasses import asdict
 from typing import ClassVar
 
+from ..config import ContrastConfig
 from ..losses import MultiScaleLoss, ReleasedPixelLoss
+from ..messages import flag
 from ..models.modeling_mscl import MsclForPreTraining
 from .mscl import MSCL
 
@@ -10,7 +13,7 @@ VARIANTS = {"published": MultiScaleLoss, "released": ReleasedPixelLoss}
 
 
 class _Zhao(MSCL):
-    """The network's pixel head and `MultiScaleLoss` with its pixel options (temperature: tau_p); only `losses` and the scope are fixed.
+    """The network's pixel head and `MultiScaleLoss` with its pixel options (temperature: pixel_temperature); only `losses` and the scope are fixed.
 
     Within images, pixels of different images are never compared: the paper fine-tunes the whole network afterwards, and so must you.
     """
@@ -19,31 +22,30 @@ class _Zhao(MSCL):
     year = 2021
     labels = "yes"
     state = "-"
-    heads = ("p",)
+    heads = ("pixel",)
     geometry = "shared"
     pixel_layers = 3
     scope: ClassVar[str]
 
     @classmethod
-    def uses_unlabelled(cls, options: dict) -> bool:
+    def uses_unlabelled(cls, contrast: ContrastConfig) -> bool:
         return False
 
     @classmethod
-    def uses_labels(cls, options: dict) -> bool:
+    def uses_labels(cls, contrast: ContrastConfig) -> bool:
         return True
 
-    def __init__(self, network: MsclForPreTraining, variant: str = "published"):
-        """variant: "published" or "released", two different losses, see `losses.pixel_contrast` and `losses.released`."""
-        name = f"--method zhao_{self.scope}"
+    def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None, variant: str = "published"):
+        """loss: with the options of the pixel loss. variant: "published" or "released", see `losses.pixel_contrast`, `losses.released`."""
+        name, default, loss = f"--method zhao_{self.scope}", MultiScaleLoss(), loss or MultiScaleLoss()
         variants = tuple(VARIANTS) if self.scope != "batch" else ("published",)
         if variant not in variants:
-            raise ValueError(f"--variant is {variant!r}; {name} has {' and '.join(variants)}: take one of them, or leave it out")
-        fixed, given, defaults = {"losses": "p", "pixel_scope": self.scope}, network.config.contrast, vars(MultiScaleLoss())
+            raise ValueError(f"--variant is {variant!r}; expected {' or '.join(variants)} for {name}.")
+        fixed = {"losses": "pixel", "pixel_scope": self.scope}
         for option, value in fixed.items():
-            if given.get(option, value) not in (defaults[option], value):
-                flag = f"--{option.replace('_', '-')}"
-                raise ValueError(f"{flag} is {given[option]}, and {name} stands for {flag} {value}; leave it out, or take --method mscl")
-        super().__init__(network, VARIANTS[variant].from_options({**given, **fixed}))
+            if getattr(loss, option) not in (getattr(default, option), value):
+                raise ValueError(f"{flag(option)} is {getattr(loss, option)}; expected {value} for {name}. Leave it out, or use --method mscl.")
+        super().__init__(network, VARIANTS[variant](**asdict(loss) | fixed))
 
 
 class ZhaoWithin(_Zhao):

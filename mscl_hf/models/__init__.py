@@ -1,1 +1,5 @@
-"""Networks: configurations, backbones from timm, decoders, heads. The files NAME_mscl.py travel with a checkpoint."""
+"""Networks: configurations, backbones from timm, decoders, heads. The files NAME_mscl.py travel with a checkpoint. Names are imported when they are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,68 +3,23 @@
 import contextlib
 import difflib
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from typing import get_type_hints
 
 import timm
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .configuration_mscl import MsclConfig
+from ..config.fields import choices_of
+from ..config.network import NetworkConfig
+from .configuration_mscl import HEADS, MsclConfig
 from .decoders_mscl import DECODERS
 from .half_width import half_width
+from .loading import pinned
 from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation, feature_levels, stage_names
 
-ATTACHMENTS = ("ancestor", "backbone", "decoder")
-
-
-@dataclass(frozen=True)
-class NetworkOptions:
-    """The network that is built; ignored by fine-tuning from a model folder."""
-
-    backbone: str = field(default="resnet18", metadata={"help": "any timm name"})
-    pretrained: bool = field(default=False, metadata={"help": "start from timm's pre-trained weights (needs a network)"})
-    backbone_weights: str | None = field(default=None, metadata={"help": "start from a local .safetensors file of timm weights"})
-    two_towers: bool = field(default=False, metadata={"help": "two backbones of half the width, one for lightness and one for colour"})
-    decoder: str = field(default="auto", metadata={"help": "auto, deeplabv3, fcn or mla"})
-    decoder_channels: int = field(default=256, metadata={"help": "width of the decoder"})
-    decoder_rates: list[int] | None = field(default=None, metadata={"help": "atrous rates of deeplabv3; default: by the image size"})
-    output_stride: int | None = field(default=None, metadata={"help": "8, 16 or 32; default 16 where supported"})
-    image_size: int = field(default=96, metadata={"help": "height of the training crop in px"})
-    image_width: int | None = field(default=None, metadata={"help": "its width in px; default: square"})
-    base_size: int | None = field(default=None, metadata={"help": "short side before cropping in px; 0 = native; default: image size"})
-    attach: str = field(default="ancestor", metadata={"help": "where the heads sit: ancestor, backbone or decoder"})
-    bn_views: str | None = field(default=None, metadata={"help": "joint or separate batch statistics of two views; default: the method's"})
-    local_grid: int = field(default=7, metadata={"help": "S of the S x S local blocks"})
-    local_layers: int = field(default=1, metadata={"help": "layers of the local head"})
-    global_dim: int = field(default=128, metadata={"help": "embedding size of the global head"})
-    local_dim: int = field(default=128, metadata={"help": "embedding size of the local head"})
-    pixel_dim: int = field(default=256, metadata={"help": "embedding size of the pixel head"})
-    pixel_layers: int | None = field(default=None, metadata={"help": "layers of the pixel head; default: 1 in mscl, 3 in Zhao et al."})
-    pixel_bn: bool = field(default=True, metadata={"help": "BatchNorm in the pixel head"})
-    pixel_grid: int | None = field(default=None, metadata={"help": "pixel loss: height features are resized to; default: as is, up to 65"})
-
-    def __post_init__(self):
-        if self.bn_views not in (None, "joint", "separate"):
-            raise ValueError(f"--bn-views is {self.bn_views!r}; choose joint or separate")
-        if any(side is not None and side < 16 for side in (self.image_size, self.image_width)) or (self.base_size or 0) < 0:
-            raise ValueError(
-                f"--image-size {self.image_size}, --image-width {self.image_width} and --base-size {self.base_size}: give at least 16, 16 "
-                "and 0 (native)"
-            )
-        least_one = ("decoder_channels", "local_grid", "local_layers", "global_dim", "local_dim", "pixel_dim", "pixel_layers", "pixel_grid")
-        for name in least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        if self.decoder_rates is not None and not (self.decoder_rates and min(self.decoder_rates) >= 1):
-            raise ValueError(f"--decoder-rates is {' '.join(map(str, self.decoder_rates)) or '[]'}; give some, each at least 1")
-
-    def config(self, **more) -> MsclConfig:
-        """The configuration these options mean; more: fields of MsclConfig that come from elsewhere."""
-        given = {key: value for key, value in asdict(self).items() if key not in ("pretrained", "backbone_weights")}
-        given |= {"decoder_type": given.pop("decoder"), "bn_views": self.bn_views or "joint", "pixel_layers": self.pixel_layers or 3}
-        return build_config(**given | more)
+ATTACHMENTS = choices_of(get_type_hints(NetworkConfig)["attach"])
 
 
 def check_timm_name(name: str) -> None:
@@ -80,6 +35,13 @@ def check_timm_name(name: str) -> None:
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in known:
         raise ValueError(f"unknown pre-training tag {name!r}; choose one of {', '.join(known) or 'none'}, or leave the tag out")
+
+
+def config_of(network: NetworkConfig, **fields) -> MsclConfig:
+    """The configuration of the network that the options describe. fields: of MsclConfig, from elsewhere."""
+    options = {key: value for key, value in asdict(network).items() if key not in ("pretrained", "backbone_weights")}
+    options |= {"decoder_type": options.pop("decoder"), "bn_views": network.bn_views or "joint", "pixel_layers": network.pixel_layers or 3}
+    return build_config(**options | fields)
 
 
 def build_config(
@@ -106,8 +68,8 @@ def build_config(
         raise ValueError(f"unknown decoder {decoder_type!r}: choose auto, {', '.join(DECODERS)}")
     if options.get("attach", "ancestor") not in ATTACHMENTS:
         raise ValueError(f"unknown attach {options['attach']!r}: choose one of {', '.join(ATTACHMENTS)}")
-    if unknown := set(options.get("heads") or ()) - set("glp"):
-        raise ValueError(f"unknown heads {', '.join(sorted(unknown))}: choose from g, l, p")
+    if unknown := set(options.get("heads") or ()) - set(HEADS):
+        raise ValueError(f"unknown heads {', '.join(sorted(unknown))}: choose from {', '.join(HEADS)}")
     kwargs = dict(backbone_kwargs or {})
     if two_towers:
         if options.get("num_channels", 3) != 3:
@@ -262,3 +224,10 @@ def _rates(image_size: int, stride: int) -> list[int]:
     """DeepLabV3's rates 6, 12, 18 belong to maps of 33 cells (513 px at stride 16); smaller maps get smaller rates."""
     scale = min(image_size / stride / 33, 16 / stride if stride < 16 else 1)
     return [max(1, round(rate * scale)) for rate in (6, 12, 18)]
+
+
+def weights_name(network: NetworkConfig, pretrained: bool = False) -> str | None:
+    """Where a backbone's first weights are from: a file, a Hub name at its commit, or None for random ones."""
+    if network.backbone_weights or not (network.pretrained or pretrained):
+        return network.backbone_weights
+    return pinned(timm.get_pretrained_cfg(network.backbone).hf_hub_id)

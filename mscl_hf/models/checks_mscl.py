@@ -126,7 +126,7 @@ FIELDS = {
     "num_channels": CHANNELS, "out_indices": _list_of(_whole(-1024, 1023)), "out_features": _list_of(TEXT), "stage_names": _list_of(TEXT),
     "size_multiple": _whole(1, MOST_PIXELS), "fixed_size": PIXELS, "norm_features": FLAG,
     "decoder_type": TEXT, "decoder_channels": CHANNELS, "decoder_rates": _list_of(_whole(1, MOST_PIXELS), most=16),
-    "decoder_dropout": _number(0, 1), "heads": _list_of(_one_of("g", "l", "p"), most=3),
+    "decoder_dropout": _number(0, 1), "heads": _list_of(_one_of("global", "local", "pixel"), most=3),
     "global_dim": CHANNELS, "local_dim": CHANNELS, "pixel_dim": CHANNELS, "local_grid": _whole(1, MOST_PIXELS),
     "local_layers": _whole(1, 64), "pixel_layers": _whole(1, 64), "pixel_bn": FLAG, "pixel_grid": PIXELS,
     "attach": _one_of("ancestor", "backbone", "decoder"), "bn_views": _one_of("joint", "separate"),

@@ -17,6 +17,12 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_mscl.MsclForPreTraining",
     "AutoModelForSemanticSegmentation": "modeling_mscl.MsclForSemanticSegmentation",
 }
+HEADS = ("global", "local", "pixel")
+# Options in the field `contrast` that earlier versions saved under other names.
+FORMER_NAMES = {
+    "queue": "queue_size", "label_down": "label_downsampling", "reduce": "pixel_reduction",
+    **{f"lambda_{head[0]}": f"{head}_weight" for head in HEADS}, **{f"tau_{head[0]}": f"{head}_temperature" for head in HEADS},
+}  # fmt: skip
 
 
 class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -35,7 +41,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         just before the backbone, when its family cannot take every size.
     norm_features: whether the last tap lies behind the backbone's final normalisation, where it has one.
     decoder_type: "deeplabv3", "fcn" or "mla"; decoder_rates are the atrous rates of DeepLabV3.
-    heads: which contrastive heads a pre-training model has, of "g" (global), "l" (local), "p" (pixel); None = all three.
+    heads: the contrastive heads of a pre-training model, of "global", "local", "pixel"; None = all three.
     global_dim, local_dim, pixel_dim: embedding sizes; local_grid: S of the S x S blocks.
     pixel_grid: height to which features are resized (up or down) before the pixel head; None = as they are, at most 65.
     attach: where the heads sit, "ancestor", "backbone" or "decoder".
@@ -97,6 +103,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         **kwargs,
     ):
         decoder_type = kwargs.pop("decoder", decoder_type)  # its name in earlier versions; transformers takes it for a sub-configuration
+        heads, contrast = current_names(heads, contrast)
         check_fields({name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")} | kwargs)
         self.backbone = backbone
         self.backbone_kwargs = dict(backbone_kwargs or {})
@@ -113,7 +120,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         self.decoder_channels = decoder_channels
         self.decoder_rates = list(decoder_rates) if decoder_rates is not None else [6, 12, 18]
         self.decoder_dropout = decoder_dropout
-        self.heads = list(heads) if heads is not None else ["g", "l", "p"]
+        self.heads = list(heads) if heads is not None else list(HEADS)
         self.global_dim = global_dim
         self.local_dim = local_dim
         self.pixel_dim = pixel_dim
@@ -184,6 +191,20 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.stage_names is None:
             self.stage_names = list(names)
             self.set_output_features_output_indices(self._out_features, self._out_indices)
+
+
+def current_names(heads: list[str] | None, contrast: dict | None) -> tuple[list[str] | None, dict | None]:
+    """The fields `heads` and `contrast` as this version names their content; values of a wrong type are left to `check_fields`."""
+    names = {head[0]: head for head in HEADS}
+    if isinstance(heads, (list, tuple)):
+        heads = [names.get(head, head) if isinstance(head, str) else head for head in heads]
+    if isinstance(contrast, dict):
+        contrast = {FORMER_NAMES.get(key, key): value for key, value in contrast.items()}
+        if isinstance(contrast.get("losses"), str):
+            contrast["losses"] = "+".join(names.get(part, part) for part in contrast["losses"].split("+"))
+        if contrast.get("label_downsampling") == "centre":
+            contrast["label_downsampling"] = "center"
+    return heads, contrast
 
 
 def _own_fields() -> set[str]:

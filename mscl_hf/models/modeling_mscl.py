@@ -435,11 +435,11 @@ class MsclForPreTraining(MsclPreTrainedModel):
         fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
         self.global_head = self.local_head = self.pixel_head = None
         with torch.random.fork_rng():  # whichever heads there are, backbone and decoder start from the same weights
-            if "g" in config.heads:
+            if "global" in config.heads:
                 self.global_head = GlobalHead(coarse, config.global_dim)
-            if "l" in config.heads:
+            if "local" in config.heads:
                 self.local_head = LocalHead(coarse, config.local_dim, config.local_grid, config.local_layers)
-            if "p" in config.heads:
+            if "pixel" in config.heads:
                 self.pixel_head = PixelHead(fine, config.pixel_dim, config.pixel_layers, config.pixel_bn)
         self.post_init()
 
@@ -455,7 +455,7 @@ class MsclForPreTraining(MsclPreTrainedModel):
     ) -> MsclPreTrainingOutput | tuple:
         """Embeddings of pixel_values (B, C, H, W).
 
-        heads: which of g, l, p to compute; None = those that the network has. boxes (B, 4): where the local blocks lie, see `LocalHead`.
+        heads: which of global, local, pixel to compute; None = those that the network has. boxes (B, 4): where the local blocks lie, see `LocalHead`.
         pixel_images: indices of the images that go through the pixel head (those with labels); None = all.
         """
         _reject_unknown(self, kwargs)
@@ -467,9 +467,9 @@ class MsclForPreTraining(MsclPreTrainedModel):
         decoded = self.decoder(list(maps)) if attach == "decoder" else None
         coarse = decoded if attach == "decoder" else maps[-1]
         out = MsclPreTrainingOutput(
-            global_embeds=self.global_head(coarse) if "g" in heads else None,
-            local_embeds=self.local_head(coarse, boxes) if "l" in heads else None,
-            pixel_embeds=self._pixel_embeds(maps, decoded, pixel_images) if "p" in heads else None,
+            global_embeds=self.global_head(coarse) if "global" in heads else None,
+            local_embeds=self.local_head(coarse, boxes) if "local" in heads else None,
+            pixel_embeds=self._pixel_embeds(maps, decoded, pixel_images) if "pixel" in heads else None,
             feature_maps=maps,
             hidden_states=seen.hidden_states,
         )

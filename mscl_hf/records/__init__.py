@@ -1,1 +1,5 @@
-"""The folder of a run and its files."""
+"""The folder of a run and its files. Names are imported when they are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,11 +18,11 @@ except ImportError:  # Windows has none; there two runs in one folder are not no
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_TO_CHANGE = (
-    "resume", "config", "output_dir", "data_dir", "image_dir", "mask_dir", "num_workers", "shard", "save_every_steps", "keep_checkpoints",
-    "log_every_steps", "health_every_steps", "report_to", "push_to_hub", "private", "revision", "license",
+    "resume", "config", "output_dir", "data_dir", "image_dir", "mask_dir", "num_workers", "shard", "save_steps", "save_total_limit",
+    "logging_steps", "health_steps", "report_to", "push_to_hub", "private", "revision", "license",
 )  # fmt: skip
 # What may change in the middle of a run, since it is the way out of a run that stopped: the record keeps both values.
-MAY_CHANGE = ("commit", "lr", "clip_norm", "tau_g", "tau_l", "tau_p", "temperature", "dense_temperature", "max_bad_images")
+MAY_CHANGE = ("commit", "lr", "max_grad_norm", "global_temperature", "local_temperature", "pixel_temperature", "temperature", "dense_temperature", "max_bad_images")
 # Options that name files: these count by what they hold, wherever they lie. Images are compared with those of the checkpoint, in train.py.
 MODELS = ("model", "start_from")
 FILES = (*MODELS, "backbone_weights", "classes")

@@ -30,7 +30,7 @@ def commit() -> str | None:
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy")
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of what computed: this package with its commit, Python, the libraries."""
     own = f"{mscl_hf.__version__} ({commit()})" if commit() else mscl_hf.__version__
     return {"mscl_hf": own, "Python": platform.python_version()} | {package: version(package) for package in PACKAGES}

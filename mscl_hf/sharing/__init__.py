@@ -1,1 +1,5 @@
-"""What is written after training: the model folder, its provenance and model card, and the upload to the Hub."""
+"""What follows training: the model folder, its provenance and model card, and the push to the Hub. Names are imported when they are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,16 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..models.checks_mscl import read_json
-from ..models.open_model import split_revision
+from ..models.configuration_mscl import HEADS
+from ..models.loading import split_revision
 from ..records.files import write_json
-from ..records.versions import versions
+from ..records.versions import package_versions
+from .model_folder import hub_folder
 from .provenance import FILE, MEASURED, SILENT
-from .publish import hub_folder
 from .upload import PROCESSOR, UNNAMED, leads_away, updated_processor
 
 WRITTEN = ".card.sha256"  # of the card as it was written
 PICTURES = ("predictions.png", "training.png", "features.png")
-LOSSES = {"g": "global", "l": "local", "p": "pixel"}
 MEASURES = dict(zip(MEASURED, ("mean IoU", "mean accuracy", "pixel accuracy")))
 
 
@@ -61,7 +61,7 @@ def model_card(out: Path, network: PreTrainedModel, record: dict) -> ModelCard:
         data, template_path=str(hub_folder() / "model_card.md"), title=cell(title), description=_description(classes), name=UNNAMED,
         segments=segments, network=_network(config, network), stages=[_shown_stage(stage) for stage in stages],
         evaluations=[_shown(found) for found in evaluations], pictures=[name for name in PICTURES if (out / name).is_file()],
-        versions=_listed((stages[-1] if stages else {"versions": versions()})["versions"]),
+        versions=_listed((stages[-1] if stages else {"versions": package_versions()})["versions"]),
         licence=licence_text(licence), image_range=config.image_range, shape=_shape(out) if segments else None,
         limits=_limits(config, classes, stages, evaluations),
     )  # fmt: skip
@@ -78,14 +78,14 @@ def _shape(out: Path) -> tuple[int, int] | None:
 def method_facts(contrast: dict[str, Any]) -> dict[str, str]:
     """A pre-training method's losses and options, from `config.contrast`."""
     options = {name: value for name, value in contrast.items() if name != "method"}
-    terms = [(term, options.pop(f"lambda_{term}")) for term in options.pop("losses", "").split("+") if term]
-    losses = {"losses": " + ".join(f"{weight:g} x {LOSSES[term]}" for term, weight in terms)} if terms else {}
-    unused = [f"{kind}_{term}" for kind in ("lambda", "tau") for term in "glp" if terms and term not in dict(terms)]
+    terms = [(term, options.pop(f"{term}_weight")) for term in options.pop("losses", "").split("+") if term]
+    losses = {"losses": " + ".join(f"{weight:g} x {term}" for term, weight in terms)} if terms else {}
+    unused = [f"{term}_{name}" for name in ("weight", "temperature") for term in HEADS if terms and term not in dict(terms)]
     return losses | {"options": in_words({name: value for name, value in options.items() if name not in unused})}
 
 
 def in_words(options: dict[str, Any]) -> str:
-    """Options as a card shows them, those that were given: "queue 64, tau_p 0.1"."""
+    """Options as a card shows them, those that were given: "queue 64, pixel_temperature 0.1"."""
     given = {name: value for name, value in options.items() if value not in (None, [], "")}
     return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given.items()) or "-"
 

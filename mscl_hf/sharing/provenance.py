@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
-from ..data.build import DataOptions
+from ..cli import flat
+from ..config import DataConfig, FinetuneConfig, PretrainConfig
+from ..config.launcher import DEFAULTS as LAUNCHER_DEFAULTS
 from ..data.folder_layout import IMAGE_FOLDERS, SPLITS
-from ..data.loader import TrainingData
+from ..data.training_data import TrainingData
+from ..messages import flag
 from ..models.checks_mscl import read_json
-from ..models.open_model import pinned, split_revision
+from ..models.loading import pinned, split_revision
 from ..records.redact import public, without_secrets
 from ..records.run_folder import RECORD
-from ..records.versions import versions
-from ..training.launcher import DEFAULTS
-from ..training.options import TrainOptions
+from ..records.versions import package_versions
 
 FILE = "provenance.json"
 SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -33,7 +34,7 @@ COMMON_FOLDERS = {*IMAGE_FOLDERS, *(name for names in SPLITS for name in names)}
 MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
-def provenance(model: str, say: Callable[[str], None] = print) -> dict:
+def read_provenance(model: str, say: Callable[[str], None] = print) -> dict:
     """What is known of a model, a folder, a Hub name or NAME@REVISION.
 
     title; license, as the Hub names it; stages and evaluations, oldest first. All empty for a model of another origin, and, which is
@@ -54,44 +55,42 @@ def provenance(model: str, say: Callable[[str], None] = print) -> dict:
 
 
 def stage_record(
-    stage: str, what: dict[str, Any], data: TrainingData, options: Sequence, config: PreTrainedConfig, accelerator: Accelerator,
-    start: str | None, trained: bool = True, warnings: Sequence[str] = (),
+    stage: str, what: dict[str, Any], data: TrainingData, config: PretrainConfig | FinetuneConfig, network: PreTrainedConfig,
+    accelerator: Accelerator, start: str | None, trained: bool = True, warnings: Sequence[str] = (),
 ) -> dict:  # fmt: skip
-    """One stage of training as its card tells it.
+    """One stage of training, for the model card.
 
-    what: method and loss, by the words of the card. options: the recipe's dataclasses. start: the model that it went on from, None for a
-    new network. trained: False for the controls, which leave the network as it starts. warnings: of the data, see `label_warnings`.
+    what: method and loss, in words. start: the model that training started from, None for a new network. trained: False for the controls,
+    which leave the network as it starts. warnings: of the data, see `label_warnings`.
     """
-    (of_data,), (train,) = ([o for o in options if isinstance(o, kind)] for kind in (DataOptions, TrainOptions))
-    source = data.stream or data.labelled or data.unlabelled
+    train, source = config.training, data.sources[0]
     batch = train.batch_size * train.gradient_accumulation_steps
     passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
-    resized = f"images brought to {config.base_size} px on the short side" if config.base_size else "images at their own size"
-    height, width = config.image_size, config.image_width or config.image_size
+    resized = f"images scaled to {network.base_size} px on the short side" if network.base_size else "images at their own size"
+    height, width = network.image_size, network.image_width or network.image_size
     start_facts = {"seed": train.seed, "started from": "random weights" if start is None else public(start)}
     facts = {
-        "data": f"{data_name(of_data)}, {source.split}" + (f" at {of_data.data_revision}" if of_data.data_revision else ""),
-        "images with labels": "a stream" if data.stream else len(data.labelled) if data.labelled else 0,
-        "images without labels": len(data.unlabelled) if data.unlabelled else 0,
+        "data": f"{data_name(config.data)}, {source.split}" + (f" at {config.data.data_revision}" if config.data.data_revision else ""),
+        **data.counts,
         "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
         "crops": f"{height} x {width} px, {resized}",
-        **({} if config.image_range is None else {"image range": "{} to {}".format(*config.image_range)}),
-        "optimizer": f"{train.optimizer}, peak learning rate {train.lr:g}, {train.schedule}, weight decay {train.weight_decay:g}",
-        "precision": train.precision,
+        **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
+        "optimizer": f"{train.optim}, peak learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, weight decay {train.weight_decay:g}",
+        "precision": train.mixed_precision.replace("no", "fp32"),
         "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
     }
     return {
         "stage": stage,
         "facts": what | (facts if trained else {"budget": "no training"}) | start_facts,
-        "data_set": _hub_name(of_data),
+        "data_set": _hub_name(config.data),
         "base_model": None if start is None or Path(start).exists() else split_revision(start)[0],
-        "command": command_line(options, accelerator.num_processes, accelerator.device.type == "cuda"),
+        "command": command_line(config, accelerator.num_processes, accelerator.device.type == "cuda"),
         "warnings": list(warnings),
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 
-def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
+def with_evaluation(record: dict, results: dict, options: DataConfig) -> dict:
     """The record with what `evaluate_model` returned, and the warnings beside it, in place of an earlier evaluation on the same split."""
     kept = ("split", "num_images", *MEASURED, "per_class_iou", "per_class_accuracy", "score_classes", "inference", "precision")
     kept += tuple(key for key in ("classes_scored", "num_classes", "warnings") if key in results)
@@ -100,7 +99,7 @@ def with_evaluation(record: dict, results: dict, options: DataOptions) -> dict:
     return record | {"evaluations": [*others, new]}
 
 
-def data_name(options: DataOptions) -> str:
+def data_name(options: DataConfig) -> str:
     """Return the data set's name on the Hub or among the built-in ones, else that of its folder without `images`, `train` and the like."""
     place = options.data_dir or options.image_dir
     if name := _hub_name(options):
@@ -114,29 +113,30 @@ def data_name(options: DataOptions) -> str:
     return next(named, "") or path.name or options.dataset
 
 
-def pinned_options(options: tuple) -> tuple:
-    """A recipe's options with what they take from the Hub at the commits of this moment: models as NAME@COMMIT, data by --data-revision.
+def pin_revisions(config: Any) -> Any:
+    """The configuration of a recipe with all that it takes from the Hub at its commit: models as NAME@COMMIT, data by --data-revision.
 
-    A run that goes on keeps its commits, whatever became of the repositories, and though the Hub is out of reach.
+    A run that is resumed keeps its commits, whatever became of the repositories, and although the Hub may be out of reach.
     """
-    before, found = _record_to_continue(options), []
-    for of in options:
-        changes = {name: _pinned_as(getattr(of, name), before.get(name)) for name in ("model", "start_from") if hasattr(of, name)}
-        if isinstance(of, DataOptions) and (name := _hub_name(of)):
-            if of.data_revision is None and before.get("data_dir") == name and before.get("data_revision"):
+    before, changed = _record_to_continue(flat(config)), {}
+    for f in fields(config):
+        section = getattr(config, f.name)
+        changes = {name: _pinned_as(getattr(section, name), before.get(name)) for name in ("model", "start_from") if hasattr(section, name)}
+        if isinstance(section, DataConfig) and (name := _hub_name(section)):
+            if section.data_revision is None and before.get("data_dir") == name and before.get("data_revision"):
                 changes["data_revision"] = before["data_revision"]
             else:
-                commit_of_data = resolve_revision(name, of.data_revision, repo_type="dataset")
-                changes["data_revision"] = getattr(commit_of_data, "resolved", of.data_revision)
-        found.append(replace(of, **changes) if changes else of)
-    return tuple(found)
+                commit_of_data = resolve_revision(name, section.data_revision, repo_type="dataset")
+                changes["data_revision"] = getattr(commit_of_data, "resolved", section.data_revision)
+        if changes:
+            changed[f.name] = replace(section, **changes)
+    return replace(config, **changed)
 
 
-def _record_to_continue(options: tuple) -> dict:
-    """run.json of the folder that the options write to, where they go on with the run in it; an evaluation always does."""
-    out, resume = (next((getattr(of, name) for of in options if hasattr(of, name)), None) for name in ("output_dir", "resume"))
-    record = Path(out or "", RECORD)
-    return json.loads(record.read_text(encoding="utf-8")) if out and resume is not False and record.is_file() else {}
+def _record_to_continue(options: dict) -> dict:
+    """run.json of the output folder, where its run is continued; an evaluation always is."""
+    record = Path(options["output_dir"] or "", RECORD)
+    return json.loads(record.read_text(encoding="utf-8")) if options.get("resume") is not False and record.is_file() else {}
 
 
 def _pinned_as(name: str | None, recorded: str | None) -> str | None:
@@ -145,24 +145,22 @@ def _pinned_as(name: str | None, recorded: str | None) -> str | None:
     return recorded if same else pinned(name)
 
 
-def command_line(options: Sequence, processes: int = 1, gpu: bool = False) -> str:
+def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
     """How to run this recipe again: all options that are not the defaults, whether they came from flags or from a file."""
     launcher = ["accelerate", "launch", *["--num_processes", str(processes)] * (processes > 1)]
     if processes > 1 and not gpu:  # where Accelerate would start one
         launcher = ["torchrun", "--nproc_per_node", str(processes)]
     words = [*launcher, f"recipes/{Path(sys.argv[0]).stem.removeprefix('mscl-')}.py"]
-    for instance in options:
-        for option in fields(instance):
-            value = getattr(instance, option.name)
-            default = option.default if option.default_factory is MISSING else option.default_factory()
-            default = DEFAULTS.get(option.name, default)  # the command that is shown has no settings of a launcher
-            if value == default or option.name in NOT_REPEATED:
+    for section in (getattr(config, f.name) for f in fields(config)):
+        default = type(section)()
+        for name, value in vars(section).items():
+            # The command that is shown has no settings of a launcher.
+            if value == LAUNCHER_DEFAULTS.get(name, getattr(default, name)) or name in NOT_REPEATED:
                 continue
-            flag = option.name.replace("_", "-")
             if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
+                words.append(flag(name) if value else flag(f"no_{name}"))
             else:
-                words += [f"--{flag}", *(public(str(one)) for one in (value if isinstance(value, list) else [value]))]
+                words += [flag(name), *(public(str(item)) for item in (value if isinstance(value, list) else [value]))]
     return shlex.join(words)
 
 
@@ -170,7 +168,7 @@ def _device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
-def _hub_name(options: DataOptions) -> str | None:
+def _hub_name(options: DataConfig) -> str | None:
     """The data set's name on the Hub, where it is from there."""
     name = options.data_dir or ""
     return name if options.dataset == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None

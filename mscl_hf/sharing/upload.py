@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatch
@@ -14,10 +13,12 @@ from random import SystemRandom
 from time import sleep as _sleep  # by a name of its own: tests let no time pass
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers
 
+from ..config import HubConfig
 from ..records.redact import without_secrets
+from ..training.run import Run
 
 PUSH_FAILED = 76  # exit status of a run that ended well, but whose push did not
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
@@ -30,7 +31,6 @@ MODEL_FILES = (
     "training.png", "features.png", "provenance.json", "model.json", "log.jsonl",
 )  # fmt: skip
 
-_BRANCH = r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))\w[\w./-]*"  # git's rules for a name, without its rarer characters
 _WAITS = (1, 2, 4)  # seconds before the first, second, third repetition
 _LONGEST_WAIT = 300  # seconds; the Hub counts requests in windows of five minutes
 _NO_TOKEN = "there is no Hugging Face token here; log in with `hf auth login`, or set HF_TOKEN"
@@ -45,37 +45,11 @@ _ADVICE = {
 _random = SystemRandom()  # training owns the other generators
 
 
-@dataclass(frozen=True)
-class HubOptions:
-    """Where on the Hub the result goes."""
-
-    push_to_hub: str | None = field(default=None, metadata={"help": "ORG/NAME to push the result to"})
-    private: bool = field(default=False, metadata={"help": "the repository is private"})
-    revision: str | None = field(default=None, metadata={"help": "branch to push to, made if there is none; default: main"})
-    license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub names it (apache-2.0, cc-by-4.0, other, ...)"})
-
-    def __post_init__(self):
-        if self.push_to_hub is None:
-            for name in ("private", "revision"):
-                if getattr(self, name):
-                    raise ValueError(f"--{name} is given without --push-to-hub; give --push-to-hub ORG/NAME too")
-            return
-        try:
-            validate_repo_id(self.push_to_hub)
-            wrong = "" if self.push_to_hub.count("/") == 1 else f" {self.push_to_hub!r}"
-        except HFValidationError as error:
-            wrong = f": {error}"
-        if wrong:
-            raise ValueError(without_secrets(f"--push-to-hub wants ORG/NAME, a user or organization and a repository, got{wrong}"))
-        if self.revision is not None and not re.fullmatch(_BRANCH, self.revision):
-            raise ValueError(f"--revision is {self.revision!r}; give the name of a branch, such as main or v2")
-
-
 class PushError(OSError):
     """A push that failed: one sentence without secrets. Nothing of it is in the repository's history."""
 
 
-def check_can_push(options: HubOptions, say: Callable[[str], None] = print, api: HfApi | None = None) -> None:
+def check_can_push(options: HubConfig, say: Callable[[str], None] = print, api: HfApi | None = None) -> None:
     """Before the first step: token, right to write, repository and branch. ValueError when the push could not work; if the Hub is out of
     reach for now, only a warning, since it may be back at the end."""
     if options.push_to_hub is None:
@@ -93,14 +67,23 @@ def check_can_push(options: HubOptions, say: Callable[[str], None] = print, api:
         say(f"warning: {reason}; the run goes on, and pushes at its end")
 
 
-def push_result(folder: Path, options: HubOptions, say: Callable[[str], None] = print, api: HfApi | None = None) -> None:
+def push_result(folder: Path, options: HubConfig, say: Callable[[str], None] = print, api: HfApi | None = None) -> None:
     """What a recipe calls at its end, in the main process: push the model in `folder` if that was asked for."""
     if options.push_to_hub is not None:
         push_or_exit(model_files(folder), options, ["--folder", str(folder)], say=say, api=api)
 
 
+def push_run(run: Run, options: HubConfig) -> None:
+    """Push the model of a finished run, if that was asked for; not one whose scores or card are missing."""
+    if run.is_main:
+        with run.finishing.step("push"):
+            if options.push_to_hub is not None:
+                run.finishing.require_for_push()
+            push_result(run.out, options)
+
+
 def push_or_exit(
-    files: dict[str, Path], options: HubOptions, again: Sequence[str], *, repo_type: str = "model",
+    files: dict[str, Path], options: HubConfig, again: Sequence[str], *, repo_type: str = "model",
     say: Callable[[str], None] = print, api: HfApi | None = None,
 ) -> None:  # fmt: skip
     """Push, and say where to; else say why not and how to push later, and exit with PUSH_FAILED. again: what `mscl-push` then needs to

@@ -1,1 +1,5 @@
-"""The training loop and what it needs: options, optimizer, processes, checkpoints, logs, health checks."""
+"""The training loop and what it needs: optimizer, processes, checkpoints, logs, health checks. Names are imported when they are first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

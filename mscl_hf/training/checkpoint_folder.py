@@ -165,3 +165,8 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def completed_steps(out: Path) -> int:
+    """The step of the newest complete checkpoint, 0 without one."""
+    return step_of(found[-1]) if (found := complete(out)) else 0

@@ -16,7 +16,7 @@ import torch
 from ..records.files import write_json, write_text
 from ..records.redact import clean, cleaned, public
 from ..records.run_folder import RECORD
-from ..records.versions import versions
+from ..records.versions import package_versions
 from .log import read_log
 from .signals import children_die_in_silence
 
@@ -60,7 +60,7 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
             "process": rank,
             **facts,
             "options": _options(out),
-            "versions": versions(),
+            "versions": package_versions(),
             "machine": _machine(out),
         }
         write_text(folder / "traceback.txt", clean("".join(traceback.format_exception(error)), out, one_line=False) + "\n")

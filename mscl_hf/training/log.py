@@ -31,7 +31,7 @@ class Log:
         self.waited += waited
         self.steps += 1
         self.bar.update()
-        if step % self.options.log_every_steps and step != self.options.max_steps:
+        if step % self.options.logging_steps and step != self.options.max_steps:
             return
         count = len(self.rows)
         means = {name: sum(row[name] for row in self.rows) / count for name in row}

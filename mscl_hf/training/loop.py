@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from ..data.loader import TrainingData
+from ..config import TrainingConfig
+from ..data.training_data import TrainingData
 from ..methods.base import Method
 from . import checkpoint
 from .checkpoint_folder import newest, step_of
 from .crash_report import report_crash, reporting
 from .distributed import any_process, sums_over, together
 from .log import Log
-from .options import TrainOptions, lr_at
+from .schedule import lr_at
 from .setup import Buffers, check_batch, compiled_parts, keep_freed_memory, prepare
 from .sharding import gathered, take_back
 from .signals import STOPPED_BY_SIGNAL, reading, stop_signal
@@ -34,7 +35,7 @@ class NonFinite(ValueError):
 def fit(
     method: Method,
     data: TrainingData,
-    options: TrainOptions,
+    options: TrainingConfig,
     out: Path,
     accelerator: Accelerator,
     watch: Callable[[Method, int, dict], dict] | None = None,
@@ -56,7 +57,7 @@ def fit(
     with reporting(out, now):
         trained, model, optimizer = prepare(method, data, options, accelerator)
         first, pending = _resume(out, trained, optimizer, data, options, accelerator)
-        coming = data.batches(first * accumulate, options.max_steps * accumulate, rank, world, options.num_workers, accelerator.device)
+        coming = data.batches(first * accumulate, options.max_steps * accumulate, rank, world, options.dataloader_num_workers, accelerator.device)
         log = Log(out, first, options, accelerator, pending, steps_before)
         saver = _Saver(out, trained, optimizer, data, options, accelerator, first)
         buffers = Buffers(trained)
@@ -87,12 +88,12 @@ def fit(
                 if found:
                     skipped.update(gather_object(bad))
                 stopping = asked or len(skipped) > max_bad_images
-                if stopping or _is_due(done, options.save_every_steps, options.max_steps):
+                if stopping or _is_due(done, options.save_steps, options.max_steps):
                     saver.save(done, log.rows)
                 if stopping:
                     break
             asked = any_process(accelerator, stop.requested)  # while the last step was saved, too
-    for part in compiled_parts(trained) if options.compile else ():
+    for part in compiled_parts(trained) if options.torch_compile else ():
         part._compiled_call_impl = None  # evaluation sees other sizes, and each would be compiled
     _end_early(asked, done, skipped, max_bad_images, accelerator)
     if options.shard:
@@ -102,12 +103,12 @@ def fit(
 
 
 def _resume(
-    out: Path, method: Method, optimizer, data: TrainingData, options: TrainOptions, accelerator: Accelerator
+    out: Path, method: Method, optimizer, data: TrainingData, options: TrainingConfig, accelerator: Accelerator
 ) -> tuple[int, list[dict]]:
     """The step to go on from, and the rows that the next line of the log will average over."""
     found = newest(out, accelerator)
     if found is None or step_of(found) < options.max_steps:
-        keep = options.keep_checkpoints
+        keep = options.save_total_limit
         together(accelerator, lambda: checkpoint.check_space(out, method, optimizer.optimizer, keep), "looking for room")
     if found is None:
         return 0, []
@@ -137,7 +138,7 @@ class _Saver:
     """Saves a step once: it may be due, and then be asked for again by a signal or a bad step."""
 
     def __init__(
-        self, out: Path, method: Method, optimizer, data: TrainingData, options: TrainOptions, accelerator: Accelerator, saved: int
+        self, out: Path, method: Method, optimizer, data: TrainingData, options: TrainingConfig, accelerator: Accelerator, saved: int
     ):
         self.out, self.method, self.optimizer, self.options, self.accelerator = out, method, optimizer.optimizer, options, accelerator
         self.data, self.saved = data.identity(), saved
@@ -145,7 +146,7 @@ class _Saver:
     def save(self, step: int, pending: list[dict]) -> None:
         if step != self.saved:
             notes = {"pending": list(pending), "data": self.data}
-            checkpoint.save(self.out, step, self.method, self.optimizer, self.options.keep_checkpoints, notes, self.accelerator)
+            checkpoint.save(self.out, step, self.method, self.optimizer, self.options.save_total_limit, notes, self.accelerator)
             self.saved = step
 
 
@@ -174,15 +175,15 @@ def _end_early(asked: bool, done: int, skipped: set[str], max_bad_images: int, a
         sys.exit(STOPPED_BY_SIGNAL)
 
 
-def _step(step: int, method: Method, model: nn.Module, optimizer, batches: list[dict], options: TrainOptions, accelerator) -> dict:
+def _step(step: int, method: Method, model: nn.Module, optimizer, batches: list[dict], options: TrainingConfig, accelerator) -> dict:
     """One optimizer step; returns its row of the log. Raises NonFinite while the weights are still those of the step before."""
     # Dropout and sampling are functions of the step: nothing to save, nothing to restore.
     torch.manual_seed(options.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
     for group in optimizer.param_groups:
-        group["lr"] = (options.lr if group["constant"] else lr_at(step, options)) * group["lr_scale"]
+        group["lr"] = (options.learning_rate if group["constant"] else lr_at(step, options)) * group["lr_scale"]
     method.progress = step / options.max_steps
     terms, own = _accumulated_step(model, batches, accelerator)
-    norm = _clip(accelerator, model, options.clip_norm)
+    norm = _clip(accelerator, model, options.max_grad_norm)
     _stop_unless_finite(accelerator, step, terms, norm, own, batches)
     optimizer.step()
     optimizer.zero_grad()
@@ -236,7 +237,7 @@ def _stop_unless_finite(accelerator: Accelerator, step: int, terms: dict, norm: 
         return
     raise NonFinite(
         f"step {step + 1} gave loss {terms['loss']} and gradient norm {norm}, process {accelerator.process_index} loss {own} with samples "
-        f"{', '.join(_names(batches))}; the weights are those of step {step}: lower --lr, or in pre-training raise the "
+        f"{', '.join(_names(batches))}; the weights are those of step {step}: lower --learning-rate, or in pre-training raise the "
         "temperatures, and continue with --resume or start again"
     )
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.loader import TrainingData
+from ..data.training_data import TrainingData
 from ..evaluation.metrics import MeanIoU
 from ..losses import labels_at
 from ..methods import SegmentationTraining

@@ -13,14 +13,14 @@ from timm.optim import Lars
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.loader import TrainingData
+from ..config import TrainingConfig
+from ..config.launcher import lacks_processes
+from ..data.training_data import TrainingData
 from ..methods.base import Method
-from .launcher import lacks_processes
-from .options import TrainOptions
 from .sharding import sharded_copy
 
 
-def prepare(method: Method, data: TrainingData, options: TrainOptions, accelerator: Accelerator) -> tuple:
+def prepare(method: Method, data: TrainingData, options: TrainingConfig, accelerator: Accelerator) -> tuple:
     """On its device, in its memory format, wrapped for many processes: (method, wrapped method, optimizer)."""
     world, rank = accelerator.num_processes, accelerator.process_index
     if options.channels_last:
@@ -31,7 +31,7 @@ def prepare(method: Method, data: TrainingData, options: TrainOptions, accelerat
     freeze_unreached(method, next(data.batches(0, 1, rank, world, device=accelerator.device)), accelerator)
     if accelerator.device.type == "cuda" and world > 1:
         method = convert_sync_batchnorm(method)  # timm's: torch's own would lose the activation that many of timm's norms carry
-    if options.compile:
+    if options.torch_compile:
         _check_compiler(accelerator.device)
         for part in compiled_parts(method):
             part.compile()
@@ -44,7 +44,7 @@ def prepare(method: Method, data: TrainingData, options: TrainOptions, accelerat
     return method, model, optimizer
 
 
-def check_batch(method: Method, data: TrainingData, options: TrainOptions, world: int) -> None:
+def check_batch(method: Method, data: TrainingData, options: TrainingConfig, world: int) -> None:
     """ValueError where a batch cannot be divided over the processes, or is too small for the method."""
     if options.batch_size % world:
         raise ValueError(f"--batch-size {options.batch_size} cannot be split evenly over {world} processes; make it a multiple of {world}")
@@ -80,7 +80,7 @@ def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> l
     return unreached
 
 
-def build_optimizer(method: Method, options: TrainOptions) -> torch.optim.Optimizer:
+def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Optimizer:
     """SGD, AdamW or LARS over the parameters that train; biases and norms do not decay, and LARS does not adapt their rates."""
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
@@ -97,12 +97,12 @@ def build_optimizer(method: Method, options: TrainOptions) -> torch.optim.Optimi
         }
         for (body, decays, constant), members in groups.items()
     ]
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=options.lr, fused=True)
-    if options.optimizer == "lars":
-        return Lars(parameters, lr=options.lr, momentum=0.9, trust_coeff=0.001)
+    if options.optim == "adamw":
+        return torch.optim.AdamW(parameters, lr=options.learning_rate, fused=True)
+    if options.optim == "lars":
+        return Lars(parameters, lr=options.learning_rate, momentum=0.9, trust_coeff=0.001)
     on_gpu = any(p.device.type == "cuda" for p in method.parameters())
-    return torch.optim.SGD(parameters, lr=options.lr, momentum=0.9, fused=on_gpu)  # on a CPU, torch's fused SGD is the slower one
+    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=0.9, fused=on_gpu)  # on a CPU, torch's fused SGD is the slower one
 
 
 def keep_memories_at_home(method: Method) -> None:
@@ -118,7 +118,7 @@ def compiled_parts(method: Method) -> tuple[nn.Module, nn.Module]:
 def _check_compiler(device: torch.device) -> None:
     names = [os.environ.get("CXX", "g++"), "clang++"]
     if device.type == "cpu" and not any(map(shutil.which, names)):
-        raise ValueError(f"--compile needs a C++ compiler and none of {', '.join(names)} is on the PATH; install one, or leave it out")
+        raise ValueError(f"--torch-compile needs a C++ compiler and none of {', '.join(names)} is on the PATH; install one, or leave it out")
 
 
 def keep_freed_memory() -> None:

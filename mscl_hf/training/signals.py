@@ -52,7 +52,7 @@ def reading(coming: Iterator[dict]) -> Iterator[None]:
         if not _is_of_dead_worker(error):
             raise
         raise OSError(
-            f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --num-workers, and go on "
+            f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --dataloader-num-workers, and go on "
             "with --resume"
         ) from error
 

@@ -6,70 +6,18 @@ it is used: workers cut crops in levels of 0 to 255 (uint8, or float32 for image
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import ViewConfig
 from ..data.dataset import Sample
 from .color import Colours, coloured, draw_colour
 from .crop_views import CopyPasteView, SingleView, SliceView, TwoCropView
 from .crops import IGNORE, Crop, central_crop, cut, largest_side, random_crop
 from .presets import PRESETS, Preset
-
-GEOMETRIES = ("shared", "crops", "none")
-SCALES = (0.001, 1000)  # beyond them a crop is a dot or a desert, and then no number
-MOST_COLOUR = 100
-
-
-def check_scales(least: float, most: float) -> None:
-    """ValueError for what is no range of random scales."""
-    if not SCALES[0] <= least <= most <= SCALES[1]:
-        raise ValueError(
-            f"scales {least} to {most} are no range; give --min-scale <= --max-scale, both in {SCALES[0]}..{SCALES[1]}"
-        )
-
-
-def check_colour(strength: float) -> None:
-    """ValueError for what is no strength of a colour distortion."""
-    if not 0 <= strength <= MOST_COLOUR:
-        raise ValueError(f"--colour is {strength}; give a strength of at least 0 and at most {MOST_COLOUR}")
-
-
-@dataclass(frozen=True)
-class ViewOptions:
-    """Geometry and colour of the pre-training views: of pairs, but for the last two, which belong to the random resized crops."""
-
-    geometry: str | None = field(
-        default=None,
-        metadata={
-            "help": "crops: each view has its own random scale, crop and flip, overlapping; shared: one for both; "
-            "none: no random geometry, colour only; default: crops in mscl, shared in other methods on pairs"
-        },
-    )
-    min_scale: float = field(default=0.5, metadata={"help": "smallest random scale, as a factor of the base size"})
-    max_scale: float = field(default=2.0, metadata={"help": "largest random scale, as a factor of the base size"})
-    min_overlap: float = field(default=0.3, metadata={"help": "geometry crops: least share of a crop that the other one covers"})
-    colour: float = field(default=1.0, metadata={"help": "strength s of the colour distortion (SimCLR's; 0 = none)"})
-    blur: float = field(default=0.5, metadata={"help": "probability of a Gaussian blur"})
-    augment_both: bool = field(default=False, metadata={"help": "distort both views, not only the enhanced one"})
-    preset: str | None = field(default=None, metadata={"help": f"colours and crops: {', '.join(PRESETS)}; default: the method's own"})
-    min_area: float | None = field(default=None, metadata={"help": "least share of the image in a crop; default: the preset's"})
-
-    def __post_init__(self):
-        if self.geometry not in (None, *GEOMETRIES):
-            raise ValueError(f"geometry is {self.geometry!r}; choose one of {', '.join(GEOMETRIES)}")
-        check_scales(self.min_scale, self.max_scale)
-        check_colour(self.colour)
-        if not 0 <= self.blur <= 1:
-            raise ValueError(f"--blur is {self.blur}; give a probability")
-        if not 0 < self.min_overlap <= 1:
-            raise ValueError(f"min_overlap is {self.min_overlap}; give a share above 0 and at most 1: crops must share something")
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"--preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
-        if self.min_area is not None and not 0 < self.min_area <= 1:
-            raise ValueError(f"--min-area is {self.min_area}; give a share above 0 and at most 1")
 
 
 class PairView:
@@ -83,13 +31,13 @@ class PairView:
     others = 0
 
     def __init__(
-        self, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None, preset: Preset | None = None
+        self, image_size: int, base_size: int, options: ViewConfig, image_width: int | None = None, preset: Preset | None = None
     ):
         """preset: whose colours both views get, instead of SimCLR's for the enhanced one."""
         options = options if options.geometry else replace(options, geometry="shared")
         self.size, self.base, self.options = image_size, base_size, options
         if preset is None:
-            enhanced = Colours.simclr(options.colour, options.blur)
+            enhanced = Colours.simclr(options.color_strength, options.blur)
             self.colours = {"enhanced": enhanced} | ({"image": enhanced} if options.augment_both else {})
         else:
             self.colours = {name: colours for name, colours in zip(("enhanced", "image"), preset.colours) if colours}
@@ -147,17 +95,17 @@ def _shared_part(a: Crop, b: Crop, size: tuple[int, int]) -> list[list[float]]:
     return [a.in_view(*box), b.in_view(*box)]
 
 
-# Of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewOptions, image_width, Preset).
+# Of pre-training, by the name that a method asks for: VIEWS[name](image_size, base_size, ViewConfig, image_width, Preset).
 VIEWS = {"pair": PairView, "two_crop": TwoCropView, "slices": SliceView, "single": SingleView, "copy_paste": CopyPasteView}
 
 
-def make_view(kind: str, preset: str | None, image_size: int, base_size: int, options: ViewOptions, image_width: int | None = None):
+def make_view(kind: str, preset: str | None, image_size: int, base_size: int, options: ViewConfig, image_width: int | None = None):
     """The views of a kind, with the preset that the options or the method name."""
     name = options.preset or preset
     return VIEWS[kind](image_size, base_size, options, image_width, None if name is None else PRESETS[name])
 
 
-def check_view_options(kinds: Sequence[tuple[str, str | None]], options: ViewOptions) -> None:
+def check_view_options(kinds: Sequence[tuple[str, str | None]], options: ViewConfig) -> None:
     """ValueError for an option that none of the views, (kind, preset) each, reads."""
     read: set[str] = set()
     for kind, preset in kinds:
@@ -165,9 +113,9 @@ def check_view_options(kinds: Sequence[tuple[str, str | None]], options: ViewOpt
         if VIEWS[kind] is not PairView:
             read |= of_crops
         else:  # a preset brings its colours
-            read |= vars(options).keys() - of_crops - ({"colour", "blur", "augment_both"} if preset else set())
+            read |= vars(options).keys() - of_crops - ({"color_strength", "blur", "augment_both"} if preset else set())
             read |= {"preset"} if preset else set()
-    for name, default in vars(ViewOptions()).items():
+    for name, default in vars(ViewConfig()).items():
         if getattr(options, name) != default and name not in read:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in vars(options) if option in read)
             raise ValueError(f"--{name.replace('_', '-')} is no option of the views of this --method, which has {flags}; leave it out")

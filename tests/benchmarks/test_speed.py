@@ -34,7 +34,7 @@ def test_costs_of_methods_are_measured(tmp_path):
     spec = {
         "dataset": "synthetic", "baseline": "simclr", "seeds": [0], "cells": {"moco_v2": {"pretrain": {"method": "moco_v2"}}},
         "common": {"train-count": 8, "image-size": 32, "precision": "fp32", "num-workers": 0},
-        "pretrain": {"backbone": "test_resnet", "decoder-channels": 16, "batch-size": 4, "max-steps": 2, "health-every-steps": 0},
+        "pretrain": {"backbone": "test_resnet", "decoder-channels": 16, "batch-size": 4, "max-steps": 2, "health-steps": 0},
         "finetune": {"batch-size": 4, "max-steps": 1, "val-split": "none"}, "evaluate": {"split": "val"},
     }  # fmt: skip
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))

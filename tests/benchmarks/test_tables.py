@@ -25,9 +25,9 @@ import tables  # noqa: E402
 
 SETTINGS = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": None}, "seeds": [0, 1], "seeds_of_others": [0], "passes": 48,
-    "common": {"image-size": 32, "num-workers": 0, "save-every-steps": 1},
+    "common": {"image-size": 32, "num-workers": 0, "save-steps": 1},
     "network": {"backbone": "test_resnet", "decoder-channels": 16},
-    "pretrain": {"batch-size": 4, "lr": 0.01, "health-every-steps": 0, "val-split": "none"},
+    "pretrain": {"batch-size": 4, "lr": 0.01, "health-steps": 0, "val-split": "none"},
     "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"},
     "finetune_random": {"lr": 0.2},
     "evaluate": {"split": "val"},

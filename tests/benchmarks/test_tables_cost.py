@@ -13,8 +13,8 @@ import yaml
 from torch import nn
 
 from mscl_hf.cli import flat, parse
+from mscl_hf.config import NetworkConfig
 from mscl_hf.methods import METHODS, method_class, read_options
-from mscl_hf.models.backbones import NetworkOptions
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 
 sys.path.append(str(harness.ROOT / "recipes"))
@@ -24,9 +24,9 @@ from stages import Stage, as_flag  # noqa: E402
 
 TINY = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": 24}, "seeds": [0, 1], "seeds_of_others": [0], "leave_out": ["cmc"], "passes": 32,
-    "common": {"image-size": 32, "precision": "fp32", "num-workers": 0, "save-every-steps": 2},
+    "common": {"image-size": 32, "precision": "fp32", "num-workers": 0, "save-steps": 2},
     "network": {"backbone": "test_resnet", "decoder-channels": 16},
-    "pretrain": {"batch-size": 4, "lr": 0.01, "health-every-steps": 0, "val-split": "none"},
+    "pretrain": {"batch-size": 4, "lr": 0.01, "health-steps": 0, "val-split": "none"},
     "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"}, "finetune_random": {"lr": 0.2},
     "evaluate": {"split": "val", "pictures": 1},
 }  # fmt: skip
@@ -129,7 +129,7 @@ def test_timing_of_a_run(tmp_path):
 
 def test_arithmetic_is_that_of_the_convolutions():
     """Three times the multiplications and additions of a forward pass through what is trained, counted here by hooks on real images."""
-    model = MsclForSemanticSegmentation(NetworkOptions("test_resnet", decoder_channels=16, image_size=32).config()).eval()
+    model = MsclForSemanticSegmentation(NetworkConfig("test_resnet", decoder_channels=16, image_size=32).config()).eval()
     done = {}
 
     def count(name):
@@ -161,9 +161,9 @@ def test_a_short_run_fetches_nothing():
             short = tables_cost.shortened(stage, 7, Path("short"), None if stage.after is None else Path("there"))
             assert short.folder == Path("short") and not {"pretrained", "backbone-weights"} & short.flags.keys()
             assert short.flags.get("method") in (None, "none", "mscl") and short.flags.get("model") == (stage.after and "there")
-            changed = {"method", "model", "max-steps", "save-every-steps", "val-split", "pretrained", "backbone-weights"}
+            changed = {"method", "model", "max-steps", "save-steps", "val-split", "pretrained", "backbone-weights"}
             assert short.flags.items() >= {name: value for name, value in stage.flags.items() if name not in changed}.items()
-            assert stage.recipe == "evaluate" or (short.flags["max-steps"], short.flags["log-every-steps"]) == (7, 1)
+            assert stage.recipe == "evaluate" or (short.flags["max-steps"], short.flags["logging-steps"]) == (7, 1)
 
 
 def test_a_grid_is_measured(tmp_path):
@@ -219,7 +219,7 @@ def test_settings_of_full_scale(dataset, start, reading):
             recipes["pretrain"].check_options(run, [kind.first_stage, kind] if kind.first_stage else [kind], views, net, flat(*options))
             read_options(run.method, kind, method, loss)
             assert 0 <= spec["passes"] - tables_cost.passes_of(stage) < 3 * train.batch_size and train.batch_size % 8 == 0
-            assert net.decoder_rates == [6, 12, 18] and train.warmup_steps < train.max_steps / 10 and train.precision == "bf16"
+            assert net.decoder_rates == [6, 12, 18] and train.warmup_steps < train.max_steps / 10 and train.mixed_precision == "bf16"
     assert tuned == {(spec["common"]["image-size"], 0, 16, "bf16", 0.01)}
     assert {stage.recipe for stage in all_stages(grid).values()} == set(recipes)
 
@@ -236,7 +236,7 @@ def test_arithmetic_of_full_scale():
 
 def test_decoder_rates_can_be_given():
     """They are those of the network, for any image size; by default they follow it; there are none below 1."""
-    given = NetworkOptions("test_resnet", decoder_rates=[6, 12, 18], image_size=32).config()
-    assert given.decoder_rates == [6, 12, 18] != NetworkOptions("test_resnet", image_size=32).config().decoder_rates
+    given = NetworkConfig("test_resnet", decoder_rates=[6, 12, 18], image_size=32).config()
+    assert given.decoder_rates == [6, 12, 18] != NetworkConfig("test_resnet", image_size=32).config().decoder_rates
     with pytest.raises(ValueError, match="--decoder-rates is 0 3"):
-        NetworkOptions(decoder_rates=[0, 3])
+        NetworkConfig(decoder_rates=[0, 3])

@@ -18,13 +18,13 @@ from PIL import Image
 from test_data import STORED, folder, labels, picture, save
 from test_recipes import write_folder
 
+from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import BadSample, check_data, load_data
-from mscl_hf.data.build import DataOptions
 from mscl_hf.data.cache import cache_folder, decoded, make_room
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.training.log import read_log
-from mscl_hf.transforms.views import PairView, ViewOptions
+from mscl_hf.transforms.views import PairView
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path, monkeypatch):
     def batches(gb, workers):
         parts = [decoded(part, 40, gb) for part in (data, images.select([1, 9, 3, 4, 8, 6]))]
         order = Order(tuple(range(4)), tuple(range(6)), 4, 2, 0)
-        return list(TrainingData(*parts, PairView(32, 32, ViewOptions("crops")), 0, order).batches(0, 5, workers=workers))
+        return list(TrainingImages(*parts, PairView(32, 32, ViewConfig("crops")), 0, order).batches(0, 5, workers=workers))
 
     wanted = batches(0, 0)
     assert not cache_folder().exists()
@@ -347,15 +347,15 @@ def test_too_large_a_data_set_is_decoded_each_time(tmp_path):
     assert same(kept(small), small)
     said = []
     assert same(decoded(data, 0, 8.9 * 192e-9, said.append), data) and len(entries()) == 4
-    assert len(said) == 1 and "--decoded-cache-gb" in said[0] and "decoded each time" in said[0] and "\n" not in said[0]
+    assert len(said) == 1 and "--image-cache-gb" in said[0] and "decoded each time" in said[0] and "\n" not in said[0]
 
 
 def test_an_impossible_limit_is_refused():
     """0 is none at all; less than that, and what is no number, is a mistake."""
-    assert DataOptions(decoded_cache_gb=0).decoded_cache_gb == 0
+    assert DataConfig(image_cache_gb=0).image_cache_gb == 0
     for limit in (-1, -0.001, float("nan")):
-        with pytest.raises(ValueError, match="--decoded-cache-gb"):
-            DataOptions(decoded_cache_gb=limit)
+        with pytest.raises(ValueError, match="--image-cache-gb"):
+            DataConfig(image_cache_gb=limit)
 
 
 def test_a_run_learns_the_same_with_and_without(tmp_path):
@@ -363,7 +363,7 @@ def test_a_run_learns_the_same_with_and_without(tmp_path):
     root, logs = write_folder(tmp_path / "data", splits=("train",)), []
     flags = ("--dataset", "folder", "--data-dir", root, "--num-classes", 8, "--val-split", "none", "--train-count", 3, "--max-steps", 3)
     for number, gb in enumerate((0, 1, 1)):
-        more = ("--unlabelled", "rest", "--decoded-cache-gb", gb, "--output-dir", tmp_path / str(number))
+        more = ("--unlabelled", "rest", "--image-cache-gb", gb, "--output-dir", tmp_path / str(number))
         harness.run("pretrain", *harness.TINY, *harness.SHORT, *flags, *more, pictures=False)
         rows = read_log(tmp_path / str(number) / "log.jsonl")
         logs.append([{name: value for name, value in row.items() if name.startswith("loss")} for row in rows if "loss" in row])

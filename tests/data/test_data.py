@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data import BadSample, check_data, choose_subset, load_data
 from mscl_hf.data.cache import decoded
 from mscl_hf.data.folder_layout import UnknownSplit
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
-from mscl_hf.transforms.views import PairView, ViewOptions
+from mscl_hf.data.training_data import TrainingImages
+from mscl_hf.transforms.views import PairView
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +233,7 @@ def test_batches_say_where_their_slices_are_from(tmp_path):
     volumes(tmp_path, ["a/1", "a/2", "b/1", "b/3"])
     images = load_data("folder", "train", tmp_path, unlabelled=True)
     first, second = load_data("folder", "train", tmp_path, num_classes=4).select([2, 0]), images.select([3, 1])
-    data = TrainingData(first, second, PairView(32, 32, ViewOptions()), 0, Order((0, 1), (0, 1), 4, 2, 0))
+    data = TrainingImages(first, second, PairView(32, 32, ViewConfig()), 0, Order((0, 1), (0, 1), 4, 2, 0))
     (batch,) = data.batches(0, 1)
     assert (batch["volume"].dtype, batch["position"].dtype) == (torch.int64, torch.float32)
     found = {name: (int(v), float(p)) for name, v, p in zip(batch["name"], batch["volume"], batch["position"])}

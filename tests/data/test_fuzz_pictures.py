@@ -11,10 +11,11 @@ from hypothesis import example
 from hypothesis import strategies as st
 from PIL import Image
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data.dataset import Sample, SegmentationData, check_data
 from mscl_hf.data.files import file_rows
 from mscl_hf.data.loader import stack
-from mscl_hf.transforms.views import GEOMETRIES, PRESETS, VIEWS, TrainView, ViewOptions, make_view
+from mscl_hf.transforms.views import GEOMETRIES, PRESETS, VIEWS, TrainView, make_view
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "I", "I;16", "F", "YCbCr", "LAB", "HSV")
 TRANSPARENT = {"1": (0, 255), "L": (0, 255, 40000), "RGB": ((1, 2, 3), (0, 0, 40000)), "P": (0, 200, b"\x00\x10", b"")}  # as files say it
@@ -188,7 +189,7 @@ def test_views(kind, options, shape, size, across, seed):
     sample = places(*size, across)
     with stated():
         preset = None if kind == "pair" else "simclr"
-        view = make_view(kind, preset, shape["image_size"], shape["base_size"], ViewOptions(**options), shape["image_width"])
+        view = make_view(kind, preset, shape["image_size"], shape["base_size"], ViewConfig(**options), shape["image_width"])
         assert view.short_side >= 0
         drawn = view(sample, np.random.default_rng(seed), [sample] * view.others)
         for name in ("", "enhanced_"):
@@ -212,7 +213,7 @@ def test_finetuning_view(scales, colour, shape, size, across, seed):
     """The same of the views of fine-tuning."""
     sample = places(*size, across)
     with stated():
-        run = harness.load_recipe("finetune").FinetuneOptions(**scales, colour=colour, **shape)
+        run = harness.load_recipe("finetune").FinetuneRun(**scales, colour=colour, **shape)
         view = TrainView(run.image_size, run.base_size, (run.min_scale, run.max_scale), run.colour, run.image_width)
         drawn = view(sample, np.random.default_rng(seed))
         check_alignment(drawn["image"], drawn["mask"], sample, across)

@@ -14,19 +14,20 @@ from test_files import sixteen_bit_png
 from transformers import AutoImageProcessor
 
 from mscl_hf import MsclConfig, MsclForSemanticSegmentation
+from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import BadSample, check_data, dataset, load_data
-from mscl_hf.data.build import DataOptions, finetuning_data, open_held_out, with_image_range
+from mscl_hf.data.build import finetuning_data, open_held_out, with_image_range
 from mscl_hf.data.cache import decoded
 from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_range import check_values, stored_values
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.demo.similarity import read_image, similarity_picture, view_of
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.models.backbones import build_config
 from mscl_hf.transforms.color import SIZE, SLOTS, coloured
 from mscl_hf.transforms.crops import Crop, cut_image
-from mscl_hf.transforms.views import TrainView, ViewOptions, make_view
+from mscl_hf.transforms.views import TrainView, make_view
 
 HEIGHT, WIDTH, COUNT = 48, 64, 4
 DEPTHS = {"8": (255, np.uint8, None), "8 in 16": (255, np.uint16, (0, 255)), "12 in 16": (4095, np.uint16, (0, 4095)),
@@ -96,10 +97,10 @@ def test_the_network_sees_the_same_frames_in_every_depth(tmp_path, way):
     for depth, (_, _, wanted) in DEPTHS.items():
         root, said = tmp_path / depth.replace(" ", "_"), []
         if way in ("folder", "cached"):
-            options = DataOptions("folder", str(write(root, depth)), num_classes=2, decoded_cache_gb=float(way == "cached"))
+            options = DataConfig("folder", str(write(root, depth)), num_classes=2, image_cache_gb=float(way == "cached"))
         else:
             root.mkdir()
-            options = DataOptions("hf", str(write_rows(root, depth)), num_classes=2, streaming=way == "streamed")
+            options = DataConfig("hf", str(write_rows(root, depth)), num_classes=2, streaming=way == "streamed")
         if way == "streamed":
             options = replace(options, image_range=None if wanted is None else list(wanted))
         options = with_image_range(options, say=said.append)
@@ -119,7 +120,7 @@ def test_the_network_sees_the_same_frames_in_every_depth(tmp_path, way):
 def test_eight_bit_data_keep_their_path(tmp_path):
     """uint8 up to the network, no range, not a word."""
     said = []
-    options = with_image_range(DataOptions("folder", str(write(tmp_path, "8")), num_classes=2), say=said.append)
+    options = with_image_range(DataConfig("folder", str(write(tmp_path, "8")), num_classes=2), say=said.append)
     assert options.image_range is None and said == []
     batch = next(finetuning_data(options, TrainView(32, 32), COUNT, 0, said.append).batches(0, 1))
     assert batch["image"].dtype == torch.uint8
@@ -141,8 +142,8 @@ def test_all_bits_reach_the_network():
 def test_every_view_takes_such_images(tmp_path, kind, preset):
     """A batch of each, labelled and unlabelled, in two workers as in none."""
     data = load_data("folder", "train", write(tmp_path, "12 in 16"), unlabelled=True, image_range=(0, 4095))
-    view = make_view(kind, preset, 32, 32, ViewOptions())
-    training = TrainingData(None, decoded(data, view.short_side, 1.0), view, 0, Order((), tuple(range(COUNT)), 4, 0, 0))
+    view = make_view(kind, preset, 32, 32, ViewConfig())
+    training = TrainingImages(None, decoded(data, view.short_side, 1.0), view, 0, Order((), tuple(range(COUNT)), 4, 0, 0))
     batches = [next(training.batches(0, 1, workers=workers)) for workers in (0, 2)]
     images = [name for name, value in batches[0].items() if isinstance(value, torch.Tensor) and value.ndim == 4]
     assert images
@@ -158,8 +159,8 @@ def test_the_range_is_that_of_the_smallest_depth(tmp_path, white, high):
     pixels = stored(0, "8 in 16")
     pixels[0, :20] = white  # above the share of outliers
     Image.fromarray(pixels).save(root / "images" / "train" / "3.png")
-    assert with_image_range(DataOptions("folder", str(root)), say=lambda _: None).image_range == [0, high]
-    few = DataOptions("folder", str(root), train_count=1)  # a subset has the range of the whole
+    assert with_image_range(DataConfig("folder", str(root)), say=lambda _: None).image_range == [0, high]
+    few = DataConfig("folder", str(root), train_count=1)  # a subset has the range of the whole
     assert with_image_range(few, say=lambda _: None).image_range == [0, high]
 
 
@@ -168,7 +169,7 @@ def deep_folder(root, frames):
     root.mkdir()
     for number, pixels in enumerate(frames):
         Image.fromarray(pixels.astype(np.uint16)).save(root / f"{number}.png")
-    return DataOptions(dataset="folder", data_dir=str(root))
+    return DataConfig(dataset="folder", data_dir=str(root))
 
 
 @pytest.mark.parametrize(("hot_pixels", "high"), [(3, 4095), (30, 65535)])
@@ -193,7 +194,7 @@ def test_unlabelled_images_count_for_the_range(tmp_path):
     """A folder of further images has one range with the labelled ones."""
     labelled = write(tmp_path / "labelled", "8 in 16")
     further = write(tmp_path / "further", "12 in 16") / "images" / "train"
-    options = DataOptions("folder", str(labelled))
+    options = DataConfig("folder", str(labelled))
     assert with_image_range(options, str(further), lambda _: None).image_range == [0, 4095]
 
 
@@ -204,7 +205,7 @@ def test_values_that_no_depth_holds_need_a_given_range(tmp_path):
     for number in range(COUNT):
         (root / "images" / "train" / f"{number}.png").unlink()
         Image.fromarray(units).save(root / "images" / "train" / f"{number}.tif")
-    options = DataOptions("folder", str(root), num_classes=2)
+    options = DataConfig("folder", str(root), num_classes=2)
     with pytest.raises(ValueError, match="values of -1000 to 3000; expected 0 to 65535 .*--image-range LOW HIGH"):
         with_image_range(options)
     data = load_data("folder", "train", root, image_range=(-1000, 1000))
@@ -218,7 +219,7 @@ def test_colors_of_16_bits_are_scaled_too(tmp_path):
     """Band by band by one range, of PNG and TIFF."""
     values = np.random.default_rng(0).integers(0, 4096, (6, 8, 3), np.uint16)
     (tmp_path / "x.png").write_bytes(sixteen_bit_png(values))
-    options = with_image_range(DataOptions("folder", str(tmp_path)), say=lambda _: None)
+    options = with_image_range(DataConfig("folder", str(tmp_path)), say=lambda _: None)
     assert options.image_range == [0, 4095]
     image = load_data("folder", "train", tmp_path, image_range=(0, 4095)).read(0).image
     assert np.abs(image - values * (255 / 4095)).max() < 1e-4
@@ -234,7 +235,7 @@ def test_a_stream_needs_a_given_range(tmp_path):
 @pytest.mark.parametrize("given", [["0"], ["5", "5"], ["9", "1"], ["0", "1", "2"]])
 def test_what_is_no_range_is_rejected(given):
     with pytest.raises(ValueError, match=f"--image-range is {' '.join(given)}; expected two whole numbers LOW < HIGH"):
-        DataOptions(image_range=[int(value) for value in given])
+        DataConfig(image_range=[int(value) for value in given])
 
 
 def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
@@ -252,7 +253,7 @@ def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
 def test_a_range_that_scales_no_image_is_logged(tmp_path):
     """Of images of 8 bits the log states no more than that their values are not scaled: with a range they are read as float32."""
     said = []
-    with_image_range(DataOptions("folder", str(write(tmp_path, "8")), image_range=[0, 4095]), say=said.append)
+    with_image_range(DataConfig("folder", str(write(tmp_path, "8")), image_range=[0, 4095]), say=said.append)
     assert said == ["image range 0 to 4095: no training image holds more than 8 bits; 8-bit values are not scaled by it"]
 
 
@@ -264,7 +265,7 @@ def test_hostile_ranges_of_a_configuration(value):
 
 # -- the model ---------------------------------------------------------------------------------------------------------------
 
-SHORT = ("--batch-size", 2, "--num-workers", 0, "--max-steps", 1, "--warmup-steps", 0, "--decoded-cache-gb", 0)
+SHORT = ("--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1, "--warmup-steps", 0, "--image-cache-gb", 0)
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +331,7 @@ def test_evaluation_finds_no_range_of_its_own(chain, tmp_path, capsys):
     run("evaluate", *flags, "--output-dir", tmp_path / "out", "--image-range", 0, 4095)
     assert "mean IoU" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected images of 8 bits, as in training"):
-        open_held_out(DataOptions("folder", str(chain / "data")), lambda _: None, ("class_0", "class_1"))
+        open_held_out(DataConfig("folder", str(chain / "data")), lambda _: None, ("class_0", "class_1"))
 
 
 def test_the_card_tells_what_to_do(chain):
@@ -376,7 +377,7 @@ def test_pictures_of_such_images(chain):
 
 def test_the_case_of_12_bits(cases):
     said = []
-    options = with_image_range(DataOptions("folder", str(cases / "gray_12_bit")), say=said.append)
+    options = with_image_range(DataConfig("folder", str(cases / "gray_12_bit")), say=said.append)
     assert options.image_range == [0, 4095] and "6 of 6 images" in said[0]
     data = load_data("folder", "train", cases / "gray_12_bit", image_range=(0, 4095))
     assert check_data(data)[1] == [] and max(data.read(index).image.max() for index in range(6)) > 250

@@ -14,15 +14,16 @@ from test_data import stored_rows
 from test_recipes import BRIEF, no_sleep, write_folder  # noqa: F401 (a fixture)
 
 from mscl_hf import MsclConfig
+from mscl_hf.config import DataConfig
 from mscl_hf.data import BadSample, check_data, duplicates, load_data
-from mscl_hf.data.build import DataOptions, open_held_out, open_split, usable
+from mscl_hf.data.build import open_held_out, open_split, usable
 from mscl_hf.data.cache import decoded
 from mscl_hf.data.duplicates import compared_rows, shared_images
 from mscl_hf.data.files import make_table
 from mscl_hf.data.label_counts import LabelCounts
 from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
 from mscl_hf.data.stream import SegmentationStream
-from mscl_hf.models.open_model import open_segmenter
+from mscl_hf.models.loading import open_segmenter
 
 QUIET = {"draw_training": lambda *_: None}
 
@@ -73,11 +74,11 @@ TOO_FEW = {
     "0 and 255, names": ((0, 255), ("--classes", "background", "car"), ("only 'background' is labelled", "--label-map 255:1")),
     "0 and 255, a number": ((0, 255), ("--num-classes", 2), ("255 is the ignored label", "--label-map 255:1")),
     "0 and 255, nothing given": ((0, 255), (), ("255 is the ignored label", "--label-map 255:1")),
-    "0 and 255, reduced": ((0, 255), ("--reduce-labels",), ("they hold the ids 0, 255", "--reduce-labels does not ignore")),
-    "0 and 255, reduced, a number": ((0, 255), ("--reduce-labels", "--num-classes", 2),
-                                     ("no pixel is labelled", "Leave out --reduce-labels", "--label-map 255:1")),
-    "0 and 1, reduced": ((0, 1), ("--reduce-labels",), ("only 'class_0' is labelled", "Leave out --reduce-labels")),
-    "0 and 1, reduced, names": ((0, 1), ("--reduce-labels", "--classes", "a", "b"), ("only 'a' is labelled", "Leave out --reduce-labels")),
+    "0 and 255, reduced": ((0, 255), ("--pixel-reduction-labels",), ("they hold the ids 0, 255", "--pixel-reduction-labels does not ignore")),
+    "0 and 255, reduced, a number": ((0, 255), ("--pixel-reduction-labels", "--num-classes", 2),
+                                     ("no pixel is labelled", "Leave out --pixel-reduction-labels", "--label-map 255:1")),
+    "0 and 1, reduced": ((0, 1), ("--pixel-reduction-labels",), ("only 'class_0' is labelled", "Leave out --pixel-reduction-labels")),
+    "0 and 1, reduced, names": ((0, 1), ("--pixel-reduction-labels", "--classes", "a", "b"), ("only 'a' is labelled", "Leave out --pixel-reduction-labels")),
     "255 alone": ((255,), ("--num-classes", 2), ("hold the ids 255", "no pixel is labelled")),
     "one id": ((1,), ("--num-classes", 3), ("only 'class_1' is labelled", "Give more masks")),
     "everything mapped away": ((0, 1), ("--label-map", "0:255,1:255", "--num-classes", 2),
@@ -205,7 +206,7 @@ def test_warnings_stay_with_the_figures(tmp_path, start, capsys):
 def test_palettes_that_differ_are_a_warning(tmp_path):
     """An id with another color in another file is likely to be another class there; colors of ids that do not occur are not compared."""
     root = write_masks(tmp_path, train=(0, 1, 2))
-    options = DataOptions(dataset="folder", data_dir=str(root))
+    options = DataConfig(dataset="folder", data_dir=str(root))
     for changed, count in ((7, 0), (2, 1)):
         for i in range(4):
             mask, colors = Image.fromarray(mask_of((0, 1, 2))), np.arange(768) // 3
@@ -271,7 +272,7 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["label_map"] == "9:1"
     assert "the masks are read as in the model's training: --label-map 9:1" in done.stdout
     assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
-    for flags in (("--label-map", "9:2"), ("--reduce-labels",)):
+    for flags in (("--label-map", "9:2"), ("--pixel-reduction-labels",)):
         message = harness.refused("evaluate", *measure, *flags, "--output-dir", tmp_path / "other")
         assert "expected that of the model's training, --label-map 9:1" in message
     done = recipe("evaluate", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
@@ -281,7 +282,7 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
 def test_reduced_labels_belong_to_the_model(tmp_path, start):
     """Likewise."""
     root = write_masks(tmp_path / "data", train=(0, 1, 2), val=(0, 1, 2))
-    harness.run("finetune", "--model", start, *folder_flags(root, "--reduce-labels"), "--output-dir", tmp_path / "tuned", **QUIET)
+    harness.run("finetune", "--model", start, *folder_flags(root, "--pixel-reduction-labels"), "--output-dir", tmp_path / "tuned", **QUIET)
     measure = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val")
     harness.run("evaluate", *measure, "--output-dir", tmp_path / "same")
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
@@ -297,11 +298,11 @@ def test_reduced_labels_belong_to_the_model(tmp_path, start):
 
 def test_maps_of_model_and_options():
     """Equal in another order, of other data sets, and of data sets with labels of their own."""
-    options = DataOptions(dataset="folder", label_map="7:1,9:2")
+    options = DataConfig(dataset="folder", label_map="7:1,9:2")
     assert with_labels_of_model(options, {"9": 2, "7": 1}, False) == (options, [])
     assert label_fields(options) == {"label_map": {"7": 1, "9": 2}, "reduce_labels": False}
-    assert with_labels_of_model(DataOptions(dataset="camvid"), {"9": 2}, False)[0].label_map is None
-    assert with_labels_of_model(DataOptions(dataset="hf"), {"9": 2}, False)[0].label_map == "9:2"
+    assert with_labels_of_model(DataConfig(dataset="camvid"), {"9": 2}, False)[0].label_map is None
+    assert with_labels_of_model(DataConfig(dataset="hf"), {"9": 2}, False)[0].label_map == "9:2"
     assert with_labels_of_model(options, None, False)[1]
 
 
@@ -316,7 +317,7 @@ def test_label_map_in_a_file_of_options(tmp_path, start, recipe):
     """YAML 1.1 reads 255:1 as a number to base 60; here it is a label map."""
     root = write_masks(tmp_path / "data", train=(0, 255))
     (tmp_path / "run.yaml").write_text("label_map: 255:1\nmax_steps: 1\n")
-    flags = ("--model", start, "--dataset", "folder", "--data-dir", root, "--batch-size", 2, "--num-workers", 0, "--val-split", "none")
+    flags = ("--model", start, "--dataset", "folder", "--data-dir", root, "--batch-size", 2, "--dataloader-num-workers", 0, "--val-split", "none")
     recipe("finetune", "--config", tmp_path / "run.yaml", *flags, "--output-dir", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_map"] == {"255": 1}
 
@@ -347,7 +348,7 @@ def test_other_classes_of_the_same_number_get_a_new_classifier(tmp_path, start, 
     root = write_masks(tmp_path / "data", train=(0, 1))
     flags = folder_flags(root, "--val-split", "none")
     tuned = tmp_path / "tuned"
-    harness.run("finetune", "--model", start, *flags, "--classes", "background", "car", "--lr", 1, "--output-dir", tuned, **QUIET)
+    harness.run("finetune", "--model", start, *flags, "--classes", "background", "car", "--learning-rate", 1, "--output-dir", tuned, **QUIET)
     for names in (("tree", "sky"), ("car", "background"), ("background", "car")):
         capsys.readouterr()
         harness.run("finetune", "--model", tuned, *flags, "--classes", *names, "--output-dir", tmp_path / "_".join(names), pictures=False)
@@ -369,7 +370,7 @@ def test_labels_are_counted_while_masks_are_checked(tmp_path):
     root = write_masks(tmp_path, train=(0, 1, 255, 255))
     Image.fromarray(mask_of((2,))).save(root / "masks" / "train" / "0.png")
     (root / "masks" / "train" / "3.png").write_text("no mask")
-    options = DataOptions(dataset="folder", data_dir=str(root), num_classes=4, max_bad_images=1)
+    options = DataConfig(dataset="folder", data_dir=str(root), num_classes=4, max_bad_images=1)
     data = usable(open_split(options, "train"), options, lambda text: None)
     labels, size = data.labels, 48 * 64
     assert labels.pixels.tolist() == [size // 2, size // 2, size, 0] and labels.images.tolist() == [2, 2, 1, 0]
@@ -422,14 +423,14 @@ def test_the_search_for_shared_images_is_limited(tmp_path, monkeypatch, layout, 
         stored_rows(4).save_to_disk(tmp_path)
     data = load_data(layout, "train", tmp_path, unlabelled=True)
     assert compared_rows(data) == [0, 2] and shared_images(data, data) == [data.names[0], data.names[2]]
-    (warning,) = label_warnings([data], data, DataOptions(layout, str(tmp_path)))
+    (warning,) = label_warnings([data], data, DataConfig(layout, str(tmp_path)))
     where = f"of 4 images of {data.name}/train"
     assert warning.startswith(f"2 {where} are also in") and warning.count(f"; 2 {where} were compared") == 2
 
 
 def test_no_warning_without_held_out_masks(tmp_path):
     """Of training data alone only its own classes can be said to be missing."""
-    options = DataOptions(dataset="folder", data_dir=str(write_masks(tmp_path, train=(0, 1))))
+    options = DataConfig(dataset="folder", data_dir=str(write_masks(tmp_path, train=(0, 1))))
     data = usable(open_split(options, "train"), options)
     assert label_warnings([None, data], open_held_out(options, lambda text: None), options) == []
 

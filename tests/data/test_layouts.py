@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 from test_files import sixteen_bit_png
 
+from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import load_data
-from mscl_hf.data.build import DataOptions, finetuning_data, open_held_out, pretraining_data
+from mscl_hf.data.build import finetuning_data, open_held_out, pretraining_data
 from mscl_hf.data.dataset import BadSample, check_data
 from mscl_hf.data.image_io import IMAGE_SUFFIXES
 from mscl_hf.data.mask_files import FORMATS
-from mscl_hf.transforms.views import ViewOptions, make_view
+from mscl_hf.transforms.views import make_view
 
-VIEW = make_view("pair", None, 32, 32, ViewOptions())
+VIEW = make_view("pair", None, 32, 32, ViewConfig())
 
 
 def write(root: Path, *names: str) -> Path:
@@ -50,7 +51,7 @@ def error(root: Path | None, split: str = "train", **options) -> str:
 
 def pretrained_on(root: Path, uses_labels: bool = False, **options):
     lines: list[str] = []
-    data = DataOptions(dataset="folder", data_dir=str(root), decoded_cache_gb=0, **options)
+    data = DataConfig(dataset="folder", data_dir=str(root), image_cache_gb=0, **options)
     return pretraining_data(data, VIEW, 2, 0, "none", 0.5, uses_labels, lines.append), lines
 
 
@@ -104,7 +105,7 @@ def test_accents_match_however_they_are_composed(tmp_path):
 def test_valid_is_the_held_out_split(tmp_path):
     """The default `val` also finds valid/ and validation/; an exact name comes first."""
     write(tmp_path, "train/images/0.jpg", "train/labels/0.png", "valid/images/1.jpg", "valid/labels/1.png")
-    assert open_held_out(DataOptions(dataset="folder", data_dir=str(tmp_path)), print).names == ["1"]
+    assert open_held_out(DataConfig(dataset="folder", data_dir=str(tmp_path)), print).names == ["1"]
     write(tmp_path, "val/images/2.jpg", "val/labels/2.png")
     assert load_data("folder", "val", tmp_path).names == ["2"] and load_data("folder", "valid", tmp_path).names == ["1"]
 
@@ -180,7 +181,7 @@ def test_masks_are_never_pretrained_on(tmp_path, case):
 def test_unlabelled_folder_with_masks(tmp_path):
     """--unlabelled DIR leaves out the masks in DIR."""
     write(tmp_path / "more", "0.jpg", "0_mask.png", "1.jpg", "1_mask.png")
-    options = DataOptions(dataset="folder", data_dir=str(write(tmp_path / "own", "images/0.jpg", "masks/0.png")), decoded_cache_gb=0)
+    options = DataConfig(dataset="folder", data_dir=str(write(tmp_path / "own", "images/0.jpg", "masks/0.png")), image_cache_gb=0)
     data = pretraining_data(options, VIEW, 2, 0, str(tmp_path / "more"), 0.5, True, lambda line: None)
     assert data.unlabelled.names == ["0", "1"]
 
@@ -242,7 +243,7 @@ def test_an_empty_folder_of_masks(tmp_path, name):
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks")) + r" holds (no file|0.npy).*--losses g, l or g\+l"):
         pretrained_on(tmp_path, uses_labels=True)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks"))):
-        finetuning_data(DataOptions(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
+        finetuning_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
 
 
 @pytest.mark.parametrize("names", [["annotations.json"], ["annotations/instances.json"], ["images/0.json", "images/1.json"]])
@@ -253,7 +254,7 @@ def test_annotations_in_json(tmp_path, names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError) as caught:
-        finetuning_data(DataOptions(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
+        finetuning_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
     assert f"{tmp_path} holds {', '.join(names)}, and annotations in JSON are not read; export masks as PNG" in str(caught.value)
 
 
@@ -339,13 +340,13 @@ def test_the_log_names_what_was_found_and_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
     root = write(tmp_path / "data", "images/0.jpg", "images/1.jpg", "masks/0.png", "masks/1.png")
     lines: list[str] = []
-    options = DataOptions(dataset="folder", data_dir=str(root), train_count=1, decoded_cache_gb=2)
+    options = DataConfig(dataset="folder", data_dir=str(root), train_count=1, image_cache_gb=2)
     pretraining_data(options, VIEW, 2, 0, "rest", 0.5, True, lines.append)
     assert [line for line in lines if "images" in line and str(root) in line] == [
         f"folder/train: 2 images with masks in {root}/images; masks in {root}/masks"
     ]
     (line,) = (line for line in lines if str(tmp_path / "cache") in line)
-    assert "up to 2 GB" in line and "--decoded-cache-gb 0" in line and "MSCL_HF_CACHE" in line
+    assert "up to 2 GB" in line and "--image-cache-gb 0" in line and "MSCL_HF_CACHE" in line
 
 
 # The layouts of the small cases

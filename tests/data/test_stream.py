@@ -23,12 +23,14 @@ from hub_routes import Repo
 from minihub import TOKEN, Minihub
 from PIL import Image
 
-from mscl_hf.data import BadSample, dataset, load_data, loader, shards, stream
-from mscl_hf.data.build import DataOptions, finetuning_data, open_whole_split
+from mscl_hf.config import DataConfig
+from mscl_hf.data import BadSample, dataset, load_data, shards, stream, training_data
+from mscl_hf.data.build import finetuning_data, open_whole_split
 from mscl_hf.data.hub_layout import streamed_shards
-from mscl_hf.data.loader import TrainingData, shares
+from mscl_hf.data.loader import shares
 from mscl_hf.data.sampler import permutation
 from mscl_hf.data.shards import gathered
+from mscl_hf.data.training_data import TrainingStream
 from mscl_hf.transforms.views import TrainView
 
 EQUAL, UNEQUAL = (20, 20, 20, 20), (30, 7, 19, 1, 23, 12)  # rows of the shards
@@ -64,7 +66,7 @@ def write(root, counts, bad=()):
 
 def opened(root, batch=8):
     data = load_data("hf", "train", root, streaming=True, num_classes=1)
-    return TrainingData(None, None, TrainView(4, 4), 3, stream=data, batch_size=batch)
+    return TrainingStream(data, TrainView(4, 4), 3, batch)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,7 @@ def test_workers_share_no_lane_where_there_are_enough():
 
 def test_shards_that_cannot_be_split_are_told_once(equal, capsys):
     """One sentence, from the first process only, and only if several have to read the same shard."""
-    loader._say_once.cache_clear()
+    training_data._log_once.cache_clear()
     data = opened(equal)
     for world, workers in ((4, 0), (2, 2)):
         next(iter(data.loader(0, 1, 0, world, workers)))
@@ -344,7 +346,7 @@ def test_shards_without_rows_are_passed_over_or_refused(tmp_path):
 def test_streams_without_rows_are_named(tmp_path):
     """Fine-tuning on shards without rows, and evaluation on them, end in one sentence that names the data."""
     root = write(tmp_path / "a", (0, 0))
-    options = DataOptions("hf", str(root), num_classes=2, streaming=True)
+    options = DataConfig("hf", str(root), num_classes=2, streaming=True)
     data = finetuning_data(options, TrainView(4, 4), 2, 0)
     with pytest.raises(ValueError, match="none of the 2 shards of a/train has a row; give others"):
         next(iter(data.loader(0, 1)))
@@ -387,12 +389,12 @@ import json, sys
 import datasets
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 from mscl_hf.data import load_data
-from mscl_hf.data.loading import TrainingData
+from mscl_hf.data.training_data import TrainingStream
 from mscl_hf.data.views import TrainView
 from mscl_hf.data import stream
 stream.SHUFFLED_ROWS = stream.LEAST_BLOCK = 8
 data = load_data("hf", "train", sys.argv[1], streaming=True, num_classes=1)
-data = TrainingData(None, None, TrainView(4, 4), 3, stream=data, batch_size=8)
+data = TrainingStream(data, TrainView(4, 4), 3, 8)
 for asked in sys.argv[2:]:
     print(json.dumps([batch["name"] for batch in data.loader(*json.loads(asked))]))
 """

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from mscl_hf.config import DataConfig
 from mscl_hf.data import load_data
-from mscl_hf.data.build import DataOptions, usable
+from mscl_hf.data.build import usable
 from mscl_hf.data.synthetic import draw_scene
 
 SIZE = (96, 128)
@@ -100,5 +101,5 @@ def test_other_sizes_and_seeds():
 def test_the_log_names_drawn_scenes():
     """A run on drawn scenes says so in one line, so that nobody takes its figures for those of own images."""
     lines = []
-    usable(load_data("synthetic", "train", scenes=4).select(range(2)), DataOptions(), lines.append)
+    usable(load_data("synthetic", "train", scenes=4).select(range(2)), DataConfig(), lines.append)
     assert lines == ["synthetic/train: 4 drawn scenes, no files (--dataset synthetic)"]

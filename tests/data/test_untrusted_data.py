@@ -24,7 +24,7 @@ from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.data import load_data
 from mscl_hf.data.dataset import BadSample, check_data
 from mscl_hf.demo.similarity import read_image
-from mscl_hf.sharing.publish import publish
+from mscl_hf.sharing.model_folder import publish
 
 FOLDERS = ("folder", "camvid", "voc2012", "cityscapes", "ade20k", "hf")
 
@@ -173,7 +173,7 @@ def test_a_bomb_in_a_folder_is_a_bad_sample(tmp_path, dataset):
         with pytest.raises(BadSample, match=f"{re.escape(str(root / place))} cannot be read as an image .*decompression bomb"):
             check_data(data)
         assert len(check_data(data, max_bad_images=1)[0]) == len(data) - 1
-        message = harness.refused("pretrain", *harness.TINY, "--batch-size", 2, "--num-workers", 0, "--max-steps", 1, "--val-split", "none",
+        message = harness.refused("pretrain", *harness.TINY, "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1, "--val-split", "none",
                                   "--dataset", dataset, "--data-dir", root, "--output-dir", tmp_path / f"out{number}")  # fmt: skip
         assert "decompression bomb" in message
 

@@ -16,8 +16,9 @@ from PIL import EpsImagePlugin, Image, ImageOps
 from test_recipes import write_folder, write_parquet
 from test_untrusted_data import with_row, zipped
 
+from mscl_hf.config import DataConfig
 from mscl_hf.data import load_data
-from mscl_hf.data.build import DataOptions, open_held_out, open_whole_split
+from mscl_hf.data.build import open_held_out, open_whole_split
 from mscl_hf.data.dataset import BadSample, check_data
 from mscl_hf.data.image_io import FORMATS, decode
 from mscl_hf.demo.similarity import read_image
@@ -67,7 +68,7 @@ def test_the_server_sees_what_a_row_would_have_asked(server):
 def doors(root: Path) -> dict:
     """How a parquet folder is read: whole, streamed, as the split of an evaluation, as the held-out one."""
     def streamed(name):
-        return DataOptions("hf", str(root), val_split=name, num_classes=8, streaming=True, max_bad_images=1)
+        return DataConfig("hf", str(root), val_split=name, num_classes=8, streaming=True, max_bad_images=1)
 
     def batch():
         found = next(load_data("hf", "train", root, num_classes=8, streaming=True).batches(0, 3, range(3)))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
 from mscl_hf import MsclBackbone
+from mscl_hf.config import InferenceConfig
 from mscl_hf.data.synthetic import draw_scene
 from mscl_hf.demo import similarity
 from mscl_hf.demo.similarity import (
@@ -33,7 +34,7 @@ from mscl_hf.demo.similarity import (
     similarity_picture,
     view_of,
 )
-from mscl_hf.evaluation.inference import InferenceOptions, predict_logits
+from mscl_hf.evaluation.inference import predict_logits
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.visual.palette import class_colours
@@ -56,7 +57,7 @@ def tiny(kind=MsclForSemanticSegmentation, backbone: str = "test_resnet", seed: 
         network.classifier.weight.data.normal_()
         pixels = normalised(scene() if image is None else image, config)
         with torch.no_grad():  # the mean logit over the image is 0 for every class, so each has its places
-            network.classifier.bias -= predict_logits(network, pixels, (32, 48), InferenceOptions(base_size=64)).mean(dim=(0, 2, 3))
+            network.classifier.bias -= predict_logits(network, pixels, (32, 48), InferenceConfig(base_size=64)).mean(dim=(0, 2, 3))
     return network
 
 
@@ -103,7 +104,7 @@ def test_the_segmentation_is_the_one_that_is_evaluated(backbone, base_size):
     """The mask is the argmax of predict_logits with the checkpoint's own base size, mean and deviation, pixel for pixel."""
     network, image = tiny(backbone=backbone), scene()
     network.config.base_size = base_size
-    logits = predict_logits(network, normalised(image, network.config), image.shape[:2], InferenceOptions(base_size=base_size))
+    logits = predict_logits(network, normalised(image, network.config), image.shape[:2], InferenceConfig(base_size=base_size))
     view = view_of(network, image)
     assert len(np.unique(view.mask)) > 1
     assert (view.mask == logits[0].argmax(0).numpy()).all() and view.classes == NAMES

@@ -34,7 +34,7 @@ CASES = {
     "p batch, class": (dict(losses="p", pixel_scope="batch", anchor_weight="class", exclude_classes=[1]), EVEN),
     "p batch, neg, symmetric": (dict(losses="p", pixel_scope="batch", pixel_denominator="neg", symmetric=True), EVEN),
     "p batch, so many of a class": (dict(losses="p", pixel_scope="batch", pixel_sample="class", pixel_count=1000), EVEN),
-    "all": (dict(losses="g+l+p", lambda_g=0.3, local_scope="others"), UNEVEN),
+    "all": (dict(losses="g+l+p", global_weight=0.3, local_scope="others"), UNEVEN),
 }
 
 

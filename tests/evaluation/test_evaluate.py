@@ -14,9 +14,10 @@ import torch
 from torch.nn.functional import interpolate
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from mscl_hf.config import InferenceConfig
 from mscl_hf.evaluation import inference
 from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
-from mscl_hf.evaluation.inference import InferenceOptions, predict_ids, predict_logits, window_starts
+from mscl_hf.evaluation.inference import predict_ids, predict_logits, window_starts
 from mscl_hf.evaluation.metrics import MeanIoU
 
 WORKER = Path(__file__).parents[1] / "distributed" / "evaluate_worker.py"
@@ -42,7 +43,7 @@ def image():
 
 
 def probabilities(model, image, size, **options):
-    return predict_logits(model, image, size, InferenceOptions(**options)).softmax(1)
+    return predict_logits(model, image, size, InferenceConfig(**options)).softmax(1)
 
 
 class Answer:
@@ -83,8 +84,8 @@ def test_ids_are_the_argmax_of_logits(image, options):
     """For one view and several, at the size of the logits and at others."""
     model = worker.TinyModel()
     for size in ((41, 67), (50, 80)):
-        wanted = predict_logits(model, image, size, InferenceOptions(**options))[0].argmax(0)
-        assert (predict_ids(model, image, size, InferenceOptions(**options)) == wanted).all()
+        wanted = predict_logits(model, image, size, InferenceConfig(**options))[0].argmax(0)
+        assert (predict_ids(model, image, size, InferenceConfig(**options)) == wanted).all()
 
 
 def test_windows_cover_exactly_and_are_equal():
@@ -132,7 +133,7 @@ def test_windows_are_averaged_as_probabilities(image):
 def test_an_image_inside_the_window_is_run_whole(image):
     """No padding, one call: the small image itself."""
     model = worker.TinyModel()
-    options = (InferenceOptions(mode=mode, window=67) for mode in ("whole", "slide"))
+    options = (InferenceConfig(mode=mode, window=67) for mode in ("whole", "slide"))
     whole, slide = (predict_logits(model, image, (41, 67), option) for option in options)
     assert torch.equal(whole, slide) and [shape for shape, _ in model.seen] == [(1, 3, 41, 67)] * 2
 
@@ -159,7 +160,7 @@ def test_scales_are_averaged_as_probabilities(image):
 def test_base_size_is_the_short_side(image):
     """41 x 67 with base_size 82 is seen at 82 x 134; the answer still has the size that was asked for."""
     model = worker.TinyModel()
-    assert predict_logits(model, image, (10, 11), InferenceOptions(base_size=82)).shape == (1, 4, 10, 11)
+    assert predict_logits(model, image, (10, 11), InferenceConfig(base_size=82)).shape == (1, 4, 10, 11)
     assert model.seen[0][0] == (1, 3, 82, 134)
 
 
@@ -169,7 +170,7 @@ def test_a_class_ruled_out_everywhere_stays_finite(image):
     with torch.no_grad():
         model.conv.bias[2] = -1e4
     for options in ({"flip": True}, {"mode": "slide", "window": 24, "scales": [1.0, 1.3]}):
-        logits = predict_logits(model, image, (41, 67), InferenceOptions(**options))
+        logits = predict_logits(model, image, (41, 67), InferenceConfig(**options))
         assert logits.isfinite().all() and (logits.argmax(1) != 2).all()
 
 
@@ -187,7 +188,7 @@ def test_a_class_ruled_out_everywhere_stays_finite(image):
 def test_impossible_options_are_refused(options, words):
     """A wrong option says what came and what is wanted, before any image is read."""
     with pytest.raises(ValueError, match=words):
-        InferenceOptions(**options)
+        InferenceConfig(**options)
 
 
 def test_options_are_flags():
@@ -195,9 +196,9 @@ def test_options_are_flags():
     from transformers import HfArgumentParser
 
     flags = "--base-size 360 --mode slide --window 64 --stride 32 --flip --scales 0.75 1.25"
-    (options,) = HfArgumentParser(InferenceOptions).parse_args_into_dataclasses(flags.split())
-    assert options == InferenceOptions(360, "slide", 64, 32, True, [0.75, 1.25])
-    assert all(field.metadata["help"] for field in InferenceOptions.__dataclass_fields__.values())
+    (options,) = HfArgumentParser(InferenceConfig).parse_args_into_dataclasses(flags.split())
+    assert options == InferenceConfig(360, "slide", 64, 32, True, [0.75, 1.25])
+    assert all(field.metadata["help"] for field in InferenceConfig.__dataclass_fields__.values())
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")
@@ -227,7 +228,7 @@ def test_images_are_seen_at_the_size_of_training_unless_told_otherwise(accelerat
         model = worker.TinyModel()
         if trained:
             model.config.base_size = trained
-        result = evaluate_model(model, data, accelerator, InferenceOptions(base_size=asked))
+        result = evaluate_model(model, data, accelerator, InferenceConfig(base_size=asked))
         assert min(model.seen[0][0][2:]) == seen and result["inference"]["base_size"] in (seen, 0)
 
 
@@ -428,8 +429,8 @@ def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
 def test_a_model_saved_in_bfloat16_is_measured_in_float32(tmp_path):
     """Whatever it was saved in, a model that a recipe opens computes in float32."""
     from mscl_hf.models.backbones import build_config
+    from mscl_hf.models.loading import open_model
     from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-    from mscl_hf.models.open_model import open_model
 
     config = build_config("test_resnet", image_size=64, decoder_channels=16, num_labels=2)
     MsclForSemanticSegmentation(config).to(torch.bfloat16).save_pretrained(tmp_path)

@@ -33,7 +33,7 @@ from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 
 STEPS = 8
-SHORT = (*harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 2, "--resume")
+SHORT = (*harness.SHORT, "--max-steps", STEPS, "--save-steps", 2, "--resume")
 
 
 @dataclass
@@ -53,7 +53,7 @@ def pretraining(method: str, weights: Path, workers: int) -> tuple:
     """Flags of a tiny run; some methods want a map with more cells, or a family that can be built at half its width."""
     size = harness.method_size(method)
     backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
-    flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--lr", 0.01, "--num-workers", workers)
+    flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--learning-rate", 0.01, "--dataloader-num-workers", workers)
     flags += tuple(word for name, value in size.items() for word in (f"--{name.replace('_', '-')}", value))
     return flags + (("--backbone-weights", weights) if method == "imagenet" else ())
 

@@ -63,9 +63,9 @@ class Soak:
 
     def start(self) -> None:
         self.mend()
-        data = ("--dataset", "folder", "--data-dir", self.data, "--num-classes", 8, "--val-split", "none", "--decoded-cache-gb", 0)
-        budget = ("--batch-size", 4, "--num-workers", 2, "--max-bad-images", 1000, "--max-steps", 10**6, "--lr", 1e-3)
-        often = ("--save-every-steps", 100, "--log-every-steps", 20, "--health-every-steps", 500)
+        data = ("--dataset", "folder", "--data-dir", self.data, "--num-classes", 8, "--val-split", "none", "--image-cache-gb", 0)
+        budget = ("--batch-size", 4, "--dataloader-num-workers", 2, "--max-bad-images", 1000, "--max-steps", 10**6, "--learning-rate", 1e-3)
+        often = ("--save-steps", 100, "--logging-steps", 20, "--health-steps", 500)
         flags = (*harness.TINY, *data, *budget, *often, "--resume", "--output-dir", self.out)
         self.run, self.lives, self.memory = self.zygote.start("pretrain", *flags), self.lives + 1, []
         before, begun = self.step(), time.monotonic()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import harness
 import torch
 
-from mscl_hf.data.loader import TrainingData
+from mscl_hf.data.training_data import TrainingData
 from mscl_hf.evaluation import evaluate
 from mscl_hf.methods.base import Method
 from mscl_hf.training import checkpoint, checkpoint_folder, loop

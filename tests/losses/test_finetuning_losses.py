@@ -14,6 +14,7 @@ from same_run import differences, final_state
 from test_losses import CLOSE, fill, labels_of
 from test_resume import STEPS
 
+from mscl_hf.config import FinetuningLossConfig
 from mscl_hf.losses import (
     adaptive_affinity,
     affinity,
@@ -26,7 +27,7 @@ from mscl_hf.losses import (
 )
 from mscl_hf.losses.affinity import LEAST, SIZES
 from mscl_hf.methods import SegmentationTraining
-from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.probe import logistic_regression, start_classifier
@@ -519,7 +520,7 @@ def test_size_weights_are_learnt_upwards_and_not_decayed():
 
 def test_adaptive_affinity_resumes_exactly(tmp_path):
     """SIGTERM after step 3, then a resumed run: weights, size weights, optimizer and log equal those of an undisturbed run."""
-    data, options = harness.training_data("finetune"), {"max_steps": STEPS, "save_every_steps": STEPS, "log_every_steps": 1}
+    data, options = harness.training_data("finetune"), {"max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1}
     harness.train(tuning("ce+aaf"), data, tmp_path / "straight", **options)
     method = tuning("ce+aaf")
     harness.stop_after(method, 3, STEPS)
@@ -559,7 +560,7 @@ def test_progress_reaches_the_loss(tmp_path):
 def test_bad_names_and_options_are_refused(given, words):
     """An unknown loss, an option that the loss does not read, a value out of range: one sentence, by the name of the flag."""
     with pytest.raises(ValueError) as refused:
-        LossOptions(**given)
+        FinetuningLossConfig(**given)
     assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value)
 
 
@@ -568,7 +569,7 @@ def test_every_loss_has_its_row(name):
     """What --list-losses prints is there, and the options named are options."""
     row = FINETUNING_LOSSES[name]
     assert row.title and row.paper and row.adds and (row.year or name == "ce")
-    assert set(row.options) <= {f for f in LossOptions.__dataclass_fields__ if f != "loss"}
+    assert set(row.options) <= {f for f in FinetuningLossConfig.__dataclass_fields__ if f != "loss"}
 
 
 def test_losses_are_listed(capsys):

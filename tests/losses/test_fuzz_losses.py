@@ -9,13 +9,14 @@ from fuzz import fuzzed, stated
 from hypothesis import strategies as st
 
 from mscl_hf import losses
+from mscl_hf.config import FinetuningLossConfig
 from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses.info_nce import DENOMINATORS, GLOBAL_NEGATIVES, LOCAL_SCOPES
 from mscl_hf.losses.labels import LABEL_DOWN, PIXEL_SAMPLES
 from mscl_hf.losses.pixel_contrast import ANCHOR_WEIGHTS, REDUCTIONS, SCOPES
 from mscl_hf.losses.pixel_contrast import DENOMINATORS as PIXEL_DENOMINATORS
 from mscl_hf.losses.slices import REGIONS
-from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, LossOptions, Predicted
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, Predicted
 
 SEEDS = st.integers(0, 999)
 LABEL_SETS = ("ignored", "one class", "one pixel", "two classes", "any", "all different")
@@ -74,7 +75,7 @@ def test_finetuning_losses(name, shape, size, dtype, labels, seed):
     sizes = torch.zeros(2, classes, 3, requires_grad=True) if FINETUNING_LOSSES[name].learns_sizes else None
     target = labels_of(labels, (batch, 2 * height, 3 * width), classes, seed)
     with stated():
-        terms, _ = LossOptions(loss=name).terms(Predicted(logits, full, target, 0.5, sizes))
+        terms, _ = FinetuningLossConfig(loss=name).terms(Predicted(logits, full, target, 0.5, sizes))
         assert terms or name == "ce"
         if terms:
             check_loss(sum(weight * value for weight, value in terms.values()), logits, *([sizes] if sizes is not None else []))
@@ -87,7 +88,7 @@ def contrasts(draw) -> dict:
     choices |= {"pixel_denominator": PIXEL_DENOMINATORS, "reduce": REDUCTIONS, "anchor_weight": ANCHOR_WEIGHTS}
     choices |= {"losses": losses.LOSS_SUBSETS, "loss_precision": ("fp32", "bf16"), "symmetric": (False, True)}
     found = {name: draw(st.sampled_from(known)) for name, known in choices.items()}
-    found |= {name: draw(TEMPERATURES) for name in ("tau_g", "tau_l", "tau_p")}
+    found |= {name: draw(TEMPERATURES) for name in ("global_temperature", "local_temperature", "pixel_temperature")}
     return found | {"exclude_classes": draw(st.lists(st.integers(0, 4), max_size=5, unique=True))}
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss, global_contrast, local_contrast, parse_losses, pixel_contrast, sample_pixels
+from mscl_hf.config import parse_losses
+from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss, global_contrast, local_contrast, pixel_contrast, sample_pixels
 from mscl_hf.methods.queue import Queue
 
 
@@ -25,7 +26,7 @@ def embeddings(seed):
 def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
     """Seven names; each computes its own terms only, and needs labels exactly when it holds p."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
-    loss = MultiScaleLoss(losses, lambda_g=2, lambda_l=0.5, lambda_p=3, pixel_scope="within")
+    loss = MultiScaleLoss(losses, global_weight=2, local_weight=0.5, pixel_weight=3, pixel_scope="within")
     heads = losses.split("+")
     image, enhanced = ({h: x[h].requires_grad_() for h in heads} for x in (image, enhanced))
     if "p" in heads:
@@ -44,23 +45,23 @@ def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
 
 def test_weights_are_small_beside_the_pixel_loss_only():
     """By default g and l weigh a tenth of p, and all of themselves without it; a given weight is kept."""
-    weights = {losses: (loss.lambda_g, loss.lambda_l, loss.lambda_p) for losses in LOSS_SUBSETS for loss in [MultiScaleLoss(losses)]}
+    weights = {losses: (loss.global_weight, loss.local_weight, loss.pixel_weight) for losses in LOSS_SUBSETS for loss in [MultiScaleLoss(losses)]}
     assert {losses: w for losses, w in weights.items() if "p" in losses} == dict.fromkeys(("p", "g+p", "l+p", "g+l+p"), (0.1, 0.1, 1.0))
     assert {losses: w for losses, w in weights.items() if "p" not in losses} == dict.fromkeys(("g", "l", "g+l"), (1.0, 1.0, 1.0))
-    assert MultiScaleLoss("g", lambda_g=0.1).lambda_g == 0.1 and MultiScaleLoss("g+p", lambda_g=0.0).lambda_g == 0
+    assert MultiScaleLoss("g", global_weight=0.1).global_weight == 0.1 and MultiScaleLoss("g+p", global_weight=0.0).global_weight == 0
 
 
 OPTIONS = [
-    ("g", "tau_g", 0.3, {"temperature": 0.3}),
+    ("g", "global_temperature", 0.3, {"temperature": 0.3}),
     ("g", "negatives", "ntxent", {"negatives": "ntxent"}),
     ("g", "denominator", "literal", {"denominator": "literal"}),
     ("g", "symmetric", True, {"symmetric": True}),
-    ("l", "tau_l", 0.3, {"temperature": 0.3}),
+    ("l", "local_temperature", 0.3, {"temperature": 0.3}),
     ("l", "local_scope", "image", {"scope": "image"}),
     ("l", "local_scope", "others", {"scope": "others"}),
     ("l", "denominator", "literal", {"denominator": "literal"}),
     ("l", "symmetric", True, {"symmetric": True}),
-    ("p", "tau_p", 0.3, {"temperature": 0.3}),
+    ("p", "pixel_temperature", 0.3, {"temperature": 0.3}),
     ("p", "pixel_scope", "batch", {"scope": "batch"}),
     ("p", "pixel_denominator", "neg", {"denominator": "neg"}),
     ("p", "reduce", "in", {"reduce": "in"}),
@@ -73,7 +74,7 @@ OPTIONS = [
 def test_options_reach_their_loss(head, name, value, meaning):
     """Each option changes its own loss to what the function gives with it; unrelated entries of the dict are left alone."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
-    plain = {"losses": head, "lambda_g": 1, "lambda_l": 1, "pixel_scope": "within"}
+    plain = {"losses": head, "global_weight": 1, "local_weight": 1, "pixel_scope": "within"}
     options = plain | {name: value, "backbone": "resnet18"}
     found = MultiScaleLoss.from_options(options)(image, enhanced, labels)["loss"].item()
     function = {"g": global_contrast, "l": local_contrast, "p": lambda a, b, **o: pixel_contrast(a, b, labels, **o).loss}[head]
@@ -105,8 +106,8 @@ def test_names_of_losses():
 
 BAD = {
     "losses": "q", "negatives": "queue", "local_scope": "within", "pixel_scope": "image", "pixel_denominator": "literal",
-    "denominator": "neg", "reduce": "mean", "anchor_weight": "image", "pixel_sample": "some", "label_down": "mode",
-    "tau_g": 0, "tau_l": -1, "tau_p": float("nan"),
+    "denominator": "neg", "reduce": "mean", "anchor_weight": "image", "pixel_sample": "some", "label_downsampling": "mode",
+    "global_temperature": 0, "local_temperature": -1, "pixel_temperature": float("nan"),
 }  # fmt: skip
 
 

@@ -11,15 +11,16 @@ import torch
 from golden import u
 from PIL import Image
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.dataset import Slice
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import nt_xent, region_contrast, slice_contrast
 from mscl_hf.losses.slices import REGIONS, near_regions, region_patches
 from mscl_hf.methods.chaitanya import ChaitanyaGlobal, ChaitanyaGlobalLocal
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
-from mscl_hf.transforms.views import ViewOptions, make_view
+from mscl_hf.transforms.views import make_view
 
 T = 0.1
 PARTITION, VOLUME = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 0, 0, 1, 1])
@@ -185,8 +186,8 @@ def folder(tmp_path):
 
 def test_slices_from_a_folder_reach_the_loss(folder):
     """From files to a step: the numbers of the volumes and the positions of a batch are those of its images, and GD takes them."""
-    view = make_view("slices", "chaitanya", 32, 32, ViewOptions())
-    data = TrainingData(None, folder, view, 0, Order((), tuple(range(12)), 8, 0, 0))
+    view = make_view("slices", "chaitanya", 32, 32, ViewConfig())
+    data = TrainingImages(None, folder, view, 0, Order((), tuple(range(12)), 8, 0, 0))
     stage = method(ChaitanyaGlobal, "GD")
     stage.check_data(data)
     batch = next(data.batches(0, 1))
@@ -200,10 +201,10 @@ def test_the_undistorted_slice(folder):
     """Beside two augmented crops, the middle of the image as large as the view's shape lets it be: no colour changed, no pixel scaled
     where the sizes agree."""
     sample = folder.read(0)
-    views = make_view("slices", "chaitanya", 32, 32, ViewOptions())(sample, np.random.default_rng(0))
+    views = make_view("slices", "chaitanya", 32, 32, ViewConfig())(sample, np.random.default_rng(0))
     assert torch.equal(views["image"], torch.tensor(sample.image[:, 8:40]).permute(2, 0, 1))
     assert {"view1_colour", "view2_colour"} < set(views) and "image_colour" not in views
-    wide = make_view("slices", "chaitanya", 16, 16, ViewOptions(), image_width=48)(sample, np.random.default_rng(0))
+    wide = make_view("slices", "chaitanya", 16, 16, ViewConfig(), image_width=48)(sample, np.random.default_rng(0))
     assert torch.equal(wide["image"], torch.tensor(sample.image[8:24]).permute(2, 0, 1))
 
 
@@ -289,7 +290,7 @@ def test_the_second_stage_stands_on_the_decoder(attach):
 def test_both_views_must_show_one_crop():
     """Geometry crops is refused at the start; shared and none pass."""
     for geometry in ("shared", "none", "crops"):
-        view = make_view("pair", "chaitanya", 32, 32, ViewOptions(geometry=geometry))
+        view = make_view("pair", "chaitanya", 32, 32, ViewConfig(geometry=geometry))
         if geometry == "crops":
             with pytest.raises(ValueError, match="--geometry is crops.*one crop"):
                 second_stage().check_data(data_of(view=view))

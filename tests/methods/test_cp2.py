@@ -9,12 +9,12 @@ import torch
 from golden import fill, u
 from tiny import SIZE, batch_for, check_follows, check_teacher, hold_still, losses_of_training, network
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data.dataset import Sample
 from mscl_hf.losses import foreground_contrast, foreground_mean
 from mscl_hf.methods.cp2 import CP2
 from mscl_hf.transforms.crop_views import CopyPasteView, random_rectangle
 from mscl_hf.transforms.presets import PRESETS, Preset
-from mscl_hf.transforms.views import ViewOptions
 
 GOLDEN = u(fill((1, 4, 3))), u(fill((1, 4, 3), 0.53, 0.2)), torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[0, 1, 1, 0]]).bool()
 
@@ -134,7 +134,7 @@ def grey(value: int) -> Sample:
 def test_pasted_views_show_the_image_inside_and_another_outside():
     """Of images of one grey each: inside the mask, which is the rectangle drawn, the first one's, outside the second or third one's, to the
     last pixel."""
-    view = CopyPasteView(48, 48, ViewOptions(), 64, Preset(0.2, (None, None)))
+    view = CopyPasteView(48, 48, ViewConfig(), 64, Preset(0.2, (None, None)))
     samples = [view(grey(200), np.random.default_rng(i), [grey(50), grey(100)]) for i in range(5)]
     drawn = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
     batch = view.on_device(drawn)
@@ -152,7 +152,7 @@ def test_pasted_views_show_the_image_inside_and_another_outside():
 
 def test_colours_come_before_pasting():
     """Each part of a pasted view is, to the last bit, what the same colours make of its image alone."""
-    view, rng = CopyPasteView(48, 48, ViewOptions(), None, PRESETS["moco_v2"]), np.random.default_rng(0)
+    view, rng = CopyPasteView(48, 48, ViewConfig(), None, PRESETS["moco_v2"]), np.random.default_rng(0)
     noise = [Sample(rng.integers(0, 256, (60, 60, 3)).astype(np.uint8), None, str(i)) for i in range(3)]
     samples = [view(noise[0], np.random.default_rng(i), noise[1:]) for i in range(4)]
     batch = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}

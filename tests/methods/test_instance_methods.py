@@ -414,7 +414,7 @@ def test_published_sizes_at_published_scale():
 
 def test_queues_that_cannot_work_are_refused_or_named():
     """Shorter than a batch: refused. Longer than the data: said, with the length that would do."""
-    with pytest.raises(ValueError, match="--queue 8 cannot hold the 16 keys of a batch"):
+    with pytest.raises(ValueError, match="--queue-size 8 cannot hold the 16 keys of a batch"):
         created("moco_v2", Scale(367, 16, 200), queue=8)
     _, said = created("moco_v2", Scale(367, 16, 200), queue=4096, ema_momentum=0.9)
     assert len(said) == 1 and "11.2 times" in said[0] and "176 would do" in said[0]

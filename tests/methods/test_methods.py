@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data, loader
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE
@@ -15,7 +16,7 @@ from mscl_hf.methods import MSCL, MethodCallback
 from mscl_hf.methods.queue import Queue
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
-from mscl_hf.transforms.views import PairView, ViewOptions
+from mscl_hf.transforms.views import PairView
 
 SIZE = 32
 
@@ -26,7 +27,7 @@ def network(**options) -> MsclForPreTraining:
 
 
 def pairs(count: int = 4, geometry: str = "shared") -> list[dict]:
-    data, view = load_data("synthetic", "train"), PairView(SIZE, SIZE, ViewOptions(geometry=geometry))
+    data, view = load_data("synthetic", "train"), PairView(SIZE, SIZE, ViewConfig(geometry=geometry))
     return [{**view(data.read(i), np.random.default_rng(i)), "labelled": True, "name": str(i), "bad": []} for i in range(count)]
 
 

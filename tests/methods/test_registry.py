@@ -151,7 +151,7 @@ def test_every_method_has_its_row(name):
 
 def test_every_option_of_a_method_is_a_flag():
     """What a constructor takes can be given on the command line, and every flag is read by a method."""
-    flags = set(harness.load_recipe("pretrain").MethodOptions.__dataclass_fields__)
+    flags = set(harness.load_recipe("pretrain").MethodConfig.__dataclass_fields__)
     read = {option for kind in METHODS.values() for option in defaults_of(kind)} - {"images", "queue", "loss"}
     assert read == flags
 

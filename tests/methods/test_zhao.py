@@ -70,7 +70,7 @@ def test_values_of_the_release():
     """The golden value of the within loss, and the constants that the release tests itself with: no feature is brought to unit length."""
     assert value(released("within"), IMAGE, COPY, Y) == pytest.approx(5.467154422174, abs=1e-9)
     assert listed_pixel_contrast(PLAIN, PLAIN_Y, temperature=1.0) == pytest.approx(2.4503217, abs=1e-7)
-    plain = {"tau_p": 1.0}
+    plain = {"pixel_temperature": 1.0}
     assert value(released("within", **plain), PLAIN, PLAIN, PLAIN_Y) == pytest.approx(2 * 2.4503217, abs=1e-6)
     for pair in ((PLAIN, 2 * PLAIN), (2 * PLAIN, PLAIN)):
         assert value(released("cross", **plain), *pair, PLAIN_Y) == pytest.approx(5.4602736, abs=1e-7)
@@ -84,11 +84,11 @@ def test_released_losses_equal_plain_loops(options):
     y[2] = z[2] = 255
     weight, excluded = options.get("anchor_weight", "pixel"), tuple(options.get("exclude_classes", ()))
     wanted = sum(mean(slow_list(v[i], w[i], [0] * 7, 0.3, weight, excluded) for i in range(4)) for v, w in ((a, y), (b, z)))
-    assert value(released("within", tau_p=0.3, **options), a, b, y, z).item() == pytest.approx(wanted, rel=1e-9)
+    assert value(released("within", pixel_temperature=0.3, **options), a, b, y, z).item() == pytest.approx(wanted, rel=1e-9)
     torch.manual_seed(5)
     partner = torch.randperm(4)
     torch.manual_seed(5)
-    found = value(released("cross", tau_p=0.3, **options), a, b, y, z)
+    found = value(released("cross", pixel_temperature=0.3, **options), a, b, y, z)
     lists = [(torch.cat([a[i], b[j]]), torch.cat([y[i], z[j]])) for i, j in enumerate(partner.tolist())]
     wanted = mean(slow_list(v, w, [0] * 7 + [1] * 6, 0.3, weight, excluded) for v, w in lists)
     assert found.item() == pytest.approx(wanted, rel=1e-9)
@@ -136,7 +136,7 @@ def test_released_losses_without_labels_are_zero_with_a_graph(scope, labelled):
 @pytest.mark.parametrize("kind", [ZhaoWithin, ZhaoCross, ZhaoBatch])
 def test_published_methods_are_mscls_pixel_loss(kind):
     """With the options that mscl reads, and mscl's losses=p with the scope, the same network gives the same loss."""
-    options = {"tau_p": 0.2, "label_down": "majority", "exclude_classes": [0], "pixel_sample": "all"}
+    options = {"pixel_temperature": 0.2, "label_downsampling": "majority", "exclude_classes": [0], "pixel_sample": "all"}
     batch, found = some_batch(), []
     for method in (
         kind(network(contrast=options)), MSCL(network(), MultiScaleLoss(losses="p", pixel_scope=kind.scope, **options))

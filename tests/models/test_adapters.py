@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.sharing.publish import image_processor, publish
+from mscl_hf.sharing.model_folder import image_processor, publish
 
 peft = pytest.importorskip("peft")
 LAYERS = {"test_vit": ["qkv", "fc1"], "test_resnet": r".*(downsample\.1|fuse\.0)"}  # tokens by linear layers, maps by convolutions

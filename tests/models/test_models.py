@@ -376,11 +376,11 @@ def test_shared_crops_meet_at_the_same_places(flips):
 
 def test_configuration_is_plain_json(tmp_path):
     """Every field of a built configuration survives a file, and a hand-written one gets the defaults."""
-    config = config_of("vit_small_patch14_dinov2", contrast={"losses": "g+p", "tau_p": 0.1}, base_size=0)
+    config = config_of("vit_small_patch14_dinov2", contrast={"losses": "g+p", "pixel_temperature": 0.1}, base_size=0)
     config.save_pretrained(tmp_path)
     found, wanted = MsclConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
     assert {k for k in wanted if found[k] != wanted[k]} <= {"_name_or_path"} and config.base_size == 0
-    assert json.loads((tmp_path / "config.json").read_text())["contrast"] == {"losses": "g+p", "tau_p": 0.1}
+    assert json.loads((tmp_path / "config.json").read_text())["contrast"] == {"losses": "g+p", "pixel_temperature": 0.1}
     assert MsclConfig().out_indices == [-2, -1] and MsclConfig(image_size=96).base_size == 96
 
 

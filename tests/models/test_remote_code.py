@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.configuration_mscl import AUTO_MAP
-from mscl_hf.sharing.publish import publish
+from mscl_hf.sharing.model_folder import publish
 
 torch.set_num_threads(1)
 CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "modeling", "heads", "decoders", "towers")}

@@ -15,7 +15,7 @@ from transformers.quantizers import base as quantizers
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.models.checks_mscl import OF_TRANSFORMERS
-from mscl_hf.sharing.publish import publish
+from mscl_hf.sharing.model_folder import publish
 
 PIPELINE = {"my-task": {"impl": "my_pipeline.MyPipeline", "pt": ["AutoModelForSemanticSegmentation"], "type": "image"}}
 # Every field of transformers that a model may have, with a value that is not the default.

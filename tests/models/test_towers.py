@@ -8,9 +8,10 @@ from test_families import assert_round_trip
 from transformers import AutoImageProcessor
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.models.backbones import NetworkOptions, build_config, load_timm_weights
+from mscl_hf.config import NetworkConfig
+from mscl_hf.models.backbones import build_config, load_timm_weights
 from mscl_hf.models.towers_mscl import TwoTowers, lab_views, rgb_to_lab
-from mscl_hf.sharing.publish import publish
+from mscl_hf.sharing.model_folder import publish
 
 torch.set_num_threads(1)
 SMALLER = {
@@ -237,7 +238,7 @@ def test_families_without_a_half_width_are_refused(name):
 
 def test_what_two_towers_cannot_take_is_refused():
     """timm has no weights for them, and they need three channels to split; the flag reaches the configuration."""
-    model = MsclForSemanticSegmentation(NetworkOptions("test_resnet", two_towers=True, decoder_channels=16).config())
+    model = MsclForSemanticSegmentation(NetworkConfig("test_resnet", two_towers=True, decoder_channels=16).config())
     assert model.config.two_towers and model.config.image_mean == [0.0] * 3 and model.config.image_std == [1.0] * 3
     load_timm_weights(model, pretrained=False)
     for source in ({"pretrained": True}, {"file": "weights.safetensors"}):

@@ -25,9 +25,9 @@ from mscl_hf.demo.similarity import open_checkpoint
 from mscl_hf.export import open_network
 from mscl_hf.models import checks_mscl
 from mscl_hf.models.backbones import load_timm_weights
-from mscl_hf.models.open_model import open_model
-from mscl_hf.sharing.provenance import provenance
-from mscl_hf.sharing.publish import publish
+from mscl_hf.models.loading import open_model
+from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.provenance import read_provenance
 
 CLASSES = {0: "sky", 1: "road"}
 
@@ -190,11 +190,11 @@ def test_pickles_beside_safetensors_stay_closed(models, tmp_path, sentinel):
     found = open_model(MsclForPreTraining, str(folder)).state_dict()
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
     flags = (*harness.SHORT, "--val-split", "none", "--max-steps", 1, "--model", folder, "--output-dir", tmp_path / "out")
-    harness.run("finetune", *flags, "--save-every-steps", 1, pictures=False)
+    harness.run("finetune", *flags, "--save-steps", 1, pictures=False)
     for place in (tmp_path / "out", *(tmp_path / "out").glob("checkpoints/*")):
         pickled(sentinel, place / "custom_checkpoint_0.pkl")
         pickled(sentinel, place / "optimizer.bin")
-    harness.run("finetune", *flags, "--save-every-steps", 1, "--resume", pictures=False)
+    harness.run("finetune", *flags, "--save-steps", 1, "--resume", pictures=False)
     assert not sentinel.exists()
 
 
@@ -381,7 +381,7 @@ def test_files_beside_the_weights_are_bounded(models, tmp_path, capsys):
     """An index, or a record of the model's history, that is beyond the bound of config.json is not read."""
     folder = copied(models, tmp_path, "tuned")
     (folder / "provenance.json").write_text(json.dumps({"stages": [], "evaluations": [], "title": "x" * checks_mscl.JSON_BYTES}))
-    assert provenance(str(folder))["title"] is None and f"at most {checks_mscl.JSON_BYTES:,}" in capsys.readouterr().out
+    assert read_provenance(str(folder))["title"] is None and f"at most {checks_mscl.JSON_BYTES:,}" in capsys.readouterr().out
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}, "metadata": "x" * checks_mscl.JSON_BYTES}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -14,8 +14,8 @@ from mscl_hf.data import load_data
 from mscl_hf.data.dataset import BadSample, SegmentationData
 from mscl_hf.data.files import class_names
 from mscl_hf.data.image_io import LFS_POINTER
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.transforms.views import TrainView
 
@@ -24,7 +24,7 @@ BASE = {
     "finetune": (*harness.SHORT, "--val-split", "none", "--max-steps", 1),
     "evaluate": (),
 }
-FOLDER = (*harness.TINY, "--dataset", "folder", "--batch-size", 2, "--num-workers", 0, "--max-steps", 1)
+FOLDER = (*harness.TINY, "--dataset", "folder", "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1)
 
 
 def refused(name: str, out, *flags) -> str:
@@ -82,7 +82,7 @@ PRETRAIN = {
     "a batch of one": (("--batch-size", 1), ("--batch-size is 1", "at least 2")),
     "a batch of one, blocks of others": (("--batch-size", 1, "--losses", "l", "--local-scope", "others"), ("at least 2",)),
     "a batch of one, partners": (("--batch-size", 1, "--losses", "p", "--pixel-scope", "cross"), ("at least 2",)),
-    "a queue without its loss": (("--losses", "p", "--queue", 64), ("queue=64", "losses=p")),
+    "a queue without its loss": (("--losses", "p", "--queue-size", 64), ("queue=64", "losses=p")),
     "an excluded class that is none": (("--exclude-classes", 99), ("--exclude-classes 99", "0..7")),
     "too many labelled": (("--labelled-share", 1.5, "--unlabelled", "rest"), ("--labelled-share is 1.5", "at most 1")),
     "no labelled": (("--labelled-share", 0), ("--labelled-share is 0.0", "above 0")),
@@ -97,18 +97,18 @@ PRETRAIN = {
     "unknown attachment": (("--attach", "head"), ("'head'", "ancestor")),
     "unknown geometry": (("--geometry", "warp"), ("'warp'", "shared")),
     "scales reversed": (("--min-scale", 3), ("3.0 to 2.0",)),
-    "temperature zero": (("--tau-g", 0), ("tau_g=0.0", "positive")),
-    "unknown reduction": (("--reduce", "mean"), ("'mean'", "out, in")),
-    "unknown label rule": (("--label-down", "near"), ("'near'", "majority")),
+    "temperature zero": (("--global-temperature", 0), ("global_temperature=0.0", "positive")),
+    "unknown reduction": (("--pixel-reduction", "mean"), ("'mean'", "out, in")),
+    "unknown label rule": (("--label-downsampling", "near"), ("'near'", "majority")),
     "weights not there": (("--backbone-weights", "{}/gone.pth"), ("{}/gone.pth",)),
-    "unknown precision": (("--precision", "fp16"), ("'fp16'", "fp32, bf16")),
-    "unknown optimizer": (("--optimizer", "lamb"), ("'lamb'", "sgd, adamw, lars")),
-    "unknown schedule": (("--schedule", "step"), ("'step'", "cosine, poly")),
+    "unknown precision": (("--mixed-precision", "fp16"), ("'fp16'", "fp32, bf16")),
+    "unknown optimizer": (("--optim", "lamb"), ("'lamb'", "sgd, adamw, lars")),
+    "unknown schedule": (("--lr-scheduler-type", "step"), ("'step'", "cosine, poly")),
     "unknown tracker": (("--report-to", "mlflow"), ("mlflow", "tensorboard")),
-    "rate zero": (("--lr", 0), ("--lr is 0.0",)),
-    "rate not a number": (("--lr", "nan"), ("--lr is nan",)),
+    "rate zero": (("--learning-rate", 0), ("--learning-rate is 0.0",)),
+    "rate not a number": (("--learning-rate", "nan"), ("--learning-rate is nan",)),
     "no steps": (("--max-steps", 0), ("--max-steps is 0",)),
-    "negative workers": (("--num-workers", -1), ("--num-workers is -1",)),
+    "negative workers": (("--dataloader-num-workers", -1), ("--dataloader-num-workers is -1",)),
     "negative seed": (("--seed", -1), ("--seed is -1",)),
     "negative limit of bad images": (("--max-bad-images", -1), ("--max-bad-images is -1",)),
     "hf without a place": (("--dataset", "hf"), ("--data-dir",)),
@@ -118,8 +118,8 @@ PRETRAIN = {
     "part of a stream": (("--dataset", "hf", "--data-dir", "{}/parquet", "--streaming"), ("--train-count", "--streaming")),
     "labels wanted, none there": (("--method", "zhao_within", "--dataset", "folder", "--data-dir", "{}/pictures", "--train-count", 4),
                                   ("no masks", "--list-methods")),
-    "a queue that no batch fits": (("--method", "moco_v2", "--queue", 3), ("--queue 3 cannot hold the 4 keys", "at least 4")),
-    "mscl's queue that no batch fits": (("--queue", 3), ("--queue 3 cannot hold the 4 keys",)),
+    "a queue that no batch fits": (("--method", "moco_v2", "--queue-size", 3), ("--queue-size 3 cannot hold the 4 keys", "at least 4")),
+    "mscl's queue that no batch fits": (("--queue-size", 3), ("--queue-size 3 cannot hold the 4 keys",)),
     "one image to paste": (("--method", "cp2", "--train-count", 1), ("copy_paste views", "has only 1")),
     "a map of one cell": (("--method", "pixpro", "--output-stride", 32), ("--method pixpro", "has 1 x 1", "--image-size")),
     "a decoder's map of few cells": (("--method", "chaitanya_global_local"), ("--method chaitanya_global_local", "2 x 2", "7 x 7")),
@@ -130,7 +130,7 @@ PRETRAIN = {
     "an unknown bank loss": (("--method", "instdisc", "--bank-loss", "nec"), ("'nec'", "softmax, nce")),
     "weights that need a network": (("--method", "imagenet"), ("cannot be fetched", "--backbone-weights")),
     "another method's option": (("--method", "simclr", "--ema-momentum", 0.9), ("--ema-momentum is no option of --method simclr",)),
-    "mscl's option": (("--method", "byol", "--tau-g", 0.5), ("--tau-g is no option of --method byol", "--hidden-dim")),
+    "mscl's option": (("--method", "byol", "--global-temperature", 0.5), ("--global-temperature is no option of --method byol", "--hidden-dim")),
     "an option of other views": (("--method", "simclr", "--geometry", "crops"), ("--geometry is no option of the views", "--min-area")),
     "a bank of a stream": (("--method", "instdisc", "--dataset", "hf", "--data-dir", "{}/parquet", "--streaming"), ("--train-count",)),
     "a momentum above one": (("--method", "byol", "--ema-momentum", 1.5), ("--ema-momentum is 1.5", "at most 1")),
@@ -142,7 +142,7 @@ PRETRAIN = {
     "one image to normalise": (("--method", "byol", "--batch-size", 1), ("--batch-size 1 leaves one image", "at least 2")),
     "an axis that is none": (("--method", "cp2", "--dense-axis", "keys"), ("--dense-axis is 'keys'", "key, query")),
     "a gamma below one": (("--method", "pixpro", "--ppm-gamma", 0.5), ("--ppm-gamma is 0.5", "at least 1")),
-    "mscl and an option of others": (("--temperature", 0.5), ("--temperature is no option of --method mscl", "--tau-p")),
+    "mscl and an option of others": (("--temperature", 0.5), ("--temperature is no option of --method mscl", "--pixel-temperature")),
     "unknown preset": (("--method", "byol", "--preset", "mocov2"), ("'mocov2'", "moco_v2")),
     "output below a file": (("--output-dir", "{}/file/out"), ("cannot write to {}/file/out",)),
     "output is a file": (("--output-dir", "{}/file"), ("cannot write to {}/file",)),
@@ -177,7 +177,7 @@ EVALUATE = {
     "other classes": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/data", "--split", "val", "--num-classes", 9),
                       ("8 classes", "has 9")),
     "no masks": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/pictures", "--split", "train"), ("labelled images",)),
-    "unknown precision": (("--model", "{}/tuned", "--precision", "fp8"), ("'fp8'", "bf16")),
+    "unknown precision": (("--model", "{}/tuned", "--mixed-precision", "fp8"), ("'fp8'", "bf16")),
     "unknown mode": (("--model", "{}/tuned", "--mode", "slid"), ("'slid'", "whole")),
     "scale zero": (("--model", "{}/tuned", "--scales", 0), ("[0.0]",)),
 }  # fmt: skip
@@ -333,7 +333,7 @@ def test_camvid_faults_are_named(tmp_path, real_data):
             (root / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(source / part / file, root / part / file)
     (root / "train.txt").write_text("\n".join(lines))
-    flags = (*harness.TINY, "--dataset", "camvid", "--data-dir", root, "--batch-size", 2, "--num-workers", 0, "--max-steps", 1,
+    flags = (*harness.TINY, "--dataset", "camvid", "--data-dir", root, "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1,
              "--val-split", "none")  # fmt: skip
     image, mask = (root.joinpath(*name.split("/")[-2:]) for name in lines[2].split())
 
@@ -373,9 +373,9 @@ def test_file_that_goes_bad_during_the_run(tmp_path, workers):
     data = load_data("folder", "train", root, num_classes=8)
     (root / "images" / "train" / "2.png").write_text("gone bad")
     order = Order(tuple(range(6)), (), 4, 4, 0)
-    ready = TrainingData(data, None, TrainView(32, 32), 0, order)
+    ready = TrainingImages(data, None, TrainView(32, 32), 0, order)
     accelerator = harness.fresh_accelerator()
-    given = harness.options(max_steps=3, num_workers=workers, log_every_steps=1)
+    given = harness.options(max_steps=3, num_workers=workers, logging_steps=1)
     for out in ("allowed", "refused"):
         (tmp_path / out).mkdir()
     harness.fit(harness.finetuning(), ready, given, tmp_path / "allowed", accelerator, max_bad_images=1)
@@ -392,9 +392,9 @@ def test_file_that_goes_bad_during_the_run(tmp_path, workers):
 def test_divergence_ends_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path, places, recipe):
     """An absurd learning rate: the step and the samples are named; the checkpoint before is whole and finite, no model is published."""
     model = ("--model", places / "model") if recipe == "finetune" else ()
-    flags = (*BASE[recipe][:-1], 30, "--lr", 1e30, "--save-every-steps", 1, *model)
+    flags = (*BASE[recipe][:-1], 30, "--learning-rate", 1e30, "--save-steps", 1, *model)
     message = harness.refused(recipe, *flags, "--output-dir", tmp_path / "out")
-    assert "gave loss" in message and "train_0" in message and "lower --lr" in message
+    assert "gave loss" in message and "train_0" in message and "lower --learning-rate" in message
     newest = checkpoint_folder.complete(tmp_path / "out")[-1]
     assert f"the weights are those of step {int(newest.name[5:])}" in message
     saved = load_file(newest / "method.safetensors")

@@ -10,12 +10,9 @@ import pytest
 from test_recipes import write_folder
 
 from mscl_hf.cli import parse, printable
-from mscl_hf.data.build import DataOptions
+from mscl_hf.config import DataConfig, MethodConfig, TrainingConfig, ViewConfig
 from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss
-from mscl_hf.methods import MethodOptions
 from mscl_hf.training.log import read_log
-from mscl_hf.training.options import TrainOptions
-from mscl_hf.transforms.views import ViewOptions
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,10 @@ def test_a_label_map_may_be_a_mapping(tmp_path):
     file = tmp_path / "o.yaml"
     for text in ("label_map: {255: 1, 7: 255}", "label_map:\n  255: 1\n  7: 255", "label_map: 255:1,7:255", "label-map: '255:1,7:255'"):
         file.write_text(text)
-        assert parse([DataOptions], "data", ["--config", str(file)])[0].label_map == "255:1,7:255"
+        assert parse([DataConfig], "data", ["--config", str(file)])[0].label_map == "255:1,7:255"
     file.write_text("label_map: [255, 1]")
     with pytest.raises(ValueError, match="label_map is .255, 1., which cannot be read as str"):
-        parse([DataOptions], "data", ["--config", str(file)])
+        parse([DataConfig], "data", ["--config", str(file)])
 
 
 def test_aliases_do_not_fill_the_message(tmp_path):
@@ -146,7 +143,7 @@ def test_printable_is_what_trackers_take():
 
 LOSS_VALUES = {
     "losses": LOSS_SUBSETS,
-    "lambda_g": (0.5,), "lambda_l": (0.0,), "lambda_p": (2.0,), "tau_g": (0.5,), "tau_l": (0.5,), "tau_p": (0.5,),
+    "global_weight": (0.5,), "local_weight": (0.0,), "pixel_weight": (2.0,), "global_temperature": (0.5,), "local_temperature": (0.5,), "pixel_temperature": (0.5,),
     "negatives": ("ntxent",),
     "queue": (6,),
     "local_scope": ("image", "others"),
@@ -154,7 +151,7 @@ LOSS_VALUES = {
     "pixel_denominator": ("neg",),
     "pixel_sample": ("random", "class"),
     "pixel_count": (3,),
-    "label_down": ("majority", "pure"),
+    "label_downsampling": ("majority", "pure"),
     "reduce": ("in",),
     "anchor_weight": ("class",),
     "exclude_classes": ("0 1",),
@@ -189,8 +186,8 @@ EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample",
 def test_every_option_is_tried():
     """A new option of the loss or the views must be added above."""
     assert {f.name for f in dataclasses.fields(MultiScaleLoss)} == set(LOSS_VALUES)
-    assert {f.name for f in dataclasses.fields(ViewOptions)} == {*VIEW_VALUES, "preset", "min_area"}
-    assert {f.name for f in dataclasses.fields(MethodOptions)} | {"preset", "min_area"} == set(METHOD_VALUES)
+    assert {f.name for f in dataclasses.fields(ViewConfig)} == {*VIEW_VALUES, "preset", "min_area"}
+    assert {f.name for f in dataclasses.fields(MethodConfig)} | {"preset", "min_area"} == set(METHOD_VALUES)
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +245,10 @@ pretrain | --epochs 10 | --max-steps
 finetune | --num-epochs=10 | --max-steps
 finetune | --device cuda | CUDA_VISIBLE_DEVICES
 evaluate | --gpus 2 | --num_processes
-pretrain | --learning-rate 1 | --lr
-pretrain | --learning_rate 1 | --lr
-pretrain | --amp | --precision bf16
-pretrain | --workers 8 | --num-workers
+pretrain | --learning-rate 1 | --learning-rate
+pretrain | --learning_rate 1 | --learning-rate
+pretrain | --amp | --mixed-precision bf16
+pretrain | --workers 8 | --dataloader-num-workers
 finetune | --data DIR | --data-dir
 pretrain | --weights FILE | --backbone-weights
 evaluate | --weights DIR | --model
@@ -259,8 +256,8 @@ finetune | --img-size 512 | --image-size
 evaluate | --img-size 512 | --base-size
 pretrain | --model resnet50 | --backbone
 finetune | --arch resnet50 | --model
-pretrain | --precision fp16 | bf16
-evaluate | --precision fp16 | bf16
+pretrain | --mixed-precision fp16 | bf16
+evaluate | --mixed-precision fp16 | bf16
 pretrain | --dataset coco | --dataset folder
 finetune | --resume-from DIR | --resume
 pretrain | --output DIR | --output-dir
@@ -277,7 +274,7 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
         assert option.removeprefix("--").replace("-", "_") in {"help", *OPTIONS[recipe]}, option
 
 
-@pytest.mark.parametrize("words", ["--batch-size 8", "--num-workers 2"])
+@pytest.mark.parametrize("words", ["--batch-size 8", "--dataloader-num-workers 2"])
 def test_options_of_training_in_an_evaluation(tmp_path, words):
     """Evaluation has neither, and says so."""
     assert "images are measured one at a time" in harness.refused("evaluate", *words.split(), "--output-dir", tmp_path / "out")
@@ -292,4 +289,4 @@ def test_habits_in_yaml_get_a_remedy(tmp_path):
 
 def test_batch_size_is_written_either_way():
     """With underscores too."""
-    assert parse([TrainOptions], "", ["--batch_size", "8"])[0].batch_size == 8
+    assert parse([TrainingConfig], "", ["--batch_size", "8"])[0].batch_size == 8

@@ -69,7 +69,7 @@ def check_parsed(recipe: str, argv: list[str]) -> list[str]:
 CASES = st.sampled_from(RECIPES).flatmap(lambda recipe: st.tuples(st.just(recipe), some_options(recipe)))
 
 
-@example(case=("pretrain", {"lambda_g": -1.0}))
+@example(case=("pretrain", {"global_weight": -1.0}))
 @example(case=("pretrain", {"head_lr_scale": -1.0}))
 @example(case=("finetune", {"max_scale": float("inf")}))
 @example(case=("finetune", {"lr": 0.1, "weight_decay": float("inf")}))

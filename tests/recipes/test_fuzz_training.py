@@ -10,10 +10,10 @@ from fuzz import AMOUNTS, check_stated, fits, fuzzed
 from hypothesis import event
 from hypothesis import strategies as st
 
+from mscl_hf.config import HubConfig
 from mscl_hf.losses import LOSS_SUBSETS
 from mscl_hf.methods import METHODS
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
-from mscl_hf.sharing.upload import HubOptions
 from mscl_hf.training.log import read_log
 from mscl_hf.transforms.presets import PRESETS
 
@@ -23,7 +23,7 @@ BASE = {
 }
 # What says where and how long, or asks for more than a moment, a network or a tracker.
 LEFT_OUT = {"output_dir", "model", "start_from", "max_steps", "batch_size", "list_methods", "list_losses", "backbone", "pretrained",
-            "compile", "num_workers", "report_to", "resume", "gradient_accumulation_steps", "warmup_steps", "keep_checkpoints",
+            "compile", "num_workers", "report_to", "resume", "gradient_accumulation_steps", "warmup_steps", "save_total_limit",
             "method", "loss", "losses", "image_size", "image_width", "base_size", "two_towers", "unlabelled", "backbone_weights",
             "dataset", "data_dir"}  # fmt: skip
 WHOLE = st.integers(-1, 40)
@@ -41,7 +41,7 @@ def runs(draw, recipe: str) -> dict:
     """Flags of a run: sizes of its images, its method or loss, and a few other options."""
     kinds = {}
     for each in harness.load_recipe(recipe).KINDS:
-        if each is not HubOptions:
+        if each is not HubConfig:
             kinds |= {name: kind for name, kind in typing.get_type_hints(each).items() if name not in LEFT_OUT}
     first = {"method": METHODS, "losses": LOSS_SUBSETS, "preset": PRESETS} if recipe == "pretrain" else {"loss": FINETUNING_LOSSES}
     found = {name: draw(st.sampled_from(sorted(known))) for name, known in first.items() if draw(st.booleans())}

@@ -75,10 +75,10 @@ def chain(real_data, few_camvid, tmp_path_factory):
 
     data = ("--dataset", "camvid", "--data-dir", few_camvid)
     launch("pretrain", *data, "--backbone", "resnet18", "--method", "mscl", "--losses", "g+l+p", "--image-size", 64, "--batch-size", 4,
-           "--max-steps", 3, "--train-count", 5, "--precision", "bf16", "--seed", 0, "--save-every-steps", 2, "--health-every-steps", 2,
-           "--unlabelled", "rest", "--log-every-steps", 1, "--output-dir", "OUT")  # fmt: skip
+           "--max-steps", 3, "--train-count", 5, "--mixed-precision", "bf16", "--seed", 0, "--save-steps", 2, "--health-steps", 2,
+           "--unlabelled", "rest", "--logging-steps", 1, "--output-dir", "OUT")  # fmt: skip
     launch("finetune", "--model", "OUT", *data, "--train-count", 5, "--batch-size", 4, "--max-steps", 3, "--seed", 1,
-           "--log-every-steps", 1, "--output-dir", "OUT2")  # fmt: skip
+           "--logging-steps", 1, "--output-dir", "OUT2")  # fmt: skip
     launch("evaluate", "--model", "OUT2", *data, "--split", "test", "--output-dir", "OUT3")
     return root, shown
 
@@ -164,7 +164,7 @@ def test_evaluation_of_a_model_that_was_not_fine_tuned_is_refused(chain, few_cam
 )
 def test_backbone_is_swapped_by_name_alone(few_camvid, tmp_path, backbone):
     """Pre-training, fine-tuning and a score on CamVid, with nothing but the name changed."""
-    flags = ("--dataset", "camvid", "--data-dir", few_camvid, "--batch-size", 2, "--num-workers", 0, "--max-steps", 2)
+    flags = ("--dataset", "camvid", "--data-dir", few_camvid, "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 2)
     quick = {"draw_training": lambda *_: None}
     harness.run("pretrain", *flags, "--backbone", backbone, "--image-size", 64, "--output-dir", tmp_path / "a", **quick,
                 draw_features=lambda *_: None)  # fmt: skip
@@ -176,7 +176,7 @@ def test_backbone_is_swapped_by_name_alone(few_camvid, tmp_path, backbone):
 
 def test_real_voc_chain(real_data, tmp_path):
     """VOC's layout goes through both stages; the train split names its 21 classes."""
-    flags = ("--dataset", "voc2012", "--data-dir", real_data / "VOCdevkit", "--train-count", 6, "--batch-size", 2, "--num-workers", 0,
+    flags = ("--dataset", "voc2012", "--data-dir", real_data / "VOCdevkit", "--train-count", 6, "--batch-size", 2, "--dataloader-num-workers", 0,
              "--max-steps", 1, "--val-split", "none")  # fmt: skip
     harness.run("pretrain", *harness.TINY, *flags, "--output-dir", tmp_path / "a")
     harness.run("finetune", *flags, "--model", tmp_path / "a", "--output-dir", tmp_path / "b")
@@ -244,7 +244,7 @@ def write_folder(root: Path, masks: bool = True, splits=("train", "val"), count:
     return root
 
 
-BRIEF = ("--batch-size", 2, "--num-workers", 0, "--max-steps", 2, "--warmup-steps", 1)
+BRIEF = ("--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 2, "--warmup-steps", 1)
 
 
 def test_folder_of_images_and_masks(tmp_path):
@@ -390,8 +390,8 @@ def test_two_processes_pretrain_like_one(tmp_path, monkeypatch):
     """Same global batches, labelled and not; equal weights on both; losses and gradient norms of one process to rounding, since
     negatives are gathered and nothing here has batch statistics; one log."""
     flags = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
-             "--pixel-scope", "batch", "--unlabelled", "rest", "--train-count", 8, "--batch-size", 4, "--num-workers", 0, "--max-steps", 4,
-             "--log-every-steps", 1, "--gradient-accumulation-steps", 2, "--val-split", "none")  # fmt: skip
+             "--pixel-scope", "batch", "--unlabelled", "rest", "--train-count", 8, "--batch-size", 4, "--dataloader-num-workers", 0, "--max-steps", 4,
+             "--logging-steps", 1, "--gradient-accumulation-steps", 2, "--val-split", "none")  # fmt: skip
     records, shown = on_two(tmp_path, "pretrain", *flags, "--output-dir", tmp_path / "two")
     whole = in_one(tmp_path, monkeypatch, "pretrain", *flags, "--output-dir", tmp_path / "one")
     assert len(whole) == 8
@@ -415,7 +415,7 @@ def test_two_processes_fine_tune_and_score(tmp_path):
     data = write_folder(tmp_path / "data", count=5)
     records, shown = on_two(
         tmp_path, "finetune", "--model", tmp_path / "start", "--dataset", "folder", "--data-dir", data, "--batch-size", 4,
-        "--num-workers", 0, "--max-steps", 3, "--log-every-steps", 1, "--output-dir", tmp_path / "two",
+        "--dataloader-num-workers", 0, "--max-steps", 3, "--logging-steps", 1, "--output-dir", tmp_path / "two",
     )  # fmt: skip
     assert records[0]["weights"] == records[1]["weights"]
     assert shown.count("fine-tuned model") == 1
@@ -424,7 +424,7 @@ def test_two_processes_fine_tune_and_score(tmp_path):
 
 
 def test_another_rate_in_the_middle_of_a_run(tmp_path):
-    """A stopped run goes on with another --lr and mended sources, and the record keeps both; with another batch it does not."""
+    """A stopped run goes on with another --learning-rate and mended sources, and the record keeps both; with another batch it does not."""
     flags = ("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 6, "--output-dir", tmp_path / "a")
     spy = harness.load_recipe("pretrain").fit
 
@@ -433,10 +433,10 @@ def test_another_rate_in_the_middle_of_a_run(tmp_path):
         return spy(method, *rest)
 
     with pytest.raises(SystemExit) as stopped:
-        harness.run(*flags, "--lr", 0.05, pictures=False, fit=fit, commit=lambda: "before")
+        harness.run(*flags, "--learning-rate", 0.05, pictures=False, fit=fit, commit=lambda: "before")
     assert stopped.value.code == 75
-    assert "other settings (batch_size: 4 -> 2)" in harness.refused(*flags, "--lr", 0.05, "--resume", "--batch-size", 2)
-    harness.run(*flags, "--lr", 0.01, "--resume", pictures=False, commit=lambda: "after")
+    assert "other settings (batch_size: 4 -> 2)" in harness.refused(*flags, "--learning-rate", 0.05, "--resume", "--batch-size", 2)
+    harness.run(*flags, "--learning-rate", 0.01, "--resume", pictures=False, commit=lambda: "after")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["lr"] == 0.01 and record["changed"] == [{"commit": ["before", "after"], "lr": [0.05, 0.01]}]
     rates = [row["lr"] for row in read_log(tmp_path / "a" / "log.jsonl") if "lr" in row]
@@ -471,8 +471,8 @@ def test_evaluation_beside_the_library_as_a_script(tmp_path):
 
 # -- two stages ----------------------------------------------------------------------------------------------------------------
 
-STAGED = ("--method", "chaitanya_global_local", "--image-size", 64, "--output-stride", 8, "--max-steps", 6, "--save-every-steps", 2,
-          "--health-every-steps", 0)  # fmt: skip
+STAGED = ("--method", "chaitanya_global_local", "--image-size", 64, "--output-stride", 8, "--max-steps", 6, "--save-steps", 2,
+          "--health-steps", 0)  # fmt: skip
 
 
 def test_a_method_of_two_stages_trains_the_encoder_then_the_decoder(tmp_path):
@@ -526,7 +526,7 @@ def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys
     short = (*harness.SHORT, "--max-steps", 2)
     rest = ("--unlabelled", "rest") if METHODS[name].uses_unlabelled({"losses": "g+l+p"}) else ()
     harness.run("pretrain", *harness.TINY, *short, *backbone, *sizes, *weights, "--method", name, *rest,
-                "--health-every-steps", 1, "--output-dir", first, draw_features=lambda *_: None)  # fmt: skip
+                "--health-steps", 1, "--output-dir", first, draw_features=lambda *_: None)  # fmt: skip
     said = capsys.readouterr().out
     assert ("queue of" in said) == (name in ("moco_v1", "moco_v2", "densecl", "cp2"))
     assert ("temperature 0.1" in said) == (name in ("instdisc", "cmc"))

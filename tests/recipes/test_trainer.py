@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data import load_data
 from mscl_hf.models.backbones import build_config
-from mscl_hf.sharing.publish import publish
+from mscl_hf.sharing.model_folder import publish
 
 torch.set_num_threads(1)
 FLAGS = ("--max-steps", 4, "--per-device-train-batch-size", 4, "--save-steps", 2, "--logging-steps", 1, "--train-count", 6)

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from minihub import TOKEN
 
-from mscl_hf.models.open_model import pinned, split_revision
+from mscl_hf.models.loading import pinned, split_revision
 
 WORKER = ROOT / "tests" / "hub_worker.py"
 

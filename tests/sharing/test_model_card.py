@@ -17,12 +17,12 @@ from transformers import AutoImageProcessor, pipeline
 
 from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.cli import parse
-from mscl_hf.data.build import DataOptions
+from mscl_hf.config import DataConfig
 from mscl_hf.data.synthetic import CLASSES
 from mscl_hf.records.redact import public
 from mscl_hf.sharing.model_card import cell, copy_beside, in_words, method_facts, model_card
-from mscl_hf.sharing.provenance import _hub_name, command_line, data_name, provenance, with_evaluation
-from mscl_hf.sharing.publish import typical_size
+from mscl_hf.sharing.model_folder import typical_size
+from mscl_hf.sharing.provenance import _hub_name, command_line, data_name, read_provenance, with_evaluation
 from mscl_hf.sharing.upload import UNNAMED, model_files
 
 
@@ -30,7 +30,7 @@ from mscl_hf.sharing.upload import UNNAMED, model_files
 def chain(tmp_path_factory):
     """Folders of a pre-training run and of a fine-tuning run that goes on from it, one step each."""
     folder = tmp_path_factory.mktemp("chain")
-    run("pretrain", "--output-dir", folder / "pretrained", "--max-steps", 1, "--losses", "g+p", "--lambda-p", 0.5, "--tau-p", 0.2,
+    run("pretrain", "--output-dir", folder / "pretrained", "--max-steps", 1, "--losses", "g+p", "--pixel-weight", 0.5, "--pixel-temperature", 0.2,
         "--val-split", "none", *TINY, *SHORT)  # fmt: skip
     run("finetune", "--model", folder / "pretrained", "--output-dir", folder / "tuned", "--max-steps", 1, "--loss", "ohem",
         "--license", "cc-by-4.0", *SHORT)  # fmt: skip
@@ -123,7 +123,7 @@ def test_command_repeats_the_run(tmp_path, monkeypatch):
     (tmp_path / "my.yaml").write_text("losses: g+p\nmax-steps: 7\nexclude-classes: [1, 2]\npixel-bn: false\ngradient-checkpointing: true\n")
     monkeypatch.setattr("sys.argv", ["/home/me/recipes/pretrain.py"])
     kinds = load_recipe("pretrain").KINDS
-    given = ["--config", str(tmp_path / "my.yaml"), "--tau-p", "0.3", "--resume", "--push-to-hub", "org/name", "--output-dir", "runs/x"]
+    given = ["--config", str(tmp_path / "my.yaml"), "--pixel-temperature", "0.3", "--resume", "--push-to-hub", "org/name", "--output-dir", "runs/x"]
     options = parse(kinds, "", given)
     words = command_line(options).split()
     assert words[:3] == ["accelerate", "launch", "recipes/pretrain.py"] and not {"--resume", "--config", "--push-to-hub"} & set(words)
@@ -167,7 +167,7 @@ def test_evaluation_on_another_split_goes_into_the_card_that_is_pushed(chain, tm
     assert [name for _, name in pushed] == [None, "org/name"] and pushed[1][0] == tmp_path / "out"
     text = (tmp_path / "out" / "README.md").read_text()
     assert card_problems(text) == ([], [])
-    assert [found["split"] for found in provenance(str(tmp_path / "out"))["evaluations"]] == ["val", "test"]
+    assert [found["split"] for found in read_provenance(str(tmp_path / "out"))["evaluations"]] == ["val", "test"]
     data = ModelCard(text).data
     assert {result.dataset_split for result in data.eval_results} == {"val", "test"} and data.license == "cc-by-4.0"
     for name in ("model.safetensors", "training.png", "preprocessor_config.json"):
@@ -199,7 +199,7 @@ def test_a_link_beside_a_strangers_model_is_not_published(chain, tmp_path, monke
 
 def test_one_evaluation_a_split(chain):
     """A second evaluation on a split takes the place of the first: a model has one figure there."""
-    record = provenance(str(chain / "tuned"))
+    record = read_provenance(str(chain / "tuned"))
     (options,) = [o for o in parse(load_recipe("evaluate").KINDS, "", []) if hasattr(o, "data_dir")]
     results = json.loads((chain / "tuned" / "results.json").read_text())
     again = with_evaluation(record, results | {"mean_iou": 0.125}, options)
@@ -211,7 +211,7 @@ def test_one_evaluation_a_split(chain):
 def test_new_weights_drop_old_figures(chain, tmp_path):
     """Fine-tuned again, a model keeps the history of its stages and none of the figures, nor of the terms, of the weights before."""
     run("finetune", "--model", chain / "tuned", "--output-dir", tmp_path, "--max-steps", 1, "--val-split", "none", *SHORT)
-    found = provenance(str(tmp_path))
+    found = read_provenance(str(tmp_path))
     assert [stage["stage"] for stage in found["stages"]] == ["Pre-training", "Fine-tuning", "Fine-tuning"]
     assert not found["evaluations"] and found["license"] is None
     assert "Its accuracy was not measured." in (tmp_path / "README.md").read_text()
@@ -256,7 +256,7 @@ SPOILT = {
 def test_a_strangers_record_costs_no_run(chain, tmp_path, what, capsys):
     """A provenance.json that cannot be read is said to be left out, and is."""
     (tmp_path / "provenance.json").write_text(BROKEN[what])
-    found = provenance(str(tmp_path))
+    found = read_provenance(str(tmp_path))
     assert found["stages"] == found["evaluations"] == [] and "cannot be read" in capsys.readouterr().out
 
 
@@ -265,36 +265,36 @@ def test_half_a_record_is_left_out_whole(chain, tmp_path, what, capsys):
     """A record that would break the writing of a card is found before the run, part by part."""
     record = json.loads((chain / "tuned" / "provenance.json").read_text())
     (tmp_path / "provenance.json").write_text(json.dumps(record))
-    assert provenance(str(tmp_path)) == record and not capsys.readouterr().out
+    assert read_provenance(str(tmp_path)) == record and not capsys.readouterr().out
     SPOILT[what](record)
     (tmp_path / "provenance.json").write_text(json.dumps(record))
-    found = provenance(str(tmp_path))
+    found = read_provenance(str(tmp_path))
     assert found["stages"] == found["evaluations"] == [] and "cannot be read" in capsys.readouterr().out
 
 
 def test_a_record_without_title_or_licence_is_sound(tmp_path):
     """Older records have neither; both are then not known."""
     (tmp_path / "provenance.json").write_text('{"stages": [], "evaluations": []}')
-    assert provenance(str(tmp_path)) == {"title": None, "license": None, "stages": [], "evaluations": []}
+    assert read_provenance(str(tmp_path)) == {"title": None, "license": None, "stages": [], "evaluations": []}
 
 
 def test_names_of_data_sets(tmp_path, monkeypatch):
     """A folder goes by its own name, without those above it; a name on the Hub is one only where there is no such folder."""
     monkeypatch.chdir(tmp_path)
     Path("streets").mkdir()
-    assert data_name(DataOptions(dataset="folder", data_dir="/home/me/streets")) == "streets"
-    assert data_name(DataOptions(dataset="hf", data_dir="sftp://alice:hunter22@store.org")) == "store.org"
-    on_hub = DataOptions(dataset="hf", data_dir="org/streets")
+    assert data_name(DataConfig(dataset="folder", data_dir="/home/me/streets")) == "streets"
+    assert data_name(DataConfig(dataset="hf", data_dir="sftp://alice:hunter22@store.org")) == "store.org"
+    on_hub = DataConfig(dataset="hf", data_dir="org/streets")
     assert data_name(on_hub) == _hub_name(on_hub) == "org/streets"
-    assert _hub_name(DataOptions(dataset="hf", data_dir="streets")) is None and _hub_name(DataOptions(data_dir="org/streets")) is None
-    assert data_name(DataOptions(dataset="camvid", data_dir="/home/me/x")) == "camvid"
+    assert _hub_name(DataConfig(dataset="hf", data_dir="streets")) is None and _hub_name(DataConfig(data_dir="org/streets")) is None
+    assert data_name(DataConfig(dataset="camvid", data_dir="/home/me/x")) == "camvid"
 
 
 def test_hostile_names_stay_text(chain, tmp_path):
     """Class names and facts with Markdown or HTML in them stand in their cells as they are read, and run nowhere."""
     names = ["a|b `c`", "<script>alert(1)</script>", "two\nlines", "*x*", "key: [value", "ünï"]
     names += [f"plain {i}" for i in range(len(CLASSES) - len(names))]
-    network, record = MsclForSemanticSegmentation.from_pretrained(chain / "tuned"), provenance(str(chain / "tuned"))
+    network, record = MsclForSemanticSegmentation.from_pretrained(chain / "tuned"), read_provenance(str(chain / "tuned"))
     network.config.id2label = dict(enumerate(names))
     for key in ("per_class_iou", "per_class_accuracy"):
         record["evaluations"][0][key] = dict.fromkeys(names, 0.5)
@@ -337,7 +337,7 @@ def test_models_of_another_origin_have_cards_too(chain, tmp_path):
     """A model without a provenance is published with what can be known of it."""
     network = MsclForSemanticSegmentation.from_pretrained(chain / "tuned")
     network.save_pretrained(tmp_path)
-    record = provenance(str(tmp_path))
+    record = read_provenance(str(tmp_path))
     assert record == {"title": None, "license": None, "stages": [], "evaluations": []}
     card = model_card(tmp_path, network, record)
     assert card_problems(str(card)) == ([], []) and "images that are not known" in card.content
@@ -345,7 +345,7 @@ def test_models_of_another_origin_have_cards_too(chain, tmp_path):
 
 def test_base_model_and_data_sets_of_the_hub(chain, tmp_path):
     """What came from the Hub is named in the metadata, so that the pages link to each other; what lay on the disk is not."""
-    network, record = MsclForSemanticSegmentation.from_pretrained(chain / "tuned"), provenance(str(chain / "tuned"))
+    network, record = MsclForSemanticSegmentation.from_pretrained(chain / "tuned"), read_provenance(str(chain / "tuned"))
     data = ModelCard((chain / "tuned" / "README.md").read_text()).data
     assert data.base_model is None and data.datasets is None
     record["stages"][0]["base_model"] = "timm/resnet18.a1_in1k"

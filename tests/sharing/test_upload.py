@@ -18,8 +18,9 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 from minihub import TOKEN, Minihub
 
+from mscl_hf.config import HubConfig
 from mscl_hf.sharing import upload
-from mscl_hf.sharing.upload import PUSH_FAILED, HubOptions, PushError, check_can_push, model_files, push_folder, push_result
+from mscl_hf.sharing.upload import PUSH_FAILED, PushError, check_can_push, model_files, push_folder, push_result
 
 READER, STRANGER, FOREIGN = "hf_readerReaderReaderReader", "hf_strangerStrangerStranger", "eyJhbGciOi.eyJzdWIiOi.of_another_form"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf]\n---\n\n# A model\n"
@@ -92,7 +93,7 @@ def pushes(hub, name: str = NAME) -> list[str]:
     return [] if repo is None else [sha for sha, commit in repo.commits.items() if commit["parent"]]
 
 
-def fails(folder, options: HubOptions, capfd) -> str:
+def fails(folder, options: HubConfig, capfd) -> str:
     """What a failed push says; the folder is as before, byte for byte."""
     before = contents(folder)
     capfd.readouterr()
@@ -159,14 +160,14 @@ def test_weights_that_are_not_replaced_are_removed(hub, folder):
 
 def test_branch_and_privacy(hub, folder, capfd):
     """--revision makes the branch and leaves main alone; --private makes a private repository, and refuses to push to a public one."""
-    push_result(folder, HubOptions(NAME, revision="v2"))
+    push_result(folder, HubConfig(NAME, revision="v2"))
     repo = hub.repo(NAME)
     assert "config.json" in repo.files("v2") and list(repo.files("main")) == [".gitattributes"] and not repo.private
     assert f"pushed: {hub.url}/{NAME}/commit/{repo.branches['v2']}" in capfd.readouterr().out
-    push_result(folder, HubOptions("org/secret", private=True))
+    push_result(folder, HubConfig("org/secret", private=True))
     assert hub.repo("org/secret").private
     heads = dict(repo.branches)
-    assert "exists and is public" in fails(folder, HubOptions(NAME, private=True), capfd)
+    assert "exists and is public" in fails(folder, HubConfig(NAME, private=True), capfd)
     assert repo.branches == heads
 
 
@@ -233,7 +234,7 @@ def test_lasting_fault_at_the_commit(hub, folder, waits, capfd, what):
     (folder / "config.json").write_text('{"new": true}')
     hub.log.clear()
     hub.fail("POST", "/commit/", what, times=100)
-    output = fails(folder, HubOptions(NAME, private=True, revision="v2"), capfd)
+    output = fails(folder, HubConfig(NAME, private=True, revision="v2"), capfd)
     assert hub.requests("POST", "/commit/") == [what] * 4 and hub.repo(NAME).branches == heads and len(pushes(hub)) == 1
     assert len(waits) == 3 and all(low <= wait <= 1.5 * low for low, wait in zip((1, 2, 4), waits))
     assert output.count("next attempt in") == 3
@@ -249,7 +250,7 @@ def test_lasting_fault_at_the_commit(hub, folder, waits, capfd, what):
 def test_lasting_fault_in_the_upload(hub, folder, waits, capfd, what):
     """Weights whose upload always breaks: the client's own six attempts, not six times four; nothing is committed."""
     hub.fail("PUT", "/lfs/", what, times=100)
-    output = fails(folder, HubOptions(NAME), capfd)
+    output = fails(folder, HubConfig(NAME), capfd)
     assert hub.requests("PUT", "/lfs/") == [what] * 6 and hub.requests("POST", "/commit/") == [] and pushes(hub) == []
     assert waits == [1, 2, 4, 8, 8] and "mscl-push --folder" in output and hub.signature not in output
     assert list(hub.repo(NAME).files("main")) == [".gitattributes"]
@@ -258,7 +259,7 @@ def test_lasting_fault_in_the_upload(hub, folder, waits, capfd, what):
 def test_lasting_fault_before_the_upload(hub, folder, capfd):
     """The question which files are there is repeated by the client; we do not multiply that."""
     hub.fail("POST", "/preupload/", 503, times=100)
-    fails(folder, HubOptions(NAME), capfd)
+    fails(folder, HubConfig(NAME), capfd)
     assert hub.requests("POST", "/preupload/") == [503] * 6 and pushes(hub) == []
 
 
@@ -266,7 +267,7 @@ def test_lasting_fault_before_the_upload(hub, folder, capfd):
 def test_refusal_is_not_repeated(hub, folder, waits, capfd, status):
     """What the Hub refuses would be refused again: one request, no wait, nothing changed, the status and the Hub's words in the reason."""
     hub.fail("POST", "/commit/", status, times=100)
-    output = fails(folder, HubOptions(NAME), capfd)
+    output = fails(folder, HubConfig(NAME), capfd)
     assert hub.requests("POST", "/commit/") == [status] and waits == [] and pushes(hub) == []
     assert f"the Hub answered {status} to POST /api/models/org/net/commit/main (planned {status})" in output
 
@@ -278,11 +279,11 @@ def test_token_that_may_not_write(hub, folder, capfd, monkeypatch, waits, token,
     for exists in (False, True):
         monkeypatch.setenv("HF_TOKEN", token)
         hub.log.clear()
-        output = fails(folder, HubOptions(NAME), capfd)
+        output = fails(folder, HubConfig(NAME), capfd)
         assert f"the Hub answered {status}" in output and token not in output and waits == []
         assert not any(re.search(WRITES, path) for _, path, _ in hub.log)
         with pytest.raises(ValueError, match=f"cannot push to org/net: the Hub answered {status}"):
-            check_can_push(HubOptions(NAME))
+            check_can_push(HubConfig(NAME))
         if not exists:
             monkeypatch.setenv("HF_TOKEN", TOKEN)
             push_folder(folder, NAME)
@@ -292,14 +293,14 @@ def test_token_that_may_not_write(hub, folder, capfd, monkeypatch, waits, token,
 def test_very_long_wait_is_not_waited(hub, folder, waits, capfd):
     """A Hub that asks for an hour gets no second request; the command says how to push after it."""
     hub.fail("POST", "/commit/", 429, headers={"Retry-After": "3600"}, times=100)
-    assert "429" in fails(folder, HubOptions(NAME), capfd)
+    assert "429" in fails(folder, HubConfig(NAME), capfd)
     assert waits == [] and hub.requests("POST", "/commit/") == [429]
 
 
 def test_card_that_the_hub_refuses(hub, folder, capfd):
     """Metadata that the Hub does not take is named, before the weights are uploaded."""
     (folder / "README.md").write_text(CARD.replace("apache-2.0", "my-own"))
-    output = fails(folder, HubOptions(NAME), capfd)
+    output = fails(folder, HubConfig(NAME), capfd)
     assert '"license" must be one of' in output and hub.requests("PUT", "/lfs/") == [] and pushes(hub) == []
 
 
@@ -309,10 +310,10 @@ def test_token_is_taken_out_of_what_others_say(hub, folder, capfd, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", FOREIGN)
     said = f"bad request of {TOKEN} and {FOREIGN} at https://store/a?X-Signature=secret&b=1 here"
     hub.fail("POST", "/commit/", 400, body=json.dumps({"error": said}).encode())
-    assert "bad request of hf_*** and hf_*** at https://store/a here" in fails(folder, HubOptions(NAME), capfd)
+    assert "bad request of hf_*** and hf_*** at https://store/a here" in fails(folder, HubConfig(NAME), capfd)
     monkeypatch.delenv("HF_TOKEN")
     Path(constants.HF_TOKEN_PATH).write_text("hf_secretSecretSecret\0tail")
-    output = fails(folder, HubOptions(NAME), capfd)
+    output = fails(folder, HubConfig(NAME), capfd)
     assert "hf_secret" not in output and "Illegal header value" in output
 
 
@@ -322,9 +323,9 @@ def test_token_is_taken_out_of_what_others_say(hub, folder, capfd, monkeypatch):
 def test_check_makes_repository_and_branch(hub, folder):
     """The check leaves a repository and branch to push to, and says nothing; without --push-to-hub it asks nobody."""
     said = []
-    check_can_push(HubOptions(), said.append)
+    check_can_push(HubConfig(), said.append)
     assert hub.log == []
-    check_can_push(HubOptions(NAME, private=True, revision="v2"), said.append)
+    check_can_push(HubConfig(NAME, private=True, revision="v2"), said.append)
     assert hub.repo(NAME).private and set(hub.repo(NAME).branches) == {"main", "v2"} and pushes(hub) == [] and said == []
 
 
@@ -333,27 +334,27 @@ def test_check_without_network_only_warns(hub, what):
     """A Hub that is out of reach at the start is worth a warning, at once; the run goes on, since the push comes at its end."""
     hub.fail("POST", "/api/repos/create", what, times=100)
     said = []
-    check_can_push(HubOptions(NAME), said.append)
+    check_can_push(HubConfig(NAME), said.append)
     assert len(said) == 1 and said[0].startswith("warning: cannot push to org/net: ") and len(hub.log) == 1
 
 
 def test_check_stops_what_cannot_work(hub, monkeypatch):
     """No token, an offline process, a public repository where a private one is wanted: one sentence before training."""
-    check_can_push(HubOptions(NAME))
+    check_can_push(HubConfig(NAME))
     with pytest.raises(ValueError, match="exists and is public"):
-        check_can_push(HubOptions(NAME, private=True))
+        check_can_push(HubConfig(NAME, private=True))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
-        check_can_push(HubOptions(NAME))
+        check_can_push(HubConfig(NAME))
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ValueError, match="no Hugging Face token here; log in with `hf auth login`, or set HF_TOKEN"):
-        check_can_push(HubOptions(NAME))
+        check_can_push(HubConfig(NAME))
 
 
 def test_no_token_at_the_end(hub, folder, monkeypatch, capfd):
     """A token that has gone since the check: the same exit as any failed push."""
     monkeypatch.delenv("HF_TOKEN")
-    assert "no Hugging Face token here" in fails(folder, HubOptions(NAME), capfd) and hub.log == []
+    assert "no Hugging Face token here" in fails(folder, HubConfig(NAME), capfd) and hub.log == []
 
 
 @pytest.mark.parametrize(
@@ -374,22 +375,22 @@ def test_no_token_at_the_end(hub, folder, monkeypatch, capfd):
 def test_options_are_checked(options, said):
     """Wrong names and lonely flags are refused by the option's name."""
     with pytest.raises(ValueError, match=said) as refused:
-        HubOptions(**options)
+        HubConfig(**options)
     assert TOKEN not in str(refused.value)
 
 
 def test_a_licence_is_checked_before_training(hub):
     """A licence that the Hub does not know is refused before the first step, one that it knows passes."""
-    check_can_push(HubOptions(push_to_hub=NAME, license="cc-by-4.0"))
+    check_can_push(HubConfig(push_to_hub=NAME, license="cc-by-4.0"))
     with pytest.raises(ValueError, match="the Hub knows no licence 'mine'"):
-        check_can_push(HubOptions(push_to_hub=NAME, license="mine"))
+        check_can_push(HubConfig(push_to_hub=NAME, license="mine"))
 
 
 @pytest.mark.parametrize("status, raised", [(503, False), (403, True)])
 def test_a_licence_that_cannot_be_checked(hub, status, raised):
     """A Hub that is down for a moment only earns a warning; one that refuses to check, an error."""
     hub.fail("POST", "/validate-yaml", status, times=9)
-    options, said = HubOptions(push_to_hub=NAME, license="mit"), []
+    options, said = HubConfig(push_to_hub=NAME, license="mit"), []
     if raised:
         with pytest.raises(ValueError, match=str(status)):
             check_can_push(options, said.append)
@@ -402,9 +403,9 @@ def test_a_licence_that_cannot_be_checked(hub, status, raised):
 def test_names_that_git_refuses(branch):
     """Of branches; plain and nested names pass."""
     with pytest.raises(ValueError, match="--revision is"):
-        HubOptions(push_to_hub=NAME, revision=branch)
+        HubConfig(push_to_hub=NAME, revision=branch)
     for good in ("main", "v2.1", "a/b", "refs_1/x-y"):
-        HubOptions(push_to_hub=NAME, revision=good)
+        HubConfig(push_to_hub=NAME, revision=good)
 
 
 def test_what_a_push_removes(hub, folder, tmp_path):

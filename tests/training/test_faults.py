@@ -24,7 +24,7 @@ from with_fault import BOUNDARIES  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
 STEPS = 6
-FLAGS = (*harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none", "--resume")
+FLAGS = (*harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--learning-rate", 0.01, "--val-split", "none", "--resume")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
 
 def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
     """What the disk refuses to give is damage too: the one before is taken."""
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_every_steps=1)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_steps=1)
     old = checkpoint_folder._fingerprint
 
     def broken(path: Path) -> dict:
@@ -176,17 +176,17 @@ def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("damage", [damage_byte, damage_absence])
 def test_rotation_counts_whole_checkpoints_only(tmp_path, damage):
     """Damaged ones, though of the right size and of later steps, neither count as kept nor push out a whole one; other folders stay."""
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, save_every_steps=1, keep_checkpoints=3)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, save_steps=1, save_total_limit=3)
     for name in ("step-00000002", "step-00000003"):
         damage(tmp_path / "checkpoints" / name)
     copy = tmp_path / "checkpoints" / "step-00000001.bak"
     shutil.copytree(tmp_path / "checkpoints" / "step-00000001", copy)
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_every_steps=2, keep_checkpoints=2)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_steps=2, save_total_limit=2)
     assert steps_of(tmp_path) == [1, 2] and copy.is_dir()
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=4, save_every_steps=1, keep_checkpoints=2)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=4, save_steps=1, save_total_limit=2)
     assert steps_of(tmp_path) == [3, 4] and copy.is_dir()
-    with pytest.raises(ValueError, match="--keep-checkpoints is 1; give at least 2"):
-        harness.options(keep_checkpoints=1)
+    with pytest.raises(ValueError, match="--save-total-limit is 1; give at least 2"):
+        harness.options(save_total_limit=1)
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 3)])
@@ -229,7 +229,7 @@ def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, 
     """In the loss or in the gradient alone: the weights saved are those of the step before; the report has step, process and samples, and
     the same command goes on."""
     out, fired = tmp_path / "run", tmp_path / "fired"
-    flags = (*FLAGS, "--save-every-steps", 0, "--output-dir", out)
+    flags = (*FLAGS, "--save-steps", 0, "--output-dir", out)
     status, said = zygote.run("pretrain", *flags, fault=f"nan:0:4:{what}", fired=fired)
     assert fired.exists() and status == 1 and "error: step 4 gave loss" in said and steps_of(out) == [3]
     report = json.loads(next(out.glob("reports/*/report.json")).read_text())
@@ -247,10 +247,10 @@ def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
     out, fired = tmp_path / "run", tmp_path / "fired"
     if step:
         zygote.run("pretrain", *FLAGS, "--output-dir", out, fault="leave:0:2", fired=tmp_path / "gone")
-    status, said = zygote.run("pretrain", *FLAGS, "--keep-checkpoints", 3, "--output-dir", out, fault=fault, fired=fired)
+    status, said = zygote.run("pretrain", *FLAGS, "--save-total-limit", 3, "--output-dir", out, fault=fault, fired=fired)
     assert fired.exists() and status == 1 and "for a bug report: " in said
     (report,) = (json.loads(path.read_text()) for path in out.glob("reports/*/report.json"))
-    assert report["step"] == step and report["samples"] == [] and report["error"] == error and report["options"]["keep_checkpoints"] == 3
+    assert report["step"] == step and report["samples"] == [] and report["error"] == error and report["options"]["save_total_limit"] == 3
 
 
 def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):
@@ -267,9 +267,9 @@ def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):
 def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
     """A process that decodes images is killed, as for want of memory: one sentence, status 1, and the same command goes on."""
     out, fired = tmp_path / "run", tmp_path / "fired"
-    more = ("--num-workers", 1, "--output-dir", out)
+    more = ("--dataloader-num-workers", 1, "--output-dir", out)
     status, said = zygote.run("pretrain", *FLAGS, *more, fault="worker_killed:3", fired=fired)
-    assert fired.exists() and status == 1 and "error: a process that reads images ended (" in said and "--num-workers" in said, said
+    assert fired.exists() and status == 1 and "error: a process that reads images ended (" in said and "--dataloader-num-workers" in said, said
     goes_on(zygote, out, straight, 2)
 
 

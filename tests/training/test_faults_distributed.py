@@ -20,7 +20,7 @@ WITH_FAULT = Path(__file__).parents[1] / "faults" / "with_fault.py"
 STEPS = 6
 # Nothing here has batch statistics, and negatives are gathered: any number of processes computes the same losses, but for rounding.
 FLAGS = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
-         "--pixel-scope", "batch", *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none",
+         "--pixel-scope", "batch", *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--learning-rate", 0.01, "--val-split", "none",
          "--no-channels-last", "--resume")  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_sharded_training_is_replicated_training(tmp_path, method):
     """FSDP2 on two processes trains, saves, is killed, goes on and publishes a folder that is that of DDP: same files, same configuration,
     weights to rounding; the checkpoint of one is continued by the other and by a single process."""
     flags = (*FLAGS, "--method", method) if method == "mscl" else (
-        *harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 1, "--lr", 0.01, "--val-split", "none",
+        *harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--learning-rate", 0.01, "--val-split", "none",
         "--no-channels-last", "--resume", "--method", method,
     )  # fmt: skip
     places = {name: tmp_path / name for name in ("replicated", "sharded", "crossed", "alone")}
@@ -183,10 +183,10 @@ def test_sharded_training_is_replicated_training(tmp_path, method):
 
 
 def test_sharding_is_refused_where_it_cannot_be(tmp_path):
-    """One process; together with --compile; by Accelerate's own settings."""
+    """One process; together with --torch-compile; by Accelerate's own settings."""
     flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1, "--output-dir", tmp_path / "a")
     assert "there is one" in harness.refused("pretrain", *flags, "--shard")
-    assert "--compile" in harness.refused("pretrain", *flags, "--shard", "--compile")
+    assert "--torch-compile" in harness.refused("pretrain", *flags, "--shard", "--torch-compile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
         assert "give --shard" in harness.refused("pretrain", *flags)

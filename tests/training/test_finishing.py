@@ -13,7 +13,7 @@ from test_labels import folder_flags, start, write_masks  # noqa: F401 (a fixtur
 from test_recipes import BRIEF
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.data.build import DataOptions
+from mscl_hf.config import DataConfig
 from mscl_hf.sharing.provenance import data_name
 from mscl_hf.training.finishing import STEPS_FAILED, Finishing
 from mscl_hf.training.log import read_log
@@ -139,7 +139,7 @@ def test_scoring_that_fails_on_one_of_two_processes(tmp_path, start):  # noqa: F
 def test_a_health_check_that_fails_costs_its_row_alone(tmp_path, capsys):
     """The last one comes after the last step, before its checkpoint."""
     module = harness.load_recipe("pretrain")
-    flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 2, "--save-every-steps", 0, "--output-dir", tmp_path)
+    flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 2, "--save-steps", 0, "--output-dir", tmp_path)
     with mock.patch.object(module.HealthCheck, "__call__", fails):
         harness.run("pretrain", *flags)
     assert "health check of step 2 failed (RuntimeError: no luck); training goes on" in capsys.readouterr().out
@@ -196,7 +196,7 @@ def test_names_of_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "streets" / "images")
 
     def name(dataset="folder", **where) -> str:
-        return data_name(DataOptions(dataset=dataset, **where))
+        return data_name(DataConfig(dataset=dataset, **where))
 
     assert name(data_dir="..") == name(data_dir=".") == name(image_dir=".") == name(data_dir=str(tmp_path / "streets")) == "streets"
     assert name(data_dir="../..") == tmp_path.name and name("hf", data_dir="..") == "streets"

@@ -138,7 +138,7 @@ def test_watching_changes_no_bit_of_training(tmp_path, stage):
     rows = {}
     for name, given in (("without", {}), ("with", {"watch": watch, "watch_every": 1})):
         method = harness.pretraining() if stage == "pretrain" else harness.finetuning()
-        harness.train(method, harness.training_data(stage), tmp_path / name, max_steps=4, log_every_steps=1, **given)
+        harness.train(method, harness.training_data(stage), tmp_path / name, max_steps=4, logging_steps=1, **given)
         rows[name] = [(row["loss"], row["grad_norm"]) for row in read_log(tmp_path / name / "log.jsonl") if "loss" in row]
     assert rows["with"] == rows["without"]
     files = [(checkpoint_folder.complete(tmp_path / name)[-1] / "method.safetensors").read_bytes() for name in rows]

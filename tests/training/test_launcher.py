@@ -9,13 +9,13 @@ import time
 
 import harness
 import pytest
+from mscl_hf.training.launcher import lacks_processes
 
 from mscl_hf.cli import parse
+from mscl_hf.config import TrainingConfig
 from mscl_hf.sharing.provenance import command_line
-from mscl_hf.training.launcher import lacks_processes
-from mscl_hf.training.options import TrainOptions
 
-EVALUATE = harness.load_recipe("evaluate").EvaluateOptions
+EVALUATE = harness.load_recipe("evaluate").EvaluateRun
 
 
 def launch(*arguments, folder) -> subprocess.CompletedProcess:
@@ -35,7 +35,7 @@ def test_settings_of_the_launcher_are_those_of_the_run(tmp_path):
     assert (record["precision"], record["gradient_accumulation_steps"]) == ("bf16", 2)
     stage = json.loads((tmp_path / "run" / "provenance.json").read_text())["stages"][-1]
     assert stage["facts"]["precision"] == "bf16" and f"2 steps of {2 * harness.BATCH} images" in stage["facts"]["budget"]
-    assert "--precision bf16" in stage["command"] and "--gradient-accumulation-steps 2" in stage["command"]
+    assert "--mixed-precision bf16" in stage["command"] and "--gradient-accumulation-steps 2" in stage["command"]
     assert "told to start several processes and started one" in done.stdout
 
 
@@ -48,7 +48,7 @@ def test_a_rejected_command_ends_with_its_sentence(tmp_path):
     assert last.startswith("error: --gradient-accumulation-steps is 2 and --gradient_accumulation_steps of the launcher is 4")
 
 
-@pytest.mark.parametrize("options", [TrainOptions, EVALUATE])
+@pytest.mark.parametrize("options", [TrainingConfig, EVALUATE])
 @pytest.mark.parametrize(
     ("launched", "flag", "outcome"),
     [(None, None, "fp32"), ("no", None, "fp32"), ("no", "bf16", "bf16"), ("bf16", None, "bf16"), ("bf16", "bf16", "bf16"),
@@ -60,7 +60,7 @@ def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     (tmp_path / "options.yaml").write_text(f"precision: {flag}\n")
-    for words in ([],) if flag is None else (["--precision", flag], ["--config", str(tmp_path / "options.yaml")]):
+    for words in ([],) if flag is None else (["--mixed-precision", flag], ["--config", str(tmp_path / "options.yaml")]):
         if outcome is ValueError:
             with pytest.raises(ValueError, match="of the launcher is " + launched):
                 parse([options], "", words)
@@ -71,14 +71,14 @@ def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
 def test_accumulation(monkeypatch):
     """The same; "1" is the launcher's default, and contradicts nothing."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    assert TrainOptions().gradient_accumulation_steps == 4
+    assert TrainingConfig().gradient_accumulation_steps == 4
     with pytest.raises(ValueError, match="is 2 and --gradient_accumulation_steps of the launcher is 4"):
-        TrainOptions(gradient_accumulation_steps=2)
+        TrainingConfig(gradient_accumulation_steps=2)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    assert TrainOptions(gradient_accumulation_steps=2).gradient_accumulation_steps == 2
+    assert TrainingConfig(gradient_accumulation_steps=2).gradient_accumulation_steps == 2
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
     with pytest.raises(ValueError, match="is auto; expected a number"):
-        TrainOptions()
+        TrainingConfig()
 
 
 def test_accumulation_says_nothing_to_an_evaluation(monkeypatch):
@@ -90,9 +90,9 @@ def test_accumulation_says_nothing_to_an_evaluation(monkeypatch):
 def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):
     """What came from the launcher is written as the recipe's flag."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert "--precision bf16" in command_line([TrainOptions()])
+    assert "--mixed-precision bf16" in command_line([TrainingConfig()])
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert "--precision" not in command_line([TrainOptions()])
+    assert "--mixed-precision" not in command_line([TrainingConfig()])
 
 
 def test_processes_that_were_not_started(monkeypatch):

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from mscl_hf.config import TrainingConfig
 from mscl_hf.data import loader as loading
 from mscl_hf.training import checkpoint_folder, loop, setup
 from mscl_hf.training.log import read_log
-from mscl_hf.training.loop import NonFinite, TrainOptions, lr_at
+from mscl_hf.training.loop import NonFinite, lr_at
 from mscl_hf.training.setup import build_optimizer, freeze_unreached
 
 
@@ -35,7 +36,7 @@ def moved(before: dict, after: dict) -> set[str]:
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("poly", 0.5**0.9)])
 def test_learning_rate_rises_linearly_and_falls_as_named(schedule, middle):
     """Warm-up k/w of the peak, the peak at its end, the closed form half-way, nearly zero in the last step, monotone on both sides."""
-    given = TrainOptions(max_steps=110, warmup_steps=10, lr=0.4, schedule=schedule)
+    given = TrainingConfig(max_steps=110, warmup_steps=10, lr=0.4, schedule=schedule)
     rates = [lr_at(step, given) for step in range(110)]
     assert rates[:10] == pytest.approx([0.4 * (k + 1) / 10 for k in range(10)])
     assert rates[10] == pytest.approx(0.4) and rates[60] == pytest.approx(0.4 * middle)
@@ -45,14 +46,14 @@ def test_learning_rate_rises_linearly_and_falls_as_named(schedule, middle):
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_short_runs_reach_a_learning_rate(steps):
     """A warm-up longer than half the run is cut to it: no run trains at rate zero, or divides by it."""
-    rates = [lr_at(step, TrainOptions(max_steps=steps, warmup_steps=20, lr=1.0)) for step in range(steps)]
+    rates = [lr_at(step, TrainingConfig(max_steps=steps, warmup_steps=20, lr=1.0)) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
 
 def test_logged_rate_is_the_one_that_was_used(tmp_path):
     """log.jsonl holds lr_at(step), and the optimizer's groups carry it, heads scaled."""
     method = harness.pretraining()
-    harness.train(method, harness.training_data(), tmp_path, log_every_steps=1)
+    harness.train(method, harness.training_data(), tmp_path, logging_steps=1)
     given = harness.options()
     assert [row["lr"] for row in read_log(tmp_path / "log.jsonl")] == [lr_at(step, given) for step in range(6)]
 
@@ -66,7 +67,7 @@ def test_biases_and_norms_do_not_decay_and_heads_have_their_own_rate():
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
-        group["lr"] = given.lr * group["lr_scale"]
+        group["lr"] = given.learning_rate * group["lr_scale"]
     optimizer.step()
     for name, parameter in method.named_parameters():
         rate = 0.5 if name.startswith(("network.backbone.", "network.decoder.")) else 0.1
@@ -154,7 +155,7 @@ def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
     method = harness.pretraining()
     poison(method, 3, value)
     with pytest.raises(NonFinite, match=r"step 3 .*process 0") as raised:
-        harness.train(method, harness.training_data(), tmp_path, save_every_steps=1)
+        harness.train(method, harness.training_data(), tmp_path, save_steps=1)
     assert len(method.calls) == 4 and all(name in str(raised.value) for name in method.calls[-1])
     assert "\n" not in str(raised.value)
     newest = checkpoint_folder.complete(tmp_path)[-1]
@@ -170,9 +171,9 @@ def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
     method = harness.pretraining(contrast=contrast)
     poison(method, 3, math.nan)
     with pytest.raises(NonFinite):
-        harness.train(method, harness.training_data(), tmp_path / "bad", save_every_steps=0)
+        harness.train(method, harness.training_data(), tmp_path / "bad", save_steps=0)
     healthy = harness.pretraining(contrast=contrast)
-    harness.train(healthy, harness.training_data(), tmp_path / "good", save_every_steps=2, keep_checkpoints=9)
+    harness.train(healthy, harness.training_data(), tmp_path / "good", save_steps=2, save_total_limit=9)
     assert [folder.name for folder in checkpoint_folder.complete(tmp_path / "bad")] == ["step-00000002"]
     left = load_file(tmp_path / "bad" / "checkpoints" / "step-00000002" / "method.safetensors")
     right = load_file(tmp_path / "good" / "checkpoints" / "step-00000002" / "method.safetensors")
@@ -348,7 +349,7 @@ def test_unlabelled_images_take_part_in_global_and_local_loss_only():
 
 def test_mixed_batches_train(tmp_path):
     """Half labelled, half not: every loss is logged and finite."""
-    harness.train(harness.pretraining(), harness.training_data(unlabelled=6), tmp_path, max_steps=2, log_every_steps=1)
+    harness.train(harness.pretraining(), harness.training_data(unlabelled=6), tmp_path, max_steps=2, logging_steps=1)
     for row in read_log(tmp_path / "log.jsonl"):
         assert all(math.isfinite(row[name]) for name in ("loss_g", "loss_l", "loss_p", "floor_p", "excess_p"))
 
@@ -360,7 +361,7 @@ def test_bf16_trains_close_to_fp32_and_saves_fp32(tmp_path):
     """The first loss agrees to bf16's precision, it is not the same number, and the published weights are float32."""
     rows = {}
     for precision in ("fp32", "bf16"):
-        pretrained(tmp_path / precision, "--max-steps", 1, "--precision", precision)
+        pretrained(tmp_path / precision, "--max-steps", 1, "--mixed-precision", precision)
         rows[precision] = read_log(tmp_path / precision / "log.jsonl")[0]["loss"]
         assert {value.dtype for value in load_file(tmp_path / precision / "model.safetensors").values()} <= {torch.float32, torch.int64}
     assert rows["bf16"] == pytest.approx(rows["fp32"], rel=0.05) and rows["bf16"] != rows["fp32"]
@@ -371,7 +372,7 @@ def test_memory_options_change_no_number(tmp_path):
     rows, states = [], []
     for number, given in enumerate(({}, {"channels_last": False}, {"gradient_checkpointing": True})):
         out = tmp_path / str(number)
-        method = harness.train(harness.pretraining(), harness.training_data(), out, max_steps=2, log_every_steps=1, **given)
+        method = harness.train(harness.pretraining(), harness.training_data(), out, max_steps=2, logging_steps=1, **given)
         rows.append([(row["loss"], row["grad_norm"]) for row in read_log(out / "log.jsonl")])
         states.append(dict(method.named_buffers()) | dict(method.named_parameters()))
     for a, b in zip(rows[0], rows[1]):
@@ -390,12 +391,12 @@ def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
         out = tmp_path / str(compiled)
         method = harness.pretraining(contrast={"losses": "g+p"})
         watched = lambda method, step, row: {"checked": float(method.network(torch.ones(2, 3, 32, 32)).global_embeds.sum())}  # noqa: E731
-        harness.train(method, harness.training_data(), out, max_steps=3, log_every_steps=1, watch=watched, watch_every=2, compile=compiled)
+        harness.train(method, harness.training_data(), out, max_steps=3, logging_steps=1, watch=watched, watch_every=2, compile=compiled)
         logs.append([row.get("loss", row.get("checked")) for row in read_log(out / "log.jsonl")])
         keys.append(list(method.state_dict()))
     assert logs[0] == pytest.approx(logs[1], rel=1e-2) and keys[0] == keys[1]
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="--compile needs a C.. compiler"):
+    with pytest.raises(ValueError, match="--torch-compile needs a C.. compiler"):
         harness.train(harness.pretraining(), harness.training_data(), tmp_path / "none", compile=True)
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Order
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import labels_at
 from mscl_hf.training.probe import logistic_regression, ridge_probe, start_classifier
 from mscl_hf.transforms.views import TrainView
@@ -59,11 +59,11 @@ def test_logistic_regression_finds_the_minimum():
 
 def training(scenes=6, labels=None):
     data = harness.scenes(scenes)
-    ready = TrainingData(data, None, TrainView(32, 32), 0, Order(tuple(range(scenes)), (), 3, 3, 0))
+    ready = TrainingImages(data, None, TrainView(32, 32), 0, Order(tuple(range(scenes)), (), 3, 3, 0))
     if labels is not None:
         view = TrainView(32, 32)
         view.on_device = lambda batch: batch | {"mask": labels.expand_as(batch["mask"])}
-        ready = TrainingData(data, None, view, 0, ready.order)
+        ready = TrainingImages(data, None, view, 0, ready.order)
     return ready
 
 

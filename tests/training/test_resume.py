@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from same_run import differences, final_state, logged
 
 from mscl_hf.data.hub_layout import streamed_shards
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.stream import SegmentationStream
+from mscl_hf.data.training_data import TrainingStream
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 from mscl_hf.training.signals import STOPPED_BY_SIGNAL
@@ -54,7 +54,7 @@ def mixed_data(stage: str):
 def test_stopped_and_resumed_equals_straight(tmp_path, case):
     """SIGTERM after step k, then a resumed run: weights, optimizer and every logged number equal those of an undisturbed run."""
     stage, fields, options, stop = CASES[case]
-    options |= {"max_steps": STEPS, "save_every_steps": STEPS}
+    options |= {"max_steps": STEPS, "save_steps": STEPS}
     harness.train(make(stage, fields), mixed_data(stage), tmp_path / "straight", **options)
     method = make(stage, fields)
     harness.stop_after(method, stop, STEPS)
@@ -73,7 +73,7 @@ def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
     def watch(method, step, trained):
         return {"probe": float(torch.rand(1)) if step < 0 else float(sum(p.double().sum() for p in method.parameters()))}
 
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", watch, 2, save_every_steps=3)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", watch, 2, save_steps=3)
     method = harness.pretraining()
     harness.stop_after(method, 3, STEPS)
     with pytest.raises(SystemExit):
@@ -106,7 +106,7 @@ def test_stream_goes_on_where_it_stopped(tmp_path, workers):
     features = datasets.Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
     shards = streamed_shards(datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(num_shards=2), "drawn/train")
     stream = SegmentationStream(shards, data.classes, "drawn", "train")
-    ready = TrainingData(None, None, TrainView(harness.SIZE, harness.SIZE), 0, stream=stream, batch_size=harness.BATCH)
+    ready = TrainingStream(stream, TrainView(harness.SIZE, harness.SIZE), 0, harness.BATCH)
     harness.train(harness.finetuning(), ready, tmp_path / "straight")
     method = harness.finetuning()
     harness.stop_after(method, 3, STEPS)  # in the second pass
@@ -118,21 +118,21 @@ def test_stream_goes_on_where_it_stopped(tmp_path, workers):
 
 def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
     """A run killed after its last checkpoint leaves lines that the continued run replaces; half a line is dropped."""
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", log_every_steps=1)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", logging_steps=1)
     killed = tmp_path / "killed"
     method = harness.pretraining()
     harness.stop_after(method, 3, STEPS)
     with pytest.raises(SystemExit):
-        harness.train(method, harness.training_data(), killed, log_every_steps=1)
+        harness.train(method, harness.training_data(), killed, logging_steps=1)
     with (killed / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')
-    harness.train(harness.pretraining(), harness.training_data(), killed, log_every_steps=1)
+    harness.train(harness.pretraining(), harness.training_data(), killed, logging_steps=1)
     assert differences(killed, tmp_path / "straight") == []
 
 
 def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
     """The newest two stay; a checkpoint is safetensors and JSON; nothing half-written remains."""
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_every_steps=2)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_steps=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     for folder in checkpoint_folder.complete(tmp_path):
         found = sorted(path.name for path in folder.iterdir())
@@ -177,9 +177,9 @@ def test_resume_with_other_settings_is_refused(tmp_path):
     """Every changed setting is named with its old and new value; how often to save or log may change."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     before = final_state(tmp_path / "a")
-    message = refused(tmp_path / "a", "--max-steps", 4, "--tau-p", 0.2, "--resume")
-    assert "max_steps: 2 -> 4" in message and "tau_p: 0.07 -> 0.2" in message and "seed" not in message
-    harmless = ("--save-every-steps", 1, "--num-workers", 1, "--keep-checkpoints", 5, "--health-every-steps", 7)
+    message = refused(tmp_path / "a", "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
+    assert "max_steps: 2 -> 4" in message and "pixel_temperature: 0.07 -> 0.2" in message and "seed" not in message
+    harmless = ("--save-steps", 1, "--dataloader-num-workers", 1, "--save-total-limit", 5, "--health-steps", 7)
     pretrain(tmp_path / "a", "--max-steps", 2, "--resume", *harmless, pictures=False)
     after = final_state(tmp_path / "a")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -206,7 +206,7 @@ def test_a_longer_run_is_told_how_to_go_on(tmp_path):
 def test_at_most_six_other_settings_are_listed(tmp_path):
     """The first of them tell what is wrong; the rest is a number."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
-    options = ("--tau-g", 0.2, "--tau-l", 0.2, "--tau-p", 0.2, "--seed", 5, "--colour", 0.5, "--blur", 0, "--max-scale", 1.5)
+    options = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
     message = refused(tmp_path / "a", "--max-steps", 4, *options, "--resume")
     assert message.count("->") == 6 and " and 1 more)" in message and "max_steps: 2 -> 4" in message
 
@@ -243,7 +243,7 @@ def test_folder_of_a_run_that_never_started_can_be_used(tmp_path):
 def test_sigterm_to_the_process_group(tmp_path):
     """A scheduler signals the run and its workers alike: the step is finished and saved, status 75; --resume ends as if undisturbed."""
     steps = 100
-    arguments = [*harness.TINY, *harness.SHORT, "--max-steps", steps, "--val-split", "none", "--save-every-steps", 0, "--num-workers", 2]
+    arguments = [*harness.TINY, *harness.SHORT, "--max-steps", steps, "--val-split", "none", "--save-steps", 0, "--dataloader-num-workers", 2]
     out, straight = tmp_path / "stopped", tmp_path / "straight"
     command = [sys.executable, harness.ROOT / "recipes" / "pretrain.py", *arguments, "--output-dir", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}

@@ -24,7 +24,7 @@ wait $!
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$STUBS/requeued"; fi
 """
-FLAGS = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--save-every-steps", 5)
+FLAGS = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--save-steps", 5)
 
 
 @pytest.fixture

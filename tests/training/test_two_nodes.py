@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not IP or not hasattr(os, "geteuid") or os.geteuid() != 0, reason="network namespaces need `ip` and root"),
 ]
 STEPS = 30
-FLAGS = (*harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-every-steps", 2, "--lr", 0.01, "--val-split", "none", "--resume")
+FLAGS = (*harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-steps", 2, "--learning-rate", 0.01, "--val-split", "none", "--resume")
 
 
 def ip(*words) -> None:

@@ -7,21 +7,23 @@ import pytest
 import torch
 from test_views import coordinates
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data import loader
 from mscl_hf.data.dataset import BadSample, Sample, SegmentationData, Slice
-from mscl_hf.data.loader import Samples, TrainingData
+from mscl_hf.data.loader import Samples
 from mscl_hf.data.sampler import Order, Ticket
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.transforms.color import Colours
 from mscl_hf.transforms.crop_views import random_rectangle
 from mscl_hf.transforms.crops import random_resized_crop
 from mscl_hf.transforms.presets import PRESETS, Preset
-from mscl_hf.transforms.views import VIEWS, ViewOptions, check_view_options, make_view
+from mscl_hf.transforms.views import VIEWS, check_view_options, make_view
 
 BARE = Preset(0.2, (None, None))  # no colours: pixels keep what they say of their place
 
 
 def view(kind, preset=BARE, size=40, width=None, **options):
-    return VIEWS[kind](size, size, ViewOptions(**options), width, preset)
+    return VIEWS[kind](size, size, ViewConfig(**options), width, preset)
 
 
 def batch_of(kind, count=6, preset=BARE, **given):
@@ -140,7 +142,7 @@ def test_pasted_views_take_other_images():
 
 def test_indices_tell_labelled_and_unlabelled_images_apart():
     """Unlabelled images are numbered behind the labelled ones; a run knows how many there are."""
-    data = TrainingData(Numbered(3), Numbered(4), view("single"), 0, Order((0, 1, 2), (0, 1, 2, 3), 4, 2, 0))
+    data = TrainingImages(Numbered(3), Numbered(4), view("single"), 0, Order((0, 1, 2), (0, 1, 2, 3), 4, 2, 0))
     seen = {int(i) for batch in data.batches(0, 12) for i in batch["index"]}
     assert seen == set(range(7)) and data.images == 7
 
@@ -148,7 +150,7 @@ def test_indices_tell_labelled_and_unlabelled_images_apart():
 @pytest.mark.parametrize("kind", VIEWS)
 def test_views_are_functions_of_their_generator(kind):
     """The same seed gives the same views with all their colours, another seed gives others."""
-    made = make_view(kind, "moco_v2" if kind != "pair" else None, 32, 32, ViewOptions())
+    made = make_view(kind, "moco_v2" if kind != "pair" else None, 32, 32, ViewConfig())
     one, same, other = (made(coordinates(), np.random.default_rng(seed), [solid(3)] * made.others) for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one) and any(not torch.equal(one[key], other[key]) for key in one)
 
@@ -180,29 +182,29 @@ CROPS, PAIR, LOCAL = ("two_crop", "simclr"), ("pair", None), ("pair", "chaitanya
 
 @pytest.mark.parametrize(("kinds", "options", "says"), [
     ([CROPS], {"geometry": "crops"}, "--geometry is no option .* which has --preset, --min-area; leave it out"),
-    ([("single", "cmc")], {"colour": 0.5}, "--colour is no option"),
+    ([("single", "cmc")], {"colour": 0.5}, "--color-strength is no option"),
     ([PAIR], {"min_area": 0.5}, "--min-area is no option .* which has --geometry, --min-scale"),
     ([PAIR], {"preset": "byol"}, "--preset is no option"),
-    ([LOCAL], {"colour": 0.5}, "--colour is no option"),
+    ([LOCAL], {"colour": 0.5}, "--color-strength is no option"),
 ])  # fmt: skip
 def test_options_that_no_view_reads_are_refused(kinds, options, says):
     """Not accepted and then forgotten; the message says what there is."""
     with pytest.raises(ValueError, match=says):
-        check_view_options(kinds, ViewOptions(**options))
+        check_view_options(kinds, ViewConfig(**options))
 
 
 @pytest.mark.parametrize("options", [{"min_area": 0.5}, {"geometry": "none"}, {"min_scale": 0.8}, {"preset": "byol"}])
 def test_an_option_that_one_of_two_stages_reads_is_taken(options):
     """A method whose stages have views of two kinds has the options of both."""
-    check_view_options([("slices", "chaitanya"), LOCAL], ViewOptions(**options))
+    check_view_options([("slices", "chaitanya"), LOCAL], ViewConfig(**options))
 
 
 def test_unknown_presets_are_refused():
     """With the names that there are."""
     with pytest.raises(ValueError, match="choose one of simclr, moco_v1"):
-        ViewOptions(preset="mocov1")
+        ViewConfig(preset="mocov1")
     with pytest.raises(ValueError, match="--min-area is 0"):
-        ViewOptions(min_area=0.0)
+        ViewConfig(min_area=0.0)
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [

@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from mscl_hf.config import ViewConfig
 from mscl_hf.data.dataset import Sample, SegmentationData
-from mscl_hf.data.loader import TrainingData
 from mscl_hf.data.sampler import Batches, Order, Ticket, sample_rng
+from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import labels_at
 from mscl_hf.transforms.color import SIZE, Colours, distort_colour, draw_colour
 from mscl_hf.transforms.crops import Crop, central_crop, cut, random_crop
 from mscl_hf.transforms.presets import PRESETS
-from mscl_hf.transforms.views import PairView, TrainView, ViewOptions
+from mscl_hf.transforms.views import PairView, TrainView
 
 GREY = torch.tensor([124, 116, 104])
 
@@ -82,7 +83,7 @@ def test_random_crops_keep_the_mask_on_the_image():
 
 
 def pair(geometry, seed=0, sample=None, **options):
-    view = PairView(48, 48, ViewOptions(geometry=geometry, **{"colour": 0.0, "blur": 0.0, **options}))
+    view = PairView(48, 48, ViewConfig(geometry=geometry, **{"colour": 0.0, "blur": 0.0, **options}))
     return complete(view, sample or coordinates(), np.random.default_rng(seed))
 
 
@@ -130,7 +131,7 @@ def test_crops_share_what_their_boxes_say(scales):
 @pytest.mark.parametrize("geometry", ["shared", "crops", "none"])
 def test_views_that_are_wider_than_high(geometry):
     """Height and width as asked for, nothing stretched: red is x, green is y, both a pixel a step; boxes show the same place."""
-    view = PairView(40, 60, ViewOptions(geometry, min_scale=0.8, max_scale=1.5, colour=0.0, blur=0.0), image_width=64)
+    view = PairView(40, 60, ViewConfig(geometry, min_scale=0.8, max_scale=1.5, colour=0.0, blur=0.0), image_width=64)
     for seed in range(10):
         found = complete(view, coordinates(), np.random.default_rng(seed))
         assert found["image"].shape == found["enhanced"].shape == (3, 40, 64) and found["mask"].shape == (40, 64)
@@ -151,7 +152,7 @@ def test_views_that_are_wider_than_high(geometry):
 def test_views_depend_on_the_generator_alone():
     """Equal seeds, equal views, to the bit; other seeds, other views; global random states are neither read nor moved."""
     sample = coordinates()
-    for view in (PairView(32, 32, ViewOptions("crops")), TrainView(32, 32)):
+    for view in (PairView(32, 32, ViewConfig("crops")), TrainView(32, 32)):
         state = torch.get_rng_state(), np.random.get_state()[1].copy()
         first = complete(view, sample, np.random.default_rng(3))
         assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
@@ -230,7 +231,7 @@ def test_no_mask_means_ignored_everywhere():
 def test_impossible_views_are_refused(options):
     """Before the first step, and not by showing the same crop twice without a word."""
     with pytest.raises(ValueError):
-        ViewOptions(**options)
+        ViewConfig(**options)
 
 
 def slow_labels(mask, h, w, how):
@@ -329,7 +330,7 @@ def training_data(seed=0):
     labelled = SegmentationData(Rows(6, True), tuple("abcdefgh"), "drawn", "train")
     unlabelled = SegmentationData(Rows(9, False), (), "drawn", "train")
     mixed = Order(tuple(range(6)), tuple(range(9)), 4, 2, seed)
-    return TrainingData(labelled, unlabelled, PairView(32, 32, ViewOptions("crops")), seed, mixed)
+    return TrainingImages(labelled, unlabelled, PairView(32, 32, ViewConfig("crops")), seed, mixed)
 
 
 def same(a, b):

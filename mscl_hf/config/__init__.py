@@ -1,0 +1,128 @@
+"""The configuration of each recipe: one object with named sections, from the command line, a YAML file or Python. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from .contrast import ContrastConfig, parse_losses
+from .data import DataConfig
+from .fields import Section, option
+from .finetuning_loss import FinetuningLossConfig
+from .hub import HubConfig
+from .inference import InferenceConfig
+from .launcher import check_precision, launched_precision
+from .method import MethodConfig
+from .network import NetworkConfig
+from .training import FinetuneTrainingConfig, TrainingConfig
+from .views import CropConfig, ViewConfig
+
+MODEL = "model folder, Hub name or NAME@REVISION"
+OUTPUT = "new or empty folder for the model and its records"
+
+
+@dataclass(frozen=True)
+class PretrainRun(Section):
+    """What is trained, and on which images."""
+
+    _argument_group_name: ClassVar[str] = "run"
+
+    output_dir: str = option("runs/pretrain", OUTPUT)
+    method: Literal[
+        "none", "imagenet", "mscl", "simclr", "instdisc", "moco_v1", "moco_v2", "byol", "simsiam", "cmc", "pixpro", "pixcontrast",
+        "densecl", "cp2", "zhao_within", "zhao_cross", "zhao_batch", "chaitanya_global", "chaitanya_global_local",
+    ] = option("mscl", "pre-training method; see --list-methods")  # fmt: skip
+    list_methods: bool = option(False, "print the methods and exit")
+    start_from: str | None = option(None, f"{MODEL} to continue from (default: a new network)")
+    unlabelled: str = option("none", "unlabelled images: none, rest (of the training split), or a folder of images")
+    labelled_share: float = option(0.5, "share of labelled images in a batch, where there are unlabelled ones too")
+    health_steps: int = option(100, "steps between health checks; 0 = only at the end", at_least=0)
+
+
+@dataclass(frozen=True)
+class FinetuneRun(Section):
+    """What is fine-tuned."""
+
+    _argument_group_name: ClassVar[str] = "run"
+
+    model: str = option("runs/pretrain", f"{MODEL} to start from")
+    output_dir: str = option("runs/finetune", OUTPUT)
+    list_losses: bool = option(False, "print the losses and exit")
+    auxiliary_loss_weight: float = option(0.4, "weight of the auxiliary head's loss; 0 = no such head", at_least=0)
+    dropout: float = option(0.1, "dropout before the classifier", at_least=0, below=1)
+    probe_batches: int = option(24, "batches of frozen features that a new classifier is fitted on; 0 = random weights", at_least=0)
+
+
+@dataclass(frozen=True)
+class EvaluateRun(Section):
+    """What is measured, and on which images."""
+
+    _argument_group_name: ClassVar[str] = "run"
+
+    model: str = option("runs/finetune", f"{MODEL} to measure")
+    output_dir: str = option("runs/evaluate", "new or empty folder for results.json and pictures")
+    split: str = option("test", "split to measure on")
+    score_classes: list[str] | None = option(None, "classes to average over (default: all)")
+    pictures: int = option(8, "images in the picture of predictions")
+    by_evaluate: str | None = option(
+        None, "metric to compare with, for evaluate.load: mean_iou (from the Hub) or hub/mean_iou (default: no comparison)"
+    )
+    mixed_precision: Literal["no", "bf16"] = option(launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)")
+    seed: int = option(0, "copied into the results")
+
+    def __post_init__(self):
+        check_precision(self.mixed_precision)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pre-training run."""
+
+    run: PretrainRun = field(default_factory=PretrainRun)
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    COMMON: ClassVar = (
+        "dataset", "data_dir", "train_count", "unlabelled", "method", "backbone", "pretrained", "max_steps", "batch_size", "output_dir",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that decides a fine-tuning run."""
+
+    run: FinetuneRun = field(default_factory=FinetuneRun)
+    data: DataConfig = field(default_factory=DataConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    loss: FinetuningLossConfig = field(default_factory=FinetuningLossConfig)
+    training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    COMMON: ClassVar = (
+        "model", "dataset", "data_dir", "train_count", "label_map", "loss", "max_steps", "batch_size", "output_dir", "push_to_hub",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Everything that decides an evaluation."""
+
+    run: EvaluateRun = field(default_factory=EvaluateRun)
+    data: DataConfig = field(default_factory=DataConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    COMMON: ClassVar = (
+        "model", "dataset", "data_dir", "split", "flip", "scales", "mode", "mixed_precision", "output_dir", "push_to_hub",
+    )  # fmt: skip
+
+
+__all__ = [
+    "ContrastConfig", "CropConfig", "DataConfig", "EvaluateConfig", "EvaluateRun", "FinetuneConfig", "FinetuneRun",
+    "FinetuneTrainingConfig", "FinetuningLossConfig", "HubConfig", "InferenceConfig", "MethodConfig", "NetworkConfig", "PretrainConfig",
+    "PretrainRun", "TrainingConfig", "ViewConfig", "parse_losses",
+]  # fmt: skip

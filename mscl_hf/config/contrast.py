@@ -1,0 +1,74 @@
+"""The multi-scale loss L = w_g L_g + w_l L_l + w_p L_p: which terms, their weights and their variants."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar, Literal
+
+from .fields import Section, option
+
+SCALES = ("global", "local", "pixel")
+SUBSETS = tuple("+".join(subset) for count in (1, 2, 3) for subset in combinations(SCALES, count))
+
+
+def parse_losses(text: str) -> tuple[str, ...]:
+    """ "global+pixel", or "g+p" for short -> ("global", "pixel"), always in the order of SCALES. Raises ValueError for anything else."""
+    names = [next((scale for scale in SCALES if part in (scale, scale[0])), "") for part in text.split("+")]
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"--losses is {text!r}; expected one of {', '.join(SUBSETS)}, or g, l, p for short.")
+    return tuple(scale for scale in SCALES if scale in names)
+
+
+@dataclass(frozen=True)
+class ContrastConfig(Section):
+    """The loss of mscl, and of zhao its pixel options. docs/method.md has the sources of the defaults."""
+
+    _argument_group_name: ClassVar[str] = "contrast"
+
+    losses: str = option("global+local+pixel", "terms of the loss: a sum of global, local and pixel, or g, l, p for short")
+    global_weight: float | None = option(None, "weight of the global loss (default: 0.1 beside the pixel loss, else 1)", at_least=0)
+    local_weight: float | None = option(None, "weight of the local loss (default: 0.1 beside the pixel loss, else 1)", at_least=0)
+    pixel_weight: float = option(1.0, "weight of the pixel loss", at_least=0)
+    global_temperature: float = option(0.1, "temperature of the global loss", above=0)
+    local_temperature: float = option(0.2, "temperature of the local loss", above=0)
+    pixel_temperature: float = option(0.07, "temperature of the pixel loss", above=0)
+    negatives: Literal["others", "ntxent"] = option(
+        "others", "negatives of the global loss: the enhanced copies of the other images, or both views of these as in NT-Xent"
+    )
+    queue_size: int = option(
+        0, "embeddings of earlier batches as further negatives; 0 = none, but in moco, densecl and cp2 scaled to the data set", at_least=0
+    )
+    local_scope: Literal["batch", "image", "others"] = option(
+        "batch", "negatives of the local loss: blocks of the batch, of the same image, or of the other images"
+    )
+    pixel_scope: Literal["within", "cross", "batch"] | None = option(
+        None, "set of keys of the pixel loss: pixels of the same image, of two images, or of the batch (default: batch; zhao: by its name)"
+    )
+    pixel_denominator: Literal["all", "neg"] = option("all", "denominator of the pixel loss: all labelled pixels, or other classes only")
+    pixel_sample: Literal["all", "random", "class"] = option("all", "pixels to contrast: all, or a random number of an image or of each class")
+    pixel_count: int = option(1024, "pixels of an image (random), or of each class of an image (class)", at_least=1)
+    label_downsampling: Literal["center", "majority", "pure"] = option("center", "how masks are reduced to the size of the features")
+    pixel_reduction: Literal["out", "in"] = option("out", "pixel loss: mean of the log over positives (out), or log of their sum (in)")
+    anchor_weight: Literal["pixel", "class"] = option("pixel", "pixel loss: whether all pixels or all classes have the same weight")
+    exclude_classes: list[int] = option([], "class ids that are no anchors of the pixel loss (default: none)")
+    denominator: Literal["all", "literal"] = option(
+        "all", "denominator of the global and local loss; literal = as printed, without the temperature on the positive"
+    )
+    symmetric: bool = option(False, "average the loss over both directions")
+    loss_precision: Literal["fp32", "bf16"] = option("fp32", "precision of the products of embeddings; bf16 is faster and less exact")
+
+    def __post_init__(self):
+        super().__post_init__()
+        heads = parse_losses(self.losses)
+        object.__setattr__(self, "losses", "+".join(heads))
+        for name in ("global_weight", "local_weight"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, 0.1 if "pixel" in heads else 1.0)
+        if self.queue_size and "global" not in heads:
+            raise ValueError(f"--queue-size is {self.queue_size} and --losses {self.losses} has no global loss. Leave one of them out.")
+        if self.queue_size and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
+            raise ValueError("--queue-size is given; expected the defaults of --negatives, --denominator and --symmetric with it.")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The terms of the loss, of SCALES."""
+        return parse_losses(self.losses)

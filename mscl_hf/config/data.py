@@ -1,0 +1,66 @@
+"""The data set: where images and masks lie, which of them are used, and how masks are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from .fields import Section, option
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Where images and masks lie, which of them are used, and how masks are read."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "hf"] = option(
+        "synthetic", "layout of the data; synthetic draws scenes and needs no files"
+    )
+    data_dir: str | None = option(None, "folder of the data; for hf also a parquet file, a Hub name or s3://... (default: none, for synthetic)")
+    train_split: str | None = option(None, "split to train on (default: train; voc2012 also has trainaug)")
+    val_split: str | None = option(None, "split to measure on during and after training (default: val, for hf validation); none = no split")
+    train_fraction: float | None = option(None, "share of the training masks to use (default: all); smaller shares are subsets of larger")
+    train_count: int | None = option(None, "number of training masks to use (default: all); smaller counts are subsets of larger")
+    subset_seed: int = option(0, "seed of the choice of training masks")
+    max_bad_images: int = option(0, "unreadable images or masks to skip before the run stops", at_least=0)
+    image_dir: str | None = option(None, "folder layout: folder of the images (default: DATA_DIR/images)")
+    mask_dir: str | None = option(None, "folder layout: folder of the masks (default: DATA_DIR/masks, labels, annotations, ...)")
+    mask_suffix: str | None = option(None, "folder layout: what a mask's name adds to its image's, such as _mask (default: found by names)")
+    masked_only: bool = option(False, "folder layout: leave out images without masks")
+    label_map: str | None = option(None, "folder, hf: STORED:CLASS,... such as 255:1,128:255, where class 255 is ignored (default: ids as stored)")
+    image_column: str | None = option(None, "hf: column of the images (default: the only one)")
+    mask_column: str | None = option(None, "hf: column of the masks (default: the only one)")
+    subset: str | None = option(None, "hf: configuration name of a Hub data set (default: its default)")
+    data_revision: str | None = option(None, "hf: revision of a Hub data set (default: the newest)")
+    streaming: bool = option(False, "hf: read the data set while training instead of downloading it first")
+    reduce_labels: bool = option(False, "folder, hf: ignore label 0 and subtract 1 from the others")
+    classes: list[str] | None = option(None, "folder, hf: class names, or one text file with a name a line (default: ids found in the masks)")
+    num_classes: int | None = option(None, "folder, hf: number of classes without names (default: by the ids found in the masks)")
+    image_range: list[int] | None = option(
+        None, "folder, hf: LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's, or 0 to the "
+        "highest value of 8, 10, 12, 14 or 16 bits, whichever the training images need)",
+    )  # fmt: skip
+    image_cache_gb: float = option(
+        10.0, "GB of decoded training images to keep on disk, in ~/.cache/mscl_hf or MSCL_HF_CACHE; 0 = none", at_least=0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_image_range(self.image_range)
+
+    def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> "DataConfig":
+        """The options with the image range of a model, where it has one; ValueError where another is given."""
+        if image_range is None:
+            return self
+        if self.image_range is not None and list(self.image_range) != list(image_range):
+            low, high = self.image_range
+            raise ValueError(
+                f"--image-range is {low} {high}; expected {image_range[0]} {image_range[1]}, with which {model} was trained. Leave it out."
+            )
+        return replace(self, image_range=list(image_range))
+
+
+def check_image_range(image_range: Sequence[int] | None) -> None:
+    """Raise ValueError unless the range is None or LOW, HIGH with LOW < HIGH."""
+    if image_range is not None and (len(image_range) != 2 or not -(2**31) <= image_range[0] < image_range[1] < 2**31):
+        raise ValueError(f"--image-range is {' '.join(map(str, image_range))}; expected two whole numbers LOW < HIGH, such as 0 4095.")

@@ -1,0 +1,34 @@
+"""The fine-tuning loss and its options."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from .fields import Section, option
+
+SHARE = {"above": 0, "at_most": 1}
+
+
+@dataclass(frozen=True)
+class FinetuningLossConfig(Section):
+    """The loss, and the options of some losses."""
+
+    _argument_group_name: ClassVar[str] = "loss"
+
+    loss: Literal["ce", "ce+affinity", "ce+aaf", "bce+rmi", "ce+dice", "ohem"] = option("ce", "loss to minimize; see --list-losses")
+    affinity_edge: float | None = option(None, "affinity: weight of pairs across an edge (default: 1)", at_least=0)
+    affinity_same: float | None = option(None, "affinity: weight of pairs within a class (default: 1)", at_least=0)
+    affinity_margin: float | None = option(None, "affinity: divergence at which pairs across an edge cost nothing (default: 3)", above=0)
+    affinity_ignore: Literal["pair", "released"] | None = option(
+        None, "affinity: pair, or released = also leave out pairs whose opposite pixel is missing (default: pair)"
+    )
+    rmi_lam: float | None = option(None, "rmi: weight of the binary cross-entropy; mutual information has the rest (default: 0.5)", at_least=0, at_most=1)
+    rmi_radius: int | None = option(None, "rmi: side of the windows in pooled pixels (default: 3)", at_least=1)
+    rmi_pool: int | None = option(None, "rmi: side of the pooling in px (default: 4)", at_least=1)
+    dice_weight: float | None = option(None, "dice: weight beside cross-entropy (default: 1)", at_least=0)
+    ohem_probability: float | None = option(None, "ohem: pixels are hard up to this probability of their class (default: 0.7)", **SHARE)
+    ohem_share: float | None = option(None, "ohem: least share of the labelled pixels that counts (default: 1/16)", **SHARE)
+
+    @property
+    def given(self) -> dict:
+        """The options that are set, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name) is not None}

@@ -1,0 +1,46 @@
+"""Where the result is pushed to."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..records.redact import without_secrets
+from .fields import Section, option
+
+BRANCH = r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))\w[\w./-]*"  # git's rules for a name, without its rarer characters
+
+
+@dataclass(frozen=True)
+class HubConfig(Section):
+    """Where on the Hub the result is pushed to."""
+
+    _argument_group_name: ClassVar[str] = "hub"
+
+    push_to_hub: str | None = option(None, "ORG/NAME on the Hugging Face Hub to push the result to (default: no push)")
+    private: bool = option(False, "make the repository private")
+    revision: str | None = option(None, "branch to push to; it is created if missing (default: main)")
+    license: str | None = option(None, "license of the weights as the Hub names it: apache-2.0, cc-by-4.0, other, ... (default: none)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.push_to_hub is None:
+            for name in ("private", "revision"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} is given without --push-to-hub. Give --push-to-hub ORG/NAME as well.")
+            return
+        _check_repository(self.push_to_hub)
+        if self.revision is not None and not re.fullmatch(BRANCH, self.revision):
+            raise ValueError(f"--revision is {self.revision!r}; expected the name of a branch, such as main or v2.")
+
+
+def _check_repository(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError  # here: the command line is checked without the Hub's client
+    from huggingface_hub.utils import validate_repo_id
+
+    problem = "" if name.count("/") == 1 else f" {name!r}"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        problem = f": {error}"
+    if problem:
+        raise ValueError(without_secrets(f"--push-to-hub expects ORG/NAME, a user or organization and a repository; got{problem}"))

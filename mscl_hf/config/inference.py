@@ -1,0 +1,27 @@
+"""How images are predicted."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .fields import Section, option
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Section):
+    """How images are predicted. Logits are scaled to the size of the mask before the argmax."""
+
+    _argument_group_name: ClassVar[str] = "inference"
+
+    base_size: int | None = option(None, "short side in px that images are scaled to; 0 = as they are (default: as in training)", at_least=0)
+    mode: Literal["whole", "slide"] = option("whole", "whole = the image at once; slide = overlapping windows, averaged")
+    window: int = option(512, "side of a sliding window in px", at_least=1)
+    stride: int | None = option(None, "distance of sliding windows in px (default: two thirds of the window)", at_least=1)
+    flip: bool = option(False, "average with the prediction of the mirrored image")
+    scales: list[float] = option([1.0], "scales of the image to average over; 1 = as it is", above=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stride is not None and self.stride > self.window:
+            raise ValueError(f"--stride is {self.stride}; expected at most --window {self.window}, or pixels between windows are missed.")
+        if not self.scales:
+            raise ValueError("--scales is empty; expected positive numbers such as 0.75 1.0 1.25.")

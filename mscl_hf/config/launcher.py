@@ -1,0 +1,70 @@
+"""Settings of `accelerate launch`, by its flags or its configuration file, that are defaults of the recipes' own flags."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 1}  # where the launcher sets nothing
+PRECISIONS = ("no", "bf16")
+PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+LAUNCHERS = ("accelerate-launch", "accelerate.commands.launch")
+
+
+def launched_precision() -> str:
+    """The launcher's --mixed_precision, else "no"."""
+    return os.environ.get(PRECISION, DEFAULTS["mixed_precision"]).lower()
+
+
+def launched_accumulation() -> int:
+    """The launcher's --gradient_accumulation_steps, else 1; ValueError where that is no number, such as DeepSpeed's auto."""
+    word = os.environ.get(STEPS) or _accumulation_of_parent() or DEFAULTS["gradient_accumulation_steps"]
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"{STEPS} is {word}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError for a precision that is not supported, or that contradicts the launcher's (whose default "no" contradicts none)."""
+    launched = launched_precision()
+    if launched not in PRECISIONS:
+        raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
+    if launched not in (DEFAULTS["mixed_precision"], precision):
+        raise ValueError(f"--mixed-precision is {precision} and --mixed_precision of the launcher is {launched}. Give one of them only.")
+
+
+def check_accumulation(gradient_accumulation_steps: int) -> None:
+    """Raise ValueError for a number that contradicts the launcher's, other than its default 1."""
+    steps = launched_accumulation()
+    if steps not in (DEFAULTS["gradient_accumulation_steps"], gradient_accumulation_steps):
+        raise ValueError(
+            f"--gradient-accumulation-steps is {gradient_accumulation_steps} and --gradient_accumulation_steps of the launcher is {steps}. "
+            "Give one of them only."
+        )
+
+
+def lacks_processes(count: int) -> bool:
+    """Whether `accelerate launch` was asked for several processes and started one, as it does without a GPU.
+
+    count: the processes that take part. The launcher then sets MASTER_ADDR, and no WORLD_SIZE.
+    """
+    return count == 1 and PRECISION in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+
+
+@cache
+def _accumulation_of_parent() -> str | None:
+    """The flag of the `accelerate launch` that started this process, which passes it on with DeepSpeed only."""
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):  # no parent, or one that cannot be read
+        return None
+    names = [Path(word).name.removesuffix(".exe") for word in words]
+    for i in range(len(words)):
+        skipped = 2 if names[i : i + 2] == ["accelerate", "launch"] else 1 if names[i] in LAUNCHERS else 0
+        if skipped:
+            from accelerate.commands.launch import launch_command_parser  # here: it takes seconds
+
+            return launch_command_parser().parse_args(words[i + skipped :]).gradient_accumulation_steps
+    return None

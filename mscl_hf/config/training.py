@@ -1,0 +1,68 @@
+"""The training loop: budget, optimizer, precision, checkpoints, logs."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .fields import Section, option
+from .launcher import check_accumulation, check_precision, launched_accumulation, launched_precision
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Section):
+    """Budget, optimizer, precision, checkpoints, logs."""
+
+    _argument_group_name: ClassVar[str] = "training"
+
+    max_steps: int = option(300, "optimizer steps", at_least=1)
+    batch_size: int = option(16, "images per forward pass, over all processes", at_least=1)
+    gradient_accumulation_steps: int = option(
+        launched_accumulation, "forward passes per optimizer step (default: that of `accelerate launch`, else 1)", at_least=1
+    )
+    optim: Literal["sgd", "adamw", "lars"] = option("sgd", "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images")
+    learning_rate: float = option(0.05, "peak learning rate", above=0)
+    weight_decay: float = option(1e-4, "weight decay of all weights with more than one dimension", at_least=0)
+    lr_scheduler_type: Literal["cosine", "polynomial"] = option(
+        "cosine", "decay of the learning rate to zero; polynomial has the power 0.9"
+    )
+    warmup_steps: int = option(20, "steps of linear warm-up, at most half of --max-steps", at_least=0)
+    max_grad_norm: float = option(5.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
+    head_lr_scale: float = option(1.0, "factor on the learning rate of everything but backbone and decoder", at_least=0)
+    mixed_precision: Literal["no", "bf16"] = option(
+        launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)"
+    )
+    channels_last: bool = option(True, "keep the weights of convolutions in the channels-last memory format")
+    torch_compile: bool = option(False, "compile backbone and decoder: takes minutes at the start, then steps are faster")
+    gradient_checkpointing: bool = option(False, "recompute the activations of the backbone to save memory")
+    shard: bool = option(False, "divide weights, gradients and optimizer state over the processes (FSDP2); weights are not channels-last then")
+    dataloader_num_workers: int = option(2, "processes that decode and augment, per training process", at_least=0)
+    save_steps: int = option(500, "optimizer steps between checkpoints; 0 = only at the end", at_least=0)
+    save_total_limit: int = option(2, "checkpoints to keep; at least 2, since one may be damaged", at_least=2)
+    logging_steps: int = option(10, "optimizer steps between lines of log.jsonl", at_least=1)
+    report_to: list[str] = option([], f"trackers to report to: {', '.join(TRACKERS)} (default: none)")
+    seed: int = option(0, "seed of weights, sampling and augmentation", at_least=0, at_most=2**32 - 1)
+    resume: bool = option(False, "continue the run in the output folder, or start one")
+
+    def __post_init__(self):
+        check_precision(self.mixed_precision)
+        check_accumulation(self.gradient_accumulation_steps)
+        super().__post_init__()
+        if self.shard and self.torch_compile:
+            raise ValueError("--shard and --torch-compile are both given; expected one of them. Leave out the other.")
+        for tracker in self.report_to:
+            if tracker not in TRACKERS:
+                raise ValueError(f"--report-to is {tracker!r}; expected one of {', '.join(TRACKERS)}.")
+            if importlib.util.find_spec(tracker) is None:
+                raise ValueError(f"--report-to is {tracker}, which is not installed; run `pip install {tracker}`.")
+
+
+@dataclass(frozen=True)
+class FinetuneTrainingConfig(TrainingConfig):
+    """The same with the defaults of fine-tuning."""
+
+    learning_rate: float = option(0.1, "peak learning rate", above=0)
+    lr_scheduler_type: Literal["cosine", "polynomial"] = option(
+        "polynomial", "decay of the learning rate to zero; polynomial has the power 0.9"
+    )

@@ -1,0 +1,65 @@
+"""The views that pre-training contrasts, and the crops of fine-tuning."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .fields import Section, option
+
+SCALES = (0.001, 1000)  # scales outside this range give empty or constant crops
+SCALE = {"at_least": SCALES[0], "at_most": SCALES[1]}
+SMALLEST = "smallest random scale, as a factor of --base-size"
+LARGEST = "largest random scale, as a factor of --base-size"
+
+
+def check_scales(least: float, most: float) -> None:
+    """Raise ValueError unless least <= most, both in SCALES."""
+    if not SCALES[0] <= least <= most <= SCALES[1]:
+        raise ValueError(f"--min-scale is {least} and --max-scale {most}; expected min <= max, both in {SCALES[0]}..{SCALES[1]}.")
+
+
+@dataclass(frozen=True)
+class ViewConfig(Section):
+    """Geometry and color of the views. --preset and --min-area are read by methods on random resized crops, the others by methods on pairs."""
+
+    _argument_group_name: ClassVar[str] = "views"
+
+    geometry: Literal["shared", "crops", "none"] | None = option(
+        None, "crops = each view has its own random scale, crop and flip, and the two overlap; shared = one crop for both; none = no random "
+        "geometry (default: crops in mscl, shared in other methods on pairs)",
+    )  # fmt: skip
+    min_scale: float = option(0.5, SMALLEST, **SCALE)
+    max_scale: float = option(2.0, LARGEST, **SCALE)
+    min_overlap: float = option(0.3, "with --geometry crops: least share of a crop that the other one covers", above=0, at_most=1)
+    color_strength: float = option(1.0, "strength s of SimCLR's color distortion; 0 = none", at_least=0, at_most=100)
+    blur: float = option(0.5, "probability of a Gaussian blur", at_least=0, at_most=1)
+    augment_both: bool = option(False, "distort the colors of both views, not only of the second")
+    preset: Literal["simclr", "moco_v1", "moco_v2", "byol", "cmc", "chaitanya"] | None = option(
+        None, "published augmentation: colors, and crops where the method takes random resized crops (default: the method's)"
+    )
+    min_area: float | None = option(
+        None, "least share of the image that a random resized crop covers (default: the preset's)", above=0, at_most=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_scales(self.min_scale, self.max_scale)
+
+
+@dataclass(frozen=True)
+class CropConfig(Section):
+    """Training crops of fine-tuning."""
+
+    _argument_group_name: ClassVar[str] = "crops"
+
+    image_size: int | None = option(None, "height of the training crop in px (default: as pre-trained)", at_least=16)
+    image_width: int | None = option(None, "width of the training crop in px (default: as pre-trained, or the height)", at_least=16)
+    base_size: int | None = option(
+        None, "short side in px that images are scaled to before cropping; 0 = as they are (default: as pre-trained)", at_least=0
+    )
+    min_scale: float = option(0.5, SMALLEST, **SCALE)
+    max_scale: float = option(2.0, LARGEST, **SCALE)
+    color_strength: float = option(0.3, "strength of the color distortion; 0 = none", at_least=0, at_most=100)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_scales(self.min_scale, self.max_scale)

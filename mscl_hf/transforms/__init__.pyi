@@ -1,0 +1,3 @@
+from .views import TrainView as TrainView
+from .views import check_view_options as check_view_options
+from .views import make_view as make_view

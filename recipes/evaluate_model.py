@@ -1,0 +1,99 @@
+"""Measure a fine-tuned model: IoU per class, mean IoU, and pictures of predictions beside the masks.
+
+accelerate launch recipes/evaluate_model.py --model runs/finetune --split test
+accelerate launch recipes/evaluate_model.py --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mscl_hf import data, evaluation, models, records, sharing, training
+from mscl_hf.cli import command, flat, parse, write_config
+from mscl_hf.config import DataConfig, EvaluateConfig
+from mscl_hf.training.signals import leave_on_signal
+
+
+@command
+@leave_on_signal("stopped; the same command measures anew")
+def main() -> None:
+    config = sharing.pin_revisions(parse(EvaluateConfig, __doc__.splitlines()[0]))
+    with training.start_run(config, resume=True) as run:  # the same command measures anew, also what was stopped
+        network = open_network(config.run.model)
+        config, images, warnings = open_data(config, network, run)
+        results = evaluate(network, images, warnings, config, run)
+        publish(network, results, config, run)
+
+
+def open_network(model: str) -> "models.MsclForSemanticSegmentation":
+    """The model to measure; ValueError where it has no trained classifier."""
+    pretrained = ValueError(f"--model is {model}, which has no trained classifier; expected a fine-tuned model. Fine-tune it first.")
+    if models.open_model(models.MsclConfig, model).architectures == ["MsclForPreTraining"]:
+        raise pretrained
+    network, loaded = models.open_model(models.MsclForSemanticSegmentation, model, output_loading_info=True)
+    if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # whatever the configuration says that the model is
+        raise pretrained
+    return network
+
+
+def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentation", run: "training.Run") -> tuple:
+    """The configuration with the labels and the image range of the model, the split to measure on, and warnings about it, which are logged."""
+    options, model = config.data.with_range_of(config.run.model, network.config.image_range), network.config
+    options, warnings = data.with_labels_of_model(options, model.label_map, model.reduce_labels, run.log)
+    images = open_scored_split(options, config.run.split, tuple(model.id2label[i] for i in range(model.num_labels)), run.log)
+    warnings += data.label_warnings([], images, options)
+    run.warn(warnings)
+    return replace(config, data=options), images, warnings
+
+
+def open_scored_split(
+    options: DataConfig, split: str, classes: tuple[str, ...], log: Callable[[str], None]
+) -> "data.SegmentationData":
+    """The usable images of a split. Raises ValueError, which lists the splits of the data, where it has no such one."""
+    try:
+        images = data.open_whole_split(options, split, classes)
+    except data.UnknownSplit as error:
+        if not error.available:  # another layout, which the error describes
+            raise
+        if len(error.available) == 1:
+            advice = f"{error.available[0]}, the only split of the data. Choose it if the model was not trained on it, or add a split."
+        else:
+            advice = f"one of {', '.join(error.available)}. Choose one of them."
+        raise ValueError(f"--split is {split}; expected {advice}") from error
+    data.check_values(images, log)
+    return data.usable(images, options, log)
+
+
+def evaluate(network, images: "data.SegmentationData", warnings: list[str], config: EvaluateConfig, run: "training.Run") -> dict:
+    """Measure the model; results.json and the pictures are written into the output folder."""
+    if run.is_main:
+        sharing.check_can_push(config.hub)
+        write_config(config, run.out / "config.yaml")
+    results = evaluation.evaluate_model(
+        network, images, run.accelerator, config.inference, seed=config.run.seed, config=flat(config), pictures_dir=run.out,
+        score_classes=config.run.score_classes, num_pictures=config.run.pictures, by_evaluate=config.run.by_evaluate,
+    )  # fmt: skip
+    results |= {"warnings": warnings, "commit": records.commit(), "model": config.run.model}
+    if run.is_main:
+        records.write_json(run.out / "results.json", results)  # first: nothing that fails later can lose the figures
+        for name, iou in results["per_class_iou"].items():
+            print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
+        print("\n".join([*evaluation.in_sentences(results), f"pictures and results.json: {run.out}"]))
+    return results
+
+
+def publish(network: "models.MsclForSemanticSegmentation", results: dict, config: EvaluateConfig, run: "training.Run") -> None:
+    """Push a copy of the model with its new scores, if that was asked for."""
+    hub = config.hub
+    if run.is_main and hub.push_to_hub:
+        record = sharing.read_provenance(config.run.model, run.log)
+        hub = replace(hub, license=hub.license or record["license"])
+        sharing.publish(network, run.out)
+        sharing.copy_beside(config.run.model, run.out)
+        sharing.write_card(run.out, network, sharing.with_evaluation(record, results, config.data) | {"license": hub.license})
+    run.accelerator.end_training()
+    if run.is_main:
+        sharing.push_result(run.out, hub)
+
+
+if __name__ == "__main__":
+    main()
