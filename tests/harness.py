@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.config import TrainingConfig, ViewConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.sampler import Order
@@ -42,20 +43,27 @@ def load_recipe(name: str):
 
 
 def run(name: str, *arguments, pictures: bool = True, **patches) -> None:
-    """The recipe's main() with these flags. pictures=False: train only, write no model and draw nothing.
+    """Run the recipe's main() with these flags. pictures=False: train only, write no model and draw nothing.
 
-    patches: names in the recipe's module and what stands there meanwhile.
+    patches: names that the recipe uses, of its own or of a package, and what replaces them.
     """
     module = load_recipe(name)
     if not pictures:
-        patches |= {part: mock.Mock() for part in ("publish", "write_card", "draw_training", "draw_features") if hasattr(module, part)}
+        patches |= {part: mock.Mock() for part in ("publish", "write_card", "draw_training", "draw_features")}
     AcceleratorState._reset_state(reset_partial_state=True)
     with contextlib.ExitStack() as stack:
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         stack.enter_context(mock.patch.object(sys, "argv", [name, *map(str, arguments)]))
         for part, stand_in in patches.items():
-            stack.enter_context(mock.patch.object(module, part, stand_in))
+            stack.enter_context(mock.patch.object(owner(module, part), part, stand_in))
         module.main()
+
+
+def owner(recipe, name: str):
+    """The recipe's module where it defines a name itself, else the package that it takes it from."""
+    if name in vars(recipe):
+        return recipe
+    return next(package for package in (data, evaluation, methods, models, records, sharing, training, transforms) if name in package.__all__)
 
 
 def refused(name: str, *arguments, **patches) -> str:
@@ -93,7 +101,7 @@ def config(backbone: str = "test_resnet", two_towers: bool = False, **fields):
 
 def pretraining(seed: int = 0, backbone: str = "test_resnet", contrast: dict | None = None, **fields) -> MSCL:
     torch.manual_seed(seed)
-    return MSCL(MsclForPreTraining(config(backbone, contrast=contrast or {}, **fields)))
+    return MSCL(MsclForPreTraining(config(backbone, **fields)), MultiScaleLoss(**contrast or {}))
 
 
 def method_size(name: str, backbone: str = "test_resnet") -> dict:
@@ -146,8 +154,8 @@ def training_data(
 
 
 def options(**given) -> TrainingConfig:
-    defaults = {"max_steps": 6, "batch_size": BATCH, "num_workers": 0, "save_steps": 0, "logging_steps": 3}
-    return TrainingConfig(**{**defaults, "warmup_steps": 2, "lr": 0.02, **given})
+    defaults = {"max_steps": 6, "batch_size": BATCH, "dataloader_num_workers": 0, "save_steps": 0, "logging_steps": 3}
+    return TrainingConfig(**{**defaults, "warmup_steps": 2, "learning_rate": 0.02, **given})
 
 
 def stop_after(method, step: int, max_steps: int) -> None:

@@ -63,7 +63,7 @@ def main(folder: Path) -> dict[str, list[str]]:
         told("pretrain")
         harness.run("finetune", *small, "--val-split", "none", "--model", folder / "a", "--output-dir", folder / "b")
         told("finetune")
-        harness.run("evaluate", "--model", folder / "b", "--output-dir", folder / "c")
+        harness.run("evaluate_model", "--model", folder / "b", "--output-dir", folder / "c")
         told("evaluate")
         from mscl_hf.export import export
 

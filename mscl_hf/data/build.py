@@ -28,7 +28,7 @@ LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_
                   "data_revision", "streaming", "reduce_labels", "classes", "num_classes", "image_range")  # fmt: skip
 
 
-def with_image_range(options: DataConfig, unlabelled: str = "none", say: Callable[[str], None] = print) -> DataConfig:
+def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callable[[str], None] = print) -> DataConfig:
     """The options with the image range that the training images need, where they give none. unlabelled: see `pretraining_data`.
 
     A given one is compared with the images. Raises ValueError for images that do not fit. A stream is not searched.
@@ -41,11 +41,11 @@ def with_image_range(options: DataConfig, unlabelled: str = "none", say: Callabl
     if unlabelled not in ("none", "rest"):
         parts.append(load_data("folder", "train", unlabelled, unlabelled=True, image_range=options.image_range))
     if options.image_range is None:
-        image_range = find_image_range(parts, say) if parts else None
+        image_range = find_image_range(parts, log) if parts else None
         return options if image_range is None else replace(options, image_range=list(image_range))
-    if not any([check_values(part, say) for part in parts]):
+    if not any([check_values(part, log) for part in parts]):
         low, high = options.image_range
-        say(f"image range {low} to {high}: no training image holds more than 8 bits; 8-bit values are not scaled by it")
+        log(f"image range {low} to {high}: no training image holds more than 8 bits; 8-bit values are not scaled by it")
     return options
 
 
@@ -93,7 +93,7 @@ def training_split(options: DataConfig) -> str:
     return options.train_split or "train"
 
 
-def open_held_out(options: DataConfig, say: Callable[[str], None] = print, classes: tuple[str, ...] = ()) -> SegmentationData | None:
+def open_held_out(options: DataConfig, log: Callable[[str], None] = print, classes: tuple[str, ...] = ()) -> SegmentationData | None:
     """The split for health checks and the final figure, without its bad samples; None when there is none and none was named.
 
     classes: see `open_whole_split`.
@@ -106,24 +106,24 @@ def open_held_out(options: DataConfig, say: Callable[[str], None] = print, class
     except UnknownSplit as error:
         if options.val_split is not None or options.dataset not in ("folder", "hf"):
             raise
-        say(f"no held-out masks: {error}")
+        log(f"no held-out masks: {error}")
         return None
     if not data.labelled:
-        say(f"no held-out masks in {data.name}/{data.split}: {data.note}")
+        log(f"no held-out masks in {data.name}/{data.split}: {data.note}")
         return None
-    check_values(data, say)
-    return usable(data, options, say)
+    check_values(data, log)
+    return usable(data, options, log)
 
 
-def usable(data: SegmentationData, options: DataConfig, say: Callable[[str], None] = print) -> SegmentationData:
+def usable(data: SegmentationData, options: DataConfig, log: Callable[[str], None] = print) -> SegmentationData:
     """The data without its bad samples, each of which is named, and with the counts of its labels; ValueError when more are bad than
     allowed. Logs what was found."""
     if data.note:
-        say(f"{data.name}/{data.split}: {data.note}")
+        log(f"{data.name}/{data.split}: {data.note}")
     labels = LabelCounts(data.num_classes, len(data)) if data.labelled else None
     good, bad = check_data(data, options.max_bad_images, labels=labels)
     for message in bad:
-        say(f"skipped: {message}")
+        log(f"skipped: {message}")
     usable_data = data if not bad else data.select(good)
     if labels is None:
         return usable_data
@@ -133,9 +133,9 @@ def usable(data: SegmentationData, options: DataConfig, say: Callable[[str], Non
     return usable_data.with_labels(labels)
 
 
-def usable_for(view: View, data: SegmentationData, options: DataConfig, say: Callable[[str], None]) -> SegmentationData:
+def usable_for(view: View, data: SegmentationData, options: DataConfig, log: Callable[[str], None]) -> SegmentationData:
     """The same for training: decoded once, at the largest size that the views ask for."""
-    return usable(decoded(data, view.short_side, options.image_cache_gb, say), options, say)
+    return usable(decoded(data, view.short_side, options.image_cache_gb, log), options, log)
 
 
 def _log_cache(options: DataConfig, log: Callable[[str], None], *parts: SegmentationData | None) -> None:
@@ -146,7 +146,7 @@ def _log_cache(options: DataConfig, log: Callable[[str], None], *parts: Segmenta
         log(f"decoded images are kept in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --image-cache-gb 0 turns it off)")
 
 
-def labelled_part(options: DataConfig, view: View, say: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
+def labelled_part(options: DataConfig, view: View, log: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
     """The usable ones of the chosen labelled samples of the training split, and the names of all that were chosen.
 
     Raises ValueError where their masks leave fewer than two classes.
@@ -154,45 +154,45 @@ def labelled_part(options: DataConfig, view: View, say: Callable[[str], None]) -
     data = open_split(options, training_split(options))
     if data.labelled and options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None:
         ids = f"ids 0 to {data.num_classes - 1}" if data.num_classes > 1 else "id 0"
-        say(f"{data.num_classes} classes found in the masks ({ids}); to be sure of them, give --classes or --num-classes")
+        log(f"{data.num_classes} classes found in the masks ({ids}); to be sure of them, give --classes or --num-classes")
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = data.select(chosen)
-    labelled = usable_for(view, data, options, say)
+    labelled = usable_for(view, data, options, log)
     if labelled.labels is not None and len(labelled.labels.stored) < 2:
         require_classes(labelled, stored_ids(labelled), options)
     return labelled, set(data.names)
 
 
 def unlabelled_part(
-    options: DataConfig, view: View, unlabelled: str, taken: set[str], say: Callable[[str], None]
+    options: DataConfig, view: View, unlabelled: str, taken: set[str], log: Callable[[str], None]
 ) -> SegmentationData | None:
     """The usable images without labels: none, the rest of the training split (all but the names taken), or those of a folder."""
     if unlabelled == "none":
         return None
     if unlabelled != "rest":
-        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True, image_range=options.image_range), options, say)
+        return usable_for(view, load_data("folder", "train", unlabelled, unlabelled=True, image_range=options.image_range), options, log)
     images = open_split(options, training_split(options), unlabelled=True)
     rest = [index for index, name in enumerate(images.names) if name not in taken]
     if not rest:
-        say("--unlabelled rest: every image of the training split is used with its mask, so none is left; --train-count would leave some")
+        log("--unlabelled rest: every image of the training split is used with its mask, so none is left; --train-count would leave some")
         return None
-    return usable_for(view, replace(images.select(rest), note=""), options, say)  # those of the split are logged with its masks
+    return usable_for(view, replace(images.select(rest), note=""), options, log)  # those of the split are logged with its masks
 
 
-def finetuning_data(options: DataConfig, view: View, batch_size: int, seed: int, say=print) -> TrainingData:
+def finetuning_data(options: DataConfig, view: View, batch_size: int, seed: int, log=print) -> TrainingData:
     """The labelled subset alone."""
     if options.streaming:
         return _streamed(options, view, batch_size, seed)
-    data, _ = labelled_part(options, view, say)
+    data, _ = labelled_part(options, view, log)
     if not data.labelled:
         raise ValueError(f"{data.name}/{data.split} has no masks and fine-tuning needs some ({data.note}); add masks")
-    _log_cache(options, say, data)
+    _log_cache(options, log, data)
     order = Order(tuple(range(len(data))), (), batch_size, batch_size, seed)
     return TrainingImages(data, None, view, seed, order, place_of(options))
 
 
 def pretraining_data(
-    options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, labelled_share: float, uses_labels: bool, say=print
+    options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, labelled_share: float, uses_labels: bool, log=print
 ) -> TrainingData:
     """The labelled subset, and unlabelled images beside it.
 
@@ -205,22 +205,22 @@ def pretraining_data(
     if options.streaming:
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if not uses_labels:
-        return _without_labels(options, view, batch_size, seed, unlabelled, say)
-    data, taken = labelled_part(options, view, say)
+        return _without_labels(options, view, batch_size, seed, unlabelled, log)
+    data, taken = labelled_part(options, view, log)
     if not data.labelled:
         raise ValueError(
             f"{data.name}/{data.split} has no masks and this --method needs them ({data.note}). Add masks, or choose a method that needs "
             "none (--list-methods; for mscl: --losses g, l or g+l)"
         )
-    extra = unlabelled_part(options, view, unlabelled, taken, say)
-    _log_cache(options, say, data, extra)
+    extra = unlabelled_part(options, view, unlabelled, taken, log)
+    _log_cache(options, log, data, extra)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     places = () if extra is None else tuple(range(len(extra)))
     order = Order(tuple(range(len(data))), places, batch_size, count, seed)
     return TrainingImages(data, extra, view, seed, order, place_of(options, unlabelled))
 
 
-def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, say) -> TrainingData:
+def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, log) -> TrainingData:
     """All images alike, and no mask is opened."""
     if unlabelled not in ("none", "rest"):
         raise ValueError(
@@ -229,10 +229,10 @@ def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int,
         )
     data = open_split(options, training_split(options), unlabelled=True)
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
-    data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, say)
+    data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, log)
     if view.others and len(data) < 2:
         raise ValueError(f"{view.name} views paste an image onto other ones, and {data.name}/{data.split} has only {len(data)}; give more")
-    _log_cache(options, say, data)
+    _log_cache(options, log, data)
     order = Order((), tuple(range(len(data))), batch_size, 0, seed)
     return TrainingImages(None, data, view, seed, order, place_of(options))
 

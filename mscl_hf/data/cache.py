@@ -139,7 +139,7 @@ def _store(path: Path, array: np.ndarray) -> None:
         warnings.warn(f"decoded images cannot be kept in {where}; they are decoded each time", stacklevel=2)
 
 
-def decoded(data: SegmentationData, short_side: int, limit_gb: float, say: Callable[[str], None] = print) -> SegmentationData:
+def decoded(data: SegmentationData, short_side: int, limit_gb: float, log: Callable[[str], None] = print) -> SegmentationData:
     """The same data, read through the cache if it fits into limit_gb; older arrays give way, the oldest first.
 
     Each part of a run's data sees to the limit when it is opened, by an estimate from a few samples: several at once may exceed it.
@@ -149,7 +149,7 @@ def decoded(data: SegmentationData, short_side: int, limit_gb: float, say: Calla
         return data
     wanted = _bytes_of(data)
     if wanted > limit_gb * 1e9:
-        say(f"{data.name}/{data.split} decoded takes {wanted / 1e9:.1f} GB, more than --image-cache-gb {limit_gb:g}: decoded each time")
+        log(f"{data.name}/{data.split} decoded takes {wanted / 1e9:.1f} GB, more than --image-cache-gb {limit_gb:g}: decoded each time")
         return data
     data = replace(data, folder=cache_folder())
     make_room(data.folder, limit_gb * 1e9 - wanted, {path for index in range(len(data)) for path in data.place(index)[1]})

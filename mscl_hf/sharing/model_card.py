@@ -26,7 +26,7 @@ PICTURES = ("predictions.png", "training.png", "features.png")
 MEASURES = dict(zip(MEASURED, ("mean IoU", "mean accuracy", "pixel accuracy")))
 
 
-def write_card(out: Path, network: PreTrainedModel, record: dict, say: Callable[[str], None] = print) -> None:
+def write_card(out: Path, network: PreTrainedModel, record: dict, log: Callable[[str], None] = print) -> None:
     """provenance.json and README.md into the model's folder, whose pictures it shows.
 
     record: as `provenance` returns it, with this run's title, stage or evaluation. A README.md that somebody has edited since it was
@@ -34,7 +34,7 @@ def write_card(out: Path, network: PreTrainedModel, record: dict, say: Callable[
     """
     readme, written = out / "README.md", out / WRITTEN
     if readme.is_file() and written.is_file() and written.read_text() != _digest(readme):
-        say(f"{readme} was edited by hand and stays as it is; remove it to have it written anew")
+        log(f"{readme} was edited by hand and stays as it is; remove it to have it written anew")
     else:
         readme.write_text(str(model_card(out, network, record)), encoding="utf-8")
         written.write_text(_digest(readme))
@@ -90,14 +90,14 @@ def in_words(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in given.items()) or "-"
 
 
-def copy_beside(model: str, out: Path, say: Callable[[str], None] = print) -> None:
+def copy_beside(model: str, out: Path, log: Callable[[str], None] = print) -> None:
     """What a model has beside its weights, from its folder or the Hub, for a copy that was measured anew; links to elsewhere stay behind,
     which is said."""
     place, revision = split_revision(model)
     for name in ("training.png", "features.png", PROCESSOR):
         file = cached_file(place, name, revision=revision, **SILENT)
         if file and leads_away(Path(file)):
-            say(f"{name} of {model} is a link to a file elsewhere, and is not published; put the file itself there")
+            log(f"{name} of {model} is a link to a file elsewhere, and is not published; put the file itself there")
         elif file and name == PROCESSOR:
             (out / name).write_bytes(updated_processor(Path(file)))
         elif file:

@@ -34,7 +34,7 @@ COMMON_FOLDERS = {*IMAGE_FOLDERS, *(name for names in SPLITS for name in names)}
 MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
-def read_provenance(model: str, say: Callable[[str], None] = print) -> dict:
+def read_provenance(model: str, log: Callable[[str], None] = print) -> dict:
     """What is known of a model, a folder, a Hub name or NAME@REVISION.
 
     title; license, as the Hub names it; stages and evaluations, oldest first. All empty for a model of another origin, and, which is
@@ -49,7 +49,7 @@ def read_provenance(model: str, say: Callable[[str], None] = print) -> dict:
         found = read_json(file)
         _check(found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"the {FILE} of {public(model)} cannot be read ({type(error).__name__}: {error}); its history is left out of the model card")
+        log(f"the {FILE} of {public(model)} cannot be read ({type(error).__name__}: {error}); its history is left out of the model card")
         return nothing
     return nothing | found
 

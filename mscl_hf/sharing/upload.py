@@ -49,7 +49,7 @@ class PushError(OSError):
     """A push that failed: one sentence without secrets. Nothing of it is in the repository's history."""
 
 
-def check_can_push(options: HubConfig, say: Callable[[str], None] = print, api: HfApi | None = None) -> None:
+def check_can_push(options: HubConfig, log: Callable[[str], None] = print, api: HfApi | None = None) -> None:
     """Before the first step: token, right to write, repository and branch. ValueError when the push could not work; if the Hub is out of
     reach for now, only a warning, since it may be back at the end."""
     if options.push_to_hub is None:
@@ -64,13 +64,13 @@ def check_can_push(options: HubConfig, say: Callable[[str], None] = print, api: 
         reason = without_secrets(f"cannot push to {options.push_to_hub}: {_reason(error)}", token)
         if not _is_transient(error):
             raise ValueError(reason) from None
-        say(f"warning: {reason}; the run goes on, and pushes at its end")
+        log(f"warning: {reason}; the run goes on, and pushes at its end")
 
 
-def push_result(folder: Path, options: HubConfig, say: Callable[[str], None] = print, api: HfApi | None = None) -> None:
+def push_result(folder: Path, options: HubConfig, log: Callable[[str], None] = print, api: HfApi | None = None) -> None:
     """What a recipe calls at its end, in the main process: push the model in `folder` if that was asked for."""
     if options.push_to_hub is not None:
-        push_or_exit(model_files(folder), options, ["--folder", str(folder)], say=say, api=api)
+        push_or_exit(model_files(folder), options, ["--folder", str(folder)], log=log, api=api)
 
 
 def push_run(run: Run, options: HubConfig) -> None:
@@ -84,20 +84,20 @@ def push_run(run: Run, options: HubConfig) -> None:
 
 def push_or_exit(
     files: dict[str, Path], options: HubConfig, again: Sequence[str], *, repo_type: str = "model",
-    say: Callable[[str], None] = print, api: HfApi | None = None,
+    log: Callable[[str], None] = print, api: HfApi | None = None,
 ) -> None:  # fmt: skip
     """Push, and say where to; else say why not and how to push later, and exit with PUSH_FAILED. again: what `mscl-push` then needs to
     know beside the options."""
     try:
         url = push_files(
-            files, options.push_to_hub, repo_type=repo_type, private=options.private, revision=options.revision, say=say, api=api
+            files, options.push_to_hub, repo_type=repo_type, private=options.private, revision=options.revision, log=log, api=api
         )
     except PushError as error:
         words = ["mscl-push", *again, "--push-to-hub", options.push_to_hub, *["--private"] * options.private]
         words += ["--revision", options.revision] if options.revision else []
-        say(f"not pushed: {error}\nThe files on disk are as they were; to push them later:\n\n    {shlex.join(words)}\n")
+        log(f"not pushed: {error}\nThe files on disk are as they were; to push them later:\n\n    {shlex.join(words)}\n")
         sys.exit(PUSH_FAILED)
-    say(f"pushed: {url}")
+    log(f"pushed: {url}")
 
 
 def model_files(folder: Path, allow_patterns: Sequence[str] = MODEL_FILES) -> dict[str, Path]:
@@ -128,7 +128,7 @@ def push_folder(folder: Path, repo_id: str, *, allow_patterns: Sequence[str] = M
 
 def push_files(
     files: dict[str, Path], repo_id: str, *, repo_type: str = "model", private: bool = False, revision: str | None = None,
-    message: str = "Push by mscl_hf", say: Callable[[str], None] = print, api: HfApi | None = None,
+    message: str = "Push by mscl_hf", log: Callable[[str], None] = print, api: HfApi | None = None,
 ) -> str:  # fmt: skip
     """All files in one commit; its URL. No new commit where the repository already has them. Raises PushError.
 
@@ -150,7 +150,7 @@ def push_files(
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision).commit_url
 
     try:
-        return _repeat(push, lambda text: say(without_secrets(text, token)))
+        return _repeat(push, lambda text: log(without_secrets(text, token)))
     except Exception as error:  # whatever a push dies of, the training before it is done and worth a sentence instead of a traceback
         raise PushError(without_secrets(_reason(error), token)) from None  # the original text may quote the token
 
@@ -201,7 +201,7 @@ def _check_license(api: HfApi, name: str) -> None:
     hf_raise_for_status(answer)
 
 
-def _repeat(step: Callable, say: Callable[[str], None]):
+def _repeat(step: Callable, log: Callable[[str], None]):
     """step(), again after a while when the network, the load or the Hub itself was at fault."""
     for wait in _WAITS:
         try:
@@ -211,7 +211,7 @@ def _repeat(step: Callable, say: Callable[[str], None]):
             if not _is_transient(error) or _was_repeated(error) or (asked or 0) > _LONGEST_WAIT:
                 raise
             wait = wait * _random.uniform(1, 1.5) if asked is None else asked + _random.uniform(0, 1)
-            say(f"{_reason(error)}; next attempt in {wait:.0f} s")
+            log(f"{_reason(error)}; next attempt in {wait:.0f} s")
         _sleep(wait)
     return step()
 

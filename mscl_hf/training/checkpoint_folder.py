@@ -108,7 +108,7 @@ def newest(out: Path, accelerator: Accelerator) -> Path | None:
     return folder_of(out, step) if step else None
 
 
-def _newest_step(out: Path, say: Callable[[str], None]) -> int:
+def _newest_step(out: Path, log: Callable[[str], None]) -> int:
     """0 = there is none. Leaves of a process that was killed while it saved or rotated are swept."""
     for left in (out / "checkpoints").glob(f"{UNFINISHED}*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -117,14 +117,14 @@ def _newest_step(out: Path, say: Callable[[str], None]) -> int:
         try:
             verify(folder)
         except DamagedCheckpoint as error:
-            say(f"warning: {error}; the one before is taken")
+            log(f"warning: {error}; the one before is taken")
             damaged.append(folder)
             continue
         for other in damaged:  # not before a whole one is found: a run whose checkpoints are all damaged must not look like a new one
             aside = other.with_name(f"damaged-{other.name}")
             shutil.rmtree(aside, ignore_errors=True)
             other.rename(aside)
-            say(f"{other.name} is set aside as {aside}; delete it when you have looked at it")
+            log(f"{other.name} is set aside as {aside}; delete it when you have looked at it")
         return step_of(folder)
     if there:
         raise ValueError(f"all {len(there)} checkpoints of {out} are damaged; restore one from a copy, or give another --output-dir")

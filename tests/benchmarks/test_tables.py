@@ -27,9 +27,9 @@ SETTINGS = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": None}, "seeds": [0, 1], "seeds_of_others": [0], "passes": 48,
     "common": {"image-size": 32, "num-workers": 0, "save-steps": 1},
     "network": {"backbone": "test_resnet", "decoder-channels": 16},
-    "pretrain": {"batch-size": 4, "lr": 0.01, "health-steps": 0, "val-split": "none"},
+    "pretrain": {"batch-size": 4, "learning-rate": 0.01, "health-steps": 0, "val-split": "none"},
     "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"},
-    "finetune_random": {"lr": 0.2},
+    "finetune_random": {"learning-rate": 0.2},
     "evaluate": {"split": "val"},
 }  # fmt: skip
 CELLS = ("--start", "random", "--table", 3, "--rows", "none", "simclr", "--shares", "1/5", "--seeds", 0)
@@ -350,7 +350,7 @@ def test_what_is_left_to_the_method_counts(tmp_path):
     """Its own values stand among the settings, so that others in a later release are other settings; those that were given win."""
     left = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "cp2"}))
     assert (left["temperature"], left["ema_momentum"], left["preset"], left["pixel_layers"]) == (0.2, 0.999, "moco_v2", 3)
-    given = {"method": "cp2", "temperature": 0.5, "queue": 64, "preset": "byol", "pixel-layers": 2}
+    given = {"method": "cp2", "temperature": 0.5, "queue_size": 64, "preset": "byol", "pixel-layers": 2}
     assert stages.settings(stages.Stage("pretrain", tmp_path, given)) == left | {name.replace("-", "_"): given[name] for name in given}
     both = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "chaitanya_global_local"}))
     assert (both["partitions"], both["variant"], both["bn_views"]) == (4, "GR", "joint")  # of the stage before

@@ -26,8 +26,8 @@ TINY = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": 24}, "seeds": [0, 1], "seeds_of_others": [0], "leave_out": ["cmc"], "passes": 32,
     "common": {"image-size": 32, "precision": "fp32", "num-workers": 0, "save-steps": 2},
     "network": {"backbone": "test_resnet", "decoder-channels": 16},
-    "pretrain": {"batch-size": 4, "lr": 0.01, "health-steps": 0, "val-split": "none"},
-    "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"}, "finetune_random": {"lr": 0.2},
+    "pretrain": {"batch-size": 4, "learning-rate": 0.01, "health-steps": 0, "val-split": "none"},
+    "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"}, "finetune_random": {"learning-rate": 0.2},
     "evaluate": {"split": "val", "pictures": 1},
 }  # fmt: skip
 FULL = [(name, start, reading) for name in ("voc2012", "cityscapes") for start in ("imagenet", "random") for reading in ("best", "printed")]

@@ -62,7 +62,7 @@ def mixed(root, image_range=None):
 
 
 def kept(data, side=0, gb=1.0):
-    return decoded(data, side, gb, say=lambda _: pytest.fail("nothing to say"))
+    return decoded(data, side, gb, log=lambda _: pytest.fail("nothing to say"))
 
 
 def same(found, wanted):

@@ -74,7 +74,7 @@ def write_rows(root, depth):
 
 def network_input(options, view):
     """What the network gets of two batches, (8, 3, H, W) in levels, by image name."""
-    data = finetuning_data(options, view, COUNT, 0, say=lambda _: None)
+    data = finetuning_data(options, view, COUNT, 0, log=lambda _: None)
     method = SegmentationTraining(tiny())
     images, names = [], []
     for batch in data.batches(0, 2):
@@ -103,7 +103,7 @@ def test_the_network_sees_the_same_frames_in_every_depth(tmp_path, way):
             options = DataConfig("hf", str(write_rows(root, depth)), num_classes=2, streaming=way == "streamed")
         if way == "streamed":
             options = replace(options, image_range=None if wanted is None else list(wanted))
-        options = with_image_range(options, say=said.append)
+        options = with_image_range(options, log=said.append)
         assert options.image_range == (None if wanted is None else list(wanted))
         if way != "streamed" and wanted:
             assert len(said) == 1 and f"image range 0 to {wanted[1]}: 4 of 4 images" in said[0] and "--image-range LOW HIGH" in said[0]
@@ -120,7 +120,7 @@ def test_the_network_sees_the_same_frames_in_every_depth(tmp_path, way):
 def test_eight_bit_data_keep_their_path(tmp_path):
     """uint8 up to the network, no range, not a word."""
     said = []
-    options = with_image_range(DataConfig("folder", str(write(tmp_path, "8")), num_classes=2), say=said.append)
+    options = with_image_range(DataConfig("folder", str(write(tmp_path, "8")), num_classes=2), log=said.append)
     assert options.image_range is None and said == []
     batch = next(finetuning_data(options, TrainView(32, 32), COUNT, 0, said.append).batches(0, 1))
     assert batch["image"].dtype == torch.uint8
@@ -159,9 +159,9 @@ def test_the_range_is_that_of_the_smallest_depth(tmp_path, white, high):
     pixels = stored(0, "8 in 16")
     pixels[0, :20] = white  # above the share of outliers
     Image.fromarray(pixels).save(root / "images" / "train" / "3.png")
-    assert with_image_range(DataConfig("folder", str(root)), say=lambda _: None).image_range == [0, high]
+    assert with_image_range(DataConfig("folder", str(root)), log=lambda _: None).image_range == [0, high]
     few = DataConfig("folder", str(root), train_count=1)  # a subset has the range of the whole
-    assert with_image_range(few, say=lambda _: None).image_range == [0, high]
+    assert with_image_range(few, log=lambda _: None).image_range == [0, high]
 
 
 def deep_folder(root, frames):
@@ -211,7 +211,7 @@ def test_values_that_no_depth_holds_need_a_given_range(tmp_path):
     data = load_data("folder", "train", root, image_range=(-1000, 1000))
     assert data.read(0).image[0, :4, 0].tolist() == [0, 127.5, 255, 255]
     said = []
-    with_image_range(replace(options, image_range=[-1000, 1000]), say=said.append)
+    with_image_range(replace(options, image_range=[-1000, 1000]), log=said.append)
     assert "25.00% of the values lie above it and become white" in said[0]
 
 
@@ -219,7 +219,7 @@ def test_colors_of_16_bits_are_scaled_too(tmp_path):
     """Band by band by one range, of PNG and TIFF."""
     values = np.random.default_rng(0).integers(0, 4096, (6, 8, 3), np.uint16)
     (tmp_path / "x.png").write_bytes(sixteen_bit_png(values))
-    options = with_image_range(DataConfig("folder", str(tmp_path)), say=lambda _: None)
+    options = with_image_range(DataConfig("folder", str(tmp_path)), log=lambda _: None)
     assert options.image_range == [0, 4095]
     image = load_data("folder", "train", tmp_path, image_range=(0, 4095)).read(0).image
     assert np.abs(image - values * (255 / 4095)).max() < 1e-4
@@ -253,7 +253,7 @@ def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
 def test_a_range_that_scales_no_image_is_logged(tmp_path):
     """Of images of 8 bits the log states no more than that their values are not scaled: with a range they are read as float32."""
     said = []
-    with_image_range(DataConfig("folder", str(write(tmp_path, "8")), image_range=[0, 4095]), say=said.append)
+    with_image_range(DataConfig("folder", str(write(tmp_path, "8")), image_range=[0, 4095]), log=said.append)
     assert said == ["image range 0 to 4095: no training image holds more than 8 bits; 8-bit values are not scaled by it"]
 
 
@@ -282,7 +282,7 @@ def chain(tmp_path_factory):
 def evaluated(chain, tmp_path, capsys):
     """Run evaluate.py; returns (results.json, what was printed)."""
     def evaluate(data, *flags):
-        run("evaluate", "--dataset", "folder", "--data-dir", data, "--split", "val", "--output-dir", tmp_path / "out", *flags)
+        run("evaluate_model", "--dataset", "folder", "--data-dir", data, "--split", "val", "--output-dir", tmp_path / "out", *flags)
         return json.loads((tmp_path / "out" / "results.json").read_text()), capsys.readouterr().out
 
     return evaluate
@@ -326,9 +326,9 @@ def test_evaluation_finds_no_range_of_its_own(chain, tmp_path, capsys):
     """Images of 16 bits for a model of 8 are an error before the network runs, unless a range is given."""
     tiny(id2label={0: "class_0", 1: "class_1"}).save_pretrained(tmp_path / "model")
     flags = ("--model", tmp_path / "model", "--dataset", "folder", "--data-dir", chain / "data", "--split", "val")
-    said = refused("evaluate", *flags, "--output-dir", tmp_path / "out")
+    said = refused("evaluate_model", *flags, "--output-dir", tmp_path / "out")
     assert "hold more than 8 bits; expected images of 8 bits, as in training. Store them with 8 bits, or give" in said
-    run("evaluate", *flags, "--output-dir", tmp_path / "out", "--image-range", 0, 4095)
+    run("evaluate_model", *flags, "--output-dir", tmp_path / "out", "--image-range", 0, 4095)
     assert "mean IoU" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected images of 8 bits, as in training"):
         open_held_out(DataConfig("folder", str(chain / "data")), lambda _: None, ("class_0", "class_1"))
@@ -377,7 +377,7 @@ def test_pictures_of_such_images(chain):
 
 def test_the_case_of_12_bits(cases):
     said = []
-    options = with_image_range(DataConfig("folder", str(cases / "gray_12_bit")), say=said.append)
+    options = with_image_range(DataConfig("folder", str(cases / "gray_12_bit")), log=said.append)
     assert options.image_range == [0, 4095] and "6 of 6 images" in said[0]
     data = load_data("folder", "train", cases / "gray_12_bit", image_range=(0, 4095))
     assert check_data(data)[1] == [] and max(data.read(index).image.max() for index in range(6)) > 250

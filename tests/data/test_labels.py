@@ -237,7 +237,7 @@ def test_held_out_masks_without_a_label(tmp_path, start, recipe):
     assert [results[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "classes_scored")] == [None, None, None, 0]
     assert {"model.safetensors", "predictions.png", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "| - | - | - |" in (tmp_path / "out" / "README.md").read_text()
-    done = recipe("evaluate", "--model", tmp_path / "out", "--dataset", "folder", "--data-dir", root, "--split", "val", "--output-dir",
+    done = recipe("evaluate_model", "--model", tmp_path / "out", "--dataset", "folder", "--data-dir", root, "--split", "val", "--output-dir",
                   tmp_path / "measured")  # fmt: skip
     assert "mean IoU on val: undefined" in done.stdout
     assert json.loads((tmp_path / "measured" / "results.json").read_text())["mean_iou"] is None
@@ -267,15 +267,15 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     harness.run("finetune", "--model", start, *folder_flags(root, "--label-map", "9:1"), "--output-dir", tmp_path / "tuned", **QUIET)
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["label_map"] == {"9": 1}
     measure = ("--model", tmp_path / "tuned", *data, "--split", "val")
-    done = recipe("evaluate", *measure, "--output-dir", tmp_path / "same")
+    done = recipe("evaluate_model", *measure, "--output-dir", tmp_path / "same")
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["label_map"] == "9:1"
     assert "the masks are read as in the model's training: --label-map 9:1" in done.stdout
     assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
     for flags in (("--label-map", "9:2"), ("--pixel-reduction-labels",)):
-        message = harness.refused("evaluate", *measure, *flags, "--output-dir", tmp_path / "other")
+        message = harness.refused("evaluate_model", *measure, *flags, "--output-dir", tmp_path / "other")
         assert "expected that of the model's training, --label-map 9:1" in message
-    done = recipe("evaluate", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
+    done = recipe("evaluate_model", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
     assert "warning: the masks are read by --label-map 9:1,7:2, and those of the model's training by --label-map 9:1" in done.stdout
 
 
@@ -284,7 +284,7 @@ def test_reduced_labels_belong_to_the_model(tmp_path, start):
     root = write_masks(tmp_path / "data", train=(0, 1, 2), val=(0, 1, 2))
     harness.run("finetune", "--model", start, *folder_flags(root, "--pixel-reduction-labels"), "--output-dir", tmp_path / "tuned", **QUIET)
     measure = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val")
-    harness.run("evaluate", *measure, "--output-dir", tmp_path / "same")
+    harness.run("evaluate_model", *measure, "--output-dir", tmp_path / "same")
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["reduce_labels"] is True
     assert "expected that of the model's training" in harness.refused(

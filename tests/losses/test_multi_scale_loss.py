@@ -37,10 +37,10 @@ def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
     single = {"g": lambda: global_contrast(image["g"], enhanced["g"]), "l": lambda: local_contrast(image["l"], enhanced["l"])}
     single["p"] = lambda: pixel.loss
     assert terms["loss"].item() == pytest.approx(sum({"g": 2, "l": 0.5, "p": 3}[h] * single[h]().item() for h in heads))
-    assert set(terms) == {"loss", *(f"loss_{h}" for h in heads), *(("floor_p", "excess_p") if pixel else ())}
+    assert set(terms) == {"loss", *(f"loss_{h}" for h in heads), *(("floor_pixel", "excess_pixel") if pixel else ())}
     assert terms["loss"].requires_grad and not any(v.requires_grad for k, v in terms.items() if k != "loss")
     if pixel:
-        assert terms["floor_p"] == pixel.floor and terms["excess_p"] == pixel.loss - pixel.floor
+        assert terms["floor_pixel"] == pixel.floor and terms["excess_pixel"] == pixel.loss - pixel.floor
 
 
 def test_weights_are_small_beside_the_pixel_loss_only():
@@ -88,7 +88,7 @@ def test_symmetric_pixel_loss_and_cross_partner():
     both = MultiScaleLoss("p", symmetric=True, pixel_scope="within")({"p": a}, {"p": b}, y, z)
     there, back = pixel_contrast(a, b, y, z), pixel_contrast(b, a, z, y)
     assert both["loss"].item() == pytest.approx((there.loss + back.loss).item() / 2)
-    assert both["floor_p"].item() == pytest.approx((there.floor + back.floor).item() / 2)
+    assert both["floor_pixel"].item() == pytest.approx((there.floor + back.floor).item() / 2)
     torch.manual_seed(3)
     found = {round(MultiScaleLoss("p", pixel_scope="cross")({"p": a}, {"p": b}, y)["loss"].item(), 9) for _ in range(40)}
     options = ([1, 2, 0], [2, 0, 1])  # no image is its own partner
@@ -124,7 +124,7 @@ def test_a_batch_without_labelled_image(scope):
     a, b = unit(0, 6, 5).requires_grad_(), unit(0, 6, 5)
     terms = MultiScaleLoss("p", pixel_scope=scope)({"p": a}, {"p": b}, labels_of(0, 6))
     terms["loss"].backward()
-    assert terms["loss"] == terms["floor_p"] == 0 and a.grad.shape == (0, 6, 5)
+    assert terms["loss"] == terms["floor_pixel"] == 0 and a.grad.shape == (0, 6, 5)
 
 
 def test_contrast_needs_something_to_contrast_with():
@@ -158,10 +158,10 @@ def test_queue_order():
 def test_the_queue_adds_negatives_and_stands_alone():
     """Old copies stand in every denominator, in all directions the same; options that they do not fit are refused."""
     image, enhanced, past = embeddings(0), embeddings(5), unit(9, 5, seed=20)
-    found = MultiScaleLoss("g", queue=9)(image, enhanced, None, past=past)["loss"]
+    found = MultiScaleLoss("g", queue_size=9)(image, enhanced, None, past=past)["loss"]
     logits = image["g"] @ torch.cat([enhanced["g"], past]).T / 0.1
     assert found.item() == pytest.approx((logits.logsumexp(1) - logits.diagonal()).mean().item(), rel=1e-12)
-    for options in ({"queue": -1}, {"queue": 8, "symmetric": True}, {"queue": 8, "negatives": "ntxent"}, {"pixel_count": 0}):
+    for options in ({"queue": -1}, {"queue_size": 8, "symmetric": True}, {"queue_size": 8, "negatives": "ntxent"}, {"pixel_count": 0}):
         with pytest.raises(ValueError):
             MultiScaleLoss("g", **options)
 

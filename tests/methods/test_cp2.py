@@ -30,7 +30,7 @@ def example():
 
 
 def cp2(**options) -> CP2:
-    return CP2(network(), **{"embed_dim": 16, "queue": 32, **options})
+    return CP2(network(), **{"embed_dim": 16, "queue_size": 32, **options})
 
 
 def by_loops(queries, keys, q_mask, k_mask, temperature, axis):

@@ -18,7 +18,7 @@ def vectors(*shape, seed=0):
 
 
 def densecl(**options) -> DenseCL:
-    return DenseCL(network(), **{"embed_dim": 16, "queue": 32, **options})
+    return DenseCL(network(), **{"embed_dim": 16, "queue_size": 32, **options})
 
 
 def by_loops(anchors, keys, match, negatives, temperature):
@@ -180,7 +180,7 @@ def test_learns_a_batch(autocast):
 
 def test_widths_and_limits():
     """Hidden layers are as wide as the backbone; no head has a BatchNorm; a share outside 0 .. 1 is refused."""
-    method = DenseCL(network(), queue=8)
+    method = DenseCL(network(), queue_size=8)
     channels = method.channels()
     assert method.head[2][0].out_features == method.dense_head[0].out_channels == channels and method.queue.rows.shape == (8, 128)
     assert not [name for head in (method.head, method.dense_head) for name, _ in head.named_buffers()]

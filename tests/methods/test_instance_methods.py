@@ -177,7 +177,7 @@ def test_momentum_schedule():
 @pytest.mark.parametrize("name", ["moco_v1", "moco_v2", "byol"])
 def test_teacher_follows_after_the_step_and_never_learns(name):
     """m * teacher + (1 - m) * the new weights, bit for bit; no gradient, not in the optimizer; batch statistics are its own."""
-    method = make(name, ema_momentum=0.9, **({"queue": 8} if name != "byol" else {}))
+    method = make(name, ema_momentum=0.9, **({"queue_size": 8} if name != "byol" else {}))
     step(method, batch(1))
     old = [p.clone() for p in method.teacher.parameters()]
     loss = method(**batch())["loss"]
@@ -203,7 +203,7 @@ def test_the_teacher_is_really_used(name):
     """Other weights in the teacher give another loss: the keys are not made by the student."""
     losses = []
     for changed in (False, True):
-        method = make(name, **({"queue": 8} if name != "byol" else {}))
+        method = make(name, **({"queue_size": 8} if name != "byol" else {}))
         step(method, batch(1), lr=0)
         if changed:
             with torch.no_grad():
@@ -215,7 +215,7 @@ def test_the_teacher_is_really_used(name):
 
 def test_moco_moves_its_teacher_as_the_release_does():
     """The release moves it in the middle of a step, before the keys: from equal weights the same sequence of keys and losses."""
-    ours = make("moco_v2", queue=12, ema_momentum=0.9)
+    ours = make("moco_v2", queue_size=12, ema_momentum=0.9)
     theirs = copy.deepcopy(ours)
     theirs.after_step = lambda done: None
     for number in range(4):
@@ -228,7 +228,7 @@ def test_moco_moves_its_teacher_as_the_release_does():
 def test_teacher_of_a_run_with_a_decoder_holds_it():
     """--attach decoder: heads stand behind it, so it is trained, followed and handed on."""
     config = harness.config(heads=[], attach="decoder")
-    method = METHODS["moco_v2"](MsclForPreTraining(config), queue=8)
+    method = METHODS["moco_v2"](MsclForPreTraining(config), queue_size=8)
     step(method, batch(1))
     method(**batch())["loss"].backward()
     assert all(p.grad is not None for p in method.network.decoder.parameters())
@@ -276,7 +276,7 @@ def test_the_rate_of_simsiams_predictor_stays_constant(tmp_path):
         return optimizer
 
     with mock.patch.object(setup, "build_optimizer", watched):
-        harness.train(harness.pretraining_method("simsiam"), harness.method_data("simsiam"), tmp_path / "run", lr=0.02)
+        harness.train(harness.pretraining_method("simsiam"), harness.method_data("simsiam"), tmp_path / "run", learning_rate=0.02)
     assert {name for name, rate in rates.items() if rate == 0.02} == {name for name in rates if name.startswith("predictor.")} != set()
     assert all(rate < 0.01 for name, rate in rates.items() if not name.startswith("predictor."))
 
@@ -290,8 +290,8 @@ def test_heads_are_as_published():
 
     assert shape(make("simclr").head) == [("Linear", k), ("BatchNorm1d", k), "ReLU", ("Linear", 128), ("BatchNorm1d", 128)]
     assert not make("simclr").head[2][-1].bias.requires_grad and make("simclr").head[2][1].bias.requires_grad
-    assert shape(make("moco_v1", queue=8).head) == [("Linear", 128)]
-    assert shape(make("moco_v2", queue=8).head) == [("Linear", k), "ReLU", ("Linear", 128)]
+    assert shape(make("moco_v1", queue_size=8).head) == [("Linear", 128)]
+    assert shape(make("moco_v2", queue_size=8).head) == [("Linear", k), "ReLU", ("Linear", 128)]
     assert shape(make("byol").projector) == [("Linear", 2 * k), ("BatchNorm1d", 2 * k), "ReLU", ("Linear", 256)]
     simsiam = make("simsiam")
     assert [type(m).__name__ for m in simsiam.projector[2]] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
@@ -369,7 +369,7 @@ def test_two_crops_through_joint_or_separate_statistics():
 def test_embeddings_that_are_watched_are_unit_or_normalised_later():
     """Each method names the spaces in which a collapse would show."""
     for name in ("simclr", "moco_v2", "byol", "simsiam", "instdisc", "cmc"):
-        method = make(name, **({"queue": 8} if name.startswith("moco") else {})).eval()
+        method = make(name, **({"queue_size": 8} if name.startswith("moco") else {})).eval()
         spaces = method.embeddings(batch()["image"])
         assert len(spaces) >= 2 and all(vectors.shape[0] == 4 for vectors in spaces.values())
         vectors = [v for key, v in spaces.items() if key != "backbone"]
@@ -378,7 +378,7 @@ def test_embeddings_that_are_watched_are_unit_or_normalised_later():
 
 def test_unit_and_teacher_take_no_part_in_a_graph():
     """A teacher's output needs no gradient even where its input does."""
-    method = make("moco_v2", queue=8)
+    method = make("moco_v2", queue_size=8)
     image = torch.randn(2, 3, 32, 32, requires_grad=True)
     assert not unit(method.teacher(image)).requires_grad and isinstance(method.teacher, Teacher)
 
@@ -398,7 +398,7 @@ def test_queues_and_momenta_fit_small_data_and_short_runs():
     method, said = created("moco_v2", Scale(367, 16, 200))
     assert len(method.queue.rows) == 176 and method.ema_momentum == 0.9
     assert any("176" in line and "367" in line and "65536" in line for line in said) and any("0.9" in line for line in said)
-    method, said = created("moco_v2", Scale(367, 16, 200), queue=64, ema_momentum=0.99)
+    method, said = created("moco_v2", Scale(367, 16, 200), queue_size=64, ema_momentum=0.99)
     assert len(method.queue.rows) == 64 and method.ema_momentum == 0.99 and not said
 
 
@@ -415,8 +415,8 @@ def test_published_sizes_at_published_scale():
 def test_queues_that_cannot_work_are_refused_or_named():
     """Shorter than a batch: refused. Longer than the data: said, with the length that would do."""
     with pytest.raises(ValueError, match="--queue-size 8 cannot hold the 16 keys of a batch"):
-        created("moco_v2", Scale(367, 16, 200), queue=8)
-    _, said = created("moco_v2", Scale(367, 16, 200), queue=4096, ema_momentum=0.9)
+        created("moco_v2", Scale(367, 16, 200), queue_size=8)
+    _, said = created("moco_v2", Scale(367, 16, 200), queue_size=4096, ema_momentum=0.9)
     assert len(said) == 1 and "11.2 times" in said[0] and "176 would do" in said[0]
     with pytest.raises(ValueError, match="leave out --streaming"):
         created("instdisc", Scale(None, 16, 200))
@@ -428,7 +428,7 @@ def test_queues_that_cannot_work_are_refused_or_named():
 
 def test_a_teacher_has_the_batch_statistics_of_its_own_batches(name):
     """In training its BatchNorms normalise by the batch, as the student's, and keep running statistics; in evaluation by those."""
-    method = make(name, **({"queue": 8} if name == "moco_v2" else {}))
+    method = make(name, **({"queue_size": 8} if name == "moco_v2" else {}))
     norms = [m for m in method.teacher.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     before = [m.running_mean.clone() for m in norms]
     method(**batch())
@@ -467,7 +467,7 @@ def test_byol_and_moco_are_their_formulas():
     """Which view goes through which network, and in a forward of its own: BYOL's 2 - 2 cos both ways, MoCo's keys of the second view."""
     data = batch()
     for name in ("byol", "moco_v2"):
-        method = make(name, **({"queue": 8} if name == "moco_v2" else {}))
+        method = make(name, **({"queue_size": 8} if name == "moco_v2" else {}))
         with torch.no_grad():
             for p in method.teacher.parameters():
                 p.add_(0.02 * torch.randn_like(p))
@@ -491,7 +491,7 @@ def test_byol_and_moco_are_their_formulas():
 
 def test_evaluation_writes_no_memory(name):
     """A loss that is only looked at leaves queues and banks as they are."""
-    method = make(name, **({"queue": 8} if name == "moco_v2" else {})).eval()
+    method = make(name, **({"queue_size": 8} if name == "moco_v2" else {})).eval()
     before = {key: value.clone() for key, value in method.state_dict().items()}
     method(**batch())
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())

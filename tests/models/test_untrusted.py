@@ -169,7 +169,7 @@ def test_weights_that_are_pickled_are_refused_by_every_command(models, tmp_path,
     said = [
         harness.refused("pretrain", *harness.TINY, *brief, "--start-from", pretrained, "--output-dir", tmp_path / "a"),
         harness.refused("finetune", *brief, "--model", pretrained, "--output-dir", tmp_path / "b"),
-        harness.refused("evaluate", "--model", tuned, "--output-dir", tmp_path / "c"),
+        harness.refused("evaluate_model", "--model", tuned, "--output-dir", tmp_path / "c"),
         harness.refused("trainer", "--model", pretrained, "--max-steps", 1, "--output-dir", tmp_path / "d", "--train-count", 4),
         called(runpy.run_path(str(ROOT / "hub" / "export.py"))["main"], monkeypatch, "--model", tuned, "--to", "timm", "--output-dir",
                tmp_path / "e"),

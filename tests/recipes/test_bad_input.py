@@ -82,7 +82,7 @@ PRETRAIN = {
     "a batch of one": (("--batch-size", 1), ("--batch-size is 1", "at least 2")),
     "a batch of one, blocks of others": (("--batch-size", 1, "--losses", "l", "--local-scope", "others"), ("at least 2",)),
     "a batch of one, partners": (("--batch-size", 1, "--losses", "p", "--pixel-scope", "cross"), ("at least 2",)),
-    "a queue without its loss": (("--losses", "p", "--queue-size", 64), ("queue=64", "losses=p")),
+    "a queue without its loss": (("--losses", "p", "--queue-size", 64), ("queue_size=64", "losses=p")),
     "an excluded class that is none": (("--exclude-classes", 99), ("--exclude-classes 99", "0..7")),
     "too many labelled": (("--labelled-share", 1.5, "--unlabelled", "rest"), ("--labelled-share is 1.5", "at most 1")),
     "no labelled": (("--labelled-share", 0), ("--labelled-share is 0.0", "above 0")),
@@ -375,7 +375,7 @@ def test_file_that_goes_bad_during_the_run(tmp_path, workers):
     order = Order(tuple(range(6)), (), 4, 4, 0)
     ready = TrainingImages(data, None, TrainView(32, 32), 0, order)
     accelerator = harness.fresh_accelerator()
-    given = harness.options(max_steps=3, num_workers=workers, logging_steps=1)
+    given = harness.options(max_steps=3, dataloader_num_workers=workers, logging_steps=1)
     for out in ("allowed", "refused"):
         (tmp_path / out).mkdir()
     harness.fit(harness.finetuning(), ready, given, tmp_path / "allowed", accelerator, max_bad_images=1)
@@ -442,5 +442,5 @@ def test_scored_classes_that_do_not_occur(tmp_path, places):
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     names = [config["id2label"][str(i)] for i in range(8)]
     data = ("--dataset", "folder", "--data-dir", tmp_path / "data", "--split", "val", "--classes", *names)
-    message = harness.refused("evaluate", "--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
+    message = harness.refused("evaluate_model", "--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
     assert f"None of the classes to score, {names[5]}" in message

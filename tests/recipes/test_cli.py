@@ -210,7 +210,7 @@ def test_option_trains_and_has_an_effect(tmp_path, default_log, option, value):
     assert all(math.isfinite(number) for row in rows for number in row.values())
     heads = value.split("+") if option == "losses" else ["g", "l", "p"]
     assert {name for name in rows[0] if name.startswith("loss_")} == {f"loss_{head}" for head in heads}
-    assert ("floor_p" in rows[0]) == ("excess_p" in rows[0]) == ("p" in heads)
+    assert ("floor_pixel" in rows[0]) == ("excess_pixel" in rows[0]) == ("p" in heads)
     if (option, value) != ("losses", "g+l+p"):
         assert [row["loss"] for row in rows] != [row["loss"] for row in default_log]
 
@@ -277,7 +277,7 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
 @pytest.mark.parametrize("words", ["--batch-size 8", "--dataloader-num-workers 2"])
 def test_options_of_training_in_an_evaluation(tmp_path, words):
     """Evaluation has neither, and says so."""
-    assert "images are measured one at a time" in harness.refused("evaluate", *words.split(), "--output-dir", tmp_path / "out")
+    assert "images are measured one at a time" in harness.refused("evaluate_model", *words.split(), "--output-dir", tmp_path / "out")
 
 
 def test_habits_in_yaml_get_a_remedy(tmp_path):

@@ -72,7 +72,7 @@ CASES = st.sampled_from(RECIPES).flatmap(lambda recipe: st.tuples(st.just(recipe
 @example(case=("pretrain", {"global_weight": -1.0}))
 @example(case=("pretrain", {"head_lr_scale": -1.0}))
 @example(case=("finetune", {"max_scale": float("inf")}))
-@example(case=("finetune", {"lr": 0.1, "weight_decay": float("inf")}))
+@example(case=("finetune", {"learning_rate": 0.1, "weight_decay": float("inf")}))
 @fuzzed(case=CASES)
 def test_flags(case):
     """Any words as flags: options of the right types, or one sentence."""

@@ -27,7 +27,7 @@ from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 
-LOGGED = {"step", "loss", "loss_g", "loss_l", "loss_p", "floor_p", "excess_p", "grad_norm", "lr", "images_per_second", "data_wait"}
+LOGGED = {"step", "loss", "loss_global", "loss_local", "loss_pixel", "floor_pixel", "excess_pixel", "grad_norm", "lr", "images_per_second", "data_wait"}
 SPACES = ("backbone", "global", "local", "pixel")
 HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
 CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "decoders", "heads", "modeling", "towers")}
@@ -96,7 +96,7 @@ def test_pretraining_leaves_a_model_its_log_and_pictures(chain):
     # The three held-out images give too few global embeddings only if fewer than eight training images were looked at.
     assert all(HEALTH - set(row) <= {"effective_rank_global", "spread_global"} for row in health)
     assert all(finite(value) for row in rows for name, value in row.items() if name != "step")
-    assert all(0 <= row["data_wait"] <= 1 and row["images_per_second"] > 0 and row["excess_p"] >= -1e-3 for row in steps)
+    assert all(0 <= row["data_wait"] <= 1 and row["images_per_second"] > 0 and row["excess_pixel"] >= -1e-3 for row in steps)
     for picture in ("training.png", "features.png"):
         assert Image.open(out / picture).size[0] > 300
     model = MsclForPreTraining.from_pretrained(out)
@@ -148,7 +148,7 @@ def test_fine_tuned_folder_opens_in_a_pipeline(chain, few_camvid):
 def test_evaluation_of_a_model_that_was_not_fine_tuned_is_refused(chain, few_camvid, tmp_path):
     """It has no classifier, so a score would be that of noise."""
     data = ("--dataset", "camvid", "--data-dir", few_camvid)
-    message = harness.refused("evaluate", "--model", chain[0] / "OUT", *data, "--output-dir", tmp_path / "x")
+    message = harness.refused("evaluate_model", "--model", chain[0] / "OUT", *data, "--output-dir", tmp_path / "x")
     assert "fine-tune it first" in message
 
 
@@ -202,7 +202,7 @@ def test_yaml_file_configures_a_run_and_flags_win(tmp_path):
     )
     harness.run("pretrain", "--config", tmp_path / "run.yaml", "--max-steps", 1, "--output-dir", tmp_path / "out", pictures=False)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (record["max_steps"], record["lr"], record["image_size"], record["exclude_classes"]) == (1, 0.01, 32, [0, 1])
+    assert (record["max_steps"], record["learning_rate"], record["image_size"], record["exclude_classes"]) == (1, 0.01, 32, [0, 1])
 
 
 def test_tracker_gets_the_numbers(tmp_path):
@@ -216,7 +216,7 @@ def test_tracker_gets_the_numbers(tmp_path):
     for folder in {path.parent for path in (tmp_path / "out").rglob("events.out.tfevents.*")}:
         events = EventAccumulator(str(folder)).Reload()
         scalars |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert scalars["loss"] == [1, 2] and {"loss_g", "grad_norm"} <= set(scalars)
+    assert scalars["loss"] == [1, 2] and {"loss_global", "grad_norm"} <= set(scalars)
 
 
 def test_probe_needs_no_training_masks(tmp_path):
@@ -252,7 +252,7 @@ def test_folder_of_images_and_masks(tmp_path):
     data = ("--dataset", "folder", "--data-dir", write_folder(tmp_path / "data", splits=("train", "val", "test")))
     harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", draw_training=lambda *_: None)
     harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", draw_training=lambda *_: None)
-    harness.run("evaluate", "--model", tmp_path / "b", *data, "--output-dir", tmp_path / "c")
+    harness.run("evaluate_model", "--model", tmp_path / "b", *data, "--output-dir", tmp_path / "c")
     results = json.loads((tmp_path / "c" / "results.json").read_text())
     assert results["num_images"] == 6 and list(results["per_class_iou"]) == [f"class_{i}" for i in range(len(results["per_class_iou"]))]
 
@@ -267,7 +267,7 @@ def test_held_out_split_that_lacks_the_last_class(tmp_path):
     data = ("--dataset", "folder", "--data-dir", root)
     harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", draw_training=lambda *_: None)
     harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", draw_training=lambda *_: None)
-    harness.run("evaluate", "--model", tmp_path / "b", *data, "--output-dir", tmp_path / "c")
+    harness.run("evaluate_model", "--model", tmp_path / "b", *data, "--output-dir", tmp_path / "c")
     for name in ("b", "c"):
         assert len(json.loads((tmp_path / name / "results.json").read_text())["per_class_iou"]) == 8
 
@@ -310,7 +310,7 @@ def test_another_folder_serves_as_unlabelled_images(tmp_path):
     write_folder(tmp_path / "more", masks=False, splits=("a",))
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--unlabelled", tmp_path / "more", "--labelled-share", 0.25, "--max-steps", 2,
                 "--val-split", "none", "--output-dir", tmp_path / "a", pictures=False)  # fmt: skip
-    assert all("loss_p" in row for row in read_log(tmp_path / "a" / "log.jsonl") if "loss" in row)
+    assert all("loss_pixel" in row for row in read_log(tmp_path / "a" / "log.jsonl") if "loss" in row)
 
 
 def write_parquet(root: Path, count: int = 8) -> Path:
@@ -341,7 +341,7 @@ def test_parquet_through_both_stages(tmp_path, streaming):
     harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", draw_training=lambda *_: None)
     results = json.loads((tmp_path / "b" / "results.json").read_text())
     assert results["split"] == "validation" and results["num_images"] == 8
-    harness.run("evaluate", "--model", tmp_path / "b", *data, "--split", "validation", "--output-dir", tmp_path / "c")
+    harness.run("evaluate_model", "--model", tmp_path / "b", *data, "--split", "validation", "--output-dir", tmp_path / "c")
     again = json.loads((tmp_path / "c" / "results.json").read_text())
     assert again["per_class_iou"] == results["per_class_iou"]
 
@@ -402,7 +402,7 @@ def test_two_processes_pretrain_like_one(tmp_path, monkeypatch):
     one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in two if "loss" in row] == [1, 2, 3, 4]
     for a, b in zip(one, two):
-        for name in ("loss", "loss_g", "loss_l", "loss_p", "floor_p", "grad_norm"):
+        for name in ("loss", "loss_global", "loss_local", "loss_pixel", "floor_pixel", "grad_norm"):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=2e-3), (name, a["step"])
     assert (tmp_path / "two" / "model.safetensors").is_file()
@@ -438,7 +438,7 @@ def test_another_rate_in_the_middle_of_a_run(tmp_path):
     assert "other settings (batch_size: 4 -> 2)" in harness.refused(*flags, "--learning-rate", 0.05, "--resume", "--batch-size", 2)
     harness.run(*flags, "--learning-rate", 0.01, "--resume", pictures=False, commit=lambda: "after")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert record["lr"] == 0.01 and record["changed"] == [{"commit": ["before", "after"], "lr": [0.05, 0.01]}]
+    assert record["learning_rate"] == 0.01 and record["changed"] == [{"commit": ["before", "after"], "learning_rate": [0.05, 0.01]}]
     rates = [row["lr"] for row in read_log(tmp_path / "a" / "log.jsonl") if "lr" in row]
     assert len(rates) == 6 and rates[2] > 0.02 > 0.01 >= rates[3]
 

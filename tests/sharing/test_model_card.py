@@ -158,12 +158,12 @@ def test_pictures_that_are_there(chain):
 def test_evaluation_on_another_split_goes_into_the_card_that_is_pushed(chain, tmp_path, monkeypatch):
     """With --push-to-hub the model is published again, with both evaluations, the same weights and terms; without it, only results are."""
     pushed = []
-    module = load_recipe("evaluate")
+    module = load_recipe("evaluate_model")
     monkeypatch.setattr(module, "check_can_push", lambda hub: None)
     monkeypatch.setattr(module, "push_result", lambda out, hub: pushed.append((out, hub.push_to_hub)))
-    run("evaluate", "--model", chain / "tuned", "--output-dir", tmp_path / "plain", "--pictures", 1)
+    run("evaluate_model", "--model", chain / "tuned", "--output-dir", tmp_path / "plain", "--pictures", 1)
     assert not (tmp_path / "plain" / "model.safetensors").exists()
-    run("evaluate", "--model", chain / "tuned", "--output-dir", tmp_path / "out", "--pictures", 1, "--push-to-hub", "org/name")
+    run("evaluate_model", "--model", chain / "tuned", "--output-dir", tmp_path / "out", "--pictures", 1, "--push-to-hub", "org/name")
     assert [name for _, name in pushed] == [None, "org/name"] and pushed[1][0] == tmp_path / "out"
     text = (tmp_path / "out" / "README.md").read_text()
     assert card_problems(text) == ([], [])
@@ -185,14 +185,14 @@ def test_a_copy_gets_a_processor_of_today(tmp_path):
 
 def test_a_link_beside_a_strangers_model_is_not_published(chain, tmp_path, monkeypatch, capsys):
     """evaluate --push-to-hub takes pictures along from the model's folder, but not what a link there leads to, and says so."""
-    pushed, module = [], load_recipe("evaluate")
+    pushed, module = [], load_recipe("evaluate_model")
     monkeypatch.setattr(module, "check_can_push", lambda hub: None)
     monkeypatch.setattr(module, "push_result", lambda out, hub: pushed.extend(model_files(out)))
     stranger = shutil.copytree(chain / "tuned", tmp_path / "stranger")
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (stranger / "training.png").unlink()
     (stranger / "training.png").symlink_to(tmp_path / "id_rsa")
-    run("evaluate", "--model", stranger, "--output-dir", tmp_path / "out", "--pictures", 1, "--push-to-hub", "org/name")
+    run("evaluate_model", "--model", stranger, "--output-dir", tmp_path / "out", "--pictures", 1, "--push-to-hub", "org/name")
     assert "training.png of" in capsys.readouterr().out
     assert "model.safetensors" in pushed and "training.png" not in pushed and not (tmp_path / "out" / "training.png").exists()
 
@@ -200,7 +200,7 @@ def test_a_link_beside_a_strangers_model_is_not_published(chain, tmp_path, monke
 def test_one_evaluation_a_split(chain):
     """A second evaluation on a split takes the place of the first: a model has one figure there."""
     record = read_provenance(str(chain / "tuned"))
-    (options,) = [o for o in parse(load_recipe("evaluate").KINDS, "", []) if hasattr(o, "data_dir")]
+    (options,) = [o for o in parse(load_recipe("evaluate_model").KINDS, "", []) if hasattr(o, "data_dir")]
     results = json.loads((chain / "tuned" / "results.json").read_text())
     again = with_evaluation(record, results | {"mean_iou": 0.125}, options)
     assert [found["mean_iou"] for found in again["evaluations"]] == [0.125] and record["evaluations"][0]["mean_iou"] != 0.125

@@ -113,7 +113,7 @@ def test_push_is_one_commit_of_the_models_files(hub, folder):
     """All files of a model arrive in one commit, byte for byte; what is not the model's stays at home."""
     before = contents(folder)
     said = []
-    url = push_folder(folder, NAME, say=said.append)
+    url = push_folder(folder, NAME, log=said.append)
     assert contents(folder) == before and said == []
     (sha,) = pushes(hub)
     assert url == f"{hub.url}/{NAME}/commit/{sha}"
@@ -194,7 +194,7 @@ def test_passing_fault_is_waited_out(hub, folder, waits, method, path, what, opt
     and there is one commit - also when the first attempt had arrived and only the answer was lost."""
     hub.fail(method, path, what, **options)
     said = []
-    push_folder(folder, NAME, say=said.append)
+    push_folder(folder, NAME, log=said.append)
     answers = hub.requests(method, path)
     assert answers[0] == what and set(answers[1:]) <= {200, 409}
     asked = {"7": 7, "40": 40}.get(options.get("headers", {}).get("Retry-After"), 55 if "ratelimit" in options.get("headers", {}) else None)

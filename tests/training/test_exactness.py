@@ -46,7 +46,7 @@ def stopped_at(name: str, stop: int, out, **options) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_stopped_anywhere_and_resumed_is_the_straight_run(tmp_path, name, workers, accumulate):
     """Weights, optimizer, teachers, queues, banks and every logged number, whatever the step of the stop."""
-    options = {"max_steps": STEPS, "num_workers": workers, "gradient_accumulation_steps": accumulate, "save_steps": 3}
+    options = {"max_steps": STEPS, "dataloader_num_workers": workers, "gradient_accumulation_steps": accumulate, "save_steps": 3}
     harness.train(method_of(name), data_of(name), tmp_path / "straight", **options)
     for stop in STOPS[:: 1 if accumulate == 1 else 2]:
         out = tmp_path / str(stop)

@@ -220,8 +220,8 @@ def test_signal_during_evaluation(zygote, straight, tmp_path):
     assert zygote.run("finetune", *flags, "--output-dir", out, "--resume")[0] == 0
     assert json.loads((out / "results.json").read_text())["num_images"] > 0
     measure = ("--model", out, "--split", "val", "--output-dir", tmp_path / "measured")
-    assert zygote.run("evaluate", *measure, fault="signal_in_evaluation:0", fired=tmp_path / "again")[0] == 75
-    assert zygote.run("evaluate", *measure)[0] == 0
+    assert zygote.run("evaluate_model", *measure, fault="signal_in_evaluation:0", fired=tmp_path / "again")[0] == 75
+    assert zygote.run("evaluate_model", *measure)[0] == 0
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

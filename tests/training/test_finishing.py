@@ -153,7 +153,7 @@ def test_a_figure_outlives_the_card_of_an_evaluation(tmp_path, start, monkeypatc
     harness.run("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "tuned")
     flags = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val", "--push-to-hub", "org/name")
     with pytest.raises(RuntimeError, match="no luck"):
-        harness.run("evaluate", *flags, "--output-dir", tmp_path / "out", write_card=fails, check_can_push=lambda hub: None)
+        harness.run("evaluate_model", *flags, "--output-dir", tmp_path / "out", write_card=fails, check_can_push=lambda hub: None)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["num_images"] == 4
 
 
@@ -181,7 +181,7 @@ def test_folders_of_images_and_masks_without_a_data_folder(tmp_path, recipe):
     recipe("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a")
     recipe("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b")
     recipe("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", "--resume")
-    recipe("evaluate", "--model", tmp_path / "b", *data, "--split", "val", "--output-dir", tmp_path / "c")
+    recipe("evaluate_model", "--model", tmp_path / "b", *data, "--split", "val", "--output-dir", tmp_path / "c")
     for out, words in (("a", "on streets"), ("b", "fine-tuned on streets")):
         assert (tmp_path / out / "model.safetensors").is_file()
         card = (tmp_path / out / "README.md").read_text()

@@ -15,7 +15,7 @@ from mscl_hf.cli import parse
 from mscl_hf.config import TrainingConfig
 from mscl_hf.sharing.provenance import command_line
 
-EVALUATE = harness.load_recipe("evaluate").EvaluateRun
+EVALUATE = harness.load_recipe("evaluate_model").EvaluateRun
 
 
 def launch(*arguments, folder) -> subprocess.CompletedProcess:

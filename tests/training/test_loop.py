@@ -33,10 +33,10 @@ def moved(before: dict, after: dict) -> set[str]:
 # -- learning rate and optimizer ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("poly", 0.5**0.9)])
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("polynomial", 0.5**0.9)])
 def test_learning_rate_rises_linearly_and_falls_as_named(schedule, middle):
     """Warm-up k/w of the peak, the peak at its end, the closed form half-way, nearly zero in the last step, monotone on both sides."""
-    given = TrainingConfig(max_steps=110, warmup_steps=10, lr=0.4, schedule=schedule)
+    given = TrainingConfig(max_steps=110, warmup_steps=10, learning_rate=0.4, lr_scheduler_type=schedule)
     rates = [lr_at(step, given) for step in range(110)]
     assert rates[:10] == pytest.approx([0.4 * (k + 1) / 10 for k in range(10)])
     assert rates[10] == pytest.approx(0.4) and rates[60] == pytest.approx(0.4 * middle)
@@ -46,7 +46,7 @@ def test_learning_rate_rises_linearly_and_falls_as_named(schedule, middle):
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_short_runs_reach_a_learning_rate(steps):
     """A warm-up longer than half the run is cut to it: no run trains at rate zero, or divides by it."""
-    rates = [lr_at(step, TrainingConfig(max_steps=steps, warmup_steps=20, lr=1.0)) for step in range(steps)]
+    rates = [lr_at(step, TrainingConfig(max_steps=steps, warmup_steps=20, learning_rate=1.0)) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
 
@@ -61,7 +61,7 @@ def test_logged_rate_is_the_one_that_was_used(tmp_path):
 def test_biases_and_norms_do_not_decay_and_heads_have_their_own_rate():
     """With a gradient of zero, one step shrinks every matrix by lr * decay (heads: by their scaled lr) and moves nothing else."""
     method = harness.pretraining()
-    given = harness.options(weight_decay=0.1, lr=0.5, head_lr_scale=0.2)
+    given = harness.options(weight_decay=0.1, learning_rate=0.5, head_lr_scale=0.2)
     optimizer = build_optimizer(method, given)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     for parameter in method.parameters():
@@ -80,7 +80,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
     for kind in ("sgd", "adamw"):
         method = harness.finetuning()
         next(method.parameters()).requires_grad_(False)
-        grouped = [id(p) for group in build_optimizer(method, harness.options(optimizer=kind)).param_groups for p in group["params"]]
+        grouped = [id(p) for group in build_optimizer(method, harness.options(optim=kind)).param_groups for p in group["params"]]
         wanted = [id(p) for p in method.parameters() if p.requires_grad]
         assert sorted(grouped) == sorted(wanted)
 
@@ -127,7 +127,7 @@ def test_training_lowers_the_loss(tmp_path):
     """A few steps lower the loss on a fixed batch: the sign of the update is right."""
     method = harness.finetuning(dropout=0.0)
     batch = batches("finetune")[0]
-    harness.train(method, harness.training_data("finetune", labelled=4), tmp_path, max_steps=40, lr=0.05)
+    harness.train(method, harness.training_data("finetune", labelled=4), tmp_path, max_steps=40, learning_rate=0.05)
     fresh = harness.finetuning(dropout=0.0)
     with torch.no_grad():
         assert method.train()(**batch)["loss"] < 0.8 * fresh.train()(**batch)["loss"]
@@ -167,7 +167,7 @@ def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
 def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
     """Without any other checkpoint, that of the step before is left: weights, batch statistics and queue are those of a run that ended
     there in good health."""
-    contrast = {"losses": "g+l+p", "queue": 6}
+    contrast = {"losses": "g+l+p", "queue_size": 6}
     method = harness.pretraining(contrast=contrast)
     poison(method, 3, math.nan)
     with pytest.raises(NonFinite):
@@ -272,7 +272,7 @@ def test_everything_trains_where_the_loss_reaches_everything(tmp_path):
     """In fine-tuning no parameter is left out."""
     method = harness.finetuning()
     before = snapshot(method)
-    harness.train(method, harness.training_data("finetune"), tmp_path, max_steps=6, lr=0.2)
+    harness.train(method, harness.training_data("finetune"), tmp_path, max_steps=6, learning_rate=0.2)
     assert {name for name, _ in method.named_parameters()} <= moved(before, snapshot(method))
 
 
@@ -343,15 +343,15 @@ def test_unlabelled_images_take_part_in_global_and_local_loss_only():
     repainted["enhanced"][3] = 255 - repainted["enhanced"][3]
     method.eval()  # batch statistics would carry the change to all images
     before, after = method(**batch), method(**repainted)
-    assert before["loss_p"] == after["loss_p"]
-    assert before["loss_g"] != after["loss_g"] and before["loss_l"] != after["loss_l"]
+    assert before["loss_pixel"] == after["loss_pixel"]
+    assert before["loss_global"] != after["loss_global"] and before["loss_local"] != after["loss_local"]
 
 
 def test_mixed_batches_train(tmp_path):
     """Half labelled, half not: every loss is logged and finite."""
     harness.train(harness.pretraining(), harness.training_data(unlabelled=6), tmp_path, max_steps=2, logging_steps=1)
     for row in read_log(tmp_path / "log.jsonl"):
-        assert all(math.isfinite(row[name]) for name in ("loss_g", "loss_l", "loss_p", "floor_p", "excess_p"))
+        assert all(math.isfinite(row[name]) for name in ("loss_global", "loss_local", "loss_pixel", "floor_pixel", "excess_pixel"))
 
 
 # -- precision and memory ----------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
     assert logs[0] == pytest.approx(logs[1], rel=1e-2) and keys[0] == keys[1]
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="--torch-compile needs a C.. compiler"):
-        harness.train(harness.pretraining(), harness.training_data(), tmp_path / "none", compile=True)
+        harness.train(harness.pretraining(), harness.training_data(), tmp_path / "none", torch_compile=True)
 
 
 def test_the_loop_nudges_a_method_after_its_weights_have_moved(tmp_path):
@@ -420,7 +420,7 @@ def test_the_loop_nudges_a_method_after_its_weights_have_moved(tmp_path):
 def test_lars_adapts_the_rates_of_matrices_only(decay):
     """Its first step: a matrix moves by lr * 0.001 |w| / (|g| + decay |w|) * (g + decay w), a bias or a norm's weight by lr * g."""
     method = harness.pretraining()
-    given = harness.options(optimizer="lars", lr=0.5, weight_decay=decay)
+    given = harness.options(optim="lars", learning_rate=0.5, weight_decay=decay)
     optimizer = build_optimizer(method, given)
     before = {name: p.detach().clone() for name, p in method.named_parameters() if p.requires_grad}
     for name in before:
@@ -445,8 +445,8 @@ def test_a_constant_rate_is_scaled_with_the_heads(tmp_path):
     method = harness.pretraining_method("simsiam")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "build_optimizer", build)
-        harness.train(method, harness.method_data("simsiam"), tmp_path, lr=0.02, head_lr_scale=0.5)
-    assert found == {True: pytest.approx(0.01), False: pytest.approx(0.5 * lr_at(5, harness.options(lr=0.02)))}
+        harness.train(method, harness.method_data("simsiam"), tmp_path, learning_rate=0.02, head_lr_scale=0.5)
+    assert found == {True: pytest.approx(0.01), False: pytest.approx(0.5 * lr_at(5, harness.options(learning_rate=0.02)))}
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam"])

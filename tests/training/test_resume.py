@@ -28,16 +28,16 @@ STEPS = 6
 # stage and network, options of the loop, step of the stop. 8 scenes, batches of 4: an epoch is two forward passes.
 CASES = {
     "sgd, middle of an epoch": ("pretrain", {}, {}, 1),
-    "sgd, workers, end of an epoch": ("pretrain", {}, {"num_workers": 2}, 4),
-    "adamw, accumulation": ("pretrain", {}, {"optimizer": "adamw", "lr": 1e-3, "gradient_accumulation_steps": 2}, 5),
-    "lars": ("pretrain", {}, {"optimizer": "lars", "lr": 0.5}, 3),
+    "sgd, workers, end of an epoch": ("pretrain", {}, {"dataloader_num_workers": 2}, 4),
+    "adamw, accumulation": ("pretrain", {}, {"optim": "adamw", "learning_rate": 1e-3, "gradient_accumulation_steps": 2}, 5),
+    "lars": ("pretrain", {}, {"optim": "lars", "learning_rate": 0.5}, 3),
     "random partners of pixels": ("pretrain", {"contrast": {"pixel_scope": "cross"}}, {}, 2),
-    "a queue, random pixels": ("pretrain", {"contrast": {"queue": 6, "pixel_sample": "random", "pixel_count": 3}}, {}, 3),
+    "a queue, random pixels": ("pretrain", {"contrast": {"queue_size": 6, "pixel_sample": "random", "pixel_count": 3}}, {}, 3),
     "fine-tuning, sgd": ("finetune", {}, {}, 3),
     "fine-tuning, adamw, accumulation, workers": (
-        "finetune", {}, {"optimizer": "adamw", "lr": 1e-3, "gradient_accumulation_steps": 2, "num_workers": 2}, 2,
+        "finetune", {}, {"optim": "adamw", "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2}, 2,
     ),
-    "fine-tuning, transformer": ("finetune", {"backbone": "test_vit"}, {"optimizer": "adamw", "lr": 1e-3}, 3),
+    "fine-tuning, transformer": ("finetune", {"backbone": "test_vit"}, {"optim": "adamw", "learning_rate": 1e-3}, 3),
 }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_dropout_is_active_while_fine_tuning():
 def test_number_of_workers_changes_nothing(tmp_path):
     """Zero or two worker processes: the same batches, the same weights."""
     for workers in (0, 2):
-        harness.train(harness.finetuning(), harness.training_data("finetune"), tmp_path / str(workers), num_workers=workers)
+        harness.train(harness.finetuning(), harness.training_data("finetune"), tmp_path / str(workers), dataloader_num_workers=workers)
     assert differences(tmp_path / "2", tmp_path / "0") == []
 
 
@@ -111,8 +111,8 @@ def test_stream_goes_on_where_it_stopped(tmp_path, workers):
     method = harness.finetuning()
     harness.stop_after(method, 3, STEPS)  # in the second pass
     with pytest.raises(SystemExit):
-        harness.train(method, ready, tmp_path / "stopped", num_workers=workers)
-    harness.train(harness.finetuning(), ready, tmp_path / "stopped", num_workers=workers)
+        harness.train(method, ready, tmp_path / "stopped", dataloader_num_workers=workers)
+    harness.train(harness.finetuning(), ready, tmp_path / "stopped", dataloader_num_workers=workers)
     assert differences(tmp_path / "stopped", tmp_path / "straight") == []
 
 
@@ -191,7 +191,7 @@ def test_a_folder_of_another_command_is_named(tmp_path):
     for more in ((), ("--resume",)):
         message = harness.refused("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
         assert message == f"{tmp_path}/a holds a run of mscl-pretrain; give another --output-dir"
-    message = harness.refused("evaluate", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
+    message = harness.refused("evaluate_model", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
     assert message == f"{tmp_path}/a holds a run of mscl-pretrain; give another --output-dir"
 
 

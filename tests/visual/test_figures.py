@@ -123,8 +123,8 @@ def test_comparison_strip_shows_the_same_images_in_every_column(tmp_path):
 def log_of(steps):
     log = []
     for step in range(steps):
-        row = {"step": step, "loss": 5.0 / (step + 1), "loss_g": 1.0, "loss_p": 2.0, "floor_p": 1.5}
-        row |= {"excess_p": 0.5, "lr": 0.1, "grad_norm": 10.0 ** (step % 4), "note": "text"}
+        row = {"step": step, "loss": 5.0 / (step + 1), "loss_global": 1.0, "loss_pixel": 2.0, "floor_pixel": 1.5}
+        row |= {"excess_pixel": 0.5, "lr": 0.1, "grad_norm": 10.0 ** (step % 4), "note": "text"}
         row |= {"images_per_second": 50.0, "data_wait": 0.1}
         if step % 10 == 0:
             row |= {"probe_mean_iou": 0.2, "effective_rank_pixel": 9.0, "spread_pixel": 0.1}
@@ -139,7 +139,7 @@ def test_every_number_of_the_log_has_a_panel():
     drawn = [key for curves in panels.values() for key in curves]
     numbers = {key for row in log_of(20) for key, value in row.items() if isinstance(value, float)}
     assert sorted(drawn) == sorted(numbers)
-    assert set(panels["loss"]) == {"loss", "loss_g", "loss_p", "floor_p"} and "ema momentum" in panels
+    assert set(panels["loss"]) == {"loss", "loss_global", "loss_pixel", "floor_pixel"} and "ema momentum" in panels
     assert panels["mean IoU"]["probe_mean_iou"].tolist() == [[0, 0.2], [10, 0.2]]
     assert "mean IoU" not in figures._panels([{"step": 1, "loss": 1.0}])
 
