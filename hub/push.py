@@ -54,7 +54,7 @@ def space_files(what: str) -> dict[str, Path]:
         source = Path(mscl_hf.__file__).parent
         apart = [source / "hub", source / "recipes"]  # inside the package once it is installed
         package = {name: path for name, path in _below(source, "mscl_hf/").items() if not set(apart) & set(path.parents)}
-        files |= {name: path for name, path in package.items() if path.suffix in (".py", ".txt")}
+        files |= {name: path for name, path in package.items() if path.suffix in (".py", ".pyi", ".txt")}
     return files
 
 

@@ -22,22 +22,22 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mscl_hf import MsclConfig
 from mscl_hf.cli import command, parse
-from mscl_hf.config import DataConfig
+from mscl_hf.config import DataConfig, Section, option
 from mscl_hf.data import Sample, SegmentationData
 from mscl_hf.data.build import labelled_part, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings
 from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.models.loading import open_model, open_segmenter
-from mscl_hf.sharing.provenance import pinned_options
+from mscl_hf.sharing.provenance import pin_revisions
 from mscl_hf.transforms.views import TrainView
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Where from."""
+class ModelConfig(Section):
+    """The model to start from."""
 
-    model: str = field(default="runs/pretrain", metadata={"help": "model folder, Hub name or NAME@REVISION to start from"})
-    resume: bool = field(default=False, metadata={"help": "continue from the last checkpoint in --output-dir"})
+    model: str = option("runs/pretrain", "model folder, Hub name or NAME@REVISION to start from")
+    resume: bool = option(False, "continue from the last checkpoint in --output-dir")
 
 
 @dataclass
@@ -49,6 +49,15 @@ class Arguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "1, unless all held-out images have one size"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "feed the metric batch by batch"})
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The model, Trainer's own arguments and the data."""
+
+    model: ModelConfig
+    arguments: Arguments
+    data: DataConfig
 
 
 class Prepared(Dataset):
@@ -85,7 +94,8 @@ def class_ids(logits: Tensor, labels: Tensor) -> Tensor:
 
 @command
 def main() -> None:
-    run, arguments, options = pinned_options(parse((ModelOptions, Arguments, DataConfig), __doc__.splitlines()[0]))
+    config = pin_revisions(parse(TrainerConfig, __doc__.splitlines()[0]))
+    run, arguments, options = config.model, config.arguments, config.data
     if options.streaming or arguments.max_steps < 1:
         raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
     there = Path(arguments.output_dir).is_dir() and get_last_checkpoint(arguments.output_dir) is not None
