@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib.util
 import os
 import signal
 import sys
+import typing
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
-from mscl_hf.config import TrainingConfig, ViewConfig
+from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig, TrainingConfig, ViewConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.sampler import Order
 from mscl_hf.data.training_data import TrainingData, TrainingImages
@@ -31,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE, BATCH, SCENES = 32, 4, 8
 TINY = ("--backbone", "test_resnet", "--image-size", SIZE, "--decoder-channels", 16)
 SHORT = ("--batch-size", BATCH, "--dataloader-num-workers", 0, "--train-count", SCENES, "--logging-steps", 1, "--warmup-steps", 1)
+
+
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate_model": EvaluateConfig}
 
 
 @functools.cache
@@ -57,6 +62,12 @@ def run(name: str, *arguments, pictures: bool = True, **patches) -> None:
         for part, stand_in in patches.items():
             stack.enter_context(mock.patch.object(owner(module, part), part, stand_in))
         module.main()
+
+
+def sections(recipe: str) -> list[type]:
+    """The dataclasses that hold the options of a recipe."""
+    hints = typing.get_type_hints(CONFIGS[recipe])
+    return [hints[f.name] for f in dataclasses.fields(CONFIGS[recipe])]
 
 
 def owner(recipe, name: str):

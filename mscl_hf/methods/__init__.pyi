@@ -6,7 +6,8 @@ from .creation import defaults_of as defaults_of
 from .creation import given_options as given_options
 from .finetuning_losses import FINETUNING_LOSSES as FINETUNING_LOSSES
 from .finetuning_losses import check_options as check_options
-from .mscl import MSCL as MSCL, MultiScaleLoss as MultiScaleLoss
+from .mscl import MSCL as MSCL
+from .mscl import MultiScaleLoss as MultiScaleLoss
 from .registry import METHODS as METHODS
 from .registry import markdown as markdown
 from .registry import option_table as option_table

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import SystemRandom
 from time import sleep as _sleep  # by a name of its own: tests let no time pass
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, hf_raise_for_status, parse_ratelimit_headers
 
@@ -59,7 +59,7 @@ def check_can_push(options: HubConfig, log: Callable[[str], None] = print, api: 
     try:
         _open_repository(api, options.push_to_hub, "model", options.private, options.revision)
         if options.license is not None:
-            _check_license(api, options.license)
+            _check_license(options.license)
     except Exception as error:
         reason = without_secrets(f"cannot push to {options.push_to_hub}: {_reason(error)}", token)
         if not _is_transient(error):
@@ -192,13 +192,12 @@ def _open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool, re
         api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
 
 
-def _check_license(api: HfApi, name: str) -> None:
-    """ValueError where the Hub would refuse the model card for its licence, when the training is done."""
-    card = {"repoType": "model", "content": f"---\nlicense: {name}\n---\n"}
-    answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json=card)
-    if answer.status_code == 400:
-        raise ValueError(f"the Hub knows no licence {name!r}; give --license one of its names, such as apache-2.0, cc-by-4.0 or other")
-    hf_raise_for_status(answer)
+def _check_license(name: str) -> None:
+    """Raise ValueError where the Hub would reject the model card for its license, after the training."""
+    try:
+        ModelCard(f"---\nlicense: {name}\n---\n").validate("model")
+    except ValueError as error:
+        raise ValueError(f"--license is {name!r}; expected a name that the Hub knows, such as apache-2.0, cc-by-4.0 or other.") from error
 
 
 def _repeat(step: Callable, log: Callable[[str], None]):

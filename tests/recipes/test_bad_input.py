@@ -22,7 +22,7 @@ from mscl_hf.transforms.views import TrainView
 BASE = {
     "pretrain": (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1),
     "finetune": (*harness.SHORT, "--val-split", "none", "--max-steps", 1),
-    "evaluate": (),
+    "evaluate_model": (),
 }
 FOLDER = (*harness.TINY, "--dataset", "folder", "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1)
 
@@ -58,13 +58,13 @@ def places(tmp_path_factory):
 
 PRETRAIN = {
     "unknown backbone": (("--backbone", "resnet5O"), ("unknown backbone 'resnet5O'", "resnet50")),
-    "unknown method": (("--method", "msl"), ("unknown method 'msl'", "near: mscl")),
-    "unknown losses": (("--losses", "g+x"), ("unknown losses 'g+x'", "g+l+p")),
-    "repeated loss": (("--losses", "g+g"), ("unknown losses 'g+g'",)),
-    "no loss": (("--losses", ""), ("unknown losses ''",)),
-    "unknown option": (("--losse", "g"), ("unknown option --losse", "--losses")),
+    "unknown method": (("--method", "msl"), ("--method is 'msl'", "did you mean mscl")),
+    "unknown losses": (("--losses", "g+x"), ("--losses is 'g+x'", "global+local+pixel")),
+    "repeated loss": (("--losses", "g+g"), ("--losses is 'g+g'",)),
+    "no loss": (("--losses", ""), ("--losses is ''",)),
+    "unknown option": (("--losse", "g"), ("--losse is no option", "--losses")),
     "ill-typed option": (("--max-steps", "many"), ("--max-steps", "'many'")),
-    "unknown data set": (("--dataset", "camvidd"), ("unknown data set 'camvidd'", "camvid")),
+    "unknown data set": (("--dataset", "camvidd"), ("--dataset is 'camvidd'", "camvid")),
     "no data folder given": (("--dataset", "camvid"), ("--data-dir", "train.txt")),
     "a data folder and no data set": (("--data-dir", "{}/data"), ("--data-dir is {}/data and --dataset is synthetic",
                                       "give --dataset folder (or camvid, ")),
@@ -78,12 +78,12 @@ PRETRAIN = {
                               ("no split 'test'", "'train', 'val'")),
     "missing held-out split": (("--val-split", "dev"), ("no split 'dev'", "train, val, test")),
     "pixel loss without masks": (("--dataset", "folder", "--data-dir", "{}/pictures", "--train-count", 4),
-                                 ("no masks", "--losses g, l or g+l")),
+                                 ("no masks", "--losses")),
     "a batch of one": (("--batch-size", 1), ("--batch-size is 1", "at least 2")),
     "a batch of one, blocks of others": (("--batch-size", 1, "--losses", "l", "--local-scope", "others"), ("at least 2",)),
     "a batch of one, partners": (("--batch-size", 1, "--losses", "p", "--pixel-scope", "cross"), ("at least 2",)),
-    "a queue without its loss": (("--losses", "p", "--queue-size", 64), ("queue_size=64", "losses=p")),
-    "an excluded class that is none": (("--exclude-classes", 99), ("--exclude-classes 99", "0..7")),
+    "a queue without its loss": (("--losses", "p", "--queue-size", 64), ("--queue-size is 64", "--losses pixel")),
+    "an excluded class that is none": (("--exclude-classes", 99), ("--exclude-classes is 99", "0..7")),
     "too many labelled": (("--labelled-share", 1.5, "--unlabelled", "rest"), ("--labelled-share is 1.5", "at most 1")),
     "no labelled": (("--labelled-share", 0), ("--labelled-share is 0.0", "above 0")),
     "unlabelled folder not there": (("--unlabelled", "{}/gone"), ("{}/gone is not there",)),
@@ -96,14 +96,14 @@ PRETRAIN = {
     "unknown decoder": (("--decoder", "unet"), ("'unet'", "deeplabv3")),
     "unknown attachment": (("--attach", "head"), ("'head'", "ancestor")),
     "unknown geometry": (("--geometry", "warp"), ("'warp'", "shared")),
-    "scales reversed": (("--min-scale", 3), ("3.0 to 2.0",)),
-    "temperature zero": (("--global-temperature", 0), ("global_temperature=0.0", "positive")),
+    "scales reversed": (("--min-scale", 3), ("--min-scale is 3.0", "--max-scale 2.0")),
+    "temperature zero": (("--global-temperature", 0), ("--global-temperature is 0.0", "above 0")),
     "unknown reduction": (("--pixel-reduction", "mean"), ("'mean'", "out, in")),
     "unknown label rule": (("--label-downsampling", "near"), ("'near'", "majority")),
     "weights not there": (("--backbone-weights", "{}/gone.pth"), ("{}/gone.pth",)),
-    "unknown precision": (("--mixed-precision", "fp16"), ("'fp16'", "fp32, bf16")),
+    "unknown precision": (("--mixed-precision", "fp16"), ("'fp16'", "no, bf16")),
     "unknown optimizer": (("--optim", "lamb"), ("'lamb'", "sgd, adamw, lars")),
-    "unknown schedule": (("--lr-scheduler-type", "step"), ("'step'", "cosine, poly")),
+    "unknown schedule": (("--lr-scheduler-type", "step"), ("'step'", "cosine, polynomial")),
     "unknown tracker": (("--report-to", "mlflow"), ("mlflow", "tensorboard")),
     "rate zero": (("--learning-rate", 0), ("--learning-rate is 0.0",)),
     "rate not a number": (("--learning-rate", "nan"), ("--learning-rate is nan",)),
@@ -124,7 +124,7 @@ PRETRAIN = {
     "a map of one cell": (("--method", "pixpro", "--output-stride", 32), ("--method pixpro", "has 1 x 1", "--image-size")),
     "a decoder's map of few cells": (("--method", "chaitanya_global_local"), ("--method chaitanya_global_local", "2 x 2", "7 x 7")),
     "slices of no volume": (("--method", "chaitanya_global", "--variant", "GD"), ("--variant GD", "volume and position", "--variant GR")),
-    "an unknown variant": (("--method", "zhao_cross", "--variant", "GD"), ("'GD'", "published and released")),
+    "an unknown variant": (("--method", "zhao_cross", "--variant", "GD"), ("'GD'", "published or released")),
     "towers that cannot be halved": (("--method", "cmc", "--backbone", "vgg16_bn"), ("'vgg16_bn'", "halves its width")),
     "towers behind a decoder": (("--method", "cmc", "--backbone", "resnet10t", "--attach", "decoder"), ("--attach decoder",)),
     "an unknown bank loss": (("--method", "instdisc", "--bank-loss", "nec"), ("'nec'", "softmax, nce")),
@@ -139,7 +139,7 @@ PRETRAIN = {
                                      "--geometry", "crops"), ("--geometry is crops", "shared or none")),
     "images that no loss sees": (("--method", "zhao_cross", "--unlabelled", "rest"), ("--unlabelled is rest", "labelled images only")),
     "statistics of views that never meet": (("--method", "moco_v1", "--bn-views", "separate"), ("--bn-views is separate", "leave it out")),
-    "one image to normalise": (("--method", "byol", "--batch-size", 1), ("--batch-size 1 leaves one image", "at least 2")),
+    "one image to normalize": (("--method", "byol", "--batch-size", 1), ("--batch-size 1 leaves one image", "at least 2")),
     "an axis that is none": (("--method", "cp2", "--dense-axis", "keys"), ("--dense-axis is 'keys'", "key, query")),
     "a gamma below one": (("--method", "pixpro", "--ppm-gamma", 0.5), ("--ppm-gamma is 0.5", "at least 1")),
     "mscl and an option of others": (("--temperature", 0.5), ("--temperature is no option of --method mscl", "--pixel-temperature")),
@@ -158,10 +158,10 @@ FINETUNE = {
     "weights cut off": (("--model", "{}/cut_off"), ("{}/cut_off",)),
     "a name that cannot be reached": (("--model", "someone/something"), ("'someone/something'",)),
     "no masks": (("--model", "{}/model", "--dataset", "folder", "--data-dir", "{}/pictures", "--train-count", 4), ("has no masks",)),
-    "scale zero": (("--model", "{}/model", "--min-scale", 0), ("0.0 to 2.0",)),
+    "scale zero": (("--model", "{}/model", "--min-scale", 0), ("--min-scale is 0.0", "at least 0.001")),
     "dropout of everything": (("--model", "{}/model", "--dropout", 1), ("--dropout is 1.0",)),
     "negative weight": (("--model", "{}/model", "--auxiliary-loss-weight", -1), ("--auxiliary-loss-weight is -1.0",)),
-    "no pixels": (("--model", "{}/model", "--image-size", 0), ("--image-size 0",)),
+    "no pixels": (("--model", "{}/model", "--image-size", 0), ("--image-size is 0", "at least 16")),
     "missing held-out split": (("--model", "{}/model", "--val-split", "dev"), ("no split 'dev'", "train, val, test")),
 }  # fmt: skip
 EVALUATE = {
@@ -179,18 +179,18 @@ EVALUATE = {
     "no masks": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/pictures", "--split", "train"), ("labelled images",)),
     "unknown precision": (("--model", "{}/tuned", "--mixed-precision", "fp8"), ("'fp8'", "bf16")),
     "unknown mode": (("--model", "{}/tuned", "--mode", "slid"), ("'slid'", "whole")),
-    "scale zero": (("--model", "{}/tuned", "--scales", 0), ("[0.0]",)),
+    "scale zero": (("--model", "{}/tuned", "--scales", 0), ("--scales is 0.0", "above 0")),
 }  # fmt: skip
-CASES = [(recipe, case) for recipe, cases in (("pretrain", PRETRAIN), ("finetune", FINETUNE), ("evaluate", EVALUATE)) for case in cases]
+CASES = [(recipe, case) for recipe, cases in (("pretrain", PRETRAIN), ("finetune", FINETUNE), ("evaluate_model", EVALUATE)) for case in cases]
 
 
 @pytest.mark.parametrize(("recipe", "case"), CASES)
 def test_wrong_flags(places, tmp_path, recipe, case):
-    """Each is refused in one sentence that names what came and what was wanted."""
-    flags, says = {"pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate": EVALUATE}[recipe][case]
+    """The error names the option or file, its value, and what was expected or what to do."""
+    flags, says = {"pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate_model": EVALUATE}[recipe][case]
     flags = [flag.format(places) if isinstance(flag, str) else flag for flag in flags]
     message = refused(recipe, tmp_path / "out", *flags)
-    assert all(part.format(places) in message for part in says), message
+    assert all(part.format(places).lower() in message.lower() for part in says), message
 
 
 # -- faults in the files -------------------------------------------------------------------------------------------------------

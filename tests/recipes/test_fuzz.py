@@ -14,17 +14,17 @@ from mscl_hf import MsclConfig
 from mscl_hf.cli import flat, parse, printable
 
 KNOWN_WITH_DATA = ("train_fraction", "labelled_share")  # are checked where the images are counted
-RECIPES = ("pretrain", "finetune", "evaluate")
+RECIPES = tuple(harness.CONFIGS)
 
 
 def option_types(recipe: str) -> dict:
     """Of every option of a recipe, from the dataclasses themselves."""
-    return {name: kind for each in harness.load_recipe(recipe).KINDS for name, kind in typing.get_type_hints(each).items()}
+    return {name: kind for each in harness.sections(recipe) for name, kind in typing.get_type_hints(each).items()}
 
 
 def known_values(recipe: str) -> list:
     """The defaults: values that are right somewhere, and wrong elsewhere."""
-    defaults = (getattr(f, "default", None) for each in harness.load_recipe(recipe).KINDS for f in dataclasses.fields(each))
+    defaults = (getattr(f, "default", None) for each in harness.sections(recipe) for f in dataclasses.fields(each))
     return sorted({str(value) for value in defaults if isinstance(value, (str, int, float))})
 
 
@@ -56,12 +56,13 @@ def check_parsed(recipe: str, argv: list[str]) -> list[str]:
     zero, no number infinite. Returns the refusal."""
     module = harness.load_recipe(recipe)
     with stated() as said:
-        options = parse(module.KINDS, "drawn", argv)
-        json.dumps(flat(*options), allow_nan=False)
-        assert all(isinstance(value, (bool, int, float, str)) for value in printable(*options).values())
+        config = parse(harness.CONFIGS[recipe], "drawn", argv)
+        json.dumps(flat(config), allow_nan=False)
+        assert all(isinstance(value, (bool, int, float, str)) for value in printable(config).values())
         if recipe == "pretrain":
-            module.resolve(options)
-        factors = {name: value for name, value in flat(*options).items() if isinstance(value, float)}
+            module.check_options(config)
+            module.resolved(config)
+        factors = {name: value for name, value in flat(config).items() if isinstance(value, float)}
         assert all(value >= 0 for name, value in factors.items() if name not in KNOWN_WITH_DATA), factors
     return said
 
@@ -90,7 +91,7 @@ def test_words(recipe, words):
 @example(case=("pretrain", {"decoder_rates": []}), extra={})
 @example(case=("finetune", {"classes": [None]}), extra={})
 @example(case=("finetune", {"classes": [["a"]]}), extra={})
-@example(case=("evaluate", {"split": b"test"}), extra={})
+@example(case=("evaluate_model", {"split": b"test"}), extra={})
 @fuzzed(case=CASES, extra=st.dictionaries(SCALARS, SCALARS, max_size=1))
 def test_yaml_values(tmp_path_factory, case, extra):
     """Any values under the options' names in a file; what is no number, truth or text, in a list too, is refused."""

@@ -40,7 +40,7 @@ def one_option(kind) -> st.SearchStrategy:
 def runs(draw, recipe: str) -> dict:
     """Flags of a run: sizes of its images, its method or loss, and a few other options."""
     kinds = {}
-    for each in harness.load_recipe(recipe).KINDS:
+    for each in harness.sections(recipe):
         if each is not HubConfig:
             kinds |= {name: kind for name, kind in typing.get_type_hints(each).items() if name not in LEFT_OUT}
     first = {"method": METHODS, "losses": LOSS_SUBSETS, "preset": PRESETS} if recipe == "pretrain" else {"loss": FINETUNING_LOSSES}
