@@ -25,6 +25,7 @@ from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, MSCL, Scale, SegmentationTraining, create_method
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.training import run as training_run
 from mscl_hf.training.loop import fit
 from mscl_hf.transforms.views import PairView, TrainView, make_view
 
@@ -74,6 +75,8 @@ def owner(recipe, name: str):
     """The recipe's module where it defines a name itself, else the package that it takes it from."""
     if name in vars(recipe):
         return recipe
+    if name == "commit":
+        return training_run
     return next(package for package in (data, evaluation, methods, models, records, sharing, training, transforms) if name in package.__all__)
 
 

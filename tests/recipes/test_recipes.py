@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.config import ContrastConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.layouts import CAMVID_CLASSES
 from mscl_hf.methods import METHODS
@@ -27,7 +28,8 @@ from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 
-LOGGED = {"step", "loss", "loss_global", "loss_local", "loss_pixel", "floor_pixel", "excess_pixel", "grad_norm", "lr", "images_per_second", "data_wait"}
+LOGGED = {"step", "loss", "loss_global", "loss_local", "loss_pixel", "floor_pixel", "excess_pixel", "grad_norm", "lr",
+          "images_per_second", "data_wait"}  # fmt: skip
 SPACES = ("backbone", "global", "local", "pixel")
 HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
 CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "decoders", "heads", "modeling", "towers")}
@@ -79,14 +81,14 @@ def chain(real_data, few_camvid, tmp_path_factory):
            "--unlabelled", "rest", "--logging-steps", 1, "--output-dir", "OUT")  # fmt: skip
     launch("finetune", "--model", "OUT", *data, "--train-count", 5, "--batch-size", 4, "--max-steps", 3, "--seed", 1,
            "--logging-steps", 1, "--output-dir", "OUT2")  # fmt: skip
-    launch("evaluate", "--model", "OUT2", *data, "--split", "test", "--output-dir", "OUT3")
+    launch("evaluate_model", "--model", "OUT2", *data, "--split", "test", "--output-dir", "OUT3")
     return root, shown
 
 
 def test_pretraining_leaves_a_model_its_log_and_pictures(chain):
     """Hub folder, checkpoints, every logged quantity in every line, health at the asked steps and the end, both figures."""
     out = chain[0] / "OUT"
-    assert listed(out) == HUB_FILES | {"run.json", "log.jsonl", "checkpoints", "training.png", "features.png"}
+    assert listed(out) == HUB_FILES | {"config.yaml", "run.json", "log.jsonl", "checkpoints", "training.png", "features.png"}
     assert listed(out / "checkpoints") == {"step-00000002", "step-00000003"}
     rows = read_log(out / "log.jsonl")
     steps = [row for row in rows if "loss" in row]
@@ -100,13 +102,13 @@ def test_pretraining_leaves_a_model_its_log_and_pictures(chain):
     for picture in ("training.png", "features.png"):
         assert Image.open(out / picture).size[0] > 300
     model = MsclForPreTraining.from_pretrained(out)
-    assert model.config.backbone == "resnet18" and model.config.contrast["losses"] == "g+l+p" and model.dtype == torch.float32
+    assert model.config.backbone == "resnet18" and model.config.contrast["losses"] == "global+local+pixel" and model.dtype == torch.float32
 
 
 def test_fine_tuning_leaves_a_model_and_its_results(chain):
     """results.json has the promised keys and ranges; the decoder came from pre-training and went on from there."""
     out = chain[0] / "OUT2"
-    assert listed(out) == HUB_FILES | {"run.json", "log.jsonl", "checkpoints", "training.png", "results.json", "predictions.png"}
+    assert listed(out) == HUB_FILES | {"config.yaml", "run.json", "log.jsonl", "checkpoints", "training.png", "results.json", "predictions.png"}
     results = json.loads((out / "results.json").read_text())
     assert set(results) >= RESULTS and results["split"] == "val" and results["num_images"] == 3 and results["seed"] == 1
     assert 0 <= results["mean_iou"] <= 1 and 0 <= results["overall_accuracy"] <= 1
@@ -123,11 +125,11 @@ def test_fine_tuning_leaves_a_model_and_its_results(chain):
 def test_evaluation_measures_the_split_that_was_asked_for(chain):
     """The same keys, on test; a line for each class."""
     out = chain[0] / "OUT3"
-    assert listed(out) == {"run.json", "results.json", "predictions.png"}
+    assert listed(out) == {"config.yaml", "run.json", "results.json", "predictions.png"}
     results = json.loads((out / "results.json").read_text())
     assert set(results) >= RESULTS and results["split"] == "test" and results["num_images"] == 3
     assert all(value is None or 0 <= value <= 1 for value in results["per_class_iou"].values())
-    assert all(name in chain[1]["evaluate"] for name in (*CAMVID_CLASSES, "mean IoU"))
+    assert all(name in chain[1]["evaluate_model"] for name in (*CAMVID_CLASSES, "mean IoU"))
 
 
 def test_fine_tuned_folder_opens_in_a_pipeline(chain, few_camvid):
@@ -524,7 +526,7 @@ def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys
     sizes = ("--image-size", 56, "--output-stride", 8) if METHODS[name].min_cells > 2 else ()
     first, then = tmp_path / "first", tmp_path / "then"
     short = (*harness.SHORT, "--max-steps", 2)
-    rest = ("--unlabelled", "rest") if METHODS[name].uses_unlabelled({"losses": "g+l+p"}) else ()
+    rest = ("--unlabelled", "rest") if METHODS[name].uses_unlabelled(ContrastConfig()) else ()
     harness.run("pretrain", *harness.TINY, *short, *backbone, *sizes, *weights, "--method", name, *rest,
                 "--health-steps", 1, "--output-dir", first, draw_features=lambda *_: None)  # fmt: skip
     said = capsys.readouterr().out
