@@ -30,7 +30,7 @@ FOLDER = (*harness.TINY, "--dataset", "folder", "--batch-size", 2, "--dataloader
 def refused(name: str, out, *flags) -> str:
     """The refusal of a recipe; it must leave no more than the record of its start in the output folder."""
     message = harness.refused(name, *BASE[name], "--output-dir", out, *flags)
-    assert not out.is_dir() or {path.name for path in out.iterdir()} <= {"run.json", ".lock"}
+    assert not out.is_dir() or {path.name for path in out.iterdir()} <= {"run.json", "config.yaml", ".lock"}
     return message
 
 
