@@ -1,10 +1,12 @@
 # Copyright 2026 The mscl_hf authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Mean IoU for `evaluate`, streamed: a map becomes a small table of (label, prediction) pairs.
+"""Mean IoU for `evaluate`, with constant memory: each pair of maps is reduced to counts of (true id, predicted id) pairs.
 
-`evaluate`'s own metric of this name stores every map until `compute`. Which label is ignored, and how labels
-are renamed, is known at `compute` only; so the state here is how many pixels had each pair of stored ids: it
-loses nothing and is at most as large as the number of classes squared.
+The metric `mean_iou` of `evaluate` stores every map until `compute`, because only `compute` receives the number of classes, the ignored
+label and the new ids of the labels. The counts of pairs contain all that these options need. There are at most as many pairs as
+true ids times predicted ids.
+
+Letters: K classes. This file needs datasets, evaluate and numpy, so that `evaluate.load` runs it where mscl_hf is not installed.
 """
 
 from collections import Counter
@@ -14,19 +16,19 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """
-Intersection over union of predicted and true segmentation maps, for each class over all images, and its mean
-over the classes that occur. Same numbers as `evaluate`'s `mean_iou`, bit for bit, in constant memory.
+Intersection over union of predicted and true segmentation maps, for each class over all images, and its mean over the classes that
+occur. The values are those of `evaluate`'s `mean_iou`, bit for bit; the memory does not grow with the number of images.
 """
 
 _INPUTS = """
 Args:
-    predictions: list of predicted maps, each (height, width) of integer class ids; sizes may differ.
-    references: list of true maps, each of its prediction's size.
+    predictions: list of predicted maps, each (H, W) of integer class ids; sizes may differ.
+    references: list of true maps, each of the size of its prediction.
     num_labels (`int`): number of classes K.
-    ignore_index (`int`): true label whose pixels are left out.
-    nan_to_num (`float`, *optional*): written for NaN (absent classes) after the means were taken.
-    label_map (`dict`, *optional*): true id -> new id; every entry looks at the original ids.
-    reduce_labels (`bool`, defaults to `False`): true ids become one lower, 0 becomes 255 (ADE20K).
+    ignore_index (`int`): true id whose pixels are left out.
+    nan_to_num (`float`, *optional*): replaces NaN (absent classes) after the means are taken.
+    label_map (`dict`, *optional*): true id -> new id; all entries refer to the original ids.
+    reduce_labels (`bool`, defaults to `False`): subtract 1 from true ids; 0 becomes 255 (ADE20K).
 Returns:
     dict of mean_iou, mean_accuracy, overall_accuracy, per_category_iou (K,) and per_category_accuracy (K,).
 Examples:
@@ -46,16 +48,16 @@ _CITATION = """
 
 
 class MeanIoU(evaluate.Metric):
-    """`add` and `add_batch` count, `compute` finishes and starts anew; only ids and counts are kept."""
+    """Count with `add` and `add_batch`; `compute` returns the scores and resets the counts."""
 
     def __init__(self, *args, num_process=1, **kwargs):
         if num_process != 1:
             raise ValueError(
-                f"num_process={num_process}, but this metric counts in one process; "
-                "gather the maps (accelerator.gather_for_metrics) and use num_process=1."
+                f"num_process is {num_process}; expected 1, because the counts are kept in memory. "
+                "In each process call areas(), sum these tables, and pass the sum to scores()."
             )
         super().__init__(*args, num_process=num_process, **kwargs)
-        self._pairs, self._images = Counter(), 0
+        self._reset()
 
     def __len__(self):
         return self._images
@@ -69,88 +71,106 @@ class MeanIoU(evaluate.Metric):
             features=datasets.Features({"predictions": image, "references": image}),
         )
 
+    def _build_data_dir(self):
+        return self._data_dir_root  # without creating a folder: no maps are written to disk
+
+    def _reset(self):
+        self._pairs, self._images = Counter(), 0  # {(true id, predicted id): pixels}, number of maps
+
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Count one predicted map against its true map."""
         if kwargs:
-            raise ValueError(f"Unknown inputs {sorted(kwargs)}; give prediction and reference.")
-        self._pairs.update(_pairs(prediction, reference))
-        self._images += 1
+            raise ValueError(f"Unknown inputs {sorted(kwargs)}; expected prediction and reference.")
+        self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Count a list of predicted maps against the list of their true maps."""
         if kwargs:
-            raise ValueError(f"Unknown inputs {sorted(kwargs)}; give predictions and references.")
+            raise ValueError(f"Unknown inputs {sorted(kwargs)}; expected predictions and references.")
         if predictions is None or references is None or len(predictions) != len(references):
-            sizes = ["none" if maps is None else len(maps) for maps in (predictions, references)]
-            raise ValueError(f"Got {sizes[0]} predictions and {sizes[1]} references; give as many of each.")
-        # All pairs are counted before any is kept: a bad map leaves the state as it was.
-        counted = [_pairs(prediction, reference) for prediction, reference in zip(predictions, references)]
-        for pairs in counted:
+            sizes = ["no" if maps is None else len(maps) for maps in (predictions, references)]
+            raise ValueError(f"Got {sizes[0]} predictions and {sizes[1]} references; expected as many of each.")
+        # All maps are counted before any count is added: an invalid map leaves the metric unchanged.
+        counts = [_count_pairs(prediction, reference) for prediction, reference in zip(predictions, references)]
+        for pairs in counts:
             self._pairs.update(pairs)
-        self._images += len(counted)
+        self._images += len(counts)
 
-    def compute(self, *, predictions=None, references=None, **kwargs):
-        """Finish: the metric of everything added (and of these maps), then forget it."""
+    def compute(self, *, predictions=None, references=None, nan_to_num=None, **options):
+        """Return the scores of all maps that were added, and of these maps; then reset the counts."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not self._images:
-            raise ValueError("Nothing was added; call add or add_batch, or give predictions and references.")
-        result = _finish(self._pairs, **kwargs)  # a wrong option raises here, before the counts are forgotten
-        self._pairs, self._images = Counter(), 0
+            raise ValueError("Nothing was added; call add or add_batch, or pass predictions and references.")
+        result = self.scores(self.areas(**options), nan_to_num)
+        self._reset()
         return result
 
-    def _compute(self, predictions, references, **kwargs):
-        pairs = Counter()
-        for prediction, reference in zip(predictions, references):
-            pairs.update(_pairs(prediction, reference))
-        return _finish(pairs, **kwargs)
+    def areas(self, num_labels, ignore_index, label_map=None, reduce_labels=False):
+        """Return the pixels of intersection, prediction and label of each class, (3, K) int64, without a reset.
+
+        The tables of several processes can be summed; see `scores`.
+        """
+        if num_labels < 1:
+            raise ValueError(f"num_labels is {num_labels}; expected at least 1.")
+        areas = np.zeros((3, num_labels), dtype=np.int64)
+        for (true, predicted), pixels in self._pairs.items():
+            true = (label_map or {}).get(true, true)
+            if reduce_labels:
+                true = 255 if true in (0, 255) else true - 1
+            if true == ignore_index:
+                continue
+            # Ids outside 0..K-1 belong to no class, but the pixel counts for the class of the other map.
+            for row, counted, index in ((0, true == predicted, true), (1, True, predicted), (2, True, true)):
+                if counted and 0 <= index < num_labels:
+                    areas[row, index] += pixels
+        return areas
+
+    @staticmethod
+    def scores(areas, nan_to_num=None):
+        """Return the result of `compute` for a table (3, K) of `areas`, or for a sum of such tables."""
+        intersection, predicted, labelled = np.asarray(areas).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            overall = intersection.sum() / labelled.sum()
+            iou = intersection / (predicted + labelled - intersection)
+            accuracy = intersection / labelled
+        result = {
+            "mean_iou": mean_of_present(iou),
+            "mean_accuracy": mean_of_present(accuracy),
+            "overall_accuracy": overall,
+            "per_category_iou": iou,
+            "per_category_accuracy": accuracy,
+        }
+        if nan_to_num is None:
+            return result
+        return {key: np.nan_to_num(value, nan=nan_to_num) for key, value in result.items()}
 
 
-def _pairs(prediction, reference):
-    """{(true id, predicted id): pixels} of one image."""
+def mean_of_present(values):
+    """Return the mean of the values (K,) that are not NaN; NaN without a warning where all are."""
+    return np.float64(np.nan) if np.isnan(values).all() else np.nanmean(values)
+
+
+def _count_pairs(prediction, reference):
+    """Return {(true id, predicted id): pixels} of one image."""
     maps = [np.asarray(reference), np.asarray(prediction)]
     if any(ids.ndim != 2 or ids.dtype.kind not in "biu" for ids in maps) or maps[0].shape != maps[1].shape:
         shapes = " and ".join(f"{ids.dtype} {ids.shape}" for ids in maps)
-        raise ValueError(f"Reference and prediction are {shapes}; give integer maps of one (height, width).")
-    (true, row), (predicted, column) = (_distinct(ids.astype(np.int64).ravel()) for ids in maps)
-    size = len(true), len(predicted)
-    table = np.bincount(row * size[1] + column, minlength=size[0] * size[1]).reshape(size)
-    return {(int(true[t]), int(predicted[p])): int(table[t, p]) for t, p in zip(*table.nonzero())}
+        raise ValueError(f"Reference and prediction are {shapes}; expected integer maps of one (height, width).")
+    (true, rows), (predicted, columns) = (_distinct(ids.astype(np.int64).ravel()) for ids in maps)
+    codes, width = rows * len(predicted) + columns, len(predicted)
+    if len(true) * width <= 2**16:  # one pass
+        counts = np.bincount(codes)
+        codes = counts.nonzero()[0]
+        counts = counts[codes]
+    else:
+        codes, counts = np.unique(codes, return_counts=True)
+    return {(int(true[code // width]), int(predicted[code % width])): int(count) for code, count in zip(codes, counts)}
 
 
 def _distinct(ids):
-    """The ids that may occur, ascending, and each pixel's place among them."""
+    """Return ascending ids that include all ids (N,), and the index of each pixel's id among them."""
     low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
-    if high - low < 256:  # the usual case needs no sort
-        return np.arange(low, high + 1), ids - low
+    if high - low < 256:  # no sort for the usual ids
+        return low + np.arange(high - low + 1), ids - low
     return np.unique(ids, return_inverse=True)
-
-
-def _finish(pairs, num_labels, ignore_index, nan_to_num=None, label_map=None, reduce_labels=False):
-    """The metric from the table of pairs; the last lines are those of mscl_hf.evaluation.metrics.MeanIoU.compute."""
-    areas = np.zeros((3, num_labels), dtype=np.int64)  # intersection, prediction, label
-    for (true, predicted), pixels in pairs.items():
-        true = (label_map or {}).get(true, true)
-        if reduce_labels:
-            true = 255 if true in (0, 255) else true - 1
-        if true == ignore_index:
-            continue
-        for row, hit, place in ((0, true == predicted, true), (1, True, predicted), (2, True, true)):
-            if hit and 0 <= place < num_labels:
-                areas[row, place] += pixels
-    intersection, predicted, labelled = areas.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        overall = intersection.sum() / labelled.sum()
-        iou = intersection / (predicted + labelled - intersection)
-        accuracy = intersection / labelled
-    means = [np.float64(np.nan) if np.isnan(x).all() else np.nanmean(x) for x in (iou, accuracy)]
-    result = {
-        "mean_iou": means[0],
-        "mean_accuracy": means[1],
-        "overall_accuracy": overall,
-        "per_category_iou": iou,
-        "per_category_accuracy": accuracy,
-    }
-    if nan_to_num is None:
-        return result
-    return {key: np.nan_to_num(value, nan=nan_to_num) for key, value in result.items()}

@@ -1,4 +1,4 @@
-"""Prediction of images, and mean IoU over a data set. Names are imported when they are first used."""
+"""Prediction of images, and mean IoU over a data set. Names are imported at their first use."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
 """Prediction of one image: whole or by windows, mirrored, at several scales.
 
-Letters: B batch, K classes, H W pixels of the image, h w of the logits.
+Letters: B batch, K classes, H W height and width of the image in pixels, h w of the logits.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch.nn.functional import interpolate
 
 from ..config.inference import InferenceConfig
 
-WHOLE = 2**25  # numbers of a map (K, H, W) up to which it is made at once, 128 MiB
-PART = 16  # channels of a part of a larger map that lies in channels-last order: PyTorch then computes what it computes for the whole
+MAX_NUMBERS = 2**25  # of a map (K, H, W) that is scaled at once: 128 MiB
+PART = 16  # channels per part of a larger map in channels-last order; the values then equal those of the whole map
 
 
 @torch.inference_mode()
 def predict_logits(
     model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None
 ) -> Tensor:
-    """Class logits (1, K, *out_size) of one image, float32.
+    """Return the class logits (1, K, *out_size) of one image, float32.
 
-    image: (1, 3, H, W), normalised, on the model's device; base_size None means as it is here.
-    model(pixel_values=x).logits is (B, K, h, w).
-    One view: its logits, up-sampled bilinearly. Several views (scales, mirror image, windows): the logarithm
-    of their mean probabilities, so that the softmax of the answer gives the probabilities in both cases.
+    model: model(pixel_values=x).logits is (B, K, h, w).
+    image: (1, 3, H, W), normalized, on the model's device. It is not scaled where base_size of the options is None.
+    One view: its logits, upsampled bilinearly. Several views (scales, mirror image, windows): the logarithm of their mean probabilities,
+    so that the softmax of the result gives the probabilities in both cases.
     """
     options = options or InferenceConfig()
     _check_image(image)
@@ -35,7 +35,7 @@ def predict_logits(
     total = None
     for view in _scaled(image, options):
         for mirror in mirrors:
-            logits = _plane_logits(model, view.flip(-1) if mirror else view, options)
+            logits = _view_logits(model, view.flip(-1) if mirror else view, options)
             logits = _resize(logits.flip(-1) if mirror else logits, out_size)
             if _is_one_view(options):
                 return logits
@@ -45,37 +45,37 @@ def predict_logits(
 
 @torch.inference_mode()
 def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None) -> Tensor:
-    """Class ids out_size of one image, integers: the argmax of `predict_logits`, the first of equals, to the bit.
+    """Return the class ids of one image, integers of shape out_size: the argmax of `predict_logits`, the lowest id among equal logits.
 
-    A large map of logits is enlarged a few channels at a time, so that it never exists as a whole; that of several views does.
+    With one view, a large map of logits is upsampled a few channels at a time, to save memory.
     """
     options = options or InferenceConfig()
     if not _is_one_view(options):
         return _argmax(predict_logits(model, image, out_size, options))
     _check_image(image)
     (view,) = _scaled(image, options)
-    logits = _plane_logits(model, view, options)
-    if logits.shape[1] < 4 or logits.shape[1] * math.prod(out_size) <= WHOLE:
+    logits = _view_logits(model, view, options)
+    if logits.shape[1] < 4 or logits.shape[1] * math.prod(out_size) <= MAX_NUMBERS:
         return _argmax(_resize(logits, out_size))
     best, ids = None, torch.zeros(out_size, dtype=torch.int16, device=logits.device)
-    for number, channel in enumerate(_channels(logits, out_size)):
+    for class_id, channel in enumerate(_channels(logits, out_size)):
         if best is None:
             best = channel.clone()
             continue
-        ids.masked_fill_(channel > best, number)
+        ids.masked_fill_(channel > best, class_id)
         torch.maximum(best, channel, out=best)
     return ids
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin so that they cover `length` pixels; the last is moved back to end at the border."""
+    """Return the first pixel of each window, so that windows cover `length` pixels; the last one ends at the border."""
     last = max(length - window, 0)
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
 def _check_image(image: Tensor) -> None:
     if image.ndim != 4 or len(image) != 1:
-        raise ValueError(f"image has shape {tuple(image.shape)}, but one image (1, 3, H, W) is wanted.")
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected (1, 3, H, W), one image.")
 
 
 def _is_one_view(options: InferenceConfig) -> bool:
@@ -83,26 +83,26 @@ def _is_one_view(options: InferenceConfig) -> bool:
 
 
 def _argmax(logits: Tensor) -> Tensor:
-    """(1, K, H, W) -> (H, W), the first of equals."""
+    """Return the argmax (H, W) of logits (1, K, H, W), the lowest id among equal logits."""
     if logits.device.type == "cpu":
-        return torch.from_numpy(logits[0].numpy().argmax(0))  # a third of the time of torch's, and half of an evaluation
+        return torch.from_numpy(logits[0].numpy().argmax(0))  # takes a third of the time of torch's argmax
     return logits[0].argmax(0)
 
 
 def _channels(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """The channels (H, W) of the logits, enlarged as all of them at once would be.
+    """Yield the channels (H, W) of the logits, upsampled, with the values that upsampling all of them at once gives.
 
-    PyTorch rounds differently by memory order, and for fewer than 4 channels: parts keep the order, and have 4 channels or more.
+    PyTorch rounds differently by memory order and for fewer than 4 channels, so parts keep the order and have at least 4 channels.
     """
-    last = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
-    order = torch.channels_last if last else torch.contiguous_format
-    ends = tuple(range(PART, logits.shape[1] - 3, PART)) if last else logits.shape[1] // 4
+    is_channels_last = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
+    order = torch.channels_last if is_channels_last else torch.contiguous_format
+    ends = tuple(range(PART, logits.shape[1] - 3, PART)) if is_channels_last else logits.shape[1] // 4
     for part in logits.tensor_split(ends, 1):
         yield from _resize(part.contiguous(memory_format=order), size)[0]
 
 
 def _scaled(image: Tensor, options: InferenceConfig) -> Iterator[Tensor]:
-    """The image at each scale, (1, 3, H', W')."""
+    """Yield the image at each scale."""
     size = image.shape[-2:]
     base = options.base_size / min(size) if options.base_size else 1.0
     for scale in options.scales:
@@ -110,23 +110,23 @@ def _scaled(image: Tensor, options: InferenceConfig) -> Iterator[Tensor]:
         yield _resize(image, (height, width), antialias=True)
 
 
-def _plane_logits(model: nn.Module, image: Tensor, options: InferenceConfig) -> Tensor:
-    """Logits of one view: (1, K, h, w) of the whole, or (1, K, H, W) put together from windows."""
+def _view_logits(model: nn.Module, image: Tensor, options: InferenceConfig) -> Tensor:
+    """Return the logits of one view: (1, K, h, w) of the whole image, or (1, K, H, W) averaged over windows."""
     height, width = image.shape[-2:]
     if options.mode == "whole" or max(height, width) <= options.window:
         return model(pixel_values=image).logits.float()
     stride = options.stride or max(1, round(options.window * 2 / 3))
-    total, times = None, image.new_zeros(1, 1, height, width, dtype=torch.float32)
+    total, num_windows = None, image.new_zeros(1, 1, height, width, dtype=torch.float32)
     for top in window_starts(height, options.window, stride):
         for left in window_starts(width, options.window, stride):
-            place = (..., slice(top, top + options.window), slice(left, left + options.window))
-            crop = image[place]
-            chances = _resize(model(pixel_values=crop).logits.float(), crop.shape[-2:]).softmax(1)
+            region = (..., slice(top, top + options.window), slice(left, left + options.window))
+            crop = image[region]
+            probabilities = _resize(model(pixel_values=crop).logits.float(), crop.shape[-2:]).softmax(1)
             if total is None:
-                total = chances.new_zeros(1, chances.shape[1], height, width)
-            total[place] += chances
-            times[place] += 1
-    return _log(total / times)
+                total = probabilities.new_zeros(1, probabilities.shape[1], height, width)
+            total[region] += probabilities
+            num_windows[region] += 1
+    return _log(total / num_windows)
 
 
 def _resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
@@ -135,6 +135,6 @@ def _resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Ten
     return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
 
 
-def _log(chances: Tensor) -> Tensor:
-    # A class with probability 0 in every view would be -inf, and -inf times a bilinear weight of 0 is NaN.
-    return chances.clamp_min(torch.finfo(chances.dtype).tiny).log()
+def _log(probabilities: Tensor) -> Tensor:
+    # A probability of 0 would become -inf, and -inf times a bilinear weight of 0 is NaN.
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

@@ -34,9 +34,8 @@ def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: i
     penalty = ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype)
     weights = torch.linalg.solve(a.T @ a + penalty, a.T @ F.one_hot(labels, classes).double())
     predicted = (design(x_held) @ weights).argmax(-1)
-    metric = MeanIoU(classes)
-    metric.add(metric.counts(predicted.numpy(), y_held.numpy()))
-    return float(metric.compute()["mean_iou"])
+    options = {"num_labels": classes, "ignore_index": IGNORE}
+    return float(MeanIoU().compute(predictions=[predicted.numpy()], references=[y_held.numpy()], **options)["mean_iou"])
 
 
 def start_classifier(method: SegmentationTraining, data: TrainingData, batches: int) -> float | None:

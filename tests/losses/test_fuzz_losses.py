@@ -195,9 +195,8 @@ def test_mean_iou_is_that_of_sets(pair, classes, ignore, reduce):
         label = [255 if value in (0, 255) else value - 1 for value in label]
     kept = {i for i, value in enumerate(label) if value != ignore}
     sets = [[{i for i in kept if ids[i] == c} for c in range(classes)] for ids in (prediction, label)]
-    metric = MeanIoU(classes, ignore, reduce)
-    metric.add(metric.counts(*pair))
-    found = metric.compute()
+    maps = {"predictions": [pair[0][None]], "references": [pair[1][None]]}
+    found = MeanIoU().compute(**maps, num_labels=classes, ignore_index=ignore, reduce_labels=reduce)
     ious = [len(p & truth) / len(p | truth) if p | truth else math.nan for p, truth in zip(*sets)]
     np.testing.assert_array_equal(found["per_category_iou"], ious)
     present = [iou for iou in ious if not math.isnan(iou)]
