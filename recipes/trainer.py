@@ -26,7 +26,7 @@ from mscl_hf.config import DataConfig, Section, option
 from mscl_hf.data import Sample, SegmentationData
 from mscl_hf.data.build import labelled_part, open_held_out, with_image_range
 from mscl_hf.data.labels import label_fields, label_warnings
-from mscl_hf.evaluation.metrics import MeanIoU
+from mscl_hf.evaluation import MeanIoU
 from mscl_hf.models.loading import open_model, open_segmenter
 from mscl_hf.sharing.provenance import pin_revisions
 from mscl_hf.transforms.views import TrainView
@@ -111,15 +111,13 @@ def main() -> None:
         print(f"warning: {warning}")
     # Backbone and decoder come over, a classifier for other classes is new.
     fields = {"image_range": options.image_range} | label_fields(options)
-    model, metric = open_segmenter(run.model, data.classes, **fields)[0], MeanIoU(len(data.classes))
+    model, metric = open_segmenter(run.model, data.classes, **fields)[0], MeanIoU()
 
     def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        for prediction, label in zip(batch.predictions, batch.label_ids):
-            metric.add(metric.counts(prediction.cpu().numpy(), label.cpu().numpy()))
-        if not compute_result:  # more is to come
+        metric.add_batch(predictions=batch.predictions.cpu().numpy(), references=batch.label_ids.cpu().numpy())
+        if not compute_result:  # more batches follow
             return {}
-        figures = metric.compute()
-        metric.total[:] = 0
+        figures = metric.compute(num_labels=len(data.classes), ignore_index=255)
         scored = {"classes_scored": int(np.isfinite(figures["per_category_iou"]).sum())}
         return scored | {name: float(figures[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
 
