@@ -156,8 +156,11 @@ def _count_pairs(prediction, reference):
     maps = [np.asarray(reference), np.asarray(prediction)]
     if any(ids.ndim != 2 or ids.dtype.kind not in "biu" for ids in maps) or maps[0].shape != maps[1].shape:
         shapes = " and ".join(f"{ids.dtype} {ids.shape}" for ids in maps)
-        raise ValueError(f"Reference and prediction are {shapes}; expected integer maps of one (height, width).")
-    (true, rows), (predicted, columns) = (_distinct(ids.astype(np.int64).ravel()) for ids in maps)
+        raise ValueError(
+            f"Reference and prediction are {shapes}; expected integer maps of one (height, width). "
+            "Scale the logits to the size of the reference, then take the argmax."
+        )
+    (true, rows), (predicted, columns) = (_distinct(ids.astype(np.int64, copy=False).ravel()) for ids in maps)
     codes, width = rows * len(predicted) + columns, len(predicted)
     if len(true) * width <= 2**16:  # one pass
         counts = np.bincount(codes)

@@ -1,4 +1,4 @@
-"""Evaluates stand-in data on however many processes it is started with; also holds the stand-ins.
+"""Evaluate a small model on generated data, on as many processes as are started; the tests import the model and the data too.
 
     torchrun --standalone --nproc_per_node 2 tests/distributed/evaluate_worker.py FOLDER
 """
@@ -46,7 +46,8 @@ class TinyModel(nn.Module):
 
     def __init__(self, kernel=3, stride=2, classes=CLASSES, seed=0):
         super().__init__()
-        self.config = SimpleNamespace(num_labels=len(classes), id2label=dict(enumerate(classes)))
+        statistics = {"image_mean": MEAN, "image_std": STD}
+        self.config = SimpleNamespace(num_labels=len(classes), id2label=dict(enumerate(classes)), **statistics)
         torch.manual_seed(seed)
         self.conv = nn.Conv2d(3, len(classes), kernel, stride, kernel // 2)
         self.seen = []
@@ -64,10 +65,10 @@ def main(folder):
     accelerator = Accelerator(cpu=True)
     answers = {"world": accelerator.num_processes}
     for size in (5, 7, 9, 1):
-        result = evaluate_model(TinyModel(), TinyData(size), accelerator, mean=MEAN, std=STD)
+        result = evaluate_model(TinyModel(), TinyData(size), accelerator)
         answers[str(size)] = {key: value for key, value in result.items() if key != "seconds"}
     try:
-        evaluate_model(TinyModel(), TinyData(7, broken=3), accelerator, mean=MEAN, std=STD)
+        evaluate_model(TinyModel(), TinyData(7, broken=3), accelerator)
     except (ValueError, OSError) as error:
         answers["broken"] = str(error)
     (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(answers))

@@ -1,10 +1,11 @@
-"""Inference and evaluation: what is averaged, at which size, over which images, on how many processes."""
+"""Prediction and evaluation: windows, scales and mirror images, sizes, classes, numbers of processes."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 from torch.nn.functional import interpolate
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from mscl_hf.cli import parse_sections
 from mscl_hf.config import InferenceConfig
 from mscl_hf.evaluation import inference
 from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
@@ -72,7 +74,7 @@ def test_ids_of_a_large_map_are_those_of_the_whole(monkeypatch, channels, order)
         sizes.append(enlarged.shape[1])
         return enlarged
 
-    monkeypatch.setattr(inference, "WHOLE", 2**18)
+    monkeypatch.setattr(inference, "MAX_NUMBERS", 2**18)
     monkeypatch.setattr(inference, "interpolate", counted)
     ids = predict_ids(model, image, size)
     assert ids.shape == size and (ids.numpy() == wanted).all()
@@ -177,42 +179,40 @@ def test_a_class_ruled_out_everywhere_stays_finite(image):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "tile"}, "'tile' is unknown"),
-        ({"base_size": -1}, "base_size=-1"),
-        ({"window": -1}, "window=-1"),
-        ({"window": 64, "stride": 65}, "gaps"),
-        ({"scales": []}, "positive"),
-        ({"scales": [1.0, float("nan")]}, "positive"),
+        ({"mode": "tile"}, "--mode is 'tile'; expected one of whole, slide"),
+        ({"base_size": -1}, "--base-size is -1; expected at least 0"),
+        ({"window": -1}, "--window is -1; expected at least 1"),
+        ({"window": 64, "stride": 65}, "--stride is 65; expected at most --window 64"),
+        ({"scales": []}, "--scales is empty; expected positive"),
+        ({"scales": [1.0, float("nan")]}, "--scales is nan; expected above 0"),
     ],
 )
-def test_impossible_options_are_refused(options, words):
-    """A wrong option says what came and what is wanted, before any image is read."""
+def test_invalid_options_raise(options, words):
+    """The error names the flag, its value and what is expected."""
     with pytest.raises(ValueError, match=words):
         InferenceConfig(**options)
 
 
 def test_options_are_flags():
-    """HfArgumentParser reads every option, and each has a help text."""
-    from transformers import HfArgumentParser
-
+    """The command line has every option, each with a help text."""
     flags = "--base-size 360 --mode slide --window 64 --stride 32 --flip --scales 0.75 1.25"
-    (options,) = HfArgumentParser(InferenceConfig).parse_args_into_dataclasses(flags.split())
+    (options,) = parse_sections([InferenceConfig], "", flags.split())
     assert options == InferenceConfig(360, "slide", 64, 32, True, [0.75, 1.25])
-    assert all(field.metadata["help"] for field in InferenceConfig.__dataclass_fields__.values())
+    assert all(field.metadata["help"] for field in fields(InferenceConfig))
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_evaluation_equals_a_loop_written_by_hand(accelerator):
-    """Normalise, predict, argmax at the mask's size, count: the numbers of a plain loop, as plain JSON."""
-    model, data, metric = worker.TinyModel(), worker.TinyData(6), MeanIoU(4)
+    """Normalize, predict, argmax at the mask's size, count: the numbers of a plain loop, as plain JSON."""
+    model, data, metric = worker.TinyModel(), worker.TinyData(6), MeanIoU()
     for index in range(6):
         sample = data.read(index)
         pixels = (sample.image / 255.0 - np.array(MEAN)) / np.array(STD)
         logits = model.conv(torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32))
         logits = interpolate(logits, size=sample.mask.shape, mode="bilinear")
-        metric.add(metric.counts(logits.argmax(1)[0].numpy(), sample.mask))
-    wanted = metric.compute()
-    result = evaluate_model(model, data, accelerator, mean=MEAN, std=STD, seed=3, config={"a": 1})
+        metric.add(prediction=logits.argmax(1)[0].numpy(), reference=sample.mask)
+    wanted = metric.compute(num_labels=4, ignore_index=255)
+    result = evaluate_model(model, data, accelerator, seed=3, config={"a": 1})
     assert json.loads(json.dumps(result)) == result
     assert all(result[key] == wanted[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
     assert result["per_class_iou"] == dict(zip(CLASSES, wanted["per_category_iou"]))
@@ -244,7 +244,7 @@ class Oracle(worker.TinyModel):
 def test_a_perfect_model_scores_one_and_a_class_list_restricts_the_mean(accelerator):
     """mean_iou is 1 for the truth; with one class spoiled, the mean over the other classes' list says so."""
     data = worker.TinyData(8)
-    result = evaluate_model(Oracle(), data, accelerator, mean=MEAN, std=STD)
+    result = evaluate_model(Oracle(), data, accelerator)
     assert result["mean_iou"] == 1 and result["absent_classes"] == []
 
     class Spoiled(Oracle):
@@ -253,7 +253,7 @@ def test_a_perfect_model_scores_one_and_a_class_list_restricts_the_mean(accelera
             logits[:, 3] = logits[:, 2] + 1  # every car is called a tree
             return SimpleNamespace(logits=logits)
 
-    result = evaluate_model(Spoiled(), data, accelerator, mean=MEAN, std=STD, score_classes=["road", "sky"])
+    result = evaluate_model(Spoiled(), data, accelerator, score_classes=["road", "sky"])
     assert result["mean_iou"] == 1 and result["score_classes"] == ["road", "sky"]
     assert result["per_class_iou"]["car"] == 0 and result["mean_iou_all_classes"] < 0.75
     assert result["mean_iou_all_classes"] == np.mean(list(result["per_class_iou"].values()))
@@ -280,7 +280,7 @@ def test_absent_classes_are_none_and_named(accelerator):
     assert result["mean_iou"] == result["per_class_iou"]["sky"] / 2 and (result["classes_scored"], result["num_classes"]) == (2, 4)
     assert in_sentences(result) == [
         f"mean IoU on test: {result['mean_iou']:.4f} (over 2 of 4 classes)",
-        "predicted in test but never labelled there, each with IoU 0: road",
+        "classes that are predicted in test but never labelled, with IoU 0 each: road",
     ]
 
 
@@ -292,7 +292,7 @@ def test_data_without_a_single_labelled_pixel(accelerator, tmp_path):
     found = evaluate_model(worker.TinyModel(), data, accelerator, pictures_dir=tmp_path)
     assert [found[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_iou_all_classes")] == [None] * 4
     assert found["classes_scored"] == 0 and found["num_classes"] == 4 and set(found["per_class_iou"].values()) == {None}
-    assert in_sentences(found) == ["mean IoU on test: undefined, since no pixel is labelled"] and (tmp_path / "predictions.png").is_file()
+    assert in_sentences(found) == ["mean IoU on test: undefined, because no pixel is labelled"] and (tmp_path / "predictions.png").is_file()
     json.dumps(found, allow_nan=False)
 
 
@@ -309,9 +309,9 @@ def test_the_model_is_run_in_evaluation_mode_and_given_back_as_it_was(accelerato
 @pytest.mark.parametrize(
     ("classes", "score", "words"),
     [
-        (CLASSES[:3], None, "3 classes but tiny has 4"),
-        (("sky", "car", "road", "tree"), None, "Class 1 is 'car' in the model but 'road' in tiny"),
-        (CLASSES, ["raod"], r"'raod'.*\['road'\]"),
+        (CLASSES[:3], None, "3 classes; expected the 4 classes of tiny"),
+        (("sky", "car", "road", "tree"), None, "Class 1 of the model is 'car'; expected 'road', as in tiny"),
+        (CLASSES, ["raod"], "--score-classes has 'raod'.*Did you mean road"),
         (CLASSES, ["sky", "sky"], "each once"),
         (CLASSES, [], "one or more"),
     ],
@@ -328,7 +328,7 @@ def test_unlabelled_data_is_refused(accelerator):
     """Data without classes cannot be scored."""
     data = worker.TinyData(3)
     data.classes, data.num_classes = (), 0
-    with pytest.raises(ValueError, match="needs labelled images"):
+    with pytest.raises(ValueError, match="expected labelled images"):
         evaluate_model(worker.TinyModel(), data, accelerator)
 
 
@@ -351,7 +351,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_figures(accelerator, tmp_path, 
     monkeypatch.setattr("mscl_hf.visual.figures.prediction_sheet", fails)
     results = evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator, pictures_dir=tmp_path)
     assert results["mean_iou"] == evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator)["mean_iou"]
-    assert "predictions.png is not drawn" in caplog.text and "no font" in caplog.text
+    assert "predictions.png could not be drawn" in caplog.text and "no font" in caplog.text
 
 
 def test_bf16_is_used_where_the_accelerator_says_so():
@@ -412,7 +412,7 @@ def test_a_failure_on_one_process_ends_all(answers):
 
 
 def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
-    """by_evaluate feeds the module under hub/ with the same predictions; its mean IoU equals ours to the last bit."""
+    """by_evaluate adds the same predictions to a second metric, here the folder hub/mean_iou; its mean IoU is equal, bit for bit."""
     from accelerate import Accelerator
 
     from mscl_hf.data import load_data
@@ -424,6 +424,14 @@ def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
     module = Path(__file__).resolve().parents[2] / "hub" / "mean_iou"
     results = evaluate_model(MsclForSemanticSegmentation(config), data, Accelerator(cpu=True), by_evaluate=str(module))
     assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
+
+
+def test_a_model_without_mean_and_std_raises(accelerator):
+    """They are never replaced by ImageNet's: one sentence, before the first image is read."""
+    model = worker.TinyModel()
+    del model.config.image_std
+    with pytest.raises(ValueError, match="image_mean and image_std of the model's configuration are .* and None; expected"):
+        evaluate_model(model, worker.TinyData(3, broken=0), accelerator)
 
 
 def test_a_model_saved_in_bfloat16_is_measured_in_float32(tmp_path):

@@ -1,14 +1,17 @@
-"""The streaming mean IoU is that of `evaluate`, in the package and in the `evaluate` module alike."""
+"""The streaming mean IoU: equal to a slow reference and to the metric of `evaluate`, and usable through `evaluate.load`."""
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mscl_hf.evaluation.metrics import MeanIoU, mean_of_present
+from mscl_hf.evaluation.metrics import MeanIoU
 
 MODULE = Path(__file__).parents[2] / "hub" / "mean_iou"
 DTYPES = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
@@ -73,86 +76,94 @@ def random_case(rng):
     return pairs, num_classes, ignore, bool(rng.random() < 0.3)
 
 
+def computed(pairs, **options):
+    """`compute` of the package's metric, of (prediction, label) pairs."""
+    predictions, references = zip(*pairs)
+    return MeanIoU().compute(predictions=predictions, references=references, **{"ignore_index": 255} | options)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_thousands_of_random_cases_equal_the_definition_bit_for_bit(seed):
-    """Any number of classes, ignored label, integer type, outside ids: equal numbers, NaN too."""
+    """Any number of classes, ignored label, integer type, ids outside the classes: equal scores, NaN too."""
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing to average must not leak NumPy's warnings
+        warnings.simplefilter("error")  # NumPy warns about means of nothing
         for _ in range(1000):
             pairs, num_classes, ignore, reduce = random_case(rng)
-            metric = MeanIoU(num_classes, ignore, reduce)
             before = [(p.copy(), t.copy()) for p, t in pairs]
-            for prediction, label in pairs:
-                metric.add(metric.counts(prediction, label))
-            assert_same_bits(metric.compute(), slow_reference(pairs, num_classes, ignore, reduce))
+            result = computed(pairs, num_labels=num_classes, ignore_index=ignore, reduce_labels=reduce)
+            assert_same_bits(result, slow_reference(pairs, num_classes, ignore, reduce))
             for (p, t), (p0, t0) in zip(pairs, before):
                 assert np.array_equal(p, p0) and np.array_equal(t, t0), "the caller's maps were changed"
 
 
 def test_worked_example():
-    """3 classes, one ignored pixel: areas, IoU and accuracies as counted by hand."""
-    metric = MeanIoU(3)
-    counts = metric.counts(np.array([[0, 1, 1], [2, 0, 0]]), np.array([[0, 1, 0], [1, 255, 0]]))
-    assert counts.tolist() == [[2, 1, 0], [2, 2, 1], [3, 2, 0]] and counts.dtype == np.int64
-    assert not metric.total.any(), "counts() must not touch the state"
-    metric.add(counts)
-    result = metric.compute()
+    """3 classes, one ignored pixel: areas, IoU and accuracies as counted by hand; `areas` keeps the counts, `compute` resets them."""
+    metric = MeanIoU()
+    metric.add(prediction=np.array([[0, 1, 1], [2, 0, 0]]), reference=np.array([[0, 1, 0], [1, 255, 0]]))
+    areas = metric.areas(num_labels=3, ignore_index=255)
+    assert areas.tolist() == [[2, 1, 0], [2, 2, 1], [3, 2, 0]] and areas.dtype == np.int64 and len(metric) == 1
+    result = metric.compute(num_labels=3, ignore_index=255)
+    assert len(metric) == 0 and not metric.areas(num_labels=3, ignore_index=255).any()
     assert result["per_category_iou"].tolist() == [2 / 3, 1 / 3, 0.0]  # class 2: predicted, never labelled
     assert result["mean_iou"] == np.mean([2 / 3, 1 / 3, 0.0]) and result["overall_accuracy"] == 3 / 5
     assert np.isnan(result["per_category_accuracy"][2]) and result["mean_accuracy"] == (2 / 3 + 1 / 2) / 2
 
 
+def test_areas_of_processes_can_be_summed():
+    """The scores of summed tables are those of all images together."""
+    rng, parts = np.random.default_rng(5), [MeanIoU(), MeanIoU(), MeanIoU()]
+    pairs = [tuple(rng.integers(0, 5, (2, 7, 9))) for _ in range(4)]
+    for i, (prediction, label) in enumerate(pairs):  # the third process has no image
+        parts[i % 2].add(prediction=prediction, reference=label)
+    areas = sum(part.areas(num_labels=4, ignore_index=0) for part in parts)
+    assert_same_bits(MeanIoU.scores(areas), computed(pairs, num_labels=4, ignore_index=0))
+
+
 def test_ids_outside_the_classes_count_for_the_other_map_only():
-    """An outside id counts for the other map's class only, and two outsiders never match."""
-    counts = MeanIoU(2).counts(np.array([[0, 7, 9]]), np.array([[-5, 1, 9]]))
-    assert counts.tolist() == [[0, 0], [1, 0], [0, 1]]
+    """An outside id counts for the other map's class only, and two outside ids never match."""
+    metric = MeanIoU()
+    metric.add(prediction=np.array([[0, 7, 9]]), reference=np.array([[-5, 1, 9]]))
+    assert metric.areas(num_labels=2, ignore_index=255).tolist() == [[0, 0], [1, 0], [0, 1]]
 
 
 def test_nothing_to_average_is_nan_without_a_warning():
-    """All pixels ignored: every number is NaN; nan_to_num replaces it after the means."""
-    metric = MeanIoU(2)
-    metric.add(metric.counts(np.zeros((2, 2), int), np.full((2, 2), 255)))
+    """All pixels ignored: every score is NaN; nan_to_num replaces it after the means."""
+    pairs = [(np.zeros((2, 2), int), np.full((2, 2), 255))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all(np.isnan(v).all() for v in metric.compute().values())
-        assert all((np.asarray(v) == 7).all() for v in metric.compute(nan_to_num=7).values())
+        assert all(np.isnan(value).all() for value in computed(pairs, num_labels=2).values())
+        assert all((np.asarray(value) == 7).all() for value in computed(pairs, num_labels=2, nan_to_num=7).values())
 
 
 def test_nan_to_num_does_not_change_the_means():
-    """An absent class is written as the given number but never enters the mean."""
-    metric = MeanIoU(3)
-    metric.add(metric.counts(np.zeros((2, 2), int), np.zeros((2, 2), int)))
-    result = metric.compute(nan_to_num=0)
+    """An absent class gets the given number but is not part of the mean."""
+    result = computed([(np.zeros((2, 2), int), np.zeros((2, 2), int))], num_labels=3, nan_to_num=0)
     assert result["mean_iou"] == 1 and result["per_category_iou"].tolist() == [1, 0, 0]
 
 
-def test_mean_over_listed_classes():
-    """The mean over a class list leaves out NaN and the classes not listed."""
-    values = np.array([0.5, np.nan, 0.1, 0.3])
-    assert mean_of_present(values, [0, 1, 3]) == 0.4 and np.isnan(mean_of_present(values, [1]))
+def test_many_distinct_ids_need_little_memory():
+    """Maps of thousands of distinct ids are counted without a table of all their pairs."""
+    ids = np.arange(30_000).reshape(150, 200)
+    metric = MeanIoU()
+    metric.add(prediction=ids[::-1], reference=ids)
+    assert len(metric._pairs) == 30_000 and metric.areas(num_labels=30_000, ignore_index=255)[1].sum() == 29_999
 
 
-@pytest.mark.parametrize(
-    ("prediction", "label", "words"),
-    [
-        (np.zeros((2, 3), int), np.zeros((3, 2), int), "label's size"),
-        (np.zeros((2, 2)), np.zeros((2, 2), int), "argmax"),
-    ],
-)
-def test_unusable_maps_are_refused(prediction, label, words):
-    """Different sizes and fractional ids raise, and say what to do."""
-    with pytest.raises(ValueError, match=words):
-        MeanIoU(3).counts(prediction, label)
+@pytest.mark.parametrize("prediction", [np.zeros((3, 2), int), np.zeros((2, 3)), np.zeros(6, int), None])
+def test_invalid_maps_raise(prediction):
+    """Different sizes, fractional ids and flat arrays: the error names both types and shapes."""
+    with pytest.raises(ValueError, match=r"are int64 \(2, 3\) and .*; expected integer maps of one \(height, width\)"):
+        MeanIoU().add(prediction=prediction, reference=np.zeros((2, 3), int))
 
 
-def test_counts_of_another_shape_are_refused():
-    """Counts of another number of classes, or fractions, cannot be added by broadcasting."""
-    for wrong in (np.zeros((3, 1), int), np.zeros((3, 2))):
-        with pytest.raises(ValueError, match=r"shape \(3, 2\)"):
-            MeanIoU(2).add(wrong)
-    with pytest.raises(ValueError, match="at least 1"):
-        MeanIoU(0)
+def test_a_number_of_classes_below_one_raises():
+    """An invalid option of `compute` keeps the counts."""
+    metric = MeanIoU()
+    metric.add(prediction=[[0]], reference=[[0]])
+    with pytest.raises(ValueError, match="num_labels is 0; expected at least 1"):
+        metric.compute(num_labels=0, ignore_index=255)
+    assert metric.compute(num_labels=1, ignore_index=255)["mean_iou"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -161,19 +172,18 @@ def module():
     return evaluate.load(str(MODULE))
 
 
-def test_evaluate_module_agrees_with_the_package(module):
-    """`evaluate.load("hub/mean_iou")` needs no network and gives the package's numbers, bit for bit."""
-    rng = np.random.default_rng(7)
-    for _ in range(300):
-        pairs, num_classes, ignore, reduce = random_case(rng)
-        metric = MeanIoU(num_classes, ignore, reduce)
-        for prediction, label in pairs:
-            metric.add(metric.counts(prediction, label))
-            module.add(prediction=prediction, reference=label)
-        assert len(module) == len(pairs)
-        result = module.compute(num_labels=num_classes, ignore_index=ignore, reduce_labels=reduce)
-        assert_same_bits(result, metric.compute())
-        assert len(module) == 0, "compute starts anew"
+def test_the_folder_can_be_loaded_without_this_package(tmp_path):
+    """`evaluate.load` opens a copy of the folder where mscl_hf cannot be imported and the Hub is not reached."""
+    shutil.copytree(MODULE, tmp_path / "mean_iou")
+    code = """import sys
+sys.modules["mscl_hf"] = None
+import evaluate
+metric = evaluate.load(sys.argv[1])
+metric.add_batch(predictions=[[[0, 1], [1, 1]]], references=[[[0, 1], [0, 255]]])
+assert metric.compute(num_labels=2, ignore_index=255)["mean_iou"] == 0.5"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "mean_iou")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_evaluate_module_keeps_no_maps(module):
@@ -187,7 +197,7 @@ def test_evaluate_module_keeps_no_maps(module):
 
 
 def test_label_map_is_simultaneous_and_leaves_the_callers_labels(module):
-    """{0: 1, 1: 0} swaps two labels: no entry sees what another wrote, and the caller's arrays stay."""
+    """{0: 1, 1: 0} swaps two labels, and the caller's arrays stay as they are."""
     label, prediction = np.array([[0, 1, 2]]), np.array([[1, 0, 2]])
     options = {"num_labels": 3, "ignore_index": 255, "label_map": {0: 1, 1: 0}}
     result = module.compute(predictions=[prediction], references=[label], **options)
@@ -196,12 +206,13 @@ def test_label_map_is_simultaneous_and_leaves_the_callers_labels(module):
     pairs = [(rng.integers(0, 6, (9, 9)), rng.integers(0, 6, (9, 9))) for _ in range(3)]
     table = {1: 2, 2: 3, 3: 255, 5: 0}
     options = {"num_labels": 6, "ignore_index": 255, "label_map": table, "reduce_labels": True}
-    result = module._compute(*zip(*pairs), **options)
+    predictions, references = zip(*pairs)
+    result = module.compute(predictions=predictions, references=references, **options)
     assert_same_bits(result, slow_reference(pairs, 6, 255, True, table))
 
 
 def test_evaluate_module_takes_what_segmentation_code_holds(module):
-    """Palette pictures, tensors and nested lists are the same maps; a bare array is no list."""
+    """Palette images, tensors and nested lists give equal scores; an array (H, W) in place of a list raises."""
     Image = pytest.importorskip("PIL.Image")
     torch = pytest.importorskip("torch")
     ids = np.array([[0, 1], [1, 0]], dtype=np.uint8)
@@ -214,8 +225,8 @@ def test_evaluate_module_takes_what_segmentation_code_holds(module):
         module.compute(predictions=ids, references=ids, num_labels=2, ignore_index=255)
 
 
-def test_evaluate_module_refuses_what_it_cannot_count(module):
-    """Unpaired maps, an empty compute and shared files raise; a bad batch leaves the state as it was."""
+def test_evaluate_module_rejects_invalid_calls(module):
+    """Unpaired maps, an empty compute and several processes raise; an invalid batch leaves the state unchanged."""
     import evaluate
 
     good = np.zeros((2, 2), int)
@@ -242,7 +253,7 @@ def _hub_is_reachable():
 
 @pytest.mark.slow
 def test_three_metrics_agree(module):
-    """`evaluate`'s own metric, fetched from the Hub, gives the numbers of the package and of the module."""
+    """The metric `mean_iou` of `evaluate`, downloaded from the Hub, gives the scores of the package and of the folder."""
     if not _hub_is_reachable():
         pytest.skip("the Hub cannot be reached")
     import evaluate
@@ -255,8 +266,5 @@ def test_three_metrics_agree(module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             wanted = theirs.compute(**call)
-        metric = MeanIoU(21)
-        for prediction, label in pairs:
-            metric.add(metric.counts(prediction, label))
-        assert_same_bits(metric.compute(), wanted)
+        assert_same_bits(MeanIoU().compute(**call), wanted)
         assert_same_bits(module.compute(**call), wanted)
