@@ -1,6 +1,7 @@
-"""Every picture the project draws: predictions, training curves, feature maps.
+"""Pictures of predictions, training curves and feature maps.
 
-matplotlib is imported by the functions that draw, so that importing this file costs nothing.
+Letters: N images, H W height and width in pixels, D channels, h w height and width of a feature map.
+The drawing functions import matplotlib, so that importing this file stays fast.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .palette import class_colours, class_palette, overlay, pca_colours
+from .palette import class_colors, class_palette, overlay, pca_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +25,8 @@ __all__ = ["class_palette", "comparison_strip", "feature_maps_sheet", "overlay",
 WRONG, IGNORED = (228, 26, 28), (0, 0, 0)
 DPI = 120
 
-# The panels of the training figure: a title, and which keys of the log belong there.
-FAMILIES = {
+# Panels of the training figure: the title, and a function that selects the keys of the log.
+PANELS = {
     "loss": lambda key: key == "loss" or key.startswith(("loss_", "floor_")),
     "loss above its floor": lambda key: key.startswith("excess_"),
     "mean IoU": lambda key: key.endswith("mean_iou"),
@@ -37,28 +38,28 @@ FAMILIES = {
     "effective rank": lambda key: key.startswith("effective_rank"),
     "spread per dimension": lambda key: key.startswith("spread"),
 }
-SHORTER = ("effective_rank_", "spread_", "matched_")  # the panel's title says it already
+REPEATED = ("effective_rank_", "spread_", "matched_")  # prefixes of keys that repeat the panel's title
 LOGARITHMIC = ("gradient norm",)
-# Collapse is a fall to zero, and a small share looks large on an axis of its own: these start at 0.
+# These axes start at 0: a collapse is then seen as a fall to 0, and a small share looks small.
 FROM_ZERO = ("images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension")
 
 
 def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | Path) -> None:
-    """Rows of (image, truth, prediction, name) as image | truth | prediction | errors, with a legend.
+    """Draw rows of (image, truth, prediction, name) as image | truth | prediction | errors, with a legend.
 
-    image: (H, W, 3) uint8. truth (None = not known) and prediction: (H, W) class ids; 255 is ignored.
+    image: (H, W, 3) uint8. truth (or None) and prediction: (H, W) class ids; 255 is ignored.
     """
     if not rows:
-        raise ValueError("there is no row to draw; give at least one (image, truth, prediction, name).")
-    seen = _present(classes, [mask for row in rows for mask in row[1:3]])
-    swatches = seen | {"wrong": WRONG, "ignored": IGNORED}
-    sheet = _Sheet([row[0].shape for row in rows], ("image", "truth", "prediction", "errors"), swatches)
-    for line, (image, truth, prediction, name) in enumerate(rows):
-        sheet.show(line, 0, image, name)
-        sheet.show(line, 2, overlay(image, prediction, classes))
+        raise ValueError("rows is empty; expected at least one (image, truth, prediction, name).")
+    colors = _present(classes, [mask for row in rows for mask in row[1:3]])
+    legend = colors | {"wrong": WRONG, "ignored": IGNORED}
+    sheet = _Sheet([row[0].shape for row in rows], ("image", "truth", "prediction", "errors"), legend)
+    for row, (image, truth, prediction, name) in enumerate(rows):
+        sheet.show(row, 0, image, name)
+        sheet.show(row, 2, overlay(image, prediction, classes))
         if truth is not None:
-            sheet.show(line, 1, overlay(image, truth, classes))
-            sheet.show(line, 3, _errors(image, truth, prediction, len(classes)))
+            sheet.show(row, 1, overlay(image, truth, classes))
+            sheet.show(row, 3, _errors(image, truth, prediction, len(classes)))
     _save(sheet.figure, path)
 
 
@@ -68,19 +69,19 @@ def comparison_strip(
     classes: Sequence[str],
     path: str | Path,
 ) -> None:
-    """Rows of images beside masks of theirs, a column a title (truth, none, ours), with a legend of the classes that occur.
+    """Draw rows of images with their masks, one column for each title (truth, none, ours), and a legend of the classes that occur.
 
     images: (H, W, 3) uint8 each. columns: {title: (H, W) class ids for every image}; 255 is ignored.
     """
     if not len(images) or {len(masks) for masks in columns.values()} != {len(images)}:
         counts = ", ".join(f"{len(masks)} for {title}" for title, masks in columns.items())
-        raise ValueError(f"got {len(images)} images and these masks: {counts or 'none'}; give as many of each, and at least one.")
-    seen = _present(classes, [mask for masks in columns.values() for mask in masks])
-    sheet = _Sheet([image.shape for image in images], ("image", *columns), seen)
-    for line, image in enumerate(images):
-        sheet.show(line, 0, image)
-        for place, masks in enumerate(columns.values(), 1):
-            sheet.show(line, place, overlay(image, masks[line], classes))
+        raise ValueError(f"Got {len(images)} images and these masks: {counts or 'none'}; expected as many of each, and at least one.")
+    legend = _present(classes, [mask for masks in columns.values() for mask in masks])
+    sheet = _Sheet([image.shape for image in images], ("image", *columns), legend)
+    for row, image in enumerate(images):
+        sheet.show(row, 0, image)
+        for column, masks in enumerate(columns.values(), 1):
+            sheet.show(row, column, overlay(image, masks[row], classes))
     _save(sheet.figure, path)
 
 
@@ -91,39 +92,39 @@ def feature_maps_sheet(
     path: str | Path,
     classes: Sequence[str] = (),
 ) -> None:
-    """image | mask | features, whose three main directions over all images are shown as red, green and blue.
+    """Draw rows of image | mask | features; red, green and blue are the first three principal components of the features of all images.
 
     images: (H, W, 3) uint8 each. masks: (H, W) class ids each, or None. features: (N, D, h, w).
-    classes: their names, for the legend; without names there is none.
+    classes: names for the legend; without names no legend is drawn.
     """
     if not len(images) == len(masks) == len(features) > 0:
         sizes = f"{len(images)} images, {len(masks)} masks and {len(features)} feature maps"
-        raise ValueError(f"got {sizes}; give as many of each, and at least one.")
-    known = [mask for mask in masks if mask is not None]
-    highest = max((int(mask[mask < 255].max(initial=0)) for mask in known), default=0)
+        raise ValueError(f"Got {sizes}; expected as many of each, and at least one.")
+    present_masks = [mask for mask in masks if mask is not None]
+    highest = max((int(mask[mask < 255].max(initial=0)) for mask in present_masks), default=0)
     names = list(classes) or [str(i) for i in range(highest + 1)]
-    titles = ("image", "mask", "features (PCA)") if known else ("image", "features (PCA)")
-    sheet = _Sheet([image.shape for image in images], titles, _present(names, known) if classes else {})
-    for line, (image, mask, colours) in enumerate(zip(images, masks, pca_colours(features))):
-        sheet.show(line, 0, image)
+    titles = ("image", "mask", "features (PCA)") if present_masks else ("image", "features (PCA)")
+    sheet = _Sheet([image.shape for image in images], titles, _present(names, present_masks) if classes else {})
+    for row, (image, mask, colors) in enumerate(zip(images, masks, pca_colors(features))):
+        sheet.show(row, 0, image)
         if mask is not None:
-            sheet.show(line, 1, overlay(image, mask, names))
-        sheet.show(line, len(titles) - 1, colours)
+            sheet.show(row, 1, overlay(image, mask, names))
+        sheet.show(row, len(titles) - 1, colors)
     _save(sheet.figure, path)
 
 
 def training_figure(log: Sequence[dict], path: str | Path, title: str = "") -> None:
-    """All curves of a log, a panel for each family of quantities that occurs in it.
+    """Draw all curves of a log, related ones in one panel.
 
-    log: one dict a logged step, with `step` and numbers by name; any row may lack any of them.
+    log: one dict for each logged step, with `step` and numbers by name; names may be missing in some of them.
     """
     panels = _panels(log)
     if not panels:
-        raise ValueError("the log holds no number beside the step; train for at least one logged step first.")
+        raise ValueError("The log holds no number beside the step; expected at least one logged step. Train for more steps.")
     columns = min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = _figure(3.5 * columns, 2.3 * lines + (0.4 if title else 0.1), layout="constrained")
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(3.5 * columns, 2.3 * rows + (0.4 if title else 0.1), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, curves) in zip(axes, panels.items()):
         _draw_panel(axis, name, curves)
     for axis in axes[len(panels) :]:
@@ -134,28 +135,28 @@ def training_figure(log: Sequence[dict], path: str | Path, title: str = "") -> N
 
 
 def _panels(log: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """{panel: {key: (points, 2) of step and value}}; a number of no known family gets a panel of its own."""
+    """Return {title: {key: (steps, 2) of step and value}}; a key that PANELS does not select gets its own panel."""
     curves: dict[str, list] = {}
     for position, row in enumerate(log):
         for key, value in row.items():
             if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
                 curves.setdefault(key, []).append((row.get("step", position), value))
     panels: dict[str, dict] = {}
-    for family, takes in FAMILIES.items():
-        own = {key: np.array(curves.pop(key), dtype=float) for key in list(curves) if takes(key)}
-        panels |= {family: own} if own else {}
+    for title, selects in PANELS.items():
+        selected = {key: np.array(curves.pop(key), dtype=float) for key in list(curves) if selects(key)}
+        panels |= {title: selected} if selected else {}
     return panels | {_words(key): {key: np.array(points, dtype=float)} for key, points in curves.items()}
 
 
 def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
-    for (key, points), colour in zip(curves.items(), class_palette(len(curves)) / 255):
-        style = {"color": colour, "linewidth": 1.3, "label": _literal(_words(key))}
+    for (key, points), color in zip(curves.items(), class_palette(len(curves)) / 255):
+        style = {"color": color, "linewidth": 1.3, "label": _literal(_words(key))}
         if key.startswith("floor_"):
             style |= {"linestyle": "--", "linewidth": 1.0}
         elif len(points) <= 40:
             style |= {"marker": "o", "markersize": 2.5}
         elif len(points) >= 120:
-            axis.plot(*points.T, color=colour, alpha=0.25, linewidth=0.6)
+            axis.plot(*points.T, color=color, alpha=0.25, linewidth=0.6)
             points = _smoothed(points, len(points) // 40)
         axis.plot(*points.T, **style)
     values = np.concatenate([points[:, 1] for points in curves.values()])
@@ -174,65 +175,67 @@ def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
     if len(curves) > 1:
         bottom, top = axis.get_ylim()
         rows = -(-len(curves) // 3)
-        axis.set_ylim(bottom, top + 0.12 * rows * (top - bottom))  # room for the names, above all curves
+        axis.set_ylim(bottom, top + 0.12 * rows * (top - bottom))  # space for the legend above the curves
         axis.legend(fontsize=6.5, framealpha=0.75, edgecolor="none", loc="upper right", ncols=3)
 
 
 def _words(key: str) -> str:
-    for prefix in SHORTER:
+    for prefix in REPEATED:
         key = key.removeprefix(prefix)
     return key.replace("_", " ")
 
 
 def _literal(text: str) -> str:
-    """For matplotlib, which would set what stands between two $ as mathematics; halves of characters, of file names, have no letter."""
+    """Return the text as matplotlib draws it literally: $ would start mathematics, and file names can hold invalid characters."""
     return text.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _smoothed(points: np.ndarray, width: int) -> np.ndarray:
-    """Running mean over `width` points, of steps and values alike, so that no end is bent."""
+    """Return the running mean of points (steps, 2) over `width` steps; steps are averaged too, so that the ends stay on the curve."""
     return np.lib.stride_tricks.sliding_window_view(points, width, axis=0).mean(-1)
 
 
 class _Sheet:
-    """A table of pictures, placed by the inch: rows of pictures (H, W), a title a column, swatches below."""
+    """A table of pictures with column titles and a legend below. Sizes and positions are in inches.
+
+    shapes: (H, W, ...) of the pictures of each row. legend: {name: color}.
+    """
 
     WIDTH, GAP, LEFT, TOP, LINE = 2.4, 0.04, 0.22, 0.28, 0.2
 
-    def __init__(self, shapes: Sequence[tuple], titles: Sequence[str], swatches: dict[str, tuple]):
+    def __init__(self, shapes: Sequence[tuple], titles: Sequence[str], legend: dict[str, tuple]):
         self.titles, self.shapes = titles, shapes
         self.heights = [self.WIDTH * shape[0] / shape[1] for shape in shapes]
         self.width = self.LEFT + len(titles) * (self.WIDTH + self.GAP)
-        per_line = max(1, int(self.width / (0.45 + 0.085 * max(map(len, swatches), default=1))))
-        below = self.LINE * math.ceil(len(swatches) / per_line) + 0.1 if swatches else 0
-        self.height = self.TOP + sum(h + self.GAP for h in self.heights) + below
+        per_line = max(1, int(self.width / (0.45 + 0.085 * max(map(len, legend), default=1))))
+        legend_height = self.LINE * math.ceil(len(legend) / per_line) + 0.1 if legend else 0
+        self.height = self.TOP + sum(h + self.GAP for h in self.heights) + legend_height
         self.figure = _figure(self.width, self.height)
-        if swatches:
-            self._legend(swatches, per_line)
+        if legend:
+            self._draw_legend(legend, per_line)
 
-    def show(self, line: int, column: int, picture: np.ndarray, name: str = "") -> None:
-        """Draw one picture; a smaller one is stretched to its row's size."""
+    def show(self, row: int, column: int, picture: np.ndarray, name: str = "") -> None:
+        """Draw one picture, scaled to the size of its row."""
         left = self.LEFT + column * (self.WIDTH + self.GAP)
-        top = self.TOP + sum(h + self.GAP for h in self.heights[:line])
-        bottom = self.height - top - self.heights[line]
-        inches = np.array([left, bottom, self.WIDTH, self.heights[line]])
+        top = self.TOP + sum(h + self.GAP for h in self.heights[:row])
+        bottom = self.height - top - self.heights[row]
+        inches = np.array([left, bottom, self.WIDTH, self.heights[row]])
         axis = self.figure.add_axes(inches / [self.width, self.height, self.width, self.height])
         axis.set_axis_off()
-        height, width = self.shapes[line][:2]
-        smooth = "antialiased" if picture.shape[:2] == (height, width) else "bilinear"
-        axis.imshow(picture, extent=(0, width, height, 0), interpolation=smooth, aspect="auto")
-        if line == 0:
+        height, width = self.shapes[row][:2]
+        interpolation = "antialiased" if picture.shape[:2] == (height, width) else "bilinear"
+        axis.imshow(picture, extent=(0, width, height, 0), interpolation=interpolation, aspect="auto")
+        if row == 0:
             axis.set_title(_literal(self.titles[column]), fontsize=10, pad=4)
         if name:
-            fits = int(self.heights[line] / 0.062)  # inches a letter, at this size
-            shown = name if len(name) <= fits else "…" + name[-max(fits - 1, 1) :]
-            place = {"transform": axis.transAxes, "rotation": 90, "ha": "right", "va": "center"}
-            axis.text(-0.02, 0.5, _literal(shown), fontsize=7, **place)
+            max_letters = int(self.heights[row] / 0.062)  # width of a letter [inch]
+            shortened = name if len(name) <= max_letters else "…" + name[-max(max_letters - 1, 1) :]
+            axis.text(-0.02, 0.5, _literal(shortened), fontsize=7, transform=axis.transAxes, rotation=90, ha="right", va="center")
 
-    def _legend(self, swatches: dict[str, tuple], per_line: int) -> None:
+    def _draw_legend(self, legend: dict[str, tuple], per_line: int) -> None:
         from matplotlib.patches import Patch
 
-        handles = [Patch(facecolor=np.array(c) / 255, label=_literal(name)) for name, c in swatches.items()]
+        handles = [Patch(facecolor=np.array(color) / 255, label=_literal(name)) for name, color in legend.items()]
         self.figure.legend(
             handles=handles, loc="lower center", ncols=per_line, fontsize=8, frameon=False, borderaxespad=0.1,
             handlelength=1.2, handleheight=1.0, columnspacing=1.2, labelspacing=0.3,
@@ -240,7 +243,7 @@ class _Sheet:
 
 
 def _figure(width: float, height: float, layout: str | None = None) -> Figure:
-    # Without pyplot: no display is looked for, nothing global changes, nothing needs closing.
+    # Without pyplot, which needs a display and keeps figures open.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
@@ -252,15 +255,15 @@ def _save(figure: Figure, path: str | Path) -> None:
 
 
 def _present(classes: Sequence[str], masks: Sequence[np.ndarray | None]) -> dict[str, tuple]:
-    """{name: colour} of the classes that occur in any of the masks."""
-    seen = set().union(*(np.unique(mask).tolist() for mask in masks if mask is not None))
-    colours = class_colours(classes)
-    return {name: tuple(colours[i]) for i, name in enumerate(classes) if i in seen}
+    """Return {name: color} of the classes that occur in any of the masks."""
+    ids = set().union(*(np.unique(mask).tolist() for mask in masks if mask is not None))
+    colors = class_colors(classes)
+    return {name: tuple(colors[i]) for i, name in enumerate(classes) if i in ids}
 
 
 def _errors(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, count: int) -> np.ndarray:
-    """The image in pale grey, wrong pixels in colour, ignored ones black, (H, W, 3) uint8."""
-    grey = image.mean(-1, keepdims=True).repeat(3, -1) * 0.4 + 150
+    """Return the image in pale gray with wrong pixels red and ignored pixels black, (H, W, 3) uint8."""
+    gray = image.mean(-1, keepdims=True).repeat(3, -1) * 0.4 + 150
     wrong, ignored = (truth != prediction)[..., None], (truth >= count)[..., None]
-    picture = np.where(wrong, 0.25 * grey + 0.75 * np.array(WRONG), grey)
+    picture = np.where(wrong, 0.25 * gray + 0.75 * np.array(WRONG), gray)
     return np.where(ignored, np.array(IGNORED), picture).round().astype(np.uint8)

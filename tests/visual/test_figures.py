@@ -1,4 +1,4 @@
-"""Pictures: colours can be told apart, overlays touch what they should, sheets are written whole."""
+"""Pictures: colors can be told apart, overlays touch what they should, sheets are written whole."""
 
 import subprocess
 import sys
@@ -9,9 +9,29 @@ import torch
 from PIL import Image
 
 from mscl_hf.visual import figures
-from mscl_hf.visual.palette import _as_seen, class_colours, class_palette, overlay, pca_colours
+from mscl_hf.visual.palette import class_colors, class_palette, overlay, pca_colors
 
 CLASSES = ("sky", "road", "car")
+
+# Machado, Oliveira & Fernandes (IEEE TVCG 2009), severity 1, on linear RGB: protanopia, deuteranopia.
+COLOR_BLIND = np.array(
+    [
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    ]
+)
+RGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab_as_seen(colors: np.ndarray) -> np.ndarray:
+    """Return (3, N, 3) CIELAB of sRGB colors (N, 3) uint8 for usual, red-blind and green-blind sight."""
+    fraction = colors / 255
+    linear = np.where(fraction <= 0.04045, fraction / 12.92, ((fraction + 0.055) / 1.055) ** 2.4)
+    sights = np.concatenate([np.eye(3)[None], COLOR_BLIND])
+    xyz = (linear @ sights.transpose(0, 2, 1)).clip(0, 1) @ RGB_TO_XYZ.T / RGB_TO_XYZ.sum(1)
+    cube = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = np.moveaxis(cube, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def picture(path):
@@ -20,54 +40,54 @@ def picture(path):
     return pixels
 
 
-def has_colour(pixels, colour):
-    return (np.abs(pixels - np.asarray(colour)).max(-1) <= 2).any()
+def has_color(pixels, color):
+    return (np.abs(pixels - np.asarray(color)).max(-1) <= 2).any()
 
 
 @pytest.mark.parametrize(("count", "apart"), [(11, 15), (21, 15), (150, 4), (255, 2)])
-def test_colours_are_apart_for_every_eye(count, apart):
-    """The two closest colours differ by at least `apart` (CIELAB), also for red- and green-blind eyes."""
-    seen = _as_seen(class_palette(count))
+def test_colors_are_apart_for_every_eye(count, apart):
+    """The two closest colors differ by at least `apart` (CIELAB), also for red- and green-blind eyes."""
+    seen = lab_as_seen(class_palette(count))
     assert seen.shape == (3, count, 3)
-    for colours in seen:
-        distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1e3 * np.eye(count)
+    for colors in seen:
+        distance = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + 1e3 * np.eye(count)
         assert distance.min() > apart
 
 
-def test_lab_of_known_colours():
+def test_lab_of_known_colors():
     """White, black and pure red have the CIELAB values of the textbook for the usual eye."""
-    lab = _as_seen(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]], dtype=np.uint8))[0]
+    lab = lab_as_seen(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]], dtype=np.uint8))[0]
     np.testing.assert_allclose(lab, [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]], atol=0.05)
-    grey = _as_seen(np.array([[120, 120, 120]], dtype=np.uint8))
-    np.testing.assert_allclose(grey, np.broadcast_to(grey[0], grey.shape), atol=0.1)  # grey is grey for all
+    gray = lab_as_seen(np.array([[120, 120, 120]], dtype=np.uint8))
+    np.testing.assert_allclose(gray, np.broadcast_to(gray[0], gray.shape), atol=0.1)  # gray is gray for all
 
 
-def test_a_class_keeps_its_colour():
-    """Colours do not depend on how many classes follow; background is grey and takes none of them."""
+def test_a_class_keeps_its_color():
+    """Colors do not depend on how many classes follow; background is gray and takes none of them."""
     assert np.array_equal(class_palette(150)[:21], class_palette(21))
-    colours = class_colours(("background", *CLASSES))
-    assert len(set(colours[0].tolist())) == 1 and np.array_equal(colours[1:], class_palette(3))
+    colors = class_colors(("background", *CLASSES))
+    assert len(set(colors[0].tolist())) == 1 and np.array_equal(colors[1:], class_palette(3))
     with pytest.raises(ValueError, match="read-only"):
         class_palette(3)[0] = 0
 
 
 def test_overlay_leaves_ignored_pixels_and_its_inputs_untouched():
-    """255 shows the image itself; a class moves a pixel towards its colour; the inputs stay."""
+    """255 shows the image itself; a class moves a pixel towards its color; the inputs stay."""
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     mask = np.full((4, 6), 255, dtype=np.uint8)
     mask[:2] = 1
     before = image.copy(), mask.copy()
     blended = overlay(image, mask, CLASSES)
     assert np.array_equal(blended[2:], image[2:]) and blended.dtype == np.uint8
-    colour = class_colours(CLASSES)[1].astype(float)
-    assert np.abs(blended[:2] - colour).max() < 0.31 * 191 + 1
+    color = class_colors(CLASSES)[1].astype(float)
+    assert np.abs(blended[:2] - color).max() < 0.31 * 191 + 1
     assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="Scale one of them"):
         overlay(image, mask[:3], CLASSES)
 
 
 def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
-    """Wrong pixels carry the error colour, right ones do not; the legend names what occurs."""
+    """Wrong pixels carry the error color, right ones do not; the legend names what occurs."""
     image = np.random.default_rng(0).integers(60, 200, (60, 80, 3)).astype(np.uint8)
     truth = np.zeros((60, 80), np.uint8)
     truth[:, 40:], truth[:5] = 1, 255
@@ -81,10 +101,10 @@ def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
     rows = [(image, truth, wrong, "first"), (image[:, :50], None, wrong[:, :50], long)]
     figures.prediction_sheet(rows, CLASSES, tmp_path / "new" / "sheet.png")
     pixels = picture(tmp_path / "new" / "sheet.png")
-    assert all(has_colour(pixels, colour) for colour in class_colours(CLASSES))  # the legend's swatches
+    assert all(has_color(pixels, color) for color in class_colors(CLASSES))  # the legend's swatches
     figures.prediction_sheet([(image, truth, truth, "")], CLASSES, tmp_path / "right.png")
-    assert not has_colour(picture(tmp_path / "right.png"), class_colours(CLASSES)[2])
-    with pytest.raises(ValueError, match="no row"):
+    assert not has_color(picture(tmp_path / "right.png"), class_colors(CLASSES)[2])
+    with pytest.raises(ValueError, match="rows is empty"):
         figures.prediction_sheet([], CLASSES, tmp_path / "x.png")
 
 
@@ -108,15 +128,15 @@ def test_names_are_no_mathematics(tmp_path):
 
 
 def test_comparison_strip_shows_the_same_images_in_every_column(tmp_path):
-    """Masks in the colours of their classes, a legend of those that occur; columns of another length are refused."""
+    """Masks in the colors of their classes, a legend of those that occur; columns of another length are refused."""
     images = [np.full((40, 60, 3), 128, np.uint8)] * 2
     truth, wrong = [np.zeros((40, 60), np.uint8)] * 2, [np.full((40, 60), 2, np.uint8)] * 2
     figures.comparison_strip(images, {"truth": truth, "none": wrong, "ours": truth}, CLASSES, tmp_path / "strip.png")
-    pixels, colours = picture(tmp_path / "strip.png"), class_colours(CLASSES)
-    assert has_colour(pixels, colours[0]) and has_colour(pixels, colours[2]) and not has_colour(pixels, colours[1])
-    sky, car = ((np.abs(pixels - (0.3 * 128 + 0.7 * colours[i])).max(-1) <= 2).sum() for i in (0, 2))
+    pixels, colors = picture(tmp_path / "strip.png"), class_colors(CLASSES)
+    assert has_color(pixels, colors[0]) and has_color(pixels, colors[2]) and not has_color(pixels, colors[1])
+    sky, car = ((np.abs(pixels - (0.3 * 128 + 0.7 * colors[i])).max(-1) <= 2).sum() for i in (0, 2))
     assert sky == pytest.approx(2 * car, rel=0.05) and car > 10_000
-    with pytest.raises(ValueError, match="got 2 images and these masks: 2 for truth, 1 for none"):
+    with pytest.raises(ValueError, match="Got 2 images and these masks: 2 for truth, 1 for none"):
         figures.comparison_strip(images, {"truth": truth, "none": wrong[:1]}, CLASSES, tmp_path / "x.png")
 
 
@@ -167,35 +187,35 @@ def test_training_figure_without_numbers_is_refused(tmp_path):
         figures.training_figure([{"step": 1}], tmp_path / "training.png")
 
 
-def test_pca_colours_show_the_main_directions():
-    """Two kinds of pixels get two colours; turning the space changes colours by complement only."""
+def test_pca_colors_show_the_main_directions():
+    """Two kinds of pixels get two colors; turning the space changes colors by complement only."""
     generator = torch.Generator().manual_seed(0)
     kind = torch.zeros(2, 1, 8, 8)
     kind[:, :, :, 4:] = 1
     direction = torch.randn(1, 16, 1, 1, generator=generator)
     features = kind * direction * 5 + 0.1 * torch.randn(2, 16, 8, 8, generator=generator)
-    colours = pca_colours(features).astype(int)
-    assert colours.shape == (2, 8, 8, 3)
-    left, right = colours[:, :, :4, 0], colours[:, :, 4:, 0]
+    colors = pca_colors(features).astype(int)
+    assert colors.shape == (2, 8, 8, 3)
+    left, right = colors[:, :, :4, 0], colors[:, :, 4:, 0]
     assert abs(left.mean() - right.mean()) > 200 and left.std() < 20 and right.std() < 20
     turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
-    turned = pca_colours(torch.einsum("ij,njhw->nihw", turn, features)).astype(int)
+    turned = pca_colors(torch.einsum("ij,njhw->nihw", turn, features)).astype(int)
     for channel in range(3):
-        one, other = colours[..., channel], turned[..., channel]
+        one, other = colors[..., channel], turned[..., channel]
         assert min(np.abs(one - other).max(), np.abs(one - 255 + other).max()) <= 2
 
 
 def test_pca_is_robust_and_total():
-    """One wild pixel does not grey out the rest; constant or two channels work; NaN is refused."""
+    """One wild pixel does not gray out the rest; constant or two channels work; NaN is refused."""
     features = torch.rand(2, 8, 20, 20, generator=torch.Generator().manual_seed(0))
     features[0, 0] += torch.linspace(0, 20, 20)
     features[0, 3, 0, 0] = 1e4
-    assert all(pca_colours(features)[..., channel].std() > 20 for channel in range(3))
-    assert len(np.unique(pca_colours(torch.ones(1, 4, 3, 3)))) == 1
-    assert pca_colours(torch.rand(1, 2, 3, 3)).shape == (1, 3, 3, 3)
+    assert all(pca_colors(features)[..., channel].std() > 20 for channel in range(3))
+    assert len(np.unique(pca_colors(torch.ones(1, 4, 3, 3)))) == 1
+    assert pca_colors(torch.rand(1, 2, 3, 3)).shape == (1, 3, 3, 3)
     features[1, 1, 1, 1] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        pca_colours(features)
+        pca_colors(features)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
