@@ -23,7 +23,8 @@ from transformers import BertConfig
 from mscl_hf import MsclBackbone
 from mscl_hf.config import InferenceConfig
 from mscl_hf.data.synthetic import draw_scene
-from mscl_hf.demo import similarity
+from mscl_hf.demo import markup, similarity
+from mscl_hf.demo import visit as visits
 from mscl_hf.demo.similarity import (
     View,
     enlargement,
@@ -37,7 +38,7 @@ from mscl_hf.demo.similarity import (
 from mscl_hf.evaluation.inference import predict_logits
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.visual.palette import class_colours
+from mscl_hf.visual.palette import class_colors
 
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio")
 from mscl_hf.demo import page as demo  # noqa: E402
@@ -55,7 +56,7 @@ def tiny(kind=MsclForSemanticSegmentation, backbone: str = "test_resnet", seed: 
     network = kind(config).eval()
     if kind is MsclForSemanticSegmentation:
         network.classifier.weight.data.normal_()
-        pixels = normalised(scene() if image is None else image, config)
+        pixels = normalized(scene() if image is None else image, config)
         with torch.no_grad():  # the mean logit over the image is 0 for every class, so each has its places
             network.classifier.bias -= predict_logits(network, pixels, (32, 48), InferenceConfig(base_size=64)).mean(dim=(0, 2, 3))
     return network
@@ -65,7 +66,7 @@ def scene(index: int = 0, height: int = 60, width: int = 90) -> np.ndarray:
     return draw_scene(0, "val", index, height, width)[0]
 
 
-def normalised(image: np.ndarray, config) -> torch.Tensor:
+def normalized(image: np.ndarray, config) -> torch.Tensor:
     scaled = (image / np.float32(255) - np.float32(config.image_mean)) / np.float32(config.image_std)
     return torch.from_numpy(scaled).permute(2, 0, 1)[None]
 
@@ -86,13 +87,13 @@ def scene_file(tmp_path) -> str:
     return str(tmp_path / "scene.png")
 
 
-def visit(path: str, *names: str, local: bool = True, max_side: int = 1280, start=None) -> demo.Visit:
-    return (start or demo.Visit()).looks_at(path, (*names, "", "")[:2], names, local, max_side)
+def visit(path: str, *names: str, local: bool = True, max_side: int = 1280, start=None) -> visits.Visit:
+    return (start or visits.Visit()).with_inputs(path, (*names, "", "")[:2], names, local, max_side)
 
 
-def shown(of: demo.Visit, opacity: float = 0.5) -> dict:
+def shown(of: visits.Visit, opacity: float = 0.5) -> dict:
     """The page's parts by name."""
-    parts = demo.painted(of, opacity)
+    parts = demo.updates(of, opacity)
     names = ["visit", "messages", "empty", "controls", "x", "y"]
     for side in "12":
         names += [f"{part}{side}" for part in ("left", "right", "heading", "segmentation", "legend", "title", "similarity", "scale")]
@@ -104,7 +105,7 @@ def test_the_segmentation_is_the_one_that_is_evaluated(backbone, base_size):
     """The mask is the argmax of predict_logits with the checkpoint's own base size, mean and deviation, pixel for pixel."""
     network, image = tiny(backbone=backbone), scene()
     network.config.base_size = base_size
-    logits = predict_logits(network, normalised(image, network.config), image.shape[:2], InferenceConfig(base_size=base_size))
+    logits = predict_logits(network, normalized(image, network.config), image.shape[:2], InferenceConfig(base_size=base_size))
     view = view_of(network, image)
     assert len(np.unique(view.mask)) > 1
     assert (view.mask == logits[0].argmax(0).numpy()).all() and view.classes == NAMES
@@ -145,8 +146,8 @@ def test_the_page_says_which_embeddings_it_compares():
     """The pixel head's; without one the decoder's output where pre-training trains it, else the backbone's last map."""
     image = scene()
     cases = [
-        ({"heads": ["g", "p"]}, "mscl", "pixel head"),
-        ({"heads": ["g"]}, "mscl", "backbone"),
+        ({"heads": ["global", "pixel"]}, "mscl", "pixel head"),
+        ({"heads": ["global"]}, "mscl", "backbone"),
         ({"heads": []}, "simclr", "backbone"),
         ({"heads": [], "attach": "decoder"}, "simclr", "decoder"),
         ({"heads": []}, "cp2", "decoder"),
@@ -172,16 +173,16 @@ def test_shares_are_percentages_of_the_pixels():
     view = View("", (2, 3), NAMES, mask, np.ones((1, 2, 3), np.float32), "")
     assert view.shares() == [(2, pytest.approx(100 * 5 / 6)), (1, pytest.approx(100 / 6)), (0, 0)]
     assert sum(share for _, share in view_of(tiny(), scene()).shares()) == pytest.approx(100)
-    table = demo.shares_table(view)
+    table = markup.shares_table(view)
     assert re.findall(r"([\d.]+) %", table) == ["83.3", "16.7"]
     assert "Not found: meadow." in table and "<b>" not in table and "river &amp; sea" in table
     assert table.index("river") < table.index("wood")
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in class_colours(NAMES)]
-    assert re.findall(r"<th[^>]*><i style=\"background:(#\w+)\"", table) == [colours[2], colours[1]]
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(NAMES)]
+    assert re.findall(r"<th[^>]*><i style=\"background:(#\w+)\"", table) == [colors[2], colors[1]]
 
 
 def test_the_heat_map_goes_from_the_least_to_the_greatest_cosine():
-    """Every pixel has the colour of its place between them, over the image in grey by the opacity; by a slow loop."""
+    """Every pixel has the color of its place between them, over the image in gray by the opacity; by a slow loop."""
     from matplotlib import colormaps
 
     rng = np.random.default_rng(0)
@@ -191,9 +192,9 @@ def test_the_heat_map_goes_from_the_least_to_the_greatest_cosine():
         for i in range(5):
             for j in range(7):
                 place = (cosine[i, j] - cosine.min()) / (cosine.max() - cosine.min())
-                colour = np.array(colormaps["viridis"](float(place))[:3]) * 255
-                grey = image[i, j].mean() * 0.5 + 64
-                assert np.abs(found[i, j] - (grey * (1 - opacity) + colour * opacity)).max() <= 2, (i, j)
+                color = np.array(colormaps["viridis"](float(place))[:3]) * 255
+                gray = image[i, j].mean() * 0.5 + 64
+                assert np.abs(found[i, j] - (gray * (1 - opacity) + color * opacity)).max() <= 2, (i, j)
     assert (heat_map(image, np.ones((2, 3), np.float32), 1.0) == heat_map(image, np.ones((2, 3), np.float32), 1.0)[0, 0]).all()
 
 
@@ -217,13 +218,13 @@ def test_the_clicked_pixel_is_marked_and_the_most_alike():
 def test_only_what_is_new_is_computed(folders, scene_file, monkeypatch):
     """Opacity and clicks run no network; another checkpoint runs that one alone; another image runs both."""
     ran = []
-    monkeypatch.setattr(demo, "view_of", lambda network, image: ran.append(type(network).__name__) or view_of(network, image))
+    monkeypatch.setattr(visits, "view_of", lambda network, image: ran.append(type(network).__name__) or view_of(network, image))
     first = visit(scene_file, folders["tuned"])
     assert ran == ["MsclForSemanticSegmentation"]
     pictures = [shown(first, opacity)["segmentation1"].value["path"] for opacity in (0.2, 0.9)]
-    colours = [np.asarray(Image.open(path)).astype(int) for path in pictures]
-    assert np.abs(colours[0] - colours[1]).mean() > 10
-    clicked = first.points_at(5, 6)
+    colors = [np.asarray(Image.open(path)).astype(int) for path in pictures]
+    assert np.abs(colors[0] - colors[1]).mean() > 10
+    clicked = first.with_point(5, 6)
     shown(clicked)
     assert len(ran) == 1
     both = visit(scene_file, folders["tuned"], folders["pretrained"], start=clicked)
@@ -235,21 +236,21 @@ def test_only_what_is_new_is_computed(folders, scene_file, monkeypatch):
 
 def test_two_checkpoints_side_by_side(folders, scene_file):
     """Both get the same image and click; a pre-training checkpoint has no segmentation, and the page says so."""
-    page = shown(visit(scene_file, folders["tuned"], folders["pretrained"]).points_at(40, 30))
+    page = shown(visit(scene_file, folders["tuned"], folders["pretrained"]).with_point(40, 30))
     assert all(page[part].visible for part in ("left1", "left2", "right1", "right2", "controls")) and not page["empty"].visible
     assert (page["x"], page["y"]) == (40, 30)
     assert "40, 30" in page["scale1"] and "40, 30" in page["scale2"]
     assert page["segmentation1"].value and page["segmentation2"].value is None
     assert "no classifier" in page["legend2"] and "decoder" in page["scale1"] and "pixel head" in page["scale2"]
     alone = shown(visit(scene_file, folders["pretrained"]))
-    assert not alone["left1"].visible and alone["right1"].visible and "no segmentation" in alone["scale1"]
+    assert not alone["left1"].visible and alone["right1"].visible and "without a segmentation" in alone["scale1"]
 
 
 def sentence(call, *arguments) -> str:
     with pytest.raises(ValueError) as caught:
         call(*arguments)
     text = str(caught.value)
-    assert "\n" not in text and "Traceback" not in text and re.search("[;:] (give|crop|load) ", text), text
+    assert "\n" not in text and "Traceback" not in text and re.search("[;:.] (give|choose|crop|expected|load|save|use) ", text, re.IGNORECASE), text
     return text
 
 
@@ -264,7 +265,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(folders, tmp_path):
         (folder / "model.safetensors").write_bytes(Path(folders["tuned"], "model.safetensors").read_bytes())
         return folder
 
-    assert "no model folder" in sentence(open_checkpoint, "no/such/folder")
+    assert "no/such/folder" in sentence(open_checkpoint, "no/such/folder")
     sentence(open_checkpoint, "nobody/nothing")
     assert "config.json" in sentence(open_checkpoint, str(tmp_path))
     BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path / "bert")
@@ -273,7 +274,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(folders, tmp_path):
     assert "MsclBackbone" in sentence(open_checkpoint, str(tmp_path / "bare"))
     sentence(open_checkpoint, str(copy("nonsense", backbone="no_such_network")))
     sentence(open_checkpoint, str(copy("swapped", backbone="test_vit", backbone_kwargs={})))
-    assert "channels" in sentence(open_checkpoint, str(copy("grey", num_channels=1)))
+    assert "channels" in sentence(open_checkpoint, str(copy("gray", num_channels=1)))
     damaged = copy("damaged")
     os.truncate(damaged / "model.safetensors", 1000)
     sentence(open_checkpoint, str(damaged))
@@ -288,8 +289,8 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(folders, tmp_path):
 
 
 SIZES = {
-    "fixed": (MsclForSemanticSegmentation, {"fixed_size": 16384}, "as 16384 x 16384"),
-    "multiple": (MsclForSemanticSegmentation, {"size_multiple": 16384}, "as 16384 x 16384"),
+    "fixed": (MsclForSemanticSegmentation, {"fixed_size": 16384}, "to 16384 x 16384"),
+    "multiple": (MsclForSemanticSegmentation, {"size_multiple": 16384}, "to 16384 x 16384"),
     "base": (MsclForSemanticSegmentation, {"base_size": 16384}, "base_size 16384"),
     "grid": (MsclForPreTraining, {"pixel_grid": 16384}, "pixel_grid"),
 }
@@ -310,13 +311,13 @@ def test_sizes_of_a_configuration_are_bounded_before_the_network_runs(case, monk
 def test_whatever_fails_in_a_network_is_a_short_message(folders, scene_file, monkeypatch, caplog):
     """A visitor reads a sentence, the log has the traceback, and the other checkpoint is shown."""
     def fails(network, image):
-        if network is demo.opened(folders["tuned"], None):
+        if network is visits.open_cached(folders["tuned"], None):
             raise TypeError("unhashable type: 'list'\nline 2")
         return view_of(network, image)
 
-    monkeypatch.setattr(demo, "view_of", fails)
+    monkeypatch.setattr(visits, "view_of", fails)
     page = shown(visit(scene_file, folders["tuned"], folders["other"]))
-    assert "cannot be shown (TypeError" in page["messages"].value and "line 2" not in page["messages"].value
+    assert "failed (TypeError" in page["messages"].value and "line 2" not in page["messages"].value
     assert page["left2"].visible and "unhashable" in caplog.text
 
 
@@ -326,7 +327,7 @@ def test_a_pixel_head_without_weights_is_not_shown(folders, tmp_path):
     save_file({key: value for key, value in weights.items() if not key.startswith("pixel_head.")}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(Path(folders["pretrained"], "config.json").read_bytes())
     assert "pixel head" in view_of(open_checkpoint(folders["pretrained"]), scene()).source
-    assert view_of(open_checkpoint(str(tmp_path)), scene()).source.startswith("the backbone's last map")
+    assert view_of(open_checkpoint(str(tmp_path)), scene()).source.startswith("last map of the backbone")
 
 
 def test_code_of_a_checkpoint_is_never_run(folders, tmp_path):
@@ -346,48 +347,48 @@ def test_in_a_space_only_hub_names_can_be_typed(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     for typed in (folders["tuned"], "owner/folder", "../etc", "owner", "a/b/c", "hf-hub:a/b", "https://hub/x/y"):
-        assert "Hub" in sentence(demo.checkpoint_name, typed, ["given"], False)
-        assert demo.checkpoint_name(typed, ["given"], True) == typed
+        assert "Hub" in sentence(visits.checkpoint_name, typed, ["given"], False)
+        assert visits.checkpoint_name(typed, ["given"], True) == typed
     for typed, name in ((" owner/model ", "owner/model"), ("given", "given"), (None, ""), ("", "")):
-        assert demo.checkpoint_name(typed, ["given"], False) == name
+        assert visits.checkpoint_name(typed, ["given"], False) == name
 
 
 def test_a_wrong_name_leaves_the_other_checkpoint_on_the_page(folders, scene_file):
     """The sentence stands in the page, as text; the second checkpoint is shown all the same."""
     page = shown(visit(scene_file, "no/<i>such</i>/folder", folders["tuned"]))
-    assert "no model folder no/&lt;i&gt;such" in page["messages"].value and page["messages"].visible
+    assert "no/&lt;i&gt;such" in page["messages"].value and page["messages"].visible
     assert not page["left1"].visible and page["left2"].visible
 
 
 def odd_images() -> dict[str, tuple]:
     """name -> (picture, save options, the pixels that it must be read as)."""
-    colour = scene()
-    grey = colour[:, :, 0]
+    color = scene()
+    gray = color[:, :, 0]
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn to the right makes it upright
-    palette = Image.fromarray(colour).quantize(16)
+    palette = Image.fromarray(color).quantize(16)
     on_white = np.where((np.asarray(palette) == 3)[:, :, None], 255, np.asarray(palette.convert("RGB")))
-    transparent = Image.fromarray(np.dstack([colour, grey]))
-    repeated = np.repeat(grey[:, :, None], 3, 2)
+    transparent = Image.fromarray(np.dstack([color, gray]))
+    repeated = np.repeat(gray[:, :, None], 3, 2)
     return {
-        "turned.png": (Image.fromarray(colour), {"exif": exif}, np.rot90(colour, -1)),
-        "alpha.png": (transparent, {}, colour),
-        "grey.png": (Image.fromarray(grey), {}, repeated),
-        "grey_alpha.png": (transparent.convert("LA"), {}, None),
-        "bits.png": (Image.fromarray(grey > 128), {}, np.repeat(((grey > 128) * np.uint8(255))[:, :, None], 3, 2)),
+        "turned.png": (Image.fromarray(color), {"exif": exif}, np.rot90(color, -1)),
+        "alpha.png": (transparent, {}, color),
+        "gray.png": (Image.fromarray(gray), {}, repeated),
+        "gray_alpha.png": (transparent.convert("LA"), {}, None),
+        "bits.png": (Image.fromarray(gray > 128), {}, np.repeat(((gray > 128) * np.uint8(255))[:, :, None], 3, 2)),
         "palette.png": (palette, {"transparency": 3}, on_white),
-        "cmyk.jpg": (Image.fromarray(colour).convert("CMYK"), {}, None),
+        "cmyk.jpg": (Image.fromarray(color).convert("CMYK"), {}, None),
         "palette.gif": (palette, {}, np.asarray(palette.convert("RGB"))),
-        "dot.png": (Image.fromarray(colour[:1, :1]), {}, colour[:1, :1]),
-        "line.png": (Image.fromarray(colour[:1, :20]), {}, colour[:1, :20]),
+        "dot.png": (Image.fromarray(color[:1, :1]), {}, color[:1, :1]),
+        "line.png": (Image.fromarray(color[:1, :20]), {}, color[:1, :20]),
     }
 
 
 def test_images_of_every_kind_are_shown(folders, tmp_path):
-    """Turned by EXIF, transparent, grey, black and white, with a palette, CMYK, of one pixel."""
+    """Turned by EXIF, transparent, gray, black and white, with a palette, CMYK, of one pixel."""
     for name, (picture, options, wanted) in odd_images().items():
         picture.save(tmp_path / name, **options)
-        seen = visit(str(tmp_path / name), folders["tuned"]).points_at(1000, -5)
+        seen = visit(str(tmp_path / name), folders["tuned"]).with_point(1000, -5)
         assert seen.errors == () and seen.note is None, name
         assert wanted is None or (seen.image == wanted).all(), name
         assert seen.point == (seen.image.shape[1] - 1, 0)
@@ -445,7 +446,7 @@ def test_visitors_do_not_see_each_other(folders, tmp_path):
             out = client.predict(999, 999, 0.5, api_name="/point")
             assert f"to the pixel at 79, {39 + 20 * index}" in str(out)
             assert [part for part in out if isinstance(part, str) and "<table" in part] == legends[index]
-        assert "forgotten its image" in str(clients[2].predict(1, 1, 0.5, api_name="/point"))
+        assert "There is no image" in str(clients[2].predict(1, 1, 0.5, api_name="/point"))
     finally:
         page.close()
 
@@ -463,7 +464,7 @@ def test_the_command_refuses_bad_flags_in_one_sentence(folders, tmp_path, monkey
     assert "nowhere/at/all" in refused("--model", "nowhere/at/all", monkeypatch=monkeypatch)
     assert "not/there/either" in refused("--model", folders["tuned"], "--compare", "not/there/either", monkeypatch=monkeypatch)
     assert "no images" in refused("--model", folders["tuned"], "--examples", str(tmp_path), monkeypatch=monkeypatch)
-    assert "port" in refused("--model", folders["tuned"], "--port", "99999", monkeypatch=monkeypatch)
+    assert "--port is 99999; expected at least 1 and at most 65535" in refused("--model", folders["tuned"], "--port", "99999", monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize(("host", "local"), [
@@ -473,7 +474,8 @@ def test_the_command_refuses_bad_flags_in_one_sentence(folders, tmp_path, monkey
 def test_a_page_for_others_opens_no_folders(folders, monkeypatch, host, local):
     """Served beyond this machine, it takes folders from its command line alone, and no token goes out for what is typed."""
     asked, seen = [], {}
-    monkeypatch.setattr(demo, "opened", lambda name, token: asked.append((name, token)))
+    for module in (demo, visits):
+        monkeypatch.setattr(module, "open_cached", lambda name, token: asked.append((name, token)))
     monkeypatch.setattr(demo, "build", lambda models, *_, local, **__: seen.update(models=models, local=local))
     monkeypatch.setattr(demo, "launch", lambda page, **_: None)
     monkeypatch.setattr(sys, "argv", ["mscl-demo", "--model", folders["tuned"], "--host", host])
@@ -481,7 +483,7 @@ def test_a_page_for_others_opens_no_folders(folders, monkeypatch, host, local):
     assert seen["local"] is local and asked == [(folders["tuned"], None)]
     asked.clear()
     for typed in (folders["other"], "owner/name", folders["tuned"]):
-        demo.Visit().looks_at(None, (typed,), seen["models"], seen["local"], 100)
+        visits.Visit().with_inputs(None, (typed,), seen["models"], seen["local"], 100)
     assert asked == [*[(folders["other"], None)] * local, ("owner/name", None if local else False), (folders["tuned"], None)]
 
 

@@ -180,14 +180,14 @@ def test_a_visit_on_a_desktop(browser, url, folder, pictures):
     visitor.choose("Compare with", "pretrained")
     visitor.image("Similarity", 1).wait_for()
     assert page.locator("#results .ends", has_text="at 102, 19").count() == 2  # the same click
-    assert page.locator("#results .column:visible", has_text="a pre-training checkpoint has no classifier yet").count() == 1
+    assert page.locator("#results .column:visible", has_text="a pre-training checkpoint has no classifier").count() == 1
     left, right = (visitor.image("Similarity", number).bounding_box() for number in (0, 1))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
     assert np.abs(visitor.pixels("Similarity", 0) - visitor.pixels("Similarity", 1)).mean() > 1
     visitor.keep("desktop_comparison")
 
     visitor.type_name("Checkpoint", "no/such/checkpoint")
-    page.locator("#messages .error", has_text="no model folder no/such/checkpoint").wait_for()
+    page.locator("#messages .error", has_text="no/such/checkpoint").wait_for()
     assert "Traceback" not in page.content() and visitor.image("Similarity").count() == 1
     visitor.keep("desktop_wrong_name")
     assert visitor.overflows() <= 0 and visitor.foreign == []
@@ -222,7 +222,7 @@ def test_an_example_in_the_dark(browser, url, folder, pictures):
     page.get_by_label("Pixel, y").press("Enter")
     page.locator("#results .ends", has_text="at 20, 70").wait_for()
     contrasts = page.evaluate("""() => {
-        const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+        const light = color => color.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
             .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
             .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
         const ground = light(getComputedStyle(document.body).backgroundColor);
