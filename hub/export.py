@@ -1,40 +1,43 @@
-"""Carry a model folder or Hub model to timm, segmentation_models_pytorch, torchvision, ONNX or torch.export.
+"""Export a model to timm, segmentation_models_pytorch, torchvision, ONNX or torch.export.
 
 mscl-export --model runs/finetune --to onnx --output-dir runs/onnx
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from mscl_hf.cli import command, parse
-from mscl_hf.export import EXPORTS, export
+from mscl_hf.cli import command, parse_sections
+from mscl_hf.config.fields import Section, option
+from mscl_hf.export import export
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What to carry where."""
+class ExportConfig(Section):
+    """The model, the target and the output folder."""
 
-    to: str = field(metadata={"help": f"one of {', '.join(EXPORTS)}"})
-    output_dir: str = field(metadata={"help": "new or empty folder"})
-    model: str = field(default="runs/finetune", metadata={"help": "model folder, Hub name or NAME@REVISION"})
-    revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub model"})
-    backbone_only: bool = field(default=False, metadata={"help": "smp, torchvision: the encoder without its decoder"})
-    height: int | None = field(default=None, metadata={"help": "onnx, torch: a graph for images of this height in px; default: any"})
-    width: int | None = field(default=None, metadata={"help": "onnx, torch: and of this width"})
+    _argument_group_name: ClassVar[str] = "export"
+
+    to: Literal["timm", "smp", "torchvision", "onnx", "torch"] = option(..., "library or format; smp = segmentation_models_pytorch")
+    output_dir: str = option(..., "new or empty folder for the export")
+    model: str = option("runs/finetune", "model folder, Hub name or NAME@REVISION")
+    revision: str | None = option(None, "branch, tag or commit of a Hub model (default: main)")
+    backbone_only: bool = option(False, "smp, torchvision: export the encoder without its decoder")
+    height: int | None = option(None, "onnx, torch: the only height of images in px (default: any)", at_least=16)
+    width: int | None = option(None, "onnx, torch: the only width of images in px (default: any)", at_least=16)
 
     def __post_init__(self):
-        if self.to not in EXPORTS:
-            raise ValueError(f"--to is {self.to!r}; choose one of {', '.join(EXPORTS)}")
-        if (self.height is None) != (self.width is None) or min(self.height or 16, self.width or 16) < 16:
-            raise ValueError(f"--height is {self.height} and --width {self.width}; give both, at least 16 px each, or neither")
+        super().__post_init__()
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"--height is {self.height} and --width is {self.width}; expected both or neither.")
 
 
 @command
 def main() -> None:
-    (options,) = parse((ExportOptions,), __doc__.splitlines()[0])
-    size = None if options.height is None else (options.height, options.width)
-    out = Path(options.output_dir)
-    print(export(options.model, options.to, out, backbone_only=options.backbone_only, size=size, revision=options.revision))
+    (config,) = parse_sections([ExportConfig], __doc__.splitlines()[0])
+    size = None if config.height is None else (config.height, config.width)
+    out = Path(config.output_dir)
+    print(export(config.model, config.to, out, backbone_only=config.backbone_only, size=size, revision=config.revision))
     print(f"{', '.join(sorted(file.name for file in out.iterdir()))}: {out}")
 
 

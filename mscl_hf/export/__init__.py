@@ -1,6 +1,6 @@
-"""A checkpoint carried elsewhere: to timm, segmentation_models_pytorch, torchvision, ONNX, torch.export.
+"""Export of models to timm, segmentation_models_pytorch (SMP), torchvision, ONNX and torch.export.
 
-What was written is opened again and compared with this project's model on random images; only then does it get its place.
+Every export is opened again and compared with the model on random images before it is moved to the output folder.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from .graphs import save_graph
 from .state_dicts import save_state_dict
 from .timm_folder import save_timm
 
-# The packages that a target needs beyond those of mscl_hf: what is imported, and what pip calls it.
+# Additional packages of each target: {name of the module: name for pip}.
 EXPORTS = {
     "timm": {},
     "smp": {"segmentation_models_pytorch": "segmentation-models-pytorch"},
@@ -30,50 +30,50 @@ EXPORTS = {
 def export(
     name: str, to: str, out: Path, *, backbone_only: bool = False, size: tuple[int, int] | None = None, revision: str | None = None
 ) -> str:
-    """Write the model `name`, a folder or a Hub name, for another library into the new or empty folder `out`; what was done, in a sentence.
+    """Write the model `name`, a folder or a Hub name, for another library into the new or empty folder `out`; return a summary.
 
-    to: a key of EXPORTS. backbone_only: for smp and torchvision, the encoder without its decoder. size: for onnx and torch, the one
-    height and width in px of the graph's images; None = any. Raises ValueError, and leaves `out` as it was, where the other
-    library has no such model, or where what was written gives other outputs.
+    to: a key of EXPORTS. backbone_only: for smp and torchvision, only the encoder. size: for onnx and torch, the only height and width
+    [px] that the graph accepts; None = any. Raises ValueError, without writing to `out`, where the other library has no such model, or
+    where the export gives other outputs.
     """
     check_packages(to)
     if backbone_only and to not in ("smp", "torchvision"):
-        raise ValueError(f"--backbone-only is for --to smp and torchvision, not {to}; leave it out, timm takes the backbone anyway")
+        raise ValueError(f"--backbone-only is given with --to {to}; expected --to smp or torchvision. Leave it out.")
     if size is not None and to not in ("onnx", "torch"):
-        raise ValueError(f"--height and --width fix the images of a graph; --to {to} writes weights, leave them out")
+        raise ValueError(f"--height and --width are given with --to {to}; expected --to onnx or torch. Leave them out.")
     if out.is_file() or out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; give a new or empty --output-dir")
-    name = pinned(f"{name}@{revision}" if revision and not Path(name).exists() else name)  # its card, too, is of one commit
+        raise ValueError(f"--output-dir is {out}; expected a new or empty folder.")
+    name = pinned(f"{name}@{revision}" if revision and not Path(name).exists() else name)  # model and card from one commit
     network = open_network(name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
         folder = Path(scratch)
         if to == "timm":
-            said = save_timm(network, folder)
+            summary = save_timm(network, folder)
         elif to in ("smp", "torchvision"):
-            said = save_state_dict(network, folder, to, backbone_only)
+            summary = save_state_dict(network, folder, to, backbone_only)
         else:
-            said = save_graph(network, folder, to, size)
-        segments = hasattr(network, "classifier") and to != "timm" and not backbone_only
-        card = export_card(network.config, name, to, segments, said)
+            summary = save_graph(network, folder, to, size)
+        has_classifier = hasattr(network, "classifier") and to != "timm" and not backbone_only
+        card = export_card(network.config, name, to, has_classifier, summary)
         (folder / "README.md").write_text(str(card), encoding="utf-8")
         out.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
             file.rename(out / file.name)
-    return said
+    return summary
 
 
 def check_packages(to: str) -> None:
     """Raise ValueError for an unknown target, or one whose packages are not installed."""
     if to not in EXPORTS:
-        raise ValueError(f"--to is {to!r}; choose one of {', '.join(EXPORTS)}")
-    missing = [pip for module, pip in EXPORTS[to].items() if importlib.util.find_spec(module) is None]
+        raise ValueError(f"--to is {to!r}; expected one of {', '.join(EXPORTS)}.")
+    missing = [pip_name for module, pip_name in EXPORTS[to].items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise ValueError(f"--to is {to}, which needs packages that are not installed. Run pip install {' '.join(missing)}.")
 
 
 def open_network(name: str) -> PreTrainedModel:
-    """The model as it was saved, fine-tuned or pre-trained, in float32 and evaluation mode."""
+    """Return the model, fine-tuned or pre-trained, in float32 and evaluation mode."""
     config = open_model(MsclConfig, name)
-    kind = MsclForPreTraining if config.architectures == ["MsclForPreTraining"] else MsclForSemanticSegmentation
-    return open_model(kind, name).float().eval()
+    network_cls = MsclForPreTraining if config.architectures == ["MsclForPreTraining"] else MsclForSemanticSegmentation
+    return open_model(network_cls, name).float().eval()

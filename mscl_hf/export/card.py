@@ -1,4 +1,4 @@
-"""README.md of an exported folder: what it is, how it is opened, where it is from."""
+"""README.md of an exported folder: content, code that opens it, origin and license."""
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
@@ -10,12 +10,12 @@ from ..sharing.model_folder import hub_folder
 from ..sharing.provenance import SILENT, read_provenance
 from ..sharing.upload import UNNAMED
 
-# Library by the Hub's name, what the folder is, how to open it.
-SHOWN = {
+# {target: (library as the Hub names it, description, code that opens the folder)}.
+DESCRIPTIONS = {
     "timm": ("timm", "The backbone of a segmentation network, without a classifier.", f"""import timm
 
-backbone = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, features_only=True)  # maps for a decoder; a folder: "local-dir:DIR"
-classifier = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, num_classes=10)  # a new head, to be fine-tuned"""),
+backbone = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, features_only=True)  # or "local-dir:DIR"
+classifier = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, num_classes=10)  # new classifier, to be fine-tuned"""),
     "smp": ("segmentation-models-pytorch", "Weights for segmentation_models_pytorch; load.py builds the model.", """import runpy
 
 model = runpy.run_path("load.py")["model"]"""),
@@ -33,20 +33,23 @@ logits = program(pixels)  # (B, 3, H, W) float32 -> (B, classes, H, W)"""),
 }  # fmt: skip
 
 
-def export_card(config: PreTrainedConfig, name: str, to: str, segments: bool, said: str) -> ModelCard:
-    """The card of the export of the model `name`, a folder or Hub name, with the terms that the model's own card states."""
-    library, about, code = SHOWN[to]
-    place, revision = split_revision(name)
-    own = cached_file(place, "README.md", revision=revision, **SILENT)
-    licence = ModelCard.load(own).data.license if own else None
+def export_card(config: PreTrainedConfig, name: str, to: str, has_classifier: bool, summary: str) -> ModelCard:
+    """Return the card of an export of the model `name`, a folder or Hub name, with the license on the card of the model.
+
+    summary: of the export, see `export`.
+    """
+    library, about, code = DESCRIPTIONS[to]
+    folder, revision = split_revision(name)
+    readme = cached_file(folder, "README.md", revision=revision, **SILENT)
+    license = ModelCard.load(readme).data.license if readme else None
     data = ModelCardData(
-        library_name=library, license=licence, pipeline_tag="image-segmentation" if segments else "image-feature-extraction",
+        library_name=library, license=license, pipeline_tag="image-segmentation" if has_classifier else "image-feature-extraction",
         tags=["timm", "mscl_hf", *["transformers"] * (to == "timm")],
     )  # fmt: skip
     stages = [f"{s['stage']}: {s['facts'].get('data', '-')}; {s['facts']['budget']}" for s in read_provenance(name)["stages"]]
-    labels = ", ".join(cell(config.id2label[i]) for i in range(config.num_labels)) if segments else ""
+    labels = ", ".join(cell(config.id2label[i]) for i in range(config.num_labels)) if has_classifier else ""
     return ModelCard.from_template(
         data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about, code=code,
-        mean=config.image_mean, std=config.image_std, image_range=config.image_range, labels=labels, said=said,
-        stages=[cell(stage) for stage in stages], licence=licence_text(licence),
+        mean=config.image_mean, std=config.image_std, image_range=config.image_range, labels=labels, summary=summary,
+        stages=[cell(stage) for stage in stages], license=licence_text(license),
     )  # fmt: skip

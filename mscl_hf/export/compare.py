@@ -1,4 +1,4 @@
-"""What all exports share: random images, the comparison of two outputs, and what a model's files do not say of it."""
+"""Functions of all exports: random images, comparison of outputs, and the description that weights alone do not contain."""
 
 import torch
 import torch.nn.functional as F
@@ -7,34 +7,34 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def random_images(config: PreTrainedConfig, batch: int, height: int, width: int) -> Tensor:
-    """(batch, C, height, width), normal as normalised images are; the same at every call."""
+    """Return normally distributed images (batch, C, height, width), as normalized images are; equal in every call."""
     return torch.randn(batch, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def full_logits(network: PreTrainedModel, images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, K, H, W): the network's logits brought to the images' size as evaluation and the pipeline do it."""
+    """Return the network's logits (B, K, H, W) for images (B, C, H, W), upsampled as in evaluation and in transformers' pipeline."""
     return F.interpolate(network(images).logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def difference(found: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value wanted; infinite where the shapes differ or NaN came out."""
-    if found.shape != wanted.shape or not found.isfinite().all():
+def difference(output: Tensor, expected: Tensor) -> float:
+    """Return max |output - expected| / max |expected|; infinity where the shapes differ or the output is not finite."""
+    if output.shape != expected.shape or not output.isfinite().all():
         return float("inf")
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
-def check_same(what: str, found: Tensor, wanted: Tensor, bound: float) -> float:
-    """The difference; ValueError when it is above the bound."""
-    distance = difference(found, wanted)
-    if not distance <= bound:
-        raise ValueError(f"{what} gives outputs that differ from this project's by {distance:.1e} of their size, more than {bound:g}; "
-                         "nothing was written")  # fmt: skip
-    return distance
+def check_same(name: str, output: Tensor, expected: Tensor, bound: float) -> float:
+    """Return the relative difference. Raises ValueError where it is above the bound."""
+    relative = difference(output, expected)
+    if not relative <= bound:
+        raise ValueError(f"The relative difference between {name} and this project's model is {relative:.1e}; expected at most {bound:g}. "
+                         "Nothing was written.")  # fmt: skip
+    return relative
 
 
 def description(config: PreTrainedConfig, labels: bool = True) -> dict:
-    """What a user of the weights must know: classes by id, normalisation of RGB in 0..1, size in px of the images."""
-    about = {"image_mean": config.image_mean, "image_std": config.image_std, "shortest_edge": config.base_size or None,
-             "size_multiple": config.size_multiple, "fixed_size": config.fixed_size}  # fmt: skip
+    """Return the names of the classes by id, mean and standard deviation of RGB in [0, 1], and the sizes of images [px]."""
+    statistics = {"image_mean": config.image_mean, "image_std": config.image_std, "shortest_edge": config.base_size or None,
+                  "size_multiple": config.size_multiple, "fixed_size": config.fixed_size}  # fmt: skip
     names = [config.id2label[i] for i in range(config.num_labels)]
-    return ({"labels": names} if labels else {}) | about
+    return ({"labels": names} if labels else {}) | statistics

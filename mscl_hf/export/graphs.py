@@ -1,4 +1,4 @@
-"""The network as a graph that needs none of this code: ONNX, or a program of torch.export. Image in, logits of its size out."""
+"""Export as a graph that runs without this package, in ONNX or as a program of torch.export, from images to logits of their size."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from ..sharing.model_folder import image_processor
 from .compare import check_same, description, full_logits, random_images
 
 BOUND = 1e-4  # of the logits' size
-BATCHES = (1, 3)  # that are tried; the example has 2, since a graph traced with a batch of 1 stays with it
+BATCHES = (1, 3)  # sizes that are compared. The traced example has 2, because a graph traced with 1 accepts only 1.
 
 
 class Segmenter(nn.Module):
-    """pixel_values (B, C, H, W), normalised -> logits (B, K, H, W)."""
+    """A network from normalized pixel_values (B, C, H, W) to logits (B, K, H, W)."""
 
     def __init__(self, network: PreTrainedModel):
         super().__init__()
@@ -31,14 +31,14 @@ class Segmenter(nn.Module):
 
 @torch.no_grad()
 def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int, int] | None) -> str:
-    """Write model.onnx (to = "onnx") or model.pt2 ("torch"), and preprocessor_config.json.
+    """Write model.onnx (to = "onnx") or model.pt2 ("torch"), and preprocessor_config.json; return a summary.
 
-    size: the one height and width that the graph takes; None = any, for "torch" those whose feature map has at least 2 x 2 positions, as
-    torch.export records one position for a case of its own. Batches of any size are taken either way.
+    size: the only height and width that the graph accepts; None = any. With "torch" the feature map then needs at least 2 x 2 positions,
+    because torch.export treats a size of 1 as a constant. Batches can have any size.
     """
     config = network.config
     if not hasattr(network, "classifier"):
-        raise ValueError("the model is pre-trained and has no classifier to put into a graph; fine-tune it first, or use --to timm")
+        raise ValueError(f"--to is {to}, but the model is pre-trained and has no classifier. Fine-tune it first, or give --to timm.")
     segmenter = Segmenter(network).eval()
     height, width = size or (config.image_size + 8, config.image_size + 40)
     example = random_images(config, 2, height, width)
@@ -46,65 +46,65 @@ def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int,
     try:
         with _traceable_timm():
             program = trace(segmenter, example, size is None)
-    except Exception as error:  # whatever a tracer raises on what it cannot trace
-        free = "any size" if size is None else "this size"
-        raise ValueError(f"{config.backbone} cannot be traced for images of {free} ({_reason(error)}); {_advice(size)}") from error
+    except Exception as error:  # tracers raise many types of errors
+        sizes_text = "any size" if size is None else "this size"
+        raise ValueError(f"{config.backbone} cannot be traced for images of {sizes_text} ({_reason(error)}). {_advice(size)}") from error
     run = save(program, folder, description(config), sum(p.numel() * p.element_size() for p in segmenter.parameters()))
     worst = max(_check(run, segmenter, random_images(config, batch, *side), size) for side in sizes(config, size) for batch in BATCHES)
     image_processor(config, size).save_pretrained(folder)
-    taken = "images of any size" if size is None else f"images of {size[0]} x {size[1]} px"
+    images = "images of any size" if size is None else f"images of {size[0]} x {size[1]} px"
     if size is None and to == "torch":
-        taken += " whose feature map has at least 2 x 2 positions"
-    return f"{to}: {taken}, batches of any size; logits differ by {worst:.1e} of their size"
+        images += " whose feature map has at least 2 x 2 positions"
+    return f"{to}: {images}, batches of any size; relative difference of the logits {worst:.1e}"
 
 
 def sizes(config: PreTrainedConfig, size: tuple[int, int] | None) -> list[tuple[int, int]]:
-    """Height and width of the images that the graph is tried on."""
+    """Return height and width of the images on which the graph is compared."""
     height, width = config.image_size, config.image_width or config.image_size
     return [size] if size else [(height, width), (height + 1, width + 35), (2 * height, width + 64)]
 
 
 def _check(run: Callable, segmenter: Segmenter, images: Tensor, size: tuple[int, int] | None) -> float:
-    what = f"the graph, for {len(images)} images of {images.shape[2]} x {images.shape[3]} px,"
+    name = f"the graph (for {len(images)} images of {images.shape[2]} x {images.shape[3]} px)"
     try:
-        found = run(images)
-    except Exception as error:  # an assertion of the program's, or one of ONNX Runtime's own classes
-        raise ValueError(f"{what} fails ({_reason(error)}); {_advice(size)}") from error
-    return check_same(what, found, segmenter(images), BOUND)
+        logits = run(images)
+    except Exception as error:  # AssertionError of the program, or an error class of ONNX Runtime
+        raise ValueError(f"{name} fails ({_reason(error)}). {_advice(size)}") from error
+    return check_same(name, logits, segmenter(images), BOUND)
 
 
-def _trace_onnx(segmenter: Segmenter, example: Tensor, free: bool) -> torch.onnx.ONNXProgram:
-    axes = {0: "batch"} | ({2: "height", 3: "width"} if free else {})
+def _trace_onnx(segmenter: Segmenter, example: Tensor, any_size: bool) -> torch.onnx.ONNXProgram:
+    axes = {0: "batch"} | ({2: "height", 3: "width"} if any_size else {})
     return torch.onnx.export(segmenter, (example,), dynamo=True, dynamic_shapes={"pixel_values": axes}, input_names=["pixel_values"],
                              output_names=["logits"], verbose=False)  # fmt: skip
 
 
-def _save_onnx(program: torch.onnx.ONNXProgram, folder: Path, about: dict, num_bytes: int) -> Callable[[Tensor], Tensor]:
+def _save_onnx(program: torch.onnx.ONNXProgram, folder: Path, metadata: dict, num_bytes: int) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
-    program.model.metadata_props.update({key: json.dumps(value) for key, value in about.items()})
-    program.save(str(folder / "model.onnx"), external_data=num_bytes > 1.9e9)  # a file of this format ends at 2 GB
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+    program.save(str(folder / "model.onnx"), external_data=num_bytes > 1.9e9)  # an ONNX file holds at most 2 GB
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
 
 
-def _trace_torch(segmenter: Segmenter, example: Tensor, free: bool) -> torch.export.ExportedProgram:
-    dynamic = torch.export.Dim.DYNAMIC  # AUTO would silently fix what cannot be free
-    axes = {0: dynamic} | ({2: dynamic, 3: dynamic} if free else {})
+def _trace_torch(segmenter: Segmenter, example: Tensor, any_size: bool) -> torch.export.ExportedProgram:
+    dynamic = torch.export.Dim.DYNAMIC  # AUTO would fix a dimension without an error
+    axes = {0: dynamic} | ({2: dynamic, 3: dynamic} if any_size else {})
     return torch.export.export(segmenter, (example,), dynamic_shapes={"pixel_values": axes})
 
 
-def _save_torch(program: torch.export.ExportedProgram, folder: Path, about: dict, num_bytes: int) -> Callable[[Tensor], Tensor]:
-    torch.export.save(program, folder / "model.pt2", extra_files={"model.json": json.dumps(about)})
+def _save_torch(program: torch.export.ExportedProgram, folder: Path, metadata: dict, num_bytes: int) -> Callable[[Tensor], Tensor]:
+    torch.export.save(program, folder / "model.pt2", extra_files={"model.json": json.dumps(metadata)})
     return torch.export.load(folder / "model.pt2").module()
 
 
 @contextlib.contextmanager
 def _traceable_timm():
-    """What timm computes from the side of an image in Python, in a way that can be traced.
+    """Replace two computations of timm that tracers cannot record for any image size.
 
-    Its rotary embeddings divide by float(side), which binds a graph to the side of the example, silently so in ONNX; its "same"
-    padding takes math.ceil(side / stride), which torch.export cannot save.
+    Its rotary embeddings divide by float(side), which makes the side of the example a constant of the graph (in ONNX without an error);
+    its "same" padding uses math.ceil(side / stride), which torch.export cannot save.
     """
     with (
         mock.patch.object(pos_embed_sincos, "float", torch.sym_float, create=True),
@@ -118,7 +118,7 @@ def _same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> in
 
 
 def _advice(size: tuple[int, int] | None) -> str:
-    return "give --height and --width for a graph of one size" if size is None else "carry it by --to timm"
+    return "Give --height and --width for a graph of one size." if size is None else "Give --to timm."
 
 
 def _reason(error: Exception) -> str:

@@ -452,11 +452,11 @@ def test_push_command_refuses(tmp_path):
     """Each wrong call ends in one sentence and status 1."""
     (tmp_path / "run.json").write_text("{}")
     for arguments, said in (
-        (["--folder", str(tmp_path)], "no name to push to"),
-        (["--push-to-hub", NAME], "give --folder DIR"),
+        (["--folder", str(tmp_path)], "--push-to-hub is missing"),
+        (["--push-to-hub", NAME], "--folder is missing"),
         (["--folder", str(tmp_path / "no"), "--push-to-hub", NAME], "there is no folder"),
         (["--folder", str(tmp_path), "--push-to-hub", NAME], "holds no model"),
-        (["--what", "space", "--folder", str(tmp_path), "--push-to-hub", NAME], "--what space takes no --folder"),
+        (["--what", "space", "--folder", str(tmp_path), "--push-to-hub", NAME], "--folder is .*; expected none with --what space"),
         (["--what", "data", "--push-to-hub", NAME], "--what is 'data'"),
         (["--folder", str(tmp_path), "--push-to-hub", "net"], "wants ORG/NAME"),
     ):
