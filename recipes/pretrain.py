@@ -46,7 +46,7 @@ def main() -> None:
 def check_options(config: PretrainConfig) -> None:
     """Raise ValueError for options that would change nothing."""
     run, stages = config.run, methods.stages_of(config.run.method)
-    methods.given_options(run.method, stages, config.method, config.contrast)
+    methods.explicit_options(run.method, stages, config.method, config.contrast)
     if not stages[-1].trains:
         return
     transforms.check_view_options([(stage.views, stage.preset) for stage in stages], config.views)
@@ -106,7 +106,7 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
     held_out = data.open_held_out(config.data, log, masked.classes if masked else ())
     data.require_two_classes(masked, held_out)
     loss = methods.MultiScaleLoss(**asdict(config.contrast))
-    options = methods.given_options(run.method, methods.stages_of(run.method), config.method, config.contrast)
+    options = methods.explicit_options(run.method, methods.stages_of(run.method), config.method, config.contrast)
     scale = methods.Scale(images.images, train.batch_size, train.max_steps)
     method = methods.create_method(run.method, method_cls, network, options, loss, scale, log)
     method.check_data(images)
@@ -140,7 +140,7 @@ def resolved(config: PretrainConfig, method: "methods.Method | None" = None) -> 
     """
     stages = methods.stages_of(config.run.method)
     used = dict(method.network.config.contrast) if method else {name: v for stage in stages for name, v in methods.defaults_of(stage).items()}
-    given = methods.given_options(config.run.method, stages, config.method, config.contrast)
+    given = methods.explicit_options(config.run.method, stages, config.method, config.contrast)
     options = {name: value for name, value in (used | given).items() if name in vars(config.method)}
     contrast = {name: value for name, value in used.items() if name in vars(config.contrast) and name not in given}
     last, network = stages[-1], config.network

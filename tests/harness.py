@@ -120,7 +120,7 @@ def pretraining(seed: int = 0, backbone: str = "test_resnet", contrast: dict | N
 
 def method_size(name: str, backbone: str = "test_resnet") -> dict:
     """Image size and stride at which a method's map has the cells it needs, and not many more."""
-    if METHODS[name].min_cells <= 2:
+    if METHODS[name].min_positions <= 2:
         return {"image_size": SIZE if backbone.startswith("test") else 64}
     return {"image_size": 112} if "vit" in backbone else {"image_size": 56, "output_stride": 8}
 

@@ -11,7 +11,7 @@ SUBSETS = tuple("+".join(subset) for count in (1, 2, 3) for subset in combinatio
 
 
 def parse_losses(text: str) -> tuple[str, ...]:
-    """ "global+pixel", or "g+p" for short -> ("global", "pixel"), always in the order of SCALES. Raises ValueError for anything else."""
+    """Return ("global", "pixel") for "global+pixel", or "g+p" for short, in the order of SCALES. Raises ValueError for other names."""
     names = [next((scale for scale in SCALES if part in (scale, scale[0])), "") for part in text.split("+")]
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"--losses is {text!r}; expected one of {', '.join(SUBSETS)}, or g, l, p for short.")
@@ -20,7 +20,7 @@ def parse_losses(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ContrastConfig(Section):
-    """The loss of mscl, and of zhao its pixel options. docs/method.md has the sources of the defaults."""
+    """The loss of mscl; zhao reads its pixel options. Sources of the defaults: docs/method.md."""
 
     _argument_group_name: ClassVar[str] = "contrast"
 
@@ -32,7 +32,7 @@ class ContrastConfig(Section):
     local_temperature: float = option(0.2, "temperature of the local loss", above=0)
     pixel_temperature: float = option(0.07, "temperature of the pixel loss", above=0)
     negatives: Literal["others", "ntxent"] = option(
-        "others", "negatives of the global loss: the enhanced copies of the other images, or both views of these as in NT-Xent"
+        "others", "negatives of the global loss: enhanced copies of the other images, or both views as in NT-Xent"
     )
     queue_size: int = option(
         0, "embeddings of earlier batches as further negatives; 0 = none, but in moco, densecl and cp2 scaled to the data set", at_least=0
@@ -44,14 +44,14 @@ class ContrastConfig(Section):
         None, "set of keys of the pixel loss: pixels of the same image, of two images, or of the batch (default: batch; zhao: by its name)"
     )
     pixel_denominator: Literal["all", "neg"] = option("all", "denominator of the pixel loss: all labelled pixels, or other classes only")
-    pixel_sample: Literal["all", "random", "class"] = option("all", "pixels to contrast: all, or a random number of an image or of each class")
+    pixel_sample: Literal["all", "random", "class"] = option("all", "pixels to contrast: all, or a random sample of each image or of each class of an image")
     pixel_count: int = option(1024, "pixels of an image (random), or of each class of an image (class)", at_least=1)
     label_downsampling: Literal["center", "majority", "pure"] = option("center", "how masks are reduced to the size of the features")
     pixel_reduction: Literal["out", "in"] = option("out", "pixel loss: mean of the log over positives (out), or log of their sum (in)")
     anchor_weight: Literal["pixel", "class"] = option("pixel", "pixel loss: whether all pixels or all classes have the same weight")
-    exclude_classes: list[int] = option([], "class ids that are no anchors of the pixel loss (default: none)")
+    exclude_classes: list[int] = option([], "class ids without anchors in the pixel loss (default: none)")
     denominator: Literal["all", "literal"] = option(
-        "all", "denominator of the global and local loss; literal = as printed, without the temperature on the positive"
+        "all", "denominator of the global and local loss; literal = without the temperature on the positive, as printed"
     )
     symmetric: bool = option(False, "average the loss over both directions")
     loss_precision: Literal["fp32", "bf16"] = option("fp32", "precision of the products of embeddings; bf16 is faster and less exact")
@@ -64,11 +64,11 @@ class ContrastConfig(Section):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, 0.1 if "pixel" in heads else 1.0)
         if self.queue_size and "global" not in heads:
-            raise ValueError(f"--queue-size is {self.queue_size} and --losses {self.losses} has no global loss. Leave one of them out.")
+            raise ValueError(f"--queue-size is {self.queue_size}, and --losses {self.losses} has no global loss. Leave one of them out.")
         if self.queue_size and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
-            raise ValueError("--queue-size is given; expected the defaults of --negatives, --denominator and --symmetric with it.")
+            raise ValueError(f"--queue-size is {self.queue_size}; expected the defaults of --negatives, --denominator and --symmetric with it.")
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The terms of the loss, of SCALES."""
+        """Return the terms of the loss, in the order of SCALES."""
         return parse_losses(self.losses)

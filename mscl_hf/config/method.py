@@ -1,4 +1,4 @@
-"""Options of the pre-training methods other than mscl. Each method lists in its constructor those that it reads, and their defaults."""
+"""Options of the pre-training methods other than mscl. The constructor of a method lists those that it reads, and their defaults."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,7 +8,7 @@ from .fields import Section, option
 
 @dataclass(frozen=True)
 class MethodConfig(Section):
-    """Options of the methods other than mscl (default: those of the method's paper, or scaled to the data set; the log lists them)."""
+    """Options of the methods other than mscl (default: from the method's paper, or scaled to the data set and logged)."""
 
     _argument_group_name: ClassVar[str] = "method"
 
@@ -25,22 +25,22 @@ class MethodConfig(Section):
     dense_weight: float | None = option(None, "densecl, cp2: weight of the dense loss", at_least=0)
     dense_warmup: float | None = option(None, "densecl: share of training without the dense loss", at_least=0, at_most=1)
     dense_temperature: float | None = option(None, "cp2: temperature of the dense loss", above=0)
-    dense_axis: Literal["key", "query"] | None = option(None, "cp2: softmax over positions of the key (paper) or of the query (release)")
+    dense_axis: Literal["key", "query"] | None = option(None, "cp2: softmax over positions of the key (as printed) or of the query (as released)")
     grid: int | None = option(None, "densecl: side of the grid that feature maps are pooled to", at_least=1)
-    ppm_gamma: float | None = option(None, "pixpro: exponent of the pixel propagation; below 1 its gradient is infinite", at_least=1)
+    ppm_gamma: float | None = option(None, "pixpro: exponent of the pixel propagation", at_least=1)
     ppm_layers: int | None = option(None, "pixpro: layers of the transformation in the pixel propagation; 0 = none", at_least=0)
     match_radius: float | None = option(
         None, "pixpro, pixcontrast: distance, in diagonals of a feature-map position, up to which two positions are positives", above=0
     )
     match_empty: Literal["skip", "zero"] | None = option(
-        None, "pixpro: crops without overlap are left out (skip), or count as zero as in the release"
+        None, "pixpro, pixcontrast: leave out crops without overlap (skip), or count them as zero as released (zero)"
     )
     instance_weight: float | None = option(None, "pixpro: weight of an additional image-level loss", at_least=0)
     variant: Literal["published", "released", "GR", "GD-", "GD"] | None = option(
         None, "zhao: published or released; chaitanya: GR, GD- or GD"
     )
-    partitions: int | None = option(None, "chaitanya: parts of a volume, within which slices are alike", at_least=2)
+    partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are no negatives of each other", at_least=2)
 
-    def given(self) -> dict:
+    def explicit(self) -> dict:
         """The options that were set, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}

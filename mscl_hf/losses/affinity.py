@@ -1,7 +1,7 @@
-"""Affinity fields: neighbours of one class are to be predicted alike, neighbours of two classes apart by a margin.
+"""Affinity fields: predict neighbors of one class alike, and neighbors of two classes apart by a margin.
 
 Ke, Hwang, Liu & Yu, "Adaptive Affinity Fields for Semantic Segmentation", ECCV 2018, arXiv:1803.10335.
-Letters: B images, K classes, h w the network's grid, S window sizes, i a pixel, j its neighbour.
+Letters: B images, K classes, (h, w) the size of the logits, S window sizes, i a pixel, j its neighbor.
 """
 
 from itertools import product
@@ -10,16 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_choice, check_shapes
 from .labels import IGNORE
-from .precision import full_precision, raised
+from .precision import at_least_float32, full_precision
 
 SIZES = (1, 2, 3)  # half sides of the windows: 3x3, 5x5, 7x7
 IGNORE_MODES = ("pair", "released")
-LEAST = 1e-4  # probabilities are clipped to it from below
+MIN_PROBABILITY = 1e-4  # probabilities are at least this
 
 
 class Affinity(NamedTuple):
-    """Means over what has an edge between i and j, and over what has none; 0 (with a graph) where there is nothing to average."""
+    """edge: mean over pairs (i, j) and classes with an edge between i and j; same: mean over the others. 0, with a graph, without pairs."""
 
     edge: Tensor
     same: Tensor
@@ -35,19 +36,22 @@ def affinity(
     edge_weight: Tensor | None = None,
     same_weight: Tensor | None = None,
 ) -> Affinity:
-    """Plain affinity of every pixel i with its 8 neighbours j at distance `size`, class by class.
+    """Return the affinity of every pixel i with its 8 neighbors j at distance `size` [px], class by class.
 
     kl = p_j log(p_j / p_i) + (1 - p_j) log((1 - p_j) / (1 - p_i)) for each class. A class has an edge where exactly one of i and j belongs
-    to it: there max(0, margin - kl) counts, elsewhere kl, for the other classes of two different pixels too. Gradients reach p_i and p_j.
+    to it: there the term is max(0, margin - kl), elsewhere kl. Gradients reach p_i and p_j.
 
     logits (B, K, h, w), labels (B, h, w) at the same resolution, 255 = ignored. edge_weight, same_weight (K,): factors by the class of i.
-    ignore_mode: "pair" drops a pair where i or j is ignored or outside; "released" also where the pixel opposite to j is, as the authors'
-    code does, which loses a band of `size` pixels along every border. Raises ValueError where shapes do not fit or a name is unknown.
+    ignore_mode: "pair" drops a pair where i or j is ignored or outside the map; "released" also where the pixel opposite to j is, as the
+    authors' code does, which drops a band of `size` pixels along every border.
     """
-    _check(logits, labels, size, ignore_mode)
-    p = raised(logits).softmax(1)
-    p, rest = p.clamp(LEAST, 1), (1 - p).clamp(LEAST, 1)
-    log_p, log_rest = p.log(), rest.log()
+    check_shapes(logits, labels)
+    check_choice("--affinity-ignore", ignore_mode, IGNORE_MODES)
+    if size < 1:
+        raise ValueError(f"size is {size} px; expected at least 1.")
+    p = at_least_float32(logits).softmax(1)
+    p, q = p.clamp(MIN_PROBABILITY, 1), (1 - p).clamp(MIN_PROBABILITY, 1)
+    log_p, log_q = p.log(), q.log()
     valid = labels != IGNORE
     classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
     is_class = labels[:, None] == classes  # (B, K, h, w)
@@ -58,7 +62,7 @@ def affinity(
             continue
         i, j = _overlap(labels.shape[-2:], down, right)
         pair = (valid[i] & valid[j] & (ignore_mode == "pair" or _opposite(valid, down, right)[i]))[:, None]
-        kl = p[j] * (log_p[j] - log_p[i]) + rest[j] * (log_rest[j] - log_rest[i])
+        kl = p[j] * (log_p[j] - log_p[i]) + q[j] * (log_q[j] - log_q[i])
         edge = is_class[i] != is_class[j]
         for part, (value, counted) in enumerate((((margin - kl).relu(), pair & edge), (kl, pair & ~edge))):
             sums[part] = sums[part] + (value * weights[part][i] * counted).sum()
@@ -74,57 +78,48 @@ def adaptive_affinity(
     margin: float = 3.0,
     ignore_mode: str = "pair",
 ) -> Affinity:
-    """Affinity at several sizes, summed, each class weighting the sizes by a softmax that is learnt against the network.
+    """Return the sum of affinities at several sizes, weighted per class by a softmax that is learned against the network.
 
-    size_logits (2, K, S): for edges and for the rest; they receive the negated gradient, so that a descending optimizer moves weight to
-    the sizes that are worst predicted. Other arguments as in `affinity`.
+    size_logits (2, K, S): for pairs with and without an edge; they receive the negated gradient, so that gradient descent moves weight
+    to the sizes with the largest loss. Other arguments as in `affinity`.
     """
     if size_logits.shape != (2, logits.shape[1], len(sizes)):
-        raise ValueError(f"size_logits {tuple(size_logits.shape)}; wanted (2, {logits.shape[1]}, {len(sizes)}): one a class and size")
+        raise ValueError(f"size_logits are {tuple(size_logits.shape)}; expected (2, {logits.shape[1]}, {len(sizes)}).")
     weights = negated_gradient(size_logits).softmax(2)
     parts = [affinity(logits, labels, size, margin, ignore_mode, *weights[:, :, s]) for s, size in enumerate(sizes)]
     return Affinity(sum(part.edge for part in parts), sum(part.same for part in parts))
 
 
 def affinity_decay(progress: float) -> float:
-    """10^-t for the share t of training done, by which the term is multiplied: 1 at first, a tenth at the end."""
+    """Return the factor 10^-t of the affinity terms, t the share of training done: from 1 to 0.1."""
     return 10**-progress
 
 
 def negated_gradient(x: Tensor) -> Tensor:
-    """x itself (2x - x is exact), with a gradient of the opposite sign: descent on what follows is ascent in x."""
+    """Return x with the opposite gradient; 2x - x = x exactly."""
     return 2 * x.detach() - x
 
 
-def _check(logits: Tensor, labels: Tensor, size: int, ignore_mode: str) -> None:
-    if logits.dim() != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}; wanted (B, K, h, w) and (B, h, w)")
-    if size < 1:
-        raise ValueError(f"affinity at a distance of {size} px; give at least 1")
-    if ignore_mode not in IGNORE_MODES:
-        raise ValueError(f"unknown ignore_mode {ignore_mode!r} of the affinity loss; choose one of {', '.join(IGNORE_MODES)}")
-
-
 def _per_pixel(weight: Tensor | None, labels: Tensor) -> Tensor:
-    """Weights (K,) of the classes -> (B, 1, h, w) of the pixels."""
+    """Return the weights (K,) of the classes as (B, 1, h, w), by the class of each pixel."""
     if weight is None:
         return torch.ones_like(labels)[:, None]
     return weight[labels.long()][:, None]
 
 
 def _overlap(shape: tuple[int, int], down: int, right: int) -> tuple[tuple, tuple]:
-    """Where pixels have a neighbour so far down and right inside the map, and where these neighbours are."""
-    here, there = [...], [...]
+    """Return the indices of pixels whose neighbor at this offset [px] is inside the map, and the indices of these neighbors."""
+    pixels, neighbors = [...], [...]
     for length, shift in zip(shape, (down, right)):
         near, far = slice(0, max(0, length - abs(shift))), slice(abs(shift), length)
-        here.append(near if shift > 0 else far)
-        there.append(far if shift > 0 else near)
-    return tuple(here), tuple(there)
+        pixels.append(near if shift > 0 else far)
+        neighbors.append(far if shift > 0 else near)
+    return tuple(pixels), tuple(neighbors)
 
 
 def _opposite(valid: Tensor, down: int, right: int) -> Tensor:
-    """Whether the pixel as far on the other side lies inside the map and is valid."""
-    here, there = _overlap(valid.shape[-2:], -down, -right)
-    found = torch.zeros_like(valid)
-    found[here] = valid[there]
-    return found
+    """Return whether the pixel at the negated offset is inside the map and valid."""
+    pixels, neighbors = _overlap(valid.shape[-2:], -down, -right)
+    opposite = torch.zeros_like(valid)
+    opposite[pixels] = valid[neighbors]
+    return opposite

@@ -1,4 +1,4 @@
-"""CP2: the pixels of a foreground find each other again on another background.
+"""CP2: match the foreground pixels of an image pasted onto two backgrounds.
 
 Letters: B images, N and M positions of the first and second view, E embedding.
 """
@@ -6,8 +6,9 @@ Letters: B images, N and M positions of the first and second view, E embedding.
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_choice
 from .gather import share_of_mean
-from .precision import full_precision, raised
+from .precision import at_least_float32, full_precision
 from .streamed import logsumexp, streamed_sum
 
 AXES = ("key", "query")
@@ -15,29 +16,28 @@ AXES = ("key", "query")
 
 @full_precision
 def foreground_mean(x: Tensor, foreground: Tensor) -> Tensor:
-    """u( sum over the foreground of x ): (B, E), of x (B, N, E) and foreground (B, N) bool; zero where there is none."""
-    return F.normalize((raised(x) * foreground[..., None]).sum(1), dim=1)
+    """Return the unit vectors (B, E) of the sum of x (B, N, E) over the foreground (B, N) bool; zero without foreground."""
+    return F.normalize((at_least_float32(x) * foreground[..., None]).sum(1), dim=1)
 
 
 @full_precision
 def foreground_contrast(
     queries: Tensor, keys: Tensor, query_mask: Tensor, key_mask: Tensor, temperature: float = 1.0, axis: str = "key"
 ) -> Tensor:
-    """CP2's dense loss (Wang et al., ECCV 2022, arXiv:2203.11709): mean over images of
-    mean_{x, y in the foreground} [ log sum_{y'} exp s_xy' - s_xy ],  s = <q_x, k_y>/t, y' over all positions of the key, background too.
+    """Return CP2's dense loss (Wang et al., ECCV 2022, arXiv:2203.11709).
 
-    queries (B, N, E), keys (B, M, E), unit length; query_mask (B, N), key_mask (B, M) bool. axis: "key" as printed, or "query": the sum
-    runs over all positions of the query instead, as in the release. Images without foreground in either view do not count.
-    Raises ValueError for an unknown name.
+    mean over images of mean_{x, y in the foreground} [ log sum_{y'} exp s_xy' - s_xy ],  s = <q_x, k_y>/t, y' over all key positions.
+
+    queries (B, N, E), keys (B, M, E), unit length; query_mask (B, N), key_mask (B, M) bool. axis: "key" as printed, or "query" as
+    released: y' over all query positions instead. Images without foreground in a view do not count.
     """
-    if axis not in AXES:
-        raise ValueError(f"unknown dense_axis {axis!r}; choose one of {', '.join(AXES)}")
-    if axis == "query":  # s is symmetric: the same with the parts exchanged
+    check_choice("--dense-axis", axis, AXES)
+    if axis == "query":  # s is symmetric: exchange the views
         queries, keys, query_mask, key_mask = keys, queries, key_mask, query_mask
     both = (query_mask.any(1) & key_mask.any(1))[:, None]
-    weight = share_of_mean((query_mask & both).to(raised(queries).dtype))
-    everything = streamed_sum(logsumexp(), queries, keys, temperature, weight)
+    weight = share_of_mean((query_mask & both).to(at_least_float32(queries).dtype))
+    all_keys = streamed_sum(logsumexp(), queries, keys, temperature, weight)
     # The mean over all pairs is the product of the means: no matrix is needed.
-    mean_key = (raised(keys) * key_mask[..., None]).sum(1) / key_mask.sum(1, keepdim=True).clamp(min=1)
-    mean_query = (raised(queries) * weight[..., None]).sum(1)
-    return everything - (mean_query * mean_key).sum() / temperature
+    mean_key = (at_least_float32(keys) * key_mask[..., None]).sum(1) / key_mask.sum(1, keepdim=True).clamp(min=1)
+    mean_query = (at_least_float32(queries) * weight[..., None]).sum(1)
+    return all_keys - (mean_query * mean_key).sum() / temperature

@@ -1,4 +1,4 @@
-"""Losses without negatives: an embedding must point where another one, held still, points."""
+"""Cosine similarity to a target without gradient: the loss of methods without negatives."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ from .precision import full_precision
 
 @full_precision
 def cosine_to_target(predictions: Tensor, targets: Tensor) -> Tensor:
-    """mean_i <u(p_i), u(z_i)> in -1 .. 1, no gradient to the targets; predictions, targets (B, E) of any length.
+    """Return mean_i <u(p_i), u(z_i)> in [-1, 1], without gradient to the targets; predictions, targets (B, E) of any length.
 
-    BYOL (Grill et al., NeurIPS 2020, arXiv:2006.07733) lowers 2 - 2 cos, SimSiam (Chen & He, CVPR 2021, arXiv:2011.10566) -cos.
+    BYOL (Grill et al., NeurIPS 2020, arXiv:2006.07733) minimizes 2 - 2 cos, SimSiam (Chen & He, CVPR 2021, arXiv:2011.10566) -cos.
     """
     return torch.linalg.vecdot(F.normalize(predictions, dim=1), F.normalize(targets.detach(), dim=1)).mean()

@@ -1,7 +1,7 @@
-"""What the other processes hold: keys with their gradient, and sums for exact means. No-ops in a single process.
+"""Keys of all processes with their gradient, and sums for exact means. No-ops in a single process.
 
-A loss that averages over this process's own anchors against the keys of all processes has, after DDP's averaging, the
-gradient of one process with the whole batch: `all_gather`'s backward adds what the other processes' anchors send back.
+A loss that averages over the anchors of this process against the keys of all processes has, after DDP's averaging, the gradient of one
+process with the whole batch: the backward of `all_gather` adds the gradients from the anchors of the other processes.
 """
 
 import torch
@@ -11,16 +11,17 @@ from torch.distributed.nn.functional import all_gather
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """x (n, ...), the same n in each process -> rows of all processes (world * n, ...) and the position of this one's first."""
+    """Return x (n, ...) of all processes as (world * n, ...), and the index of the first row of this process; n is the same in each."""
     if world_size() == 1:
         return x, 0
     if x.requires_grad:
         rows = torch.cat(all_gather(x.contiguous()))
-        # torch's backward receives into buffers laid out like the gradient; of a transposed one it would scramble the rows.
+        # torch's backward receives into buffers with the strides of the gradient; a transposed one would scramble the rows.
         rows.register_hook(torch.Tensor.contiguous)
     else:
         parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -30,7 +31,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 def largest(count: Tensor) -> Tensor:
-    """The maximum of a number over the processes."""
+    """Return the maximum of a number over the processes."""
     if world_size() > 1:
         count = count.clone()
         dist.all_reduce(count, op=dist.ReduceOp.MAX)
@@ -38,7 +39,7 @@ def largest(count: Tensor) -> Tensor:
 
 
 def mean_count(count: Tensor) -> Tensor:
-    """The mean of a count over the processes: local_sum / mean_count, averaged by DDP, is the exact global mean."""
+    """Return the mean of a count over the processes: local_sum / mean_count, averaged by DDP, is the exact global mean."""
     count = count.detach()
     if world_size() > 1:
         count = count.clone()
@@ -48,10 +49,9 @@ def mean_count(count: Tensor) -> Tensor:
 
 
 def share_of_mean(weight: Tensor, shared: bool = False) -> Tensor:
-    """Weights (G, N) whose sum with the anchors' terms is the weighted mean in each bag, then the mean over the bags that have an anchor,
-    over all processes.
+    """Scale weights (G, N) of anchors to a weighted mean in each set of keys, then a mean over the sets with an anchor, over all processes.
 
-    shared: the bag is one over all processes, each of which holds the rows of its own anchors.
+    shared: all processes share one set of keys, and each holds the rows of its own anchors.
     """
     total = mean_count(weight.sum(1)) if shared else weight.sum(1)
     used = (total > 0).to(total.dtype)

@@ -1,4 +1,4 @@
-"""Cross-entropy of the hard pixels: what is predicted well already does not outvote the rest."""
+"""Cross-entropy of hard pixels: online hard example mining."""
 
 import math
 
@@ -6,26 +6,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .labels import IGNORE
-from .precision import full_precision, raised
+from .precision import at_least_float32, full_precision
 
 
 @full_precision
 def hard_pixel_cross_entropy(logits: Tensor, labels: Tensor, probability: float = 0.7, share: float = 1 / 16) -> Tensor:
-    """Mean cross-entropy of the labelled pixels whose own class gets at most `probability`, and of at least the hardest `share` of them.
+    """Return the mean cross-entropy of labelled pixels with at most `probability` for their class, but at least the hardest `share`.
 
     Online hard example mining (Shrivastava, Gupta & Girshick, CVPR 2016, arXiv:1604.03540) of pixels, with the threshold of "online
-    bootstrapping" (Wu, Shen & van den Hengel, 2016, arXiv:1605.06885). Equally hard pixels are kept or left together.
+    bootstrapping" (Wu, Shen & van den Hengel, 2016, arXiv:1605.06885). Equally hard pixels are kept or dropped together.
 
-    logits (B, K, H, W), labels (B, H, W), 255 = ignored. 0, with a graph, where nothing is labelled. Raises ValueError for a probability or
-    a share outside (0, 1].
+    logits (B, K, H, W), labels (B, H, W), 255 = ignored. 0, with a graph, where nothing is labelled.
     """
     if not (0 < probability <= 1 and 0 < share <= 1):
-        raise ValueError(f"probability {probability} and share {share} of the hard pixels; both must lie in (0, 1]")
+        raise ValueError(f"probability is {probability} and share {share}; expected numbers in (0, 1].")
     valid = labels != IGNORE
     count = int(valid.sum())
     if not count:
         return logits.sum() * 0
-    each = F.cross_entropy(raised(logits), labels.long(), ignore_index=IGNORE, reduction="none")[valid]
+    each = F.cross_entropy(at_least_float32(logits), labels.long(), ignore_index=IGNORE, reduction="none")[valid]
     hardest = each.detach().topk(math.ceil(share * count)).values[-1]
     kept = each[each >= hardest.clamp(max=-math.log(probability))]
     return kept.mean()

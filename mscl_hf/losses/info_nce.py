@@ -1,7 +1,7 @@
-"""Global and local contrast: pick the enhanced copy of the same image, or of the same block, among the others.
+"""InfoNCE (van den Oord et al., 2018, arXiv:1807.03748) of images and of blocks: L_g, L_l, NT-Xent, MoCo.
 
-L_g and L_l of the 2025 paper are DenseCL's global and dense losses (Wang et al., CVPR 2021) with (I, enhanced I) for (query, key); both
-are InfoNCE (van den Oord et al., 2018, arXiv:1807.03748). All embeddings are unit length; bfloat16 ones are multiplied as such.
+L_g and L_l of the 2025 paper are DenseCL's global and dense losses (Wang et al., CVPR 2021) with (image, enhanced copy) for (query, key).
+Embeddings have unit length; bfloat16 ones are multiplied in bfloat16.
 Letters: B images in this process, N in all processes, S*S blocks, E embedding.
 """
 
@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .checks import check_choice
 from .gather import gather_rows
-from .precision import full_precision, raised
-from .streamed import NOTHING, Block, Mask, Term, differentiated, logsumexp, streamed_sum
+from .precision import at_least_float32, full_precision
+from .streamed import MASKED_SCORE, Block, Mask, Term, logsumexp, streamed_sum, with_autograd
 
 LOCAL_SCOPES = ("batch", "image", "others")
 GLOBAL_NEGATIVES = ("others", "ntxent")
@@ -31,95 +32,93 @@ def global_contrast(
 ) -> Tensor:
     """L_g: mean_i [ log sum_j exp(<a_i, b_j>/t) - <a_i, b_i>/t ], the sum over the enhanced copies of all images.
 
-    a, b: (B, E) of the images and of their enhanced copies. negatives: "others" (as printed) or "ntxent", the 2N - 2 vectors of both
-    views (SimCLR, Chen et al., 2020). denominator="literal" leaves the temperature out of the positive's term, as the paper's print
-    does: not a log-probability, offered to show that the print is a slip. symmetric: mean of both directions. past: (n, E) earlier
-    copies as further negatives, without gradient.
-    Raises ValueError for an unknown name, and for fewer than two images: there is nothing to contrast with.
+    a, b (B, E): of the images and of their enhanced copies. negatives: "others" (as printed) or "ntxent", the 2N - 2 vectors of both
+    views (SimCLR, Chen et al., 2020). denominator: "literal" leaves the temperature out of the positive's term, as printed in the paper;
+    the loss is then no log-probability. symmetric: average over both directions. past (n, E): further negatives, without gradient.
+    Raises ValueError for fewer than two images.
     """
-    _check("negatives", negatives, GLOBAL_NEGATIVES)
-    _check("denominator", denominator, DENOMINATORS)
+    check_choice("--negatives", negatives, GLOBAL_NEGATIVES)
+    check_choice("--denominator", denominator, DENOMINATORS)
     all_b, first = gather_rows(b)
     if past is not None and len(past):
         all_b = torch.cat([all_b, past.to(all_b.dtype)])
     if len(all_b) < 2:
-        raise ValueError("global contrast needs at least 2 images per batch, got 1: raise --batch-size or drop g from --losses")
+        raise ValueError("--batch-size is 1; expected at least 2 images for the global loss.")
     if negatives == "ntxent":
         return nt_xent(a, b, temperature)
-    loss = _pick(a[None], all_b[None], first, temperature, denominator)
+    loss = _matched_nce(a[None], all_b[None], first, temperature, denominator)
     if symmetric:
         all_a, _ = gather_rows(a)
-        loss = (loss + _pick(b[None], all_a[None], first, temperature, denominator)) / 2
+        loss = (loss + _matched_nce(b[None], all_a[None], first, temperature, denominator)) / 2
     return loss
 
 
-def _check(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(known)}")
-
-
-def _pick(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str, keep: Mask | None = None) -> Tensor:
-    """Row i of a (G, n, E) must find row first + i of its bag of keys (G, M, E) among all of them, or among those that keep says."""
+def _matched_nce(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str, keep: Mask | None = None) -> Tensor:
+    """Return InfoNCE of row i of a (G, n, E) and its positive, row first + i of keys (G, M, E), among all keys or those of `keep`."""
     own = torch.arange(a.shape[1], device=a.device) + first
     term: Term = logsumexp(keep)
     if denominator == "literal":
-        term, a, keys = differentiated(_literal(own, temperature, keep)), raised(a), raised(keys)
-    positive = (raised(a) * raised(keys[:, first : first + a.shape[1]])).sum(2) / temperature
+        term, a, keys = with_autograd(_literal(own, temperature, keep)), at_least_float32(a), at_least_float32(keys)
+    positive = (at_least_float32(a) * at_least_float32(keys[:, first : first + a.shape[1]])).sum(2) / temperature
     weights = torch.full_like(positive, 1 / max(1, positive.numel()), requires_grad=False)
     return streamed_sum(term, a, keys, temperature, weights) - (weights * positive).sum()
 
 
 def _literal(own: Tensor, temperature: float, keep: Mask | None) -> Callable[[Tensor, slice], Tensor]:
-    """logsumexp in which the positive's own term has lost its 1/t."""
+    """Return the log-sum-exp with the positive's score not divided by the temperature."""
 
     def function(scores: Tensor, rows: slice) -> Tensor:
-        place = own[rows].expand(len(scores), -1)[..., None]
-        scores = scores.scatter(2, place, scores.gather(2, place) * temperature)
-        return (scores if keep is None else scores.masked_fill(~keep(rows), NOTHING)).logsumexp(2)
+        positive = own[rows].expand(len(scores), -1)[..., None]
+        scores = scores.scatter(2, positive, scores.gather(2, positive) * temperature)
+        return (scores if keep is None else scores.masked_fill(~keep(rows), MASKED_SCORE)).logsumexp(2)
 
     return function
 
 
 @full_precision
 def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
-    """SimCLR's loss (Chen et al., ICML 2020, arXiv:2002.05709): each of the 2N vectors of both views a, b (B, E) must find the other view
-    of its image among the 2N - 1 that are not itself. The mean over all (the release adds the two views' means)."""
+    """Return SimCLR's loss (Chen et al., ICML 2020, arXiv:2002.05709) of both views a, b (B, E).
+
+    The positive of each of the 2N vectors is the other view of its image, the denominator has the 2N - 1 other vectors. The mean over all
+    vectors (the release adds the means of the two views).
+    """
     both = torch.stack([a, b], dim=1).flatten(0, 1)  # (2B, E): a_0, b_0, a_1, b_1, ...
     keys, first = gather_rows(both)
     own = torch.arange(len(both), device=a.device) + first
 
-    def but_itself(rows: slice) -> Tensor:
+    def not_itself(rows: slice) -> Tensor:
         return torch.arange(len(keys), device=a.device) != own[rows, None]
 
-    positive = (raised(a) * raised(b)).sum(1).mean() / temperature
+    positive = (at_least_float32(a) * at_least_float32(b)).sum(1).mean() / temperature
     weights = torch.full((1, len(both)), 1 / len(both), dtype=positive.dtype, device=a.device)
-    return streamed_sum(logsumexp(but_itself), both[None], keys[None], temperature, weights) - positive
+    return streamed_sum(logsumexp(not_itself), both[None], keys[None], temperature, weights) - positive
 
 
 @full_precision
 def info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """mean_i [ log( exp s_i+ + sum_m exp s_im ) - s_i+ ] (van den Oord et al., 2018; MoCo, He et al., CVPR 2020), s = <., .>/t.
 
-    anchors, positives: (n, E), row by row; negatives: (m, E), the same for all. Without negatives it is zero.
+    anchors, positives (n, E), row by row; negatives (m, E), shared by all anchors. Zero without negatives.
     """
-    anchors, positives, negatives = (raised(x) for x in (anchors, positives, negatives))
+    anchors, positives, negatives = (at_least_float32(x) for x in (anchors, positives, negatives))
     own = torch.linalg.vecdot(anchors, positives) / temperature
     share = torch.ones_like(own, requires_grad=False)  # of the positive in its anchor's softmax: the gradient of the log-sum by its score
     weights = torch.full_like(share, 1 / max(1, len(own)))
     total = own.detach().mean()
     if len(negatives):
-        total = streamed_sum(_beside(own.detach(), share), anchors[None], negatives[None].to(anchors.dtype), temperature, weights[None])
+        term, keys = _with_positive(own.detach(), share), negatives[None].to(anchors.dtype)
+        total = streamed_sum(term, anchors[None], keys, temperature, weights[None])
     return total + (weights * share * (own - own.detach())).sum() - own.mean()
 
 
-def _beside(own: Tensor, share: Tensor) -> Term:
-    """logsumexp of all scores and of one more of each anchor, own (n,); share (n,) gets that one's part of the softmax."""
+def _with_positive(own: Tensor, share: Tensor) -> Term:
+    """Return the log-sum-exp of all scores and of the positive's, own (n,); share (n,) receives the positive's part of the softmax."""
 
     def term(block: Block) -> tuple[Tensor, Tensor]:
-        scores, mine = block.scores, own[None, block.rows, None]
-        largest = torch.maximum(scores.amax(2, keepdim=True), mine)
+        scores, positive = block.scores, own[None, block.rows, None]
+        largest = torch.maximum(scores.amax(2, keepdim=True), positive)
         scores.sub_(largest).exp_()
-        first = (mine - largest).exp()
+        first = (positive - largest).exp()
         total = scores.sum(2, keepdim=True) + first
         share[block.rows] = (first / total)[0, :, 0]
         return (largest + total.log())[..., 0], block.weights[..., None] / total
@@ -136,33 +135,33 @@ def local_contrast(
     denominator: str = "all",
     symmetric: bool = False,
 ) -> Tensor:
-    """L_l: block s of image i must find block s of its enhanced copy ("the matching mode is one to one").
+    """L_l: InfoNCE of block s of image i and block s of its enhanced copy ("the matching mode is one to one"); a, b (B, S*S, E).
 
-    a, b: (B, S*S, E). scope says which blocks (j, t) stand in the denominator: "batch" all of all enhanced images, "image" those of the
-    own enhanced copy (Chaitanya et al., 2020), "others" the positive and the blocks of other images (DenseCL's spirit).
+    scope: blocks of the denominator: "batch" = those of all enhanced copies, "image" = of the own copy (Chaitanya et al., 2020),
+    "others" = the positive and the blocks of other images (similar to DenseCL). Other arguments as in `global_contrast`.
     """
-    _check("scope", scope, LOCAL_SCOPES)
-    _check("denominator", denominator, DENOMINATORS)
+    check_choice("--local-scope", scope, LOCAL_SCOPES)
+    check_choice("--denominator", denominator, DENOMINATORS)
     all_b, first = (b, 0) if scope == "image" else gather_rows(b)
     if scope == "others" and len(all_b) < 2:
-        raise ValueError("local contrast with scope others needs at least 2 images per batch, got 1: raise --batch-size")
-    loss = _pick_block(a, all_b, first, temperature, scope, denominator)
+        raise ValueError("--batch-size is 1; expected at least 2 images with --local-scope others.")
+    loss = _block_nce(a, all_b, first, temperature, scope, denominator)
     if symmetric:
         all_a = a if scope == "image" else gather_rows(a)[0]
-        loss = (loss + _pick_block(b, all_a, first, temperature, scope, denominator)) / 2
+        loss = (loss + _block_nce(b, all_a, first, temperature, scope, denominator)) / 2
     return loss
 
 
-def _pick_block(a: Tensor, keys: Tensor, first: int, temperature: float, scope: str, denominator: str) -> Tensor:
-    """Block s of image i, a (B, S*S, E), must find block s of image first + i of keys (N, S*S, E)."""
+def _block_nce(a: Tensor, keys: Tensor, first: int, temperature: float, scope: str, denominator: str) -> Tensor:
+    """Return InfoNCE of block s of image i, a (B, S*S, E), and block s of image first + i, keys (N, S*S, E)."""
     images, blocks = a.shape[:2]
     if scope == "image":
-        return _pick(a, keys, 0, temperature, denominator)
+        return _matched_nce(a, keys, 0, temperature, denominator)
     image_of_key = torch.arange(keys.shape[0] * blocks, device=a.device) // blocks
     own = torch.arange(images * blocks, device=a.device) + first * blocks
 
-    def others(rows: slice) -> Tensor:  # and the positive
+    def others(rows: slice) -> Tensor:  # includes the positive
         return (image_of_key != image_of_key[own[rows], None]) | (torch.arange(len(image_of_key), device=a.device) == own[rows, None])
 
     keep = others if scope == "others" else None
-    return _pick(a.flatten(0, 1)[None], keys.flatten(0, 1)[None], first * blocks, temperature, denominator, keep)
+    return _matched_nce(a.flatten(0, 1)[None], keys.flatten(0, 1)[None], first * blocks, temperature, denominator, keep)

@@ -1,4 +1,4 @@
-"""Labels for dense losses: at the resolution of a feature map, and which pixels to contrast."""
+"""Labels for dense losses: at the resolution of a feature map, and a sample of its pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,11 @@ PIXEL_SAMPLES = ("all", "random", "class")
 
 
 def labels_at(labels: Tensor, size: tuple[int, int], how: str = "center") -> Tensor:
-    """Labels (B, H, W) at the resolution of a feature map (h, w), flattened: (B, h*w) int64.
+    """Return labels (B, H, W) at the resolution of a feature map (h, w), flattened: (B, h*w) int64.
 
-    center: the label under the center of each cell, row floor((i + 0.5) H / h); plain nearest interpolation would take the corner and
-    shift labels by half a stride. majority: the commonest label of the cell, ties to the smaller id, ignored pixels not counted.
-    pure: that label where it covers at least 3/4 of the cell, else ignored.
+    how: "center" = the label at the center of each position, row floor((i + 0.5) H / h); nearest interpolation would take the corner and
+    shift labels by half a stride. "majority" = the most frequent label under the position, the smaller id of equals, without ignored
+    pixels. "pure" = that label where it covers at least 3/4, else ignored.
     """
     rows, columns = (
         ((torch.arange(n, device=labels.device) + 0.5) * full / n).long() for n, full in zip(size, labels.shape[-2:])
@@ -32,33 +32,33 @@ def labels_at(labels: Tensor, size: tuple[int, int], how: str = "center") -> Ten
 
 
 def _votes(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """How many pixels of each of the 256 ids fall into each cell: (B, h*w, 256)."""
+    """Return the number of pixels of each of the 256 ids under each position: (B, h*w, 256)."""
     (h, w), (full_h, full_w) = size, labels.shape[-2:]
     rows = torch.arange(full_h, device=labels.device) * h // full_h
     columns = torch.arange(full_w, device=labels.device) * w // full_w
-    cell = (rows[:, None] * w + columns[None, :]).expand_as(labels)
-    flat = (cell * 256 + labels).flatten(1)
+    position = (rows[:, None] * w + columns[None, :]).expand_as(labels)
+    flat = (position * 256 + labels).flatten(1)
     votes = torch.zeros(len(labels), h * w * 256, device=labels.device)
     votes.scatter_add_(1, flat, torch.ones_like(flat, dtype=votes.dtype))
     return votes.view(len(labels), h * w, 256)
 
 
 def sample_pixels(labels: Tensor, how: str, count: int) -> tuple[Tensor, Tensor]:
-    """Which pixels to contrast: their places (B, n) and labels (B, n), from labels (B, N).
+    """Return the positions (B, n) and labels (B, n) of a random sample of pixels, from labels (B, N).
 
-    random: `count` pixels of each image, labelled ones first. class: up to `count` pixels of each class of each image; images that have
-    fewer are filled up with ignored pixels, up to the same n in every process.
+    how: "random" = `count` pixels of each image, labelled ones first. "class" = up to `count` pixels of each class of each image, filled
+    up with ignored pixels to the same n in all images and processes.
     """
-    chance = torch.rand(labels.shape, device=labels.device) + (labels == IGNORE)
-    order = chance.argsort(dim=1)  # random, ignored pixels last
+    priority = torch.rand(labels.shape, device=labels.device) + (labels == IGNORE)
+    order = priority.argsort(dim=1)  # random, ignored pixels last
     if how == "random":
         return order[:, :count], labels.gather(1, order[:, :count])
     shuffled = labels.gather(1, order)
-    by_class = shuffled.argsort(dim=1, stable=True)  # one class after another, in random order inside
+    by_class = shuffled.argsort(dim=1, stable=True)  # one class after another, in random order within a class
     order, grouped = order.gather(1, by_class), shuffled.gather(1, by_class)
-    place = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    index = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
     is_first = F.pad(grouped[:, 1:] != grouped[:, :-1], (1, 0), value=True)
-    rank = place - torch.where(is_first, place, 0).cummax(dim=1).values  # place inside the own class
+    rank = index - torch.where(is_first, index, 0).cummax(dim=1).values  # within the class
     kept = (rank < count) & (grouped != IGNORE)
     most = max(1, int(largest(kept.sum(1).max())))
     front = (~kept).long().argsort(dim=1, stable=True)[:, :most]

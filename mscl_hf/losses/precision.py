@@ -1,4 +1,4 @@
-"""Contrast in full precision: at a temperature of 0.07 logits reach 14, where bfloat16 has steps of 0.06."""
+"""Full precision for losses: at a temperature of 0.07 logits reach 14, where bfloat16 has steps of 0.06."""
 
 import functools
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 def full_precision(loss):
-    """Decorator: autocast cannot lower a loss's products, and float16, which has no room for them, is raised.
+    """Decorate a loss so that autocast does not lower its products, and float16 arguments become float32.
 
-    Embeddings that come in bfloat16 are multiplied as such, see `streamed_sum`; the heads of mscl_hf's networks give float32.
+    Embeddings in bfloat16 are multiplied in bfloat16, see `streamed_sum`; the heads of mscl_hf's networks return float32.
     """
 
     @functools.wraps(loss)
-    def inner(*given, **options):
-        with torch.autocast(given[0].device.type, enabled=False):
-            return loss(*(x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x for x in given), **options)
+    def inner(*tensors, **options):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return loss(*(x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x for x in tensors), **options)
 
     return inner
 
 
-def raised(x: Tensor) -> Tensor:
-    """At least float32."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return bfloat16 as float32, and any other type as it is."""
     return x.float() if x.dtype == torch.bfloat16 else x

@@ -1,4 +1,4 @@
-"""Region mutual information: the labels of a small window, seen as one vector, are to be told by the predictions of that window.
+"""Region mutual information: maximize the mutual information of the labels and the predictions of a small window.
 
 Zhao, Wang, Yang & Cai, "Region Mutual Information Loss for Semantic Segmentation", NeurIPS 2019, arXiv:1910.12037.
 Letters: B images, K classes, H W pixels, d = radius^2 pixels of a window, n windows.
@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_shapes
 from .labels import IGNORE
-from .precision import full_precision, raised
+from .precision import at_least_float32, full_precision
 
-MOST_RETRIES = 12
+MAX_RETRIES = 12
 
 
 class RegionMutualInformation(NamedTuple):
-    """The loss, often below zero, and how often a factorisation had to be tried again with a larger alpha."""
+    """loss: often below zero. retries: number of factorizations that were repeated with a larger alpha."""
 
     loss: Tensor
     retries: int
@@ -33,20 +34,19 @@ def region_mutual_information(
     stride: int | None = None,
     padding: int | None = None,
 ) -> RegionMutualInformation:
-    """The sum over classes of a bound on the negative mutual information of label and prediction windows, averaged over images.
+    """Return the sum over classes of a bound on the negative mutual information of label and prediction windows, averaged over images.
 
     For an image and a class, Y and P are the windows' labels and probabilities, d rows each of mean zero: the loss is half the
-    log-determinant of M + alpha I, over d, M = Y Y' - Y P' (P P' + alpha I)^-1 P Y' being what of Y no linear map of P explains.
+    log-determinant of M + alpha I, over d, where M = Y Y' - Y P' (P P' + alpha I)^-1 P Y' is the part of Y not linear in P.
 
-    probabilities (B, K, H, W), each class for itself (a sigmoid's), labels (B, H, W), 255 = ignored: both count as 0 there.
-    radius: side of the windows. pool: maps are averaged over pool x pool pixels first, every `stride` (None: as pool), with `padding`
-    zeros around (None: pool // 2). From then on in float64. Raises ValueError where shapes do not fit, and for a map smaller than a
-    window.
+    probabilities (B, K, H, W), sigmoids; labels (B, H, W), 255 = ignored: both are 0 there. radius: side of the windows. pool: maps are
+    averaged over pool x pool pixels first, every `stride` pixels (default: pool), with `padding` zeros around (default: pool // 2).
+    Computed in float64. Raises ValueError for a map smaller than a window.
     """
-    _check(probabilities, labels)
+    check_shapes(probabilities, labels)
     valid = (labels != IGNORE)[:, None]
     classes = torch.arange(probabilities.shape[1], device=labels.device)[:, None, None]
-    probabilities = raised(probabilities)
+    probabilities = at_least_float32(probabilities)
     maps = ((labels[:, None] == classes) & valid).to(probabilities.dtype), probabilities.where(valid, 0)
     padding = pool // 2 if padding is None else padding
     pooled = (F.avg_pool2d(x, pool, stride or pool, padding) if pool > 1 else x for x in maps)
@@ -54,47 +54,43 @@ def region_mutual_information(
     y_p = y @ p.mT
     factor, first = _cholesky(p @ p.mT, alpha)
     unexplained = y @ y.mT - y_p @ torch.cholesky_solve(y_p.mT, factor)
-    factor, second = _cholesky((unexplained + unexplained.mT) / 2, alpha)  # symmetric but for rounding
+    factor, second = _cholesky((unexplained + unexplained.mT) / 2, alpha)  # exactly symmetric
     each = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) / factor.shape[-1]
     return RegionMutualInformation(each.view(probabilities.shape[:2]).mean(0).sum(), first + second)
 
 
 @full_precision
 def one_versus_rest(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of every class against all others, summed over classes and labelled pixels, over their number + 1 (as released).
+    """Return the binary cross-entropy of every class against all others, summed over classes and labelled pixels.
 
-    logits (B, K, H, W), labels (B, H, W), 255 = ignored. Raises ValueError where shapes do not fit.
+    It is divided by the number of labelled pixels + 1, as released. logits (B, K, H, W), labels (B, H, W), 255 = ignored.
     """
-    _check(logits, labels)
+    check_shapes(logits, labels)
     valid = labels != IGNORE
     classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
-    wanted = (labels[:, None] == classes).to(raised(logits).dtype)
-    each = F.binary_cross_entropy_with_logits(raised(logits), wanted, reduction="none").sum(1)
+    targets = (labels[:, None] == classes).to(at_least_float32(logits).dtype)
+    each = F.binary_cross_entropy_with_logits(at_least_float32(logits), targets, reduction="none").sum(1)
     return (each * valid).sum() / (valid.sum() + 1)
 
 
-def _check(scores: Tensor, labels: Tensor) -> None:
-    if scores.dim() != 4 or labels.shape != (scores.shape[0], *scores.shape[2:]):
-        raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)}; wanted (B, K, H, W) and (B, H, W)")
-
-
 def _windows(maps: Tensor, radius: int) -> Tensor:
-    """(B, K, h, w) -> (B * K, d, n): a row for each place in the window, minus its mean."""
+    """Return the windows of maps (B, K, h, w) as (B * K, d, n): a row for each pixel of the window, minus its mean."""
     if min(maps.shape[-2:]) < radius:
+        height, width = maps.shape[-2:]
         raise ValueError(
-            f"windows of {radius} x {radius} do not fit into a map of {maps.shape[-2]} x {maps.shape[-1]} pooled pixels; lower the radius "
-            "(--rmi-radius) or the pooling (--rmi-pool), or enlarge the crop"
+            f"--rmi-radius is {radius}; expected at most {min(height, width)}, the maps have {height} x {width} pooled pixels. "
+            "Lower it or --rmi-pool, or enlarge the crop."
         )
     rows = F.unfold(maps.flatten(0, 1)[:, None], radius)
     return rows - rows.mean(2, keepdim=True)
 
 
 def _cholesky(matrix: Tensor, alpha: float) -> tuple[Tensor, int]:
-    """Factors of matrix + alpha I (m, d, d), and how often alpha was raised tenfold for those that had none; NaN where nothing helped."""
+    """Return the factors of matrix + alpha I (m, d, d) and the number of tenfold increases of alpha after failures; NaN if all failed."""
     unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     added, retries = matrix.new_full((len(matrix), 1, 1), alpha), 0
     factor, failed = torch.linalg.cholesky_ex(matrix + added * unit)
-    while failed.any() and retries < MOST_RETRIES:
+    while failed.any() and retries < MAX_RETRIES:
         added, retries = torch.where(failed.bool()[:, None, None], 10 * added, added), retries + 1
         factor, failed = torch.linalg.cholesky_ex(matrix + added * unit)
     return factor.masked_fill(failed.bool()[:, None, None], torch.nan), retries

@@ -1,6 +1,6 @@
 """Contrast of the slices of volumes, and of regions of a slice (Chaitanya et al., NeurIPS 2020, arXiv:2006.10511).
 
-Alike slices are those at about the same place of different volumes: each volume is cut into partitions along its slices.
+Slices at about the same position of different volumes are similar: each volume is cut into partitions along its slices.
 Letters: B slices in this process, N in all processes, V versions of a slice, R regions, E embedding.
 """
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from .gather import gather_rows, mean_count
 from .pixel_contrast import against_negatives
-from .precision import full_precision, raised
-from .streamed import NOTHING, differentiated, streamed_sum
+from .precision import at_least_float32, full_precision
+from .streamed import MASKED_SCORE, streamed_sum, with_autograd
 
-# 13 regions of a map by row and column, in quarters of its sides: corners, edges' middles and centre, then the middles of the quarters.
+# 13 regions of a map, (row, column) in quarters of its sides: corners, middles of edges and center, then the middles of the quarters.
 REGIONS = (*((row, column) for row in (0, 2, 4) for column in (0, 2, 4)), (1, 1), (1, 3), (3, 1), (3, 3))
-REGION_CELLS = 3  # a side of each
-NEAR = 5  # regions are negatives of each
+REGION_SIDE = 3  # positions
+NEAR = 5  # nearest regions that are negatives of a region
 
 
 @full_precision
@@ -25,37 +25,37 @@ def slice_contrast(
 ) -> Tensor:
     """G^D- and, across_volumes, G^D: mean over ordered pairs (a, b) of log( 1 + sum_n exp(s_an - s_ab) ), s = <., .>/t.
 
-    versions (B, V, E): unit vectors of slices and of their augmented copies; partition, volume (B,): numbers of where a slice is from.
-    b: the other versions of the same slice; across_volumes, also the same version of slices of the same partition in other volumes.
-    n: all versions of the slices of other partitions, over all processes. What lies in the same partition is never a negative.
+    versions (B, V, E): unit vectors of slices and of their augmented copies; partition, volume (B,): numbers of each slice's.
+    b: the other versions of the same slice; across_volumes: also the same version of slices of the same partition in other volumes.
+    n: all versions of the slices of other partitions, over all processes. Slices of the same partition are never negatives.
     """
-    count, kinds = versions.shape[:2]
-    versions = raised(versions)
+    count, number = versions.shape[:2]
+    versions = at_least_float32(versions)
     keys, first = gather_rows(versions)
     anchors, keys = versions.flatten(0, 1)[None], keys.flatten(0, 1)[None]
-    own = torch.arange(count * kinds, device=versions.device) + first * kinds
-    which = torch.arange(keys.shape[1], device=versions.device)
-    slice_of, kind = which // kinds, which % kinds
+    own = torch.arange(count * number, device=versions.device) + first * number
+    index = torch.arange(keys.shape[1], device=versions.device)
+    slice_of, version = index // number, index % number
     partition, volume = (gather_rows(numbers)[0][slice_of] for numbers in (partition, volume))
 
-    def positive(of: slice) -> Tensor:
-        a = own[of, None]
-        found = (slice_of[a] == slice_of) & (a != which)
+    def positive(rows: slice) -> Tensor:
+        a = own[rows, None]
+        matches = (slice_of[a] == slice_of) & (a != index)
         if across_volumes:
-            found |= (partition[a] == partition) & (volume[a] != volume) & (kind[a] == kind)
-        return found
+            matches |= (partition[a] == partition) & (volume[a] != volume) & (version[a] == version)
+        return matches
 
-    def negative(of: slice) -> Tensor:
-        return partition[own[of], None] != partition
+    def negative(rows: slice) -> Tensor:
+        return partition[own[rows], None] != partition
 
     pairs = positive(slice(None)).sum(1).to(keys.dtype)[None]
     weight = pairs / mean_count(pairs.sum()).clamp(min=1)
-    term = differentiated(against_negatives(positive, negative, pairs))
+    term = with_autograd(against_negatives(positive, negative, pairs))
     return streamed_sum(term, anchors, keys, temperature, weight)
 
 
 def near_regions() -> Tensor:
-    """Which regions are near which, (R, R): the `NEAR` nearest other ones, the first of equally near."""
+    """Return which regions are near which, (R, R) bool: the `NEAR` nearest others, the first of equally near ones."""
 
     def distance(a: int, b: int) -> int:
         return sum((x - y) ** 2 for x, y in zip(REGIONS[a], REGIONS[b]))
@@ -71,10 +71,10 @@ _NEAR = near_regions()
 
 
 def region_patches(features: Tensor) -> Tensor:
-    """The regions of maps (B, C, h, w), flattened: (B, R, C * 9). Cells are whole ones, so that regions differ from 7 x 7 cells on."""
-    tops, lefts = ([(quarters * (side - REGION_CELLS) + 2) // 4 for quarters in range(5)] for side in features.shape[-2:])  # rounded
+    """Return the regions of maps (B, C, h, w), flattened: (B, R, C * 9). They are all different from maps of 7 x 7 positions on."""
+    tops, lefts = ([(quarters * (side - REGION_SIDE) + 2) // 4 for quarters in range(5)] for side in features.shape[-2:])  # rounded
     patches = [
-        features[:, :, tops[row] : tops[row] + REGION_CELLS, lefts[column] : lefts[column] + REGION_CELLS].flatten(1)
+        features[:, :, tops[row] : tops[row] + REGION_SIDE, lefts[column] : lefts[column] + REGION_SIDE].flatten(1)
         for row, column in REGIONS
     ]
     return torch.stack(patches, 1)
@@ -82,13 +82,13 @@ def region_patches(features: Tensor) -> Tensor:
 
 @full_precision
 def region_contrast(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
-    """Region r of a view must find itself in the other view: mean over views, images and regions of
+    """Return InfoNCE of each region r and the same region of the other view: mean over views, images and regions of
 
     log( 1 + sum over the regions n near r of [ exp(<a_r, a_n>/t - s_r) + exp(<a_r, b_n>/t - s_r) ] ),  s_r = <a_r, b_r>/t.
     a, b: (B, R, E) unit vectors of the regions of two views whose positions correspond.
     """
-    both, near = raised(torch.cat([a, b], 1)), _NEAR.to(a.device).repeat(2, 2)  # (B, 2R, E), (2R, 2R)
+    both, near = at_least_float32(torch.cat([a, b], 1)), _NEAR.to(a.device).repeat(2, 2)  # (B, 2R, E), (2R, 2R)
     scores = both @ both.transpose(1, 2) / temperature
     positive = scores.diagonal(len(REGIONS), 1, 2).repeat(1, 2)  # (B, 2R)
-    negatives = torch.where(near, scores, NOTHING).logsumexp(2)
+    negatives = torch.where(near, scores, MASKED_SCORE).logsumexp(2)
     return F.softplus(negatives - positive).mean()

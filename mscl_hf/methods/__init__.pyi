@@ -3,7 +3,7 @@ from .callback import MethodCallback as MethodCallback
 from .creation import Scale as Scale
 from .creation import create_method as create_method
 from .creation import defaults_of as defaults_of
-from .creation import given_options as given_options
+from .creation import explicit_options as explicit_options
 from .finetuning_losses import FINETUNING_LOSSES as FINETUNING_LOSSES
 from .finetuning_losses import check_options as check_options
 from .mscl import MSCL as MSCL

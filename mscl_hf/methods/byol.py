@@ -1,4 +1,4 @@
-"""BYOL: predict what a slowly moving copy of the network makes of the other view; no negatives."""
+"""BYOL: predict the EMA teacher's embedding of the other view; no negatives."""
 
 from torch import Tensor, nn
 
@@ -7,11 +7,11 @@ from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
 from .heads import mlp, pooled
-from .teacher import TaughtMethod, Teacher
+from .teacher import EMATeacher, EMATeacherMethod
 
 
-class BYOL(TaughtMethod):
-    """Online network: encoder, projector, predictor. Target: an exponential moving average of the first two, slower and slower."""
+class BYOL(EMATeacherMethod):
+    """Student: encoder, projector, predictor. Teacher: an EMA of encoder and projector, whose momentum rises to 1."""
 
     title = "BYOL"
     paper = "Grill et al., NeurIPS, arXiv:2006.07733"
@@ -28,27 +28,25 @@ class BYOL(TaughtMethod):
     def __init__(
         self, network: MsclForPreTraining, embed_dim: int = 256, hidden_dim: int | None = None, ema_momentum: float = 0.996
     ):
-        """hidden_dim: None = twice the backbone's width, which is the published 4096 on a ResNet-50. ema_momentum: at the start, 1 at the
-        end."""
+        """hidden_dim: None = twice the backbone's width, the published 4096 on a ResNet-50. ema_momentum: at the start; 1 at the end."""
         super().__init__(network)
         self.ema_momentum, channels = ema_momentum, self.channels()
         hidden_dim = hidden_dim or 2 * channels
         self.projector = pooled(mlp(channels, hidden_dim, embed_dim, norm=True))
         self.predictor = mlp(embed_dim, hidden_dim, embed_dim, norm=True)
-        self.teacher = Teacher(self.student())
+        self.teacher = EMATeacher(self.student())
 
     def student(self) -> dict[str, nn.Module]:
-        """What the target follows."""
         return {**self.parts(), "head": self.projector}
 
     def project(self, image: Tensor) -> Tensor:
-        """(B, E), of any length."""
-        return self.projector(feature_map(self.parts(), self.normalise(image)))
+        """Return embeddings (B, E) of any length."""
+        return self.projector(feature_map(self.parts(), self.normalize(image)))
 
-    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
-        """view1, view2 (B, 3, H, W) uint8; each predicts the other one's target: 0 .. 8."""
-        p1, p2 = self.both(lambda image: self.predictor(self.project(image)), view1, view2)
-        z1, z2 = self.both(lambda image: self.teacher(self.normalise(image)), view1, view2)
+    def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
+        """Return the loss, in [0, 8], of view1, view2 (B, 3, H, W) uint8; each predicts the target of the other."""
+        p1, p2 = self.encode_views(lambda image: self.predictor(self.project(image)), view1, view2)
+        z1, z2 = self.encode_views(lambda image: self.teacher(self.normalize(image)), view1, view2)
         return {"loss": 4 - 2 * (cosine_to_target(p1, z2) + cosine_to_target(p2, z1))}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:

@@ -1,16 +1,16 @@
-"""For transformers' Trainer: what the training loop of mscl_hf does around a step."""
+"""Train a method with transformers' Trainer."""
 
 from transformers import TrainerCallback
 
 
 class MethodCallback(TrainerCallback):
-    """Keeps a method's `progress` and calls its `after_step`: without, teachers stand still and schedules do not move.
+    """Set a method's `progress` and call its `after_step`, which update EMA teachers and schedules.
 
     Trainer(method, arguments, callbacks=[MethodCallback()], ...)
     """
 
-    def on_step_begin(self, args, state, control, model=None, **rest):
+    def on_step_begin(self, args, state, control, model=None, **_):
         model.progress = state.global_step / state.max_steps
 
-    def on_step_end(self, args, state, control, model=None, **rest):
+    def on_step_end(self, args, state, control, model=None, **_):
         model.after_step(state.global_step / state.max_steps)

@@ -1,4 +1,4 @@
-"""CMC: the lightness of an image must be found by its colours, and the other way round; one network for each."""
+"""CMC: contrast the lightness of an image with its color, each encoded by a network of its own."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .instdisc import InstanceLoss
 
 
 class CMC(Method):
-    """Two towers of half width on L and ab of the image in Lab, which are handed on together; a memory bank of each."""
+    """Two towers of half width on L and ab of the image in Lab, which are saved together, each with a memory bank."""
 
     title = "CMC"
     paper = "Tian et al., ECCV, arXiv:1906.05849"
@@ -34,10 +34,10 @@ class CMC(Method):
         bank_loss: str = "softmax",
         nce_draws: int = 16384,
     ):
-        """images: how many there are, for banks. bank_loss: softmax over the bank, nce as in the paper, or batch: without a bank."""
+        """images: rows of the banks. bank_loss: softmax over the bank, nce as in the paper, or batch: without a bank."""
         super().__init__(network)
         if "decoder" in self.parts():
-            raise ValueError("--method cmc has a head on each of its towers, which a decoder mixes; leave out --attach decoder")
+            raise ValueError("--attach is decoder; expected backbone with --method cmc, which has a head on each tower.")
         self.temperature = temperature
         self.tower_heads = torch.nn.ModuleList(pooled(mlp(self.channels() // 2, embed_dim)) for _ in range(2))
         self.banks = None
@@ -48,26 +48,24 @@ class CMC(Method):
         else:
             self.min_batch = 2
 
-    def towers(self):
-        return self.network.backbone.timm_model
-
     def embed(self, image: Tensor) -> list[Tensor]:
-        """Unit vectors (B, E) of lightness and of colour."""
-        maps = self.towers().split(self.network.backbone(self.normalise(image)).feature_maps[-1])
+        """Return unit vectors (B, E) of lightness and of color."""
+        backbone = self.network.backbone
+        maps = backbone.timm_model.split(backbone(self.normalize(image)).feature_maps[-1])
         return [unit(head(x)) for head, x in zip(self.tower_heads, maps)]
 
-    def forward(self, image: Tensor, index: Tensor, **rest) -> dict[str, Tensor]:
-        """image (B, 3, H, W) uint8; index (B,): which image of the data each is."""
-        light, colour = self.embed(image)
+    def forward(self, image: Tensor, index: Tensor, **_) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8; index (B,): numbers of the images in the data set."""
+        light, color = self.embed(image)
         if self.banks is None:
-            return {"loss": 2 * global_contrast(light, colour, self.temperature, symmetric=True)}
-        of_light, of_colour = self.banks
-        loss = of_colour(light, index) + of_light(colour, index)
+            return {"loss": 2 * global_contrast(light, color, self.temperature, symmetric=True)}
+        light_loss, color_loss = self.banks
+        loss = color_loss(light, index) + light_loss(color, index)
         if self.training:
-            of_light.bank.write(index, light)
-            of_colour.bank.write(index, colour)
+            light_loss.bank.write(index, light)
+            color_loss.bank.write(index, color)
         return {"loss": loss}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        light, colour = self.embed(image)
-        return super().embeddings(image) | {"lightness": light, "colour": colour}
+        light, color = self.embed(image)
+        return super().embeddings(image) | {"lightness": light, "color": color}

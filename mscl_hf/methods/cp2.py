@@ -1,4 +1,4 @@
-"""CP2: an image pasted onto two backgrounds must be found again, as a whole among others and pixel by pixel among the background's."""
+"""CP2: contrast an image pasted onto two backgrounds, as a whole and pixel by pixel."""
 
 from torch import Tensor, nn
 
@@ -7,13 +7,13 @@ from ..losses.gather import gather_rows
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
-from .heads import cells, mlp
-from .queue import Queue
-from .teacher import TaughtMethod, Teacher
+from .heads import flatten_positions, mlp
+from .memory import Queue
+from .teacher import EMATeacher, EMATeacherMethod
 
 
-class CP2(TaughtMethod):
-    """Trains the decoder along with the backbone: what is handed on is a whole segmentation network but for its classifier."""
+class CP2(EMATeacherMethod):
+    """A momentum encoder of backbone and decoder: both are trained, so that fine-tuning adds only a classifier."""
 
     title = "CP2"
     paper = "Wang et al., ECCV, arXiv:2203.11709"
@@ -23,7 +23,7 @@ class CP2(TaughtMethod):
     labels = "no"
     transfers = "backbone, decoder"
     state = "EMA network, queue"
-    min_cells = 2
+    min_positions = 2
 
     def __init__(
         self,
@@ -37,27 +37,27 @@ class CP2(TaughtMethod):
         dense_temperature: float = 1.0,
         dense_axis: str = "key",
     ):
-        """hidden_dim: None = the decoder's width (published: 512). dense_axis: softmax over the positions of the "key", as printed, or of
-        the "query", as released."""
+        """hidden_dim: None = the decoder's width (published: 512). dense_axis: softmax over positions of the "key" (printed) or of the
+        "query" (released)."""
         super().__init__(network)
         self.temperature, self.ema_momentum = temperature, ema_momentum
         self.dense_weight, self.dense_temperature, self.dense_axis = dense_weight, dense_temperature, dense_axis
         self.head = mlp(self.channels(), hidden_dim or self.channels(), embed_dim, dense=True)
-        self.teacher = Teacher(self.student())
+        self.teacher = EMATeacher(self.student())
         self.queue = Queue(queue_size, embed_dim)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.network.backbone, "decoder": self.network.decoder}
 
     def embed(self, image: Tensor) -> Tensor:
-        """Unit vectors (B, E, h, w)."""
-        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+        """Return unit vectors (B, E, h, w)."""
+        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
-    def forward(self, view1: Tensor, view2: Tensor, pasted1: Tensor, pasted2: Tensor, **rest) -> dict[str, Tensor]:
-        """view1, view2 (B, 3, H, W) uint8: queries and keys; pasted1, pasted2 (B, H, W) bool: where they show the image that they share."""
-        queries, keys = self.embed(view1), unit(self.teacher(self.normalise(view2)))
+    def forward(self, view1: Tensor, view2: Tensor, pasted1: Tensor, pasted2: Tensor, **_) -> dict[str, Tensor]:
+        """view1, view2 (B, 3, H, W) uint8: queries and keys; pasted1, pasted2 (B, H, W) bool: where they show the common image."""
+        queries, keys = self.embed(view1), unit(self.teacher(self.normalize(view2)))
         masks = [labels_at(pasted, keys.shape[-2:]).bool() for pasted in (pasted1, pasted2)]
-        queries, keys = cells(queries), cells(keys)
+        queries, keys = flatten_positions(queries), flatten_positions(keys)
         key = foreground_mean(keys, masks[1])
         instance = info_nce(foreground_mean(queries, masks[0]), key, self.queue.read(), self.temperature)
         dense = foreground_contrast(queries, keys, *masks, self.dense_temperature, self.dense_axis)
@@ -67,4 +67,4 @@ class CP2(TaughtMethod):
         return {"loss": loss, "loss_instance": instance.detach(), "loss_dense": dense.detach()}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        return super().embeddings(image) | {"dense": cells(self.embed(image))}
+        return super().embeddings(image) | {"dense": flatten_positions(self.embed(image))}

@@ -1,7 +1,7 @@
-"""Create a method: which options it reads, and values that are scaled to the data set and the length of the run.
+"""Create a method: check which options it reads, and scale some of them to the data set and the length of the run.
 
-The published values belong to 1.28 million images and hundreds of thousands of steps. A queue longer than the data set holds each image's
-own earlier keys as its negatives; a teacher that moves by a thousandth a step has not moved at the end of a short run.
+The published values are for 1.28 million images and hundreds of thousands of steps. A queue longer than the data set holds each image's
+own earlier keys as negatives; a teacher with momentum 0.999 hardly changes in a short run.
 """
 
 import inspect
@@ -18,11 +18,11 @@ from ..models.modeling_mscl import MsclForPreTraining
 from .base import Method, feature_map
 from .mscl import MSCL
 
-SMALL = 50_000  # images up to which InstDisc's release takes the higher temperature (CIFAR's)
+FEW_IMAGES = 50_000  # CIFAR's, up to which InstDisc's release uses the higher temperature
 
 
 class Scale(NamedTuple):
-    """images: how many there are to train on, None where a stream does not tell. batch: images per forward pass, over all processes."""
+    """images: training images, None where a stream does not know. batch: images per forward pass, over all processes."""
 
     images: int | None
     batch: int
@@ -33,10 +33,10 @@ def create_method(
     name: str, method_cls: type[Method], network: MsclForPreTraining, options: dict[str, Any], loss: MultiScaleLoss, scale: Scale,
     log: Callable[[str], None] = print,
 ) -> Method:  # fmt: skip
-    """A method with the options given; the others are its paper's, or scaled to the data set and logged.
+    """Return a method with these options; the others are its paper's, or scaled to the data set and logged.
 
-    options: from `given_options`. loss: of mscl and zhao. What the method trains with is written into `network.config.contrast`.
-    Raises ValueError where the scale or the network's feature map does not allow what the options ask for.
+    options: from `explicit_options`. loss: for mscl and zhao. The resolved options are written into `network.config.contrast`.
+    Raises ValueError for options that do not fit the scale, and for a feature map that is too small.
     """
     if not method_cls.trains:
         return method_cls(network)
@@ -47,109 +47,95 @@ def create_method(
         method = method_cls(network, loss, **options)
         options = asdict(method.loss) | options
     else:
-        options = sized(name, method_cls, options, scale, log)
+        options = scaled_options(name, method_cls, options, scale, log)
         method = method_cls(network, **options)
     network.config.contrast = {"method": name} | options
     _check_map(name, method)
     return method
 
 
-def given_options(name: str, stages: Sequence[type[Method]], method: MethodConfig, contrast: ContrastConfig) -> dict[str, Any]:
-    """The options that were given and are read by one of the method's stages. Raises ValueError for one that none reads.
+def explicit_options(name: str, stages: Sequence[type[Method]], method: MethodConfig, contrast: ContrastConfig) -> dict[str, Any]:
+    """Return the options that were set for the stages of a method. Raises ValueError for one that no stage reads.
 
-    The controls, which do not train, accept all options, so that they can run with the flags of the method they are compared with.
+    Methods that do not train ignore all options, so that they can be run with the flags of the method they are compared with.
     """
-    given = method.given()
-    read = [option for stage in stages for option in defaults_of(stage)]
-    if contrast.queue_size and "queue_size" in read:
-        given["queue_size"] = contrast.queue_size
-    unread = [option for option in given if option not in read]
-    has_contrast = any(issubclass(stage, MSCL) for stage in stages)
-    if not has_contrast:
+    options = method.explicit()
+    readable = [option for stage in stages for option in defaults_of(stage)]
+    if contrast.queue_size and "queue_size" in readable:
+        options["queue_size"] = contrast.queue_size
+    unread = [option for option in options if option not in readable]
+    reads_contrast = any(issubclass(stage, MSCL) for stage in stages)
+    if not reads_contrast:
         default = ContrastConfig()
-        unread += [f.name for f in fields(contrast) if getattr(contrast, f.name) != getattr(default, f.name) and f.name not in given]
+        unread += [f.name for f in fields(contrast) if getattr(contrast, f.name) != getattr(default, f.name) and f.name not in options]
     if unread and stages[-1].trains:
-        flags = [flag(option) for option in read if option not in ("images", "loss")]
-        flags += ["--pixel-temperature and the other options of its loss"] if has_contrast else []
+        flags = [flag(option) for option in readable if option != "images"]
+        flags += ["--pixel-temperature and the other options of its loss"] if reads_contrast else []
         raise ValueError(f"{flag(unread[0])} is no option of --method {name}, which reads {', '.join(flags)}. Leave it out.")
-    return given
-
-
-@torch.no_grad()
-def _check_map(name: str, method: Method) -> None:
-    """ValueError where the map has too few cells for a method that contrasts them."""
-    if method.min_cells == 1:
-        return
-    config = method.network.config
-    height, width = config.image_size, config.image_width or config.image_size
-    method.eval()
-    found = feature_map(method.parts(), method.normalise(torch.zeros(1, 3, height, width))).shape[-2:]
-    method.train()
-    if min(found) < method.min_cells:
-        raise ValueError(
-            f"--method {name} contrasts the cells of a map, and that of {config.backbone} at {width} x {height} px has {found[1]} x "
-            f"{found[0]}, at least {method.min_cells} x {method.min_cells} are needed; raise --image-size or lower --output-stride"
-        )
-
-
-def sized(name: str, method_cls: type[Method], given: dict[str, Any], scale: Scale, log: Callable[[str], None] = print) -> dict[str, Any]:
-    """The options given, and those that depend on the scale."""
-    known, options = defaults_of(method_cls), dict(given)
-    if "images" in known and given.get("bank_loss") != "batch":
-        options["images"] = _images(name, scale)
-        if "temperature" not in given and scale.images <= SMALL:
-            options["temperature"] = 0.1
-            log(f"temperature 0.1, which InstDisc's release has for CIFAR's {SMALL:,} images; {known['temperature']} is that for ImageNet")
-    if "queue_size" in known:
-        options["queue_size"] = _queue(given.get("queue_size"), known["queue_size"], scale, log)
-    if "ema_momentum" in known and "ema_momentum" not in given:
-        options["ema_momentum"] = _momentum(known["ema_momentum"], scale.steps, log)
     return options
 
 
 def defaults_of(method_cls: type[Method]) -> dict[str, Any]:
-    """The options that a method's constructor takes, and their defaults."""
-    parameters = list(inspect.signature(method_cls.__init__).parameters.values())[2:]  # behind self and network
+    """Return the options of a method's constructor and their defaults."""
+    parameters = list(inspect.signature(method_cls.__init__).parameters.values())[2:]  # after self and network
     return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "loss"}
 
 
-def _images(name: str, scale: Scale) -> int:
-    if scale.images is None:
-        raise ValueError(f"--method {name} remembers each image, and a stream does not tell how many there are; leave out --streaming")
-    return scale.images
-
-
-def check_queue(length: int, scale: Scale, log: Callable[[str], None]) -> None:
-    """ValueError where a batch does not fit into a queue; a word where the queue is longer than the data."""
-    if length < scale.batch:
-        raise ValueError(f"--queue-size {length} cannot hold the {scale.batch} keys of a batch; give at least {scale.batch}, or leave it out")
-    if scale.images is not None and length > scale.images:
-        log(
-            f"--queue-size {length} is longer than the data: each of the {scale.images} images is among its own negatives about "
-            f"{length / scale.images:.1f} times; {_fitting(length, scale)} would do"
+@torch.no_grad()
+def _check_map(name: str, method: Method) -> None:
+    """Raise ValueError where the feature map has too few positions for the method."""
+    if method.min_positions == 1:
+        return
+    config, least = method.network.config, method.min_positions
+    image = torch.zeros(1, 3, config.image_size, config.image_width or config.image_size)
+    method.eval()
+    height, width = feature_map(method.parts(), method.normalize(image)).shape[-2:]
+    method.train()
+    if min(height, width) < least:
+        raise ValueError(
+            f"--image-size is {config.image_size}, with which the feature map of {config.backbone} is {width} x {height}; expected at least "
+            f"{least} x {least} with --method {name}. Raise --image-size, or lower --output-stride."
         )
 
 
-def _queue(given: int | None, published: int, scale: Scale, log: Callable[[str], None]) -> int:
-    if given is not None:
-        check_queue(given, scale, log)
-        return given
-    length = _fitting(published, scale)
-    if length < published:
-        log(f"queue of {length} keys for {scale.images} images: one that is in it is its own negative (the paper has {published})")
-    return length
+def scaled_options(name: str, method_cls: type[Method], options: dict[str, Any], scale: Scale, log: Callable[[str], None]) -> dict[str, Any]:
+    """Return the options and, where they are not set, the number of images, temperature, queue size and EMA momentum for the scale."""
+    defaults, options = defaults_of(method_cls), dict(options)
+    if "images" in defaults and options.get("bank_loss") != "batch":
+        if scale.images is None:
+            raise ValueError(f"--streaming is given and --method {name} needs the number of images for its memory bank. Leave it out.")
+        options["images"] = scale.images
+        if "temperature" not in options and scale.images <= FEW_IMAGES:
+            options["temperature"] = 0.1
+            log(f"--temperature is 0.1, InstDisc's value up to {FEW_IMAGES:,} images (for ImageNet {defaults['temperature']})")
+    if "queue_size" in options:
+        check_queue(options["queue_size"], scale, log)
+    elif "queue_size" in defaults:
+        published = defaults["queue_size"]
+        options["queue_size"] = length = _fitting_queue(published, scale)
+        if length < published:
+            log(f"--queue-size is {length} for {scale.images} images, since a key in the queue is a negative of its image (paper: {published})")
+    if "ema_momentum" in defaults and "ema_momentum" not in options:
+        published = defaults["ema_momentum"]
+        options["ema_momentum"] = momentum = min(published, max(0.9, round(1 - 20 / scale.steps, 4)))  # averages 1/20 of the run at most
+        if momentum < published:
+            log(f"--ema-momentum is {momentum:g}, an average over {1 / (1 - momentum):.0f} of {scale.steps} steps (paper: {published:g})")
+    return options
 
 
-def _fitting(published: int, scale: Scale) -> int:
-    """Whole batches, of half of the images at most; at least one batch."""
+def check_queue(length: int, scale: Scale, log: Callable[[str], None]) -> None:
+    """Raise ValueError for a queue that cannot hold a batch; log one that is longer than the data set."""
+    if length < scale.batch:
+        raise ValueError(f"--queue-size is {length}; expected at least {scale.batch}, the keys of a batch. Raise it, or leave it out.")
+    if scale.images is not None and length > scale.images:
+        log(
+            f"--queue-size is {length} for {scale.images} images: each image is among its own negatives about "
+            f"{length / scale.images:.1f} times; {_fitting_queue(length, scale)} avoids that"
+        )
+
+
+def _fitting_queue(published: int, scale: Scale) -> int:
+    """Return the length of whole batches, at least one, for at most half of the images and at most the published length."""
     if scale.images is None:
         return published
     return min(published, max(scale.batch, scale.images // 2 // scale.batch * scale.batch))
-
-
-def _momentum(published: float, steps: int, log: Callable[[str], None]) -> float:
-    """A teacher that averages over a twentieth of the run at most."""
-    momentum = min(published, max(0.9, round(1 - 20 / steps, 4)))
-    if momentum < published:
-        log(f"teacher's momentum {momentum:g}, an average over {1 / (1 - momentum):.0f} steps of {steps} (the paper: {published:g})")
-    return momentum

@@ -1,4 +1,5 @@
-"""The fine-tuning losses by name. To add one: a function that gives its terms, and a line in FINETUNING_LOSSES."""
+"""The fine-tuning losses by name. To add one: a function that returns its terms, a row in FINETUNING_LOSSES, and its name in
+`FinetuningLossConfig.loss`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,8 +21,8 @@ from ..messages import flag
 
 
 class Predicted(NamedTuple):
-    """What a loss sees of a batch: logits (B, K, h, w) of the network, the same at the labels' size (B, K, H, W), labels (B, H, W) with
-    255 = ignored, the share of training done, and the learnt logits (2, K, S) of the window sizes."""
+    """The input of a loss: logits (B, K, h, w) of the network, full (B, K, H, W): the same at the labels' size, labels (B, H, W) with
+    255 = ignored, progress: the share of training done, size_logits (2, K, S): learned weights of the window sizes."""
 
     logits: Tensor
     full: Tensor
@@ -30,35 +31,35 @@ class Predicted(NamedTuple):
     size_logits: Tensor | None
 
 
-# The terms of a loss by name, each a weight and a value; the loss is their sum.
+# Terms of a loss by name, each a weight and a value; the loss is their weighted sum.
 Terms = dict[str, tuple[float, Tensor]]
 
 
 class FinetuningLoss(NamedTuple):
-    """A row of `--list-losses`. terms(predicted, **options) -> Terms and what else is worth logging; options: the flags that it reads."""
+    """A row of `--list-losses`. terms(predicted, **options) -> Terms and further values to log; options: names of its options."""
 
     title: str
     paper: str
     year: int | None
-    adds: str  # to the state of a run
+    adds: str  # learned state beside the network
     terms: Callable[..., tuple[Terms, dict[str, Tensor]]]
     options: tuple[str, ...] = ()
-    cross_entropy: bool = True  # is plain cross-entropy one of its terms?
-    sigmoid: bool = False  # is each class told from all others for itself?
-    learns_sizes: bool = False
+    cross_entropy: bool = True  # whether plain cross-entropy is one of its terms
+    sigmoid: bool = False  # whether the loss uses one sigmoid per class instead of a softmax
+    learns_sizes: bool = False  # whether it learns weights of window sizes
 
 
-def _nothing(x: Predicted) -> tuple[Terms, dict]:
+def _no_terms(x: Predicted) -> tuple[Terms, dict]:
     return {}, {}
 
 
 def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float = 3.0, ignore: str = "pair") -> tuple[Terms, dict]:
     labels = labels_at(x.labels, x.logits.shape[-2:]).view(len(x.labels), *x.logits.shape[-2:])
     if x.size_logits is None:
-        name, found = "loss_affinity", affinity(x.logits, labels, margin=margin, ignore_mode=ignore)
+        name, means = "loss_affinity", affinity(x.logits, labels, margin=margin, ignore_mode=ignore)
     else:
-        name, found = "loss_aaf", adaptive_affinity(x.logits, labels, x.size_logits, margin=margin, ignore_mode=ignore)
-    return {name: (affinity_decay(x.progress), edge * found.edge + same * found.same)}, {}
+        name, means = "loss_aaf", adaptive_affinity(x.logits, labels, x.size_logits, margin=margin, ignore_mode=ignore)
+    return {name: (affinity_decay(x.progress), edge * means.edge + same * means.same)}, {}
 
 
 def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:
@@ -66,9 +67,9 @@ def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:
 
 
 def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: int = 4) -> tuple[Terms, dict]:
-    found = region_mutual_information(x.full.sigmoid(), x.labels, radius, pool=pool)
-    terms = {"loss_bce": (lam, one_versus_rest(x.full, x.labels)), "loss_rmi": (1 - lam, found.loss)}
-    return terms, {"rmi_retries": found.loss.new_tensor(found.retries)}
+    rmi, retries = region_mutual_information(x.full.sigmoid(), x.labels, radius, pool=pool)
+    terms = {"loss_bce": (lam, one_versus_rest(x.full, x.labels)), "loss_rmi": (1 - lam, rmi)}
+    return terms, {"rmi_retries": rmi.new_tensor(retries)}
 
 
 def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) -> tuple[Terms, dict]:
@@ -78,16 +79,17 @@ def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) 
 AFFINITY_OPTIONS = ("affinity_edge", "affinity_same", "affinity_margin", "affinity_ignore")
 AFFINITY_PAPER = "Ke et al., ECCV, arXiv:1803.10335"
 FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
-    "ce": FinetuningLoss("cross-entropy", "-", None, "-", _nothing),
-    "ce+affinity": FinetuningLoss("and affinity of 3x3 neighbours", AFFINITY_PAPER, 2018, "-", _affinity, AFFINITY_OPTIONS),
+    "ce": FinetuningLoss("cross-entropy", "-", None, "-", _no_terms),
+    "ce+affinity": FinetuningLoss("cross-entropy and affinity of 3x3 neighbors", AFFINITY_PAPER, 2018, "-", _affinity, AFFINITY_OPTIONS),
     "ce+aaf": FinetuningLoss(
-        "and adaptive affinity fields", AFFINITY_PAPER, 2018, "weights of 3 sizes a class", _affinity, AFFINITY_OPTIONS, learns_sizes=True
+        "cross-entropy and adaptive affinity fields", AFFINITY_PAPER, 2018, "weights of 3 window sizes per class",
+        _affinity, AFFINITY_OPTIONS, learns_sizes=True,
     ),
     "bce+rmi": FinetuningLoss(
-        "one class against the rest, and region mutual information", "Zhao et al., NeurIPS, arXiv:1910.12037", 2019, "-",
+        "one-versus-rest cross-entropy and region mutual information", "Zhao et al., NeurIPS, arXiv:1910.12037", 2019, "-",
         _mutual_information, ("rmi_lam", "rmi_radius", "rmi_pool"), cross_entropy=False, sigmoid=True,
     ),
-    "ce+dice": FinetuningLoss("and Dice", "Milletari et al., 3DV, arXiv:1606.04797", 2016, "-", _dice, ("dice_weight",)),
+    "ce+dice": FinetuningLoss("cross-entropy and Dice", "Milletari et al., 3DV, arXiv:1606.04797", 2016, "-", _dice, ("dice_weight",)),
     "ohem": FinetuningLoss(
         "cross-entropy of the hard pixels", "Shrivastava et al., CVPR, arXiv:1604.03540", 2016, "-", _hard_pixels,
         ("ohem_probability", "ohem_share"), cross_entropy=False,
@@ -96,16 +98,16 @@ FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
 
 
 def check_options(loss: FinetuningLossConfig) -> None:
-    """Raise ValueError for an option that the loss does not read."""
-    for name in loss.given:
+    """Raise ValueError for an explicit option that the loss does not read."""
+    for name in loss.explicit:
         if name not in FINETUNING_LOSSES[loss.loss].options:
             readers = [other for other, row in FINETUNING_LOSSES.items() if name in row.options]
             raise ValueError(
-                f"{flag(name)} is given and --loss is {loss.loss}, which does not read it. Leave it out, or give --loss {' or '.join(readers)}."
+                f"{flag(name)} is {loss.explicit[name]}, and --loss {loss.loss} does not read it. Leave it out, or use --loss {' or '.join(readers)}."
             )
 
 
 def loss_terms(loss: FinetuningLossConfig, predicted: Predicted) -> tuple[Terms, dict[str, Tensor]]:
-    """The terms of a loss beside cross-entropy, and what else is worth logging."""
-    options = {name.split("_", 1)[1]: value for name, value in loss.given.items()}
+    """Return the terms of a loss beside cross-entropy, and further values to log."""
+    options = {name.split("_", 1)[1]: value for name, value in loss.explicit.items()}
     return FINETUNING_LOSSES[loss.loss].terms(predicted, **options)

@@ -1,13 +1,13 @@
-"""Projection and prediction heads, as the papers print them."""
+"""Projection and prediction heads as in the papers."""
 
 from torch import Tensor, nn
 
 
 def mlp(*widths: int, norm: bool = False, last_norm: str | None = None, dense: bool = False) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them, or 1x1 convolutions (dense); vectors (B, C), maps (B, C, h, w).
+    """Return linear layers of these widths with ReLU between them on vectors (B, C), or 1x1 convolutions on maps (B, C, h, w) (dense).
 
-    norm: BatchNorm before each ReLU. last_norm: behind the last layer, BatchNorm "scale" (SimCLR: no shift) or "plain" (SimSiam: neither
-    shift nor scale).
+    norm: BatchNorm before each ReLU. last_norm: BatchNorm after the last layer, "scale" (SimCLR: without shift) or "plain" (SimSiam:
+    without shift and scale).
     """
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(zip(widths, widths[1:]), 1):
@@ -24,10 +24,10 @@ def mlp(*widths: int, norm: bool = False, last_norm: str | None = None, dense: b
 
 
 def pooled(head: nn.Module) -> nn.Sequential:
-    """The head behind a global average pooling: (B, C, h, w) -> (B, E)."""
+    """Return the head after global average pooling: (B, C, h, w) -> (B, E)."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
-def cells(maps: Tensor) -> Tensor:
-    """The vectors of a map, row after row: (B, C, h, w) -> (B, h*w, C)."""
+def flatten_positions(maps: Tensor) -> Tensor:
+    """Return the vectors of a map row by row: (B, C, h, w) -> (B, h*w, C)."""
     return maps.flatten(2).transpose(1, 2)

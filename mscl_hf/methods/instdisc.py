@@ -1,42 +1,42 @@
-"""InstDisc: every image is a class of its own, whose weights are its remembered embedding."""
+"""InstDisc: every image is a class, with its embedding in a memory bank as the class weights."""
 
 import torch
 from torch import Tensor
 
-from ..losses import instance_nce, instance_softmax, nce_normaliser
+from ..losses import instance_nce, instance_softmax, nce_normalizer
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .bank import MemoryBank
 from .base import Method, feature_map
 from .heads import mlp, pooled
+from .memory import MemoryBank
 
 BANK_LOSSES = ("softmax", "nce")
 
 
 class InstanceLoss(torch.nn.Module):
-    """A bank's loss: the full softmax over all images, or the original's noise-contrastive estimate of it, with its normaliser."""
+    """A memory bank with its loss: softmax over all images, or noise-contrastive estimation (the original), with its normalizer."""
 
-    def __init__(self, images: int, dim: int, temperature: float, kind: str, draws: int):
+    def __init__(self, images: int, dim: int, temperature: float, loss_name: str, draws: int):
         super().__init__()
-        if kind not in BANK_LOSSES:
-            raise ValueError(f"--bank-loss is {kind!r}; choose one of {', '.join(BANK_LOSSES)}")
-        self.kind, self.temperature, self.draws = kind, temperature, draws
+        if loss_name not in BANK_LOSSES:
+            raise ValueError(f"--bank-loss is {loss_name!r}; expected one of {', '.join(BANK_LOSSES)}.")
+        self.loss_name, self.temperature, self.draws = kind, temperature, draws
         self.bank = MemoryBank(images, dim)
-        self.register_buffer("normaliser", torch.zeros(()))
-        self.normalised = False  # is it known that there is one? Asks the device only until there is
+        self.register_buffer("normalizer", torch.zeros(()))
+        self.has_normalizer = False  # avoids waiting for the device in every step
 
     def forward(self, vectors: Tensor, index: Tensor) -> Tensor:
-        """Unit vectors (B, E) of images index (B,) against the bank as it was before this batch."""
+        """Return the loss of unit vectors (B, E) of images index (B,) against the bank before this batch."""
         rows = self.bank.read()
-        if self.kind == "softmax":
+        if self.loss_name == "softmax":
             return instance_softmax(vectors, index, rows, self.temperature)
         draws = torch.randint(len(rows), (len(vectors), self.draws), device=rows.device)
-        normaliser, self.normalised = self.normaliser, self.normalised or bool(self.normaliser > 0)
-        if not self.normalised:
-            normaliser = nce_normaliser(vectors, index, rows, draws, self.temperature)
+        normalizer, self.has_normalizer = self.normalizer, self.has_normalizer or bool(self.normalizer > 0)
+        if not self.has_normalizer:
+            normalizer = nce_normalizer(vectors, index, rows, draws, self.temperature)
             if self.training:
-                self.normaliser.copy_(normaliser)
-        return instance_nce(vectors, index, rows, draws, normaliser, self.temperature)
+                self.normalizer.copy_(normalizer)
+        return instance_nce(vectors, index, rows, draws, normalizer, self.temperature)
 
 
 class InstDisc(Method):
@@ -61,19 +61,18 @@ class InstDisc(Method):
         nce_draws: int = 4096,
         proximal: float = 0.0,
     ):
-        """images: how many there are. bank_loss: softmax, or nce as in the paper. proximal: weight of |v - m|^2 (the paper has 30, the
-        release none)."""
+        """images: rows of the bank. bank_loss: softmax, or nce as in the paper. proximal: weight of |v - m|^2 (paper: 30, release: 0)."""
         super().__init__(network)
         self.proximal = proximal
         self.head = pooled(mlp(self.channels(), embed_dim))
         self.instance = InstanceLoss(images, embed_dim, temperature, bank_loss, nce_draws)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+        """Return unit vectors (B, E)."""
+        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
-    def forward(self, image: Tensor, index: Tensor, **rest) -> dict[str, Tensor]:
-        """image (B, 3, H, W) uint8; index (B,): which image of the data each is."""
+    def forward(self, image: Tensor, index: Tensor, **_) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8; index (B,): numbers of the images in the data set."""
         vectors = self.embed(image)
         loss = self.instance(vectors, index)
         if self.proximal:

@@ -1,4 +1,4 @@
-"""MoCo: an instance must be found among keys of earlier batches, which a slowly moving encoder made."""
+"""MoCo: contrast images with the keys of a momentum encoder, in a queue of earlier batches."""
 
 from torch import Tensor
 
@@ -8,11 +8,11 @@ from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
 from .heads import mlp, pooled
-from .queue import Queue
-from .teacher import TaughtMethod, Teacher
+from .memory import Queue
+from .teacher import EMATeacher, EMATeacherMethod
 
 
-class _MoCo(TaughtMethod):
+class _MoCo(EMATeacherMethod):
     views = "two_crop"
     labels = "no"
     transfers = "backbone"
@@ -27,21 +27,21 @@ class _MoCo(TaughtMethod):
         queue_size: int,
         ema_momentum: float,
     ):
-        """hidden: widths of the head's hidden layers, None = the backbone's."""
+        """hidden: widths of the head's hidden layers; None = the backbone's width."""
         super().__init__(network)
         self.temperature, self.ema_momentum = temperature, ema_momentum
         channels = self.channels()
         self.head = pooled(mlp(channels, *(width or channels for width in hidden), embed_dim))
-        self.teacher = Teacher(self.student())
+        self.teacher = EMATeacher(self.student())
         self.queue = Queue(queue_size, embed_dim)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+        """Return unit vectors (B, E)."""
+        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
-    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
+    def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8: queries and keys."""
-        queries, keys = self.embed(view1), unit(self.teacher(self.normalise(view2)))
+        queries, keys = self.embed(view1), unit(self.teacher(self.normalize(view2)))
         loss = info_nce(queries, keys, self.queue.read(), self.temperature)
         if self.training:
             self.queue.write(gather_rows(keys)[0])
@@ -52,7 +52,7 @@ class _MoCo(TaughtMethod):
 
 
 class MoCoV1(_MoCo):
-    """A linear head, temperature 0.07, MoCo's first colours."""
+    """MoCo with a linear head, temperature 0.07 and the first color distortion."""
 
     title = "MoCo v1"
     paper = "He et al., CVPR, arXiv:1911.05722"
@@ -71,7 +71,7 @@ class MoCoV1(_MoCo):
 
 
 class MoCoV2(_MoCo):
-    """A head of two layers, temperature 0.2, blur and milder colours, as SimCLR had shown."""
+    """MoCo with a head of two layers, temperature 0.2, blur and SimCLR's weaker color distortion."""
 
     title = "MoCo v2"
     paper = "Chen et al., arXiv:2003.04297"

@@ -1,4 +1,4 @@
-"""Multi-scale contrast learning: the 2025 paper's method, L = L_g + L_l + L_p on an image and its colour-enhanced copy."""
+"""Multi-scale contrast learning, the method of the 2025 paper: global, local and pixel contrast of an image and its enhanced copy."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,12 @@ from ..losses import MultiScaleLoss, labels_at, sample_pixels
 from ..losses.gather import gather_rows
 from ..models.modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
 from .base import Method
-from .queue import Queue
+from .heads import flatten_positions
+from .memory import Queue
 
 
 class MSCL(Method):
-    """Contrast of whole images, of local blocks and of labelled pixels, each with a head of its own.
+    """Contrast of whole images, of blocks and of labelled pixels, each with a head of its own.
 
     Unlabelled images of a batch take part in the global and the local loss only.
     """
@@ -22,11 +23,11 @@ class MSCL(Method):
     year = 2025
     views = "pair"
     geometry = "crops"
-    pixel_layers = 1  # so thin that the decoder itself must tell the classes apart
-    labels = "with p"
+    pixel_layers = 1  # a thin head leaves the separation of classes to the decoder
+    labels = "with the pixel loss"
     bn_views = "joint"
     transfers = "backbone, decoder"
-    state = "queue, if asked for"
+    state = "queue with --queue-size"
     heads = ("global", "local", "pixel")
 
     @classmethod
@@ -51,10 +52,10 @@ class MSCL(Method):
         enhanced_mask: Tensor,
         labelled: Tensor,
         boxes: Tensor | None = None,
-        **rest,
+        **_,
     ) -> dict[str, Tensor]:
-        """image, enhanced (B, 3, H, W) in levels of 0 to 255; mask, enhanced_mask (B, H, W), 255 = ignored; labelled (B',): places
-        of the images whose masks count; boxes (B, 2, 4), the part that both views show, in 0..1 of each; None: both show the same crop."""
+        """image, enhanced (B, 3, H, W) in [0, 255]; mask, enhanced_mask (B, H, W), 255 = ignored; labelled (B',): indices of the labelled
+        images; boxes (B, 2, 4): the part that both views show, in [0, 1] of each; None: both show the same crop."""
         a, b = self._embed(image, enhanced, boxes, labelled)
         labels = enhanced_labels = None
         if "pixel" in self.loss.heads:
@@ -67,27 +68,27 @@ class MSCL(Method):
         return terms
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        """Those of every head that trains."""
-        out = self.network(self.normalise(image))
-        spaces = {"backbone": out.feature_maps[-1].flatten(2).transpose(1, 2)}
+        """Return the embeddings of the backbone and of every head that is trained."""
+        out = self.network(self.normalize(image))
+        spaces = {"backbone": flatten_positions(out.feature_maps[-1])}
         for name in ("global", "local", "pixel"):
             head, vectors = getattr(self.network, f"{name}_head"), getattr(out, f"{name}_embeds")
             if head is not None and all(p.requires_grad for p in head.parameters()):
-                spaces[name] = vectors.flatten(2).transpose(1, 2) if vectors.dim() == 4 else vectors
+                spaces[name] = flatten_positions(vectors) if vectors.dim() == 4 else vectors
         return spaces
 
     def _pixels(self, embeds: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (B', E, h, w) and masks (B', S, S) -> those of the pixels to contrast: (B', N, E), (B', N)."""
+        """Return the embeddings (B', N, E) and labels (B', N) of the pixels to contrast, from maps (B', E, h, w) and masks (B', S, S)."""
         labels = labels_at(masks, embeds.shape[-2:], self.loss.label_downsampling)
-        vectors = embeds.flatten(2).transpose(1, 2)
+        vectors = flatten_positions(embeds)
         if self.loss.pixel_sample == "all" or not len(labels):
             return vectors, labels
-        places, labels = sample_pixels(labels, self.loss.pixel_sample, self.loss.pixel_count)
-        return vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[2])), labels
+        positions, labels = sample_pixels(labels, self.loss.pixel_sample, self.loss.pixel_count)
+        return vectors.gather(1, positions[..., None].expand(-1, -1, vectors.shape[2])), labels
 
     def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor | None, labelled: Tensor) -> tuple[dict, dict]:
-        """Embeddings of both views by head, through one forward (joint batch statistics) or one forward each."""
-        views = [self.normalise(image), self.normalise(enhanced)]
+        """Return the embeddings of both views by head, from one forward pass (joint batch statistics) or one each."""
+        views = [self.normalize(image), self.normalize(enhanced)]
         heads, count = self.loss.heads, len(image)
         pairs = [None, None] if boxes is None else [boxes[:, 0], boxes[:, 1]]
         if self.network.config.bn_views == "joint":
@@ -100,5 +101,5 @@ class MSCL(Method):
 
 
 def _by_head(out: MsclPreTrainingOutput) -> dict[str, Tensor]:
-    found = {"global": out.global_embeds, "local": out.local_embeds, "pixel": out.pixel_embeds}
-    return {head: value for head, value in found.items() if value is not None}
+    embeds = {"global": out.global_embeds, "local": out.local_embeds, "pixel": out.pixel_embeds}
+    return {head: value for head, value in embeds.items() if value is not None}

@@ -1,4 +1,4 @@
-"""No pre-training here: the controls of every comparison."""
+"""Controls without pre-training: random weights, and timm's weights."""
 
 from torch import Tensor
 
@@ -6,9 +6,9 @@ from .base import Method
 
 
 class NoPreTraining(Method):
-    """The network as it was initialised, saved by the same code as a pre-trained one."""
+    """The network with its initial weights, saved like a pre-trained one."""
 
-    title = "random initialisation"
+    title = "random initialization"
     paper = "-"
     year = None
     views = "pair"
@@ -18,11 +18,11 @@ class NoPreTraining(Method):
     trains = False
 
     def forward(self, **batch) -> dict[str, Tensor]:
-        raise RuntimeError("this method has no loss: it is saved after zero steps")
+        raise RuntimeError("a method that does not train has no loss")
 
 
 class ImageNet(NoPreTraining):
-    """The backbone as timm has it pre-trained: from the Hub, or from the file that --backbone-weights names."""
+    """The backbone with timm's pre-trained weights, from the Hub or from the file --backbone-weights."""
 
     title = "timm's pre-trained weights"
     paper = "Wightman, pytorch-image-models"

@@ -1,4 +1,4 @@
-"""The methods by name. To add one: a file beside this one, a line in METHODS, and its name in `PretrainRun.method` (config/__init__.py)."""
+"""The methods by name. To add one: a module in this folder, a row in METHODS, and its name in `PretrainRun.method` (config/__init__.py)."""
 
 from ..messages import flag
 from .base import Method
@@ -41,30 +41,30 @@ METHODS: dict[str, type[Method]] = {
 
 
 def stages_of(name: str) -> list[type[Method]]:
-    """The methods that train the network, one after another; the last one is that of the name."""
+    """Return the methods that train the network one after another; the last one has the name."""
     method_cls = METHODS[name]
     return [stage for stage in (method_cls.first_stage, method_cls) if stage]
 
 
 def table() -> list[tuple[str, ...]]:
-    """The registry in rows, the first one its header."""
-    rows = [("name", "method", "paper", "year", "views", "labels", "transfers", "state")]
+    """Return the rows of the registry, first the header."""
+    rows = [("name", "method", "paper", "year", "views", "reads masks", "trains", "state")]
     for name, m in METHODS.items():
         rows.append((name, m.title, m.paper, str(m.year or "-"), m.views if m.trains else "-", m.labels, m.transfers, m.state))
     return rows
 
 
 def option_table() -> list[tuple[str, ...]]:
-    """The flags that each method reads and their defaults in rows; None: derived from the backbone's width."""
+    """Return the flags that each method reads and their defaults in rows, first the header; auto: derived from the network."""
     rows = [("name", "preset", "batch statistics", "flags (default)")]
     for name, m in METHODS.items():
-        flags = [f"{flag(key)} ({value})" for key, value in defaults_of(m).items() if key not in ("images", "loss")]
+        flags = [f"{flag(key)} ({'auto' if value is None else value})" for key, value in defaults_of(m).items() if key != "images"]
         if m.trains:
-            rows.append((name, m.preset or "-", m.bn_views or "-", ", ".join(flags) or "those of mscl"))
+            rows.append((name, m.preset or "-", m.bn_views or "-", ", ".join(flags) or "the options of the loss"))
     return rows
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table: `python -c "from mscl_hf.methods import markdown, table; print(markdown(table()))"`."""
+    """Return rows as a Markdown table: `python -c "from mscl_hf.methods import markdown, table; print(markdown(table()))"`."""
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], *((f"`{name}`", *cells) for name, *cells in rows[1:])]]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -1,4 +1,4 @@
-"""Fine-tuning: the supervised stage, in the same shape as a pre-training method."""
+"""Fine-tuning on labelled images, with the interface of a pre-training method."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from .finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss
 
 
 class SegmentationTraining(Method):
-    """A loss on the labelled pixels plus the auxiliary head's cross-entropy. "ce" is the loss of `MsclForSemanticSegmentation` itself."""
+    """A loss of the labelled pixels plus the cross-entropy of the auxiliary head; "ce" is the loss of `MsclForSemanticSegmentation`."""
 
     title = "fine-tuning"
     paper = "-"
@@ -27,13 +27,13 @@ class SegmentationTraining(Method):
         self.loss = loss or FinetuningLossConfig()
         check_options(self.loss)
         self.row = FINETUNING_LOSSES[self.loss.loss]
-        # One row, since weight decay is for what has more dimensions; equal weights at first.
+        # One dimension, since weight decay applies to parameters with more; zeros give equal weights.
         count = 2 * network.config.num_labels * len(SIZES)
         self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
 
-    def forward(self, image: Tensor, mask: Tensor, **rest) -> dict[str, Tensor]:
-        """image (B, 3, S, S) in levels of 0 to 255, mask (B, S, S) with 255 = ignored."""
-        network, pixels, labels = self.network, self.normalise(image), mask.long()
+    def forward(self, image: Tensor, mask: Tensor, **_) -> dict[str, Tensor]:
+        """image (B, 3, S, S) in [0, 255], mask (B, S, S) with 255 = ignored."""
+        network, pixels, labels = self.network, self.normalize(image), mask.long()
         if self.loss.loss == "ce":
             return {"loss": network(pixels, labels=labels).loss}
         logits, auxiliary = network.both_logits(pixels)

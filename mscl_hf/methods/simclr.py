@@ -1,4 +1,4 @@
-"""SimCLR: two crops of an image must find each other among those of the other images of the batch."""
+"""SimCLR: contrast two crops of an image with those of the other images of the batch."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from .heads import mlp, pooled
 
 
 class SimCLR(Method):
-    """A head of BatchNormed layers, the last one without shift, and NT-Xent over the 2B vectors."""
+    """A head with BatchNorm, in the last layer without shift, and NT-Xent over the 2B vectors."""
 
     title = "SimCLR"
     paper = "Chen et al., ICML, arXiv:2002.05709"
@@ -31,19 +31,19 @@ class SimCLR(Method):
         hidden_dim: int | None = None,
         head_layers: int = 2,
     ):
-        """hidden_dim: None = as wide as the backbone. head_layers: 2 as in the paper, 3 as in its second version."""
+        """hidden_dim: None = the backbone's width. head_layers: 2 as in the paper, 3 as in its second version."""
         super().__init__(network)
         self.temperature, channels = temperature, self.channels()
         hidden = [hidden_dim or channels] * (head_layers - 1)
         self.head = pooled(mlp(channels, *hidden, embed_dim, norm=True, last_norm="scale"))
 
     def embed(self, image: Tensor) -> Tensor:
-        """Unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalise(image))))
+        """Return unit vectors (B, E)."""
+        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
-    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
+    def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8."""
-        return {"loss": nt_xent(*self.both(self.embed, view1, view2), self.temperature)}
+        return {"loss": nt_xent(*self.encode_views(self.embed, view1, view2), self.temperature)}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         return super().embeddings(image) | {"projection": self.embed(image)}

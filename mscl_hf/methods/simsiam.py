@@ -1,4 +1,4 @@
-"""SimSiam: a predictor on one view, a stopped gradient on the other; no negatives, no second network."""
+"""SimSiam: a predictor on one view, a stopped gradient on the other; no negatives and no teacher."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from .heads import mlp, pooled
 
 
 class SimSiam(Method):
-    """Three projector layers of the backbone's width, and a predictor with a narrow middle whose learning rate stays constant."""
+    """A projector of three layers, and a predictor with a bottleneck and a constant learning rate."""
 
     title = "SimSiam"
     paper = "Chen & He, CVPR, arXiv:2011.10566"
@@ -32,13 +32,13 @@ class SimSiam(Method):
         self.predictor = mlp(width, hidden_dim or max(1, width // 4), width, norm=True)
 
     def project(self, image: Tensor) -> Tensor:
-        """(B, E), of any length."""
-        return self.projector(feature_map(self.parts(), self.normalise(image)))
+        """Return embeddings (B, E) of any length."""
+        return self.projector(feature_map(self.parts(), self.normalize(image)))
 
-    def forward(self, view1: Tensor, view2: Tensor, **rest) -> dict[str, Tensor]:
-        """view1, view2 (B, 3, H, W) uint8: -1 .. 1."""
-        z1, z2 = self.both(self.project, view1, view2)
-        p1, p2 = self.both(self.predictor, z1, z2)
+    def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
+        """Return the loss, in [-1, 1], of view1, view2 (B, 3, H, W) uint8."""
+        z1, z2 = self.encode_views(self.project, view1, view2)
+        p1, p2 = self.encode_views(self.predictor, z1, z2)
         return {"loss": -(cosine_to_target(p1, z2) + cosine_to_target(p2, z1)) / 2}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""An encoder that follows another one as its exponential moving average (MoCo, He et al., CVPR 2020; Mean Teacher before it)."""
+"""EMA teacher: an exponential moving average of an encoder (MoCo, He et al., CVPR 2020; Mean Teacher before it)."""
 
 import copy
 import math
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from .base import Method, feature_map
 
 
-class Teacher(nn.Module):
-    """A copy of a student's parts by name: those of `Method.parts`, and its heads. No gradient, batch statistics of its own.
+class EMATeacher(nn.Module):
+    """A copy of a student's parts by name: those of `Method.parts`, and its heads. It has no gradient and its own batch statistics.
 
-    Only parameters are averaged (BatchNorm's running statistics are each network's own). It moves after the optimizer step; MoCo's
-    release moves it before the keys are made, which from equal weights is the same sequence of teachers.
+    Only parameters are averaged, not BatchNorm's running statistics. The update follows the optimizer step; MoCo's release updates before
+    it computes the keys, which from equal weights is the same sequence of teachers.
     """
 
     def __init__(self, student: dict[str, nn.Module]):
@@ -23,38 +23,38 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
-        """The map (B, C, h, w) of normalised images."""
+        """Return the feature map (B, C, h, w) of normalized images."""
         return feature_map(self.parts, image)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """What the part "head" makes of that map."""
+        """Return the output of the part "head" for normalized images."""
         return self.parts["head"](self.features(image))
 
     @torch.no_grad()
-    def follow(self, student: dict[str, nn.Module], momentum: float) -> None:
+    def update(self, student: dict[str, nn.Module], momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student"""
-        own, other = list(self.parts.parameters()), list(nn.ModuleDict(student).parameters())
-        torch._foreach_mul_(own, momentum)
-        torch._foreach_add_(own, other, alpha=1 - momentum)
+        averages, parameters = list(self.parts.parameters()), list(nn.ModuleDict(student).parameters())
+        torch._foreach_mul_(averages, momentum)
+        torch._foreach_add_(averages, parameters, alpha=1 - momentum)
 
 
 def cosine_momentum(start: float, done: float) -> float:
-    """From start to 1 along half a cosine (BYOL, Grill et al., NeurIPS 2020)."""
+    """Return the momentum from `start` to 1 along half a cosine, at the share of training done (BYOL, Grill et al., NeurIPS 2020)."""
     return 1 - (1 - start) * (math.cos(math.pi * done) + 1) / 2
 
 
-class TaughtMethod(Method):
-    """A method with a `teacher` of its `student()`, which follows after every optimizer step by `ema_momentum`."""
+class EMATeacherMethod(Method):
+    """A method with an EMA `teacher` of its `student()`, updated after every optimizer step with momentum `ema_momentum`."""
 
-    momentum_rises: ClassVar[bool] = False  # to 1 at the end of training, from ema_momentum
+    momentum_rises: ClassVar[bool] = False  # from ema_momentum to 1 at the end of training
     head: nn.Module
-    teacher: Teacher
+    teacher: EMATeacher
     ema_momentum: float
 
     def student(self) -> dict[str, nn.Module]:
-        """What the teacher follows."""
+        """Return the modules that the teacher averages."""
         return {**self.parts(), "head": self.head}
 
     def after_step(self, done: float) -> None:
-        self.teacher.follow(self.student(), cosine_momentum(self.ema_momentum, done) if self.momentum_rises else self.ema_momentum)
+        self.teacher.update(self.student(), cosine_momentum(self.ema_momentum, done) if self.momentum_rises else self.ema_momentum)

@@ -1,4 +1,4 @@
-"""Contrast of labelled pixels within an image, across two, or over the batch: what L_p of the 2025 paper comes from."""
+"""Zhao et al.: contrast of labelled pixels within an image, across two, or over the batch; the origin of L_p of the 2025 paper."""
 
 from dataclasses import asdict
 from typing import ClassVar
@@ -13,9 +13,9 @@ VARIANTS = {"published": MultiScaleLoss, "released": ReleasedPixelLoss}
 
 
 class _Zhao(MSCL):
-    """The network's pixel head and `MultiScaleLoss` with its pixel options (temperature: pixel_temperature); only `losses` and the scope are fixed.
+    """MSCL with the pixel loss only, in a fixed scope; its options are the pixel options of `MultiScaleLoss`.
 
-    Within images, pixels of different images are never compared: the paper fine-tunes the whole network afterwards, and so must you.
+    With scope "within", pixels of different images are never compared: fine-tune the whole network afterwards, as in the paper.
     """
 
     paper = "Zhao et al., ICCV, arXiv:2012.06985"
@@ -36,34 +36,35 @@ class _Zhao(MSCL):
         return True
 
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None, variant: str = "published"):
-        """loss: with the options of the pixel loss. variant: "published" or "released", see `losses.pixel_contrast`, `losses.released`."""
+        """loss: the options of the pixel loss. variant: "published" (`losses.pixel_contrast`) or "released" (`losses.released`)."""
         name, default, loss = f"--method zhao_{self.scope}", MultiScaleLoss(), loss or MultiScaleLoss()
         variants = tuple(VARIANTS) if self.scope != "batch" else ("published",)
         if variant not in variants:
-            raise ValueError(f"--variant is {variant!r}; expected {' or '.join(variants)} for {name}.")
+            raise ValueError(f"--variant is {variant}; expected {' or '.join(variants)} with {name}.")
         fixed = {"losses": "pixel", "pixel_scope": self.scope}
         for option, value in fixed.items():
-            if getattr(loss, option) not in (getattr(default, option), value):
-                raise ValueError(f"{flag(option)} is {getattr(loss, option)}; expected {value} for {name}. Leave it out, or use --method mscl.")
+            current = getattr(loss, option)
+            if current not in (getattr(default, option), value):
+                raise ValueError(f"{flag(option)} is {current}; expected {value} with {name}. Leave it out, or use --method mscl.")
         super().__init__(network, VARIANTS[variant](**asdict(loss) | fixed))
 
 
 class ZhaoWithin(_Zhao):
-    """A pixel must find the pixels of its class in the enhanced copy of its own image."""
+    """Positives of a pixel are the pixels of its class in the enhanced copy of its image."""
 
     title = "Zhao et al., within an image"
     scope = "within"
 
 
 class ZhaoCross(_Zhao):
-    """And those of another image's copy, of which nothing else is read."""
+    """Positives are also the pixels of its class in the copy of another image, of which no negatives are used."""
 
     title = "Zhao et al., across two images"
     scope = "cross"
 
 
 class ZhaoBatch(_Zhao):
-    """All copies of the batch are one bag; Zhao et al. report it as worse than the other two."""
+    """The keys are the pixels of all copies of the batch; Zhao et al. report it as worse than the other two."""
 
     title = "Zhao et al., over the batch"
     scope = "batch"

@@ -78,7 +78,7 @@ def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Ten
 def features(method: Method, pixels: Tensor) -> Tensor:
     """Last backbone map (n, D, h, w) of images in levels of 0 to 255, on the CPU, in chunks of 8."""
     device = method.image_mean.device
-    maps = [method.network.backbone(method.normalise(chunk.to(device))).feature_maps[-1] for chunk in pixels.split(8)]
+    maps = [method.network.backbone(method.normalize(chunk.to(device))).feature_maps[-1] for chunk in pixels.split(8)]
     return torch.cat(maps).float().cpu()
 
 

@@ -73,7 +73,7 @@ def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tu
     chosen = torch.Generator().manual_seed(data.seed)
     xs, ys = [], []
     for batch in data.batches(0, batches, device=device):  # all of it on every process: each then starts from the same classifier
-        features = network.decoder(list(network.backbone(method.normalise(batch["image"])).feature_maps)).float()
+        features = network.decoder(list(network.backbone(method.normalize(batch["image"])).feature_maps)).float()
         labels = labels_at(batch["mask"], features.shape[-2:]).flatten()
         places = (labels != IGNORE).nonzero()[:, 0]
         places = places[torch.randperm(len(places), generator=chosen).to(device)[: max(1, MOST_CELLS // batches)]]

@@ -17,6 +17,7 @@ from ..config import TrainingConfig
 from ..config.launcher import lacks_processes
 from ..data.training_data import TrainingData
 from ..methods.base import Method
+from ..methods.memory import Memory
 from .sharding import sharded_copy
 
 
@@ -107,7 +108,7 @@ def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Opti
 
 def keep_memories_at_home(method: Method) -> None:
     """Queues and banks are written alike on all processes: DDP need not send them around in each step."""
-    alike = [f"{name}.{key}" for name, part in method.named_modules() if getattr(part, "same_everywhere", False) for key in part._buffers]
+    alike = [f"{name}.{key}" for name, part in method.named_modules() if isinstance(part, Memory) for key in part._buffers]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, alike)
 
 
@@ -131,19 +132,28 @@ def keep_freed_memory() -> None:
 
 
 class Buffers:
-    """Batch statistics and queues, which a forward pass changes: kept before a step, so that a bad one can be undone."""
+    """Batch statistics and memories, which a forward pass changes: kept before a step, so that a bad one can be undone."""
 
     def __init__(self, module: nn.Module):
-        self.live = list(module.buffers())
-        self.kept = [value.clone() for value in self.live]
+        self.memories = [part for part in module.modules() if isinstance(part, Memory)]
+        large = {id(memory.rows) for memory in self.memories}  # a memory copies only the rows that it overwrites
+        self.current = [value for value in module.buffers() if id(value) not in large]
+        self.kept = [value.clone() for value in self.current]
 
     @torch.no_grad()
     def keep(self) -> None:
-        torch._foreach_copy_(self.kept, self.live)
+        """Remember the present values."""
+        torch._foreach_copy_(self.kept, self.current)
+        for memory in self.memories:
+            memory.keep()
 
     @torch.no_grad()
     def restore(self) -> None:
-        torch._foreach_copy_(self.live, self.kept)
+        """Put back the values of the last `keep`."""
+        torch._foreach_copy_(self.current, self.kept)
+        for memory in self.memories:
+            memory.restore()
+
 
 def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """precision: fp32 or bf16; trackers write below folder."""

@@ -27,7 +27,7 @@ from mscl_hf.training.log import read_log
 from mscl_hf.training.setup import keep_freed_memory
 
 # What of a checkpoint is no weight: batch statistics, queues, banks.
-STATE = ("running_mean", "running_var", "num_batches_tracked", "rows", "pointer", "filled", "normaliser")
+STATE = ("running_mean", "running_var", "num_batches_tracked", "rows", "pointer", "filled", "normalizer")
 COLUMNS = ("cell", "method", "labels", "ms_per_step", "over_bare", "peak_mb", "handed_on_m", "heads_m", "teacher_m", "state_mb", "mean_iou",
            "seed", "commit", "machine")  # fmt: skip
 

@@ -78,7 +78,7 @@ def network_input(options, view):
     method = SegmentationTraining(tiny())
     images, names = [], []
     for batch in data.batches(0, 2):
-        images.append(method.normalise(batch["image"]) * method.image_std * 255 + method.image_mean * 255)
+        images.append(method.normalize(batch["image"]) * method.image_std * 255 + method.image_mean * 255)
         names += batch["name"]
     return torch.cat(images), names
 
@@ -135,7 +135,7 @@ def test_all_bits_reach_the_network():
     nothing = torch.tensor([[1.0, 0, 0] * SLOTS + [0.0] * (SIZE - 3 * SLOTS)])
     colors = coloured({"image": crop[None], "image_colour": nothing})["image"]
     assert colors.dtype == torch.float32 and (colors - crop).abs().max() < 1e-3
-    assert len(SegmentationTraining(tiny()).normalise(colors)[0, 0].mul(1e4).round().unique()) > 4000
+    assert len(SegmentationTraining(tiny()).normalize(colors)[0, 0].mul(1e4).round().unique()) > 4000
 
 
 @pytest.mark.parametrize("kind, preset", [("pair", None), ("two_crop", "simclr"), ("slices", "chaitanya"), ("copy_paste", "moco_v2")])

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from mscl_hf import losses
 from mscl_hf.config import FinetuningLossConfig
+from mscl_hf.config.contrast import SUBSETS
 from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses.info_nce import DENOMINATORS, GLOBAL_NEGATIVES, LOCAL_SCOPES
-from mscl_hf.losses.labels import LABEL_DOWN, PIXEL_SAMPLES
+from mscl_hf.losses.labels import LABEL_DOWNSAMPLING, PIXEL_SAMPLES
 from mscl_hf.losses.pixel_contrast import ANCHOR_WEIGHTS, REDUCTIONS, SCOPES
 from mscl_hf.losses.pixel_contrast import DENOMINATORS as PIXEL_DENOMINATORS
 from mscl_hf.losses.slices import REGIONS
-from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, Predicted
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, Predicted, loss_terms
 
 SEEDS = st.integers(0, 999)
 LABEL_SETS = ("ignored", "one class", "one pixel", "two classes", "any", "all different")
@@ -43,7 +44,7 @@ def labels_of(kind: str, shape: tuple, classes: int, seed: int) -> torch.Tensor:
 
 
 def vectors_of(kind: str, shape: tuple, seed: int, dtype=torch.float32) -> torch.Tensor:
-    """Leaves of a graph: unit vectors, or zero ones, as a dead head gives them."""
+    """Return leaves of a graph: unit vectors, or zero ones, as from a dead head."""
     found = F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
     if kind == "equal":
         found = found[(0,) * (len(shape) - 1)].expand(shape).clone()
@@ -68,14 +69,14 @@ LABELS = {"labels": st.sampled_from(LABEL_SETS), "seed": SEEDS}
 
 @fuzzed(name=st.sampled_from(sorted(FINETUNING_LOSSES)), shape=SHAPES, size=st.sampled_from([0.0, 1.0, 30.0, 3e4]), dtype=DTYPES, **LABELS)
 def test_finetuning_losses(name, shape, size, dtype, labels, seed):
-    """Whatever is labelled, on maps of any size (a map below a window of RMI is refused), by logits as large as they come."""
+    """Labels, map sizes and logits of any size give a finite loss; RMI rejects a map smaller than its window."""
     batch, classes, height, width = shape
     logits = (vectors_of("any", shape, seed) * size).detach().to(dtype).requires_grad_()
     full = F.interpolate(logits, (2 * height, 3 * width), mode="bilinear")
     sizes = torch.zeros(2, classes, 3, requires_grad=True) if FINETUNING_LOSSES[name].learns_sizes else None
     target = labels_of(labels, (batch, 2 * height, 3 * width), classes, seed)
     with stated():
-        terms, _ = FinetuningLossConfig(loss=name).terms(Predicted(logits, full, target, 0.5, sizes))
+        terms, _ = loss_terms(FinetuningLossConfig(loss=name), Predicted(logits, full, target, 0.5, sizes))
         assert terms or name == "ce"
         if terms:
             check_loss(sum(weight * value for weight, value in terms.values()), logits, *([sizes] if sizes is not None else []))
@@ -85,27 +86,27 @@ def test_finetuning_losses(name, shape, size, dtype, labels, seed):
 def contrasts(draw) -> dict:
     """Options of the three scales together."""
     choices = {"negatives": GLOBAL_NEGATIVES, "local_scope": LOCAL_SCOPES, "pixel_scope": (None, *SCOPES), "denominator": DENOMINATORS}
-    choices |= {"pixel_denominator": PIXEL_DENOMINATORS, "reduce": REDUCTIONS, "anchor_weight": ANCHOR_WEIGHTS}
-    choices |= {"losses": losses.LOSS_SUBSETS, "loss_precision": ("fp32", "bf16"), "symmetric": (False, True)}
+    choices |= {"pixel_denominator": PIXEL_DENOMINATORS, "pixel_reduction": REDUCTIONS, "anchor_weight": ANCHOR_WEIGHTS}
+    choices |= {"losses": SUBSETS, "loss_precision": ("fp32", "bf16"), "symmetric": (False, True)}
     found = {name: draw(st.sampled_from(known)) for name, known in choices.items()}
     found |= {name: draw(TEMPERATURES) for name in ("global_temperature", "local_temperature", "pixel_temperature")}
     return found | {"exclude_classes": draw(st.lists(st.integers(0, 4), max_size=5, unique=True))}
 
 
-@fuzzed(options=contrasts(), kind=st.sampled_from([losses.MultiScaleLoss, losses.ReleasedPixelLoss]),
+@fuzzed(options=contrasts(), loss_cls=st.sampled_from([losses.MultiScaleLoss, losses.ReleasedPixelLoss]),
         shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4)), vectors=st.sampled_from(VECTORS),
         past=st.sampled_from([None, 0, 5]), **LABELS)  # fmt: skip
-def test_scales(options, kind, shape, vectors, past, labels, seed):
-    """Global, local and pixel contrast in every combination: refused (for want of images, say), or finite."""
+def test_scales(options, loss_cls, shape, vectors, past, labels, seed):
+    """Global, local and pixel contrast in every combination are finite, or rejected (with one image, for example)."""
     images, labelled, pixels, classes = shape
     image, enhanced = (
         {head: vectors_of(vectors, (count, *many, 8), seed + more) for head, count, many in
-         (("g", images, ()), ("l", images, (4,)), ("p", labelled, (pixels,)))}
+         (("global", images, ()), ("local", images, (4,)), ("pixel", labelled, (pixels,)))}
         for more in (0, 1)
     )  # fmt: skip
     first, second = (labels_of(labels, (labelled, pixels), classes, seed + more) for more in (0, 1))
     with stated():
-        loss = kind(**options)
+        loss = loss_cls(**options)
         terms = loss(image, enhanced, first, second, None if past is None else vectors_of(vectors, (past, 8), seed).detach())
         assert all(value.isfinite() for value in terms.values())
         check_loss(terms["loss"], *image.values(), *enhanced.values())
@@ -113,26 +114,26 @@ def test_scales(options, kind, shape, vectors, past, labels, seed):
 
 def single_losses(vectors: str, labels: str, seed: int, temperature: float, dtype) -> dict:
     """The other losses, each a function of two leaves (B, N, E)."""
-    chance = torch.Generator().manual_seed(seed)
-    batch, cells, width = 2, 9, 4
-    mask = labels_of(labels, (2, batch, cells), 2, seed) == 1
+    generator = torch.Generator().manual_seed(seed)
+    batch, positions, width = 2, 9, 4
+    mask = labels_of(labels, (2, batch, positions), 2, seed) == 1
     match = mask[0, :, :, None] & mask[1, :, None, :]
-    rows, draws = torch.randint(0, 6, (batch,), generator=chance), torch.randint(0, 6, (batch, 3), generator=chance)
+    rows, draws = torch.randint(0, 6, (batch,), generator=generator), torch.randint(0, 6, (batch, 3), generator=generator)
     bank = vectors_of(vectors, (6, width), seed + 2).detach()
-    partition, volume = labels_of(labels, (2, batch * cells), 3, seed)
-    regions = F.normalize(torch.randn(batch, len(REGIONS), width, generator=chance), dim=2)
+    partition, volume = labels_of(labels, (2, batch * positions), 3, seed)
+    regions = F.normalize(torch.randn(batch, len(REGIONS), width, generator=generator), dim=2)
 
     def slices(across: bool):
         return lambda a, b: losses.slice_contrast(torch.stack([a, b], 2).flatten(0, 1), partition, volume, temperature, across)
 
     def nce(a, b):
-        normaliser = losses.nce_normaliser(a[:, 0], rows, bank, draws, temperature)
-        return losses.instance_nce(a[:, 0], rows, bank, draws, normaliser, temperature)
+        normalizer = losses.nce_normalizer(a[:, 0], rows, bank, draws, temperature)
+        return losses.instance_nce(a[:, 0], rows, bank, draws, normalizer, temperature)
 
     return {
         "cosine": lambda a, b: losses.cosine_to_target(a.flatten(0, 1), b.flatten(0, 1)),
-        "dense": lambda a, b: losses.dense_contrast(a, b, losses.most_alike(a, b), bank.to(a.dtype), temperature),
-        "dense alone": lambda a, b: losses.dense_contrast(a, b, losses.most_alike(a, b), bank[:0].to(a.dtype), temperature),
+        "dense": lambda a, b: losses.dense_contrast(a, b, losses.nearest_positions(a, b), bank.to(a.dtype), temperature),
+        "dense alone": lambda a, b: losses.dense_contrast(a, b, losses.nearest_positions(a, b), bank[:0].to(a.dtype), temperature),
         "foreground": lambda a, b: losses.foreground_contrast(a, b, *mask, temperature),
         "foreground of the query": lambda a, b: losses.foreground_contrast(a, b, *mask, temperature, "query"),
         "foreground's mean": lambda a, b: losses.foreground_mean(a, mask[0]).sum(),
@@ -160,7 +161,7 @@ def test_other_losses(name, vectors, temperature, dtype, labels, seed):
 
 
 @fuzzed(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), full=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-        how=st.sampled_from(LABEL_DOWN), sample=st.sampled_from(PIXEL_SAMPLES[1:]), count=st.integers(1, 30), **LABELS)  # fmt: skip
+        how=st.sampled_from(LABEL_DOWNSAMPLING), sample=st.sampled_from(PIXEL_SAMPLES[1:]), count=st.integers(1, 30), **LABELS)  # fmt: skip
 def test_labels_at_a_map(size, full, how, sample, count, labels, seed):
     """No label appears that was not there, and what is drawn are pixels of their labels, none of them twice."""
     there = labels_of(labels, (2, *full), 4, seed)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from mscl_hf.config import parse_losses
-from mscl_hf.losses import LOSS_SUBSETS, MultiScaleLoss, global_contrast, local_contrast, pixel_contrast, sample_pixels
-from mscl_hf.methods.queue import Queue
+from mscl_hf.config.contrast import SUBSETS
+from mscl_hf.losses import MultiScaleLoss, global_contrast, local_contrast, pixel_contrast, sample_pixels
+from mscl_hf.methods.memory import Queue
 
 
 def unit(*shape, seed=0):
@@ -19,24 +20,24 @@ def labels_of(*shape, seed=0):
 
 
 def embeddings(seed):
-    return {"g": unit(4, 5, seed=seed), "l": unit(4, 4, 5, seed=seed + 1), "p": unit(3, 6, 5, seed=seed + 2)}
+    return {"global": unit(4, 5, seed=seed), "local": unit(4, 4, 5, seed=seed + 1), "pixel": unit(3, 6, 5, seed=seed + 2)}
 
 
-@pytest.mark.parametrize("losses", LOSS_SUBSETS)
+@pytest.mark.parametrize("losses", SUBSETS)
 def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
     """Seven names; each computes its own terms only, and needs labels exactly when it holds p."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
     loss = MultiScaleLoss(losses, global_weight=2, local_weight=0.5, pixel_weight=3, pixel_scope="within")
     heads = losses.split("+")
     image, enhanced = ({h: x[h].requires_grad_() for h in heads} for x in (image, enhanced))
-    if "p" in heads:
-        with pytest.raises(ValueError, match="needs labels"):
+    if "pixel" in heads:
+        with pytest.raises(ValueError, match="no masks"):
             loss(image, enhanced, None)
-    terms = loss(image, enhanced, labels if "p" in heads else None)
-    pixel = pixel_contrast(image["p"], enhanced["p"], labels) if "p" in heads else None
-    single = {"g": lambda: global_contrast(image["g"], enhanced["g"]), "l": lambda: local_contrast(image["l"], enhanced["l"])}
-    single["p"] = lambda: pixel.loss
-    assert terms["loss"].item() == pytest.approx(sum({"g": 2, "l": 0.5, "p": 3}[h] * single[h]().item() for h in heads))
+    terms = loss(image, enhanced, labels if "pixel" in heads else None)
+    pixel = pixel_contrast(image["pixel"], enhanced["pixel"], labels) if "pixel" in heads else None
+    single = {"global": lambda: global_contrast(image["global"], enhanced["global"]), "local": lambda: local_contrast(image["local"], enhanced["local"])}
+    single["pixel"] = lambda: pixel.loss
+    assert terms["loss"].item() == pytest.approx(sum({"global": 2, "local": 0.5, "pixel": 3}[h] * single[h]().item() for h in heads))
     assert set(terms) == {"loss", *(f"loss_{h}" for h in heads), *(("floor_pixel", "excess_pixel") if pixel else ())}
     assert terms["loss"].requires_grad and not any(v.requires_grad for k, v in terms.items() if k != "loss")
     if pixel:
@@ -45,76 +46,75 @@ def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
 
 def test_weights_are_small_beside_the_pixel_loss_only():
     """By default g and l weigh a tenth of p, and all of themselves without it; a given weight is kept."""
-    weights = {losses: (loss.global_weight, loss.local_weight, loss.pixel_weight) for losses in LOSS_SUBSETS for loss in [MultiScaleLoss(losses)]}
-    assert {losses: w for losses, w in weights.items() if "p" in losses} == dict.fromkeys(("p", "g+p", "l+p", "g+l+p"), (0.1, 0.1, 1.0))
-    assert {losses: w for losses, w in weights.items() if "p" not in losses} == dict.fromkeys(("g", "l", "g+l"), (1.0, 1.0, 1.0))
+    weights = {losses: (loss.global_weight, loss.local_weight, loss.pixel_weight) for losses in SUBSETS for loss in [MultiScaleLoss(losses)]}
+    assert weights == {losses: (0.1, 0.1, 1.0) if "pixel" in losses else (1.0, 1.0, 1.0) for losses in SUBSETS}
     assert MultiScaleLoss("g", global_weight=0.1).global_weight == 0.1 and MultiScaleLoss("g+p", global_weight=0.0).global_weight == 0
 
 
 OPTIONS = [
-    ("g", "global_temperature", 0.3, {"temperature": 0.3}),
-    ("g", "negatives", "ntxent", {"negatives": "ntxent"}),
-    ("g", "denominator", "literal", {"denominator": "literal"}),
-    ("g", "symmetric", True, {"symmetric": True}),
-    ("l", "local_temperature", 0.3, {"temperature": 0.3}),
-    ("l", "local_scope", "image", {"scope": "image"}),
-    ("l", "local_scope", "others", {"scope": "others"}),
-    ("l", "denominator", "literal", {"denominator": "literal"}),
-    ("l", "symmetric", True, {"symmetric": True}),
-    ("p", "pixel_temperature", 0.3, {"temperature": 0.3}),
-    ("p", "pixel_scope", "batch", {"scope": "batch"}),
-    ("p", "pixel_denominator", "neg", {"denominator": "neg"}),
-    ("p", "reduce", "in", {"reduce": "in"}),
-    ("p", "anchor_weight", "class", {"anchor_weight": "class"}),
-    ("p", "exclude_classes", [0], {"exclude_classes": (0,)}),
+    ("global", "global_temperature", 0.3, {"temperature": 0.3}),
+    ("global", "negatives", "ntxent", {"negatives": "ntxent"}),
+    ("global", "denominator", "literal", {"denominator": "literal"}),
+    ("global", "symmetric", True, {"symmetric": True}),
+    ("local", "local_temperature", 0.3, {"temperature": 0.3}),
+    ("local", "local_scope", "image", {"scope": "image"}),
+    ("local", "local_scope", "others", {"scope": "others"}),
+    ("local", "denominator", "literal", {"denominator": "literal"}),
+    ("local", "symmetric", True, {"symmetric": True}),
+    ("pixel", "pixel_temperature", 0.3, {"temperature": 0.3}),
+    ("pixel", "pixel_scope", "batch", {"scope": "batch"}),
+    ("pixel", "pixel_denominator", "neg", {"denominator": "neg"}),
+    ("pixel", "pixel_reduction", "in", {"reduction": "in"}),
+    ("pixel", "anchor_weight", "class", {"anchor_weight": "class"}),
+    ("pixel", "exclude_classes", [0], {"exclude_classes": (0,)}),
 ]
 
 
 @pytest.mark.parametrize(("head", "name", "value", "meaning"), OPTIONS)
 def test_options_reach_their_loss(head, name, value, meaning):
-    """Each option changes its own loss to what the function gives with it; unrelated entries of the dict are left alone."""
+    """Each option changes its own loss to what the function returns with it."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
     plain = {"losses": head, "global_weight": 1, "local_weight": 1, "pixel_scope": "within"}
-    options = plain | {name: value, "backbone": "resnet18"}
-    found = MultiScaleLoss.from_options(options)(image, enhanced, labels)["loss"].item()
-    function = {"g": global_contrast, "l": local_contrast, "p": lambda a, b, **o: pixel_contrast(a, b, labels, **o).loss}[head]
+    found = MultiScaleLoss(**plain | {name: value})(image, enhanced, labels)["loss"].item()
+    function = {"global": global_contrast, "local": local_contrast, "pixel": lambda a, b, **o: pixel_contrast(a, b, labels, **o).loss}[head]
     assert found == pytest.approx(function(image[head], enhanced[head], **meaning).item(), rel=1e-12)
     assert found != pytest.approx(MultiScaleLoss(**plain)(image, enhanced, labels)["loss"].item(), rel=1e-6)
 
 
 def test_symmetric_pixel_loss_and_cross_partner():
     """Symmetric: both directions, each with the labels of its view. Cross: a random partner among the labelled images."""
-    (a, b), y, z = (embeddings(s)["p"] for s in (0, 5)), labels_of(3, 6), labels_of(3, 6, seed=4)
-    both = MultiScaleLoss("p", symmetric=True, pixel_scope="within")({"p": a}, {"p": b}, y, z)
+    (a, b), y, z = (embeddings(s)["pixel"] for s in (0, 5)), labels_of(3, 6), labels_of(3, 6, seed=4)
+    both = MultiScaleLoss("p", symmetric=True, pixel_scope="within")({"pixel": a}, {"pixel": b}, y, z)
     there, back = pixel_contrast(a, b, y, z), pixel_contrast(b, a, z, y)
     assert both["loss"].item() == pytest.approx((there.loss + back.loss).item() / 2)
     assert both["floor_pixel"].item() == pytest.approx((there.floor + back.floor).item() / 2)
     torch.manual_seed(3)
-    found = {round(MultiScaleLoss("p", pixel_scope="cross")({"p": a}, {"p": b}, y)["loss"].item(), 9) for _ in range(40)}
+    found = {round(MultiScaleLoss("p", pixel_scope="cross")({"pixel": a}, {"pixel": b}, y)["loss"].item(), 9) for _ in range(40)}
     options = ([1, 2, 0], [2, 0, 1])  # no image is its own partner
     assert found == {round(pixel_contrast(a, b, y, scope="cross", partner=torch.tensor(o)).loss.item(), 9) for o in options}
 
 
 def test_names_of_losses():
     """Any order is read; repeats, empty names, capitals and unknown letters are refused with the seven names."""
-    assert [parse_losses(s) for s in ("g", "p+g", "l+p+g")] == [("g",), ("g", "p"), ("g", "l", "p")]
-    assert set(LOSS_SUBSETS) == {"g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"}
+    assert [parse_losses(s) for s in ("g", "p+g", "l+p+g")] == [("global",), ("global", "pixel"), ("global", "local", "pixel")]
+    assert len(SUBSETS) == 7 and all("+".join(parse_losses(losses)) == losses for losses in SUBSETS)
     for bad in ("", "x", "g+", "g+g", "g,l", "G", "g+l+p+x", "glp"):
-        with pytest.raises(ValueError, match=r"unknown losses .* g\+l\+p"):
+        with pytest.raises(ValueError, match=r"--losses is .* global\+local\+pixel"):
             parse_losses(bad)
 
 
 BAD = {
     "losses": "q", "negatives": "queue", "local_scope": "within", "pixel_scope": "image", "pixel_denominator": "literal",
-    "denominator": "neg", "reduce": "mean", "anchor_weight": "image", "pixel_sample": "some", "label_downsampling": "mode",
+    "denominator": "neg", "pixel_reduction": "mean", "anchor_weight": "image", "pixel_sample": "some", "label_downsampling": "mode",
     "global_temperature": 0, "local_temperature": -1, "pixel_temperature": float("nan"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_options_are_refused_before_the_first_step(name):
-    """Building the loss names the option and what it may be."""
-    with pytest.raises(ValueError, match="positive" if name.startswith("tau") else "choose one of"):
+    """Creating the loss names the flag and what is expected."""
+    expected = "above 0" if name.endswith("temperature") else "expected one of"
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is .*{expected}"):
         MultiScaleLoss(**{name: BAD[name]})
 
 
@@ -122,7 +122,7 @@ def test_bad_options_are_refused_before_the_first_step(name):
 def test_a_batch_without_labelled_image(scope):
     """No image at all for the pixel head: zero with a graph, so that every process of a run has a gradient."""
     a, b = unit(0, 6, 5).requires_grad_(), unit(0, 6, 5)
-    terms = MultiScaleLoss("p", pixel_scope=scope)({"p": a}, {"p": b}, labels_of(0, 6))
+    terms = MultiScaleLoss("p", pixel_scope=scope)({"pixel": a}, {"pixel": b}, labels_of(0, 6))
     terms["loss"].backward()
     assert terms["loss"] == terms["floor_pixel"] == 0 and a.grad.shape == (0, 6, 5)
 
@@ -159,9 +159,9 @@ def test_the_queue_adds_negatives_and_stands_alone():
     """Old copies stand in every denominator, in all directions the same; options that they do not fit are refused."""
     image, enhanced, past = embeddings(0), embeddings(5), unit(9, 5, seed=20)
     found = MultiScaleLoss("g", queue_size=9)(image, enhanced, None, past=past)["loss"]
-    logits = image["g"] @ torch.cat([enhanced["g"], past]).T / 0.1
+    logits = image["global"] @ torch.cat([enhanced["global"], past]).T / 0.1
     assert found.item() == pytest.approx((logits.logsumexp(1) - logits.diagonal()).mean().item(), rel=1e-12)
-    for options in ({"queue": -1}, {"queue_size": 8, "symmetric": True}, {"queue_size": 8, "negatives": "ntxent"}, {"pixel_count": 0}):
+    for options in ({"queue_size": -1}, {"queue_size": 8, "symmetric": True}, {"queue_size": 8, "negatives": "ntxent"}, {"pixel_count": 0}):
         with pytest.raises(ValueError):
             MultiScaleLoss("g", **options)
 
@@ -196,5 +196,5 @@ def test_loss_precision_lowers_the_products_only():
         assert found[name].dtype == torch.float32 and found[name].item() == pytest.approx(value.item(), rel=1e-2, abs=1e-2)
         assert name.startswith("floor") or found[name].item() != value.float().item()
     assert all(x.grad.dtype == torch.float32 and x.grad.any() for x in image.values())
-    with pytest.raises(ValueError, match="loss_precision='fp8'"):
+    with pytest.raises(ValueError, match="--loss-precision is 'fp8'"):
         MultiScaleLoss(loss_precision="fp8")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mscl_hf.losses import streamed
-from mscl_hf.losses.streamed import NOTHING, differentiated, logsumexp, streamed_sum
+from mscl_hf.losses.streamed import MASKED_SCORE, with_autograd, logsumexp, streamed_sum
 
 
 def few_rows_at_once(monkeypatch, cells):
@@ -22,7 +22,7 @@ def few_rows_at_once(monkeypatch, cells):
 def plain(anchors, keys, temperature, weights, bias=None, keep=None):
     s = anchors @ keys.transpose(1, 2) / temperature
     s = s if bias is None else s + bias[:, None]
-    return ((s if keep is None else s.masked_fill(~keep, NOTHING)).logsumexp(2) * weights).sum()
+    return ((s if keep is None else s.masked_fill(~keep, MASKED_SCORE)).logsumexp(2) * weights).sum()
 
 
 def in_one(anchors, keys, temperature, weights, bias=None, keep=None):
@@ -31,16 +31,16 @@ def in_one(anchors, keys, temperature, weights, bias=None, keep=None):
 
 def by_autograd(anchors, keys, temperature, weights, bias=None, keep=None):
     def term(scores, rows):
-        return (scores if keep is None else scores.masked_fill(~keep[:, rows], NOTHING)).logsumexp(2)
+        return (scores if keep is None else scores.masked_fill(~keep[:, rows], MASKED_SCORE)).logsumexp(2)
 
-    return streamed_sum(differentiated(term), anchors, keys, temperature, weights, bias)
+    return streamed_sum(with_autograd(term), anchors, keys, temperature, weights, bias)
 
 
 def case(dtype, masked, temperature, anchors=70, count=131, dim=24, bags=2):
     """anchors, keys, temperature, weights, bias, keep"""
     generator = torch.Generator().manual_seed(0)
     q, k = (F.normalize(torch.randn(bags, n, dim, generator=generator), dim=-1) for n in (anchors, count))
-    bias = torch.where(torch.rand(bags, count, generator=generator) < 0.3, NOTHING, 0.0) if masked else None
+    bias = torch.where(torch.rand(bags, count, generator=generator) < 0.3, MASKED_SCORE, 0.0) if masked else None
     keep = torch.rand(bags, anchors, count, generator=generator) < 0.7 if masked else None
     weights = torch.randn(bags, anchors, generator=generator)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -121,7 +121,7 @@ def test_memory_layout_changes_nothing(dtype):
 def test_degenerate_inputs_stay_finite(dtype):
     """No key that counts, one anchor and one key, identical and zero vectors: finite values and gradients."""
     q, k, t, weights = case(dtype, False, 0.07)[:4]
-    nothing = value_and_gradients(in_one, q, k, t, weights.abs(), torch.full((2, 131), NOTHING))
+    nothing = value_and_gradients(in_one, q, k, t, weights.abs(), torch.full((2, 131), MASKED_SCORE))
     assert all(x.isfinite().all() for x in nothing) and not any(x.any() for x in nothing[1:])
     one = value_and_gradients(in_one, *case(dtype, False, 1e-3, 1, 1)[:4])
     assert all(x.isfinite().all() for x in one)
@@ -134,7 +134,7 @@ def test_degenerate_inputs_stay_finite(dtype):
 
 def test_unfit_shapes_are_named():
     """A key of another width, or of another type, is one sentence."""
-    with pytest.raises(ValueError, match=r"\(1, 2, 3\).*\(1, 2, 4\).*wanted \(G, N, D\)"):
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\).*\(1, 2, 4\).*expected \(G, N, D\)"):
         in_one(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), 0.1, torch.ones(1, 2))
     with pytest.raises(ValueError, match="one dtype"):
         in_one(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3).double(), 0.1, torch.ones(1, 2))
@@ -152,7 +152,7 @@ print(step(256), step(8192))
 """
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "batch"}, {"reduce": "in"}, {"denominator": "neg"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"scope": "batch"}, {"reduction": "in"}, {"denominator": "neg"}], ids=str)
 def test_memory_of_many_pixels(options):
     """8,192 pixels against as many within 200 MB: a matrix of similarities would be 256 MB, and autograd would keep several of them."""
     code = MEMORY.format(options=options)

@@ -198,12 +198,12 @@ def test_slices_from_a_folder_reach_the_loss(folder):
 
 
 def test_the_undistorted_slice(folder):
-    """Beside two augmented crops, the middle of the image as large as the view's shape lets it be: no colour changed, no pixel scaled
+    """Beside two augmented crops, the middle of the image as large as the view's shape lets it be: no color changed, no pixel scaled
     where the sizes agree."""
     sample = folder.read(0)
     views = make_view("slices", "chaitanya", 32, 32, ViewConfig())(sample, np.random.default_rng(0))
     assert torch.equal(views["image"], torch.tensor(sample.image[:, 8:40]).permute(2, 0, 1))
-    assert {"view1_colour", "view2_colour"} < set(views) and "image_colour" not in views
+    assert {"view1_color", "view2_color"} < set(views) and "image_color" not in views
     wide = make_view("slices", "chaitanya", 16, 16, ViewConfig(), image_width=48)(sample, np.random.default_rng(0))
     assert torch.equal(wide["image"], torch.tensor(sample.image[8:24]).permute(2, 0, 1))
 
@@ -236,7 +236,7 @@ def test_region_contrast_equals_plain_loops():
 
 
 def test_near_regions():
-    """Five others for each: of a corner its quarter, its two edges and the next ones by index; of the centre the four quarters first."""
+    """Five others for each: of a corner its quarter, its two edges and the next ones by index; of the center the four quarters first."""
     near = near_regions()
     assert near.sum(1).tolist() == [5] * 13 and not near.diagonal().any()
     assert near[0].nonzero().flatten().tolist() == [1, 3, 4, 9, 10]
@@ -245,14 +245,14 @@ def test_near_regions():
 
 @pytest.mark.parametrize("height, width", [(7, 7), (8, 12), (16, 7)])
 def test_regions_are_where_they_should_be(height, width):
-    """A map of its own cell numbers: 13 different patches of 3 x 3, in the corners, on the edges, in the centre and the quarters."""
+    """A map of its own cell numbers: 13 different patches of 3 x 3, in the corners, on the edges, in the center and the quarters."""
     cells = torch.arange(height * width, dtype=torch.float64).view(1, 1, height, width)
     patches = region_patches(cells)
     assert patches.shape == (1, 13, 9) and len({tuple(p.tolist()) for p in patches[0]}) == 13
     for (row, column), patch in zip(REGIONS, patches[0]):
-        centre = 1 + row / 4 * (height - 3), 1 + column / 4 * (width - 3)
+        center = 1 + row / 4 * (height - 3), 1 + column / 4 * (width - 3)
         found = patch[4].item() // width, patch[4].item() % width
-        assert math.dist(centre, found) <= math.sqrt(0.5) and patch[8] - patch[0] == 2 * width + 2
+        assert math.dist(center, found) <= math.sqrt(0.5) and patch[8] - patch[0] == 2 * width + 2
     assert patches[0, 8, 8] == height * width - 1 and patches[0, 0, 0] == 0
 
 
@@ -283,7 +283,7 @@ def test_the_second_stage_stands_on_the_decoder(attach):
     """Wherever heads sit otherwise; the first stage goes before it, on the same network, and the map must have 7 cells."""
     stage = second_stage(attach=attach)
     assert list(stage.parts()) == ["backbone", "decoder"] and stage.embed(images(2)).shape == (2, 13, 128)
-    assert stage.first_stage is ChaitanyaGlobal and stage.min_cells == 7
+    assert stage.first_stage is ChaitanyaGlobal and stage.min_positions == 7
     assert stage.embeddings(images(2))["regions"].shape == (2, 13, 128)
 
 

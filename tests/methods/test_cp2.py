@@ -127,15 +127,15 @@ def test_rectangles(height, width):
     assert len(seen) > 4
 
 
-def grey(value: int) -> Sample:
+def gray(value: int) -> Sample:
     return Sample(np.full((90, 120, 3), value, np.uint8), None, str(value))
 
 
 def test_pasted_views_show_the_image_inside_and_another_outside():
-    """Of images of one grey each: inside the mask, which is the rectangle drawn, the first one's, outside the second or third one's, to the
+    """Of images of one gray each: inside the mask, which is the rectangle drawn, the first one's, outside the second or third one's, to the
     last pixel."""
     view = CopyPasteView(48, 48, ViewConfig(), 64, Preset(0.2, (None, None)))
-    samples = [view(grey(200), np.random.default_rng(i), [grey(50), grey(100)]) for i in range(5)]
+    samples = [view(gray(200), np.random.default_rng(i), [gray(50), gray(100)]) for i in range(5)]
     drawn = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
     batch = view.on_device(drawn)
     assert sorted(batch) == ["pasted1", "pasted2", "view1", "view2"]
@@ -150,8 +150,8 @@ def test_pasted_views_show_the_image_inside_and_another_outside():
     assert not torch.equal(batch["pasted1"], batch["pasted2"])
 
 
-def test_colours_come_before_pasting():
-    """Each part of a pasted view is, to the last bit, what the same colours make of its image alone."""
+def test_colors_come_before_pasting():
+    """Each part of a pasted view is, to the last bit, what the same colors make of its image alone."""
     view, rng = CopyPasteView(48, 48, ViewConfig(), None, PRESETS["moco_v2"]), np.random.default_rng(0)
     noise = [Sample(rng.integers(0, 256, (60, 60, 3)).astype(np.uint8), None, str(i)) for i in range(3)]
     samples = [view(noise[0], np.random.default_rng(i), noise[1:]) for i in range(4)]
@@ -163,12 +163,12 @@ def test_colours_come_before_pasting():
         inside = done[f"pasted{name}"][:, None]
         wanted = torch.where(inside, parts["everything"][f"view{name}"], parts["nothing"][f"view{name}"])
         assert torch.equal(done[f"view{name}"], wanted)
-        assert not torch.equal(parts["everything"][f"view{name}"], batch[f"view{name}"])  # colours were at work
+        assert not torch.equal(parts["everything"][f"view{name}"], batch[f"view{name}"])  # colors were at work
 
 
 @torch.no_grad()
 def test_method_equals_loops():
-    """Both losses, written out from the modules: masks at the centres of the cells, pooled vectors against the queue, pixels in pairs."""
+    """Both losses, written out from the modules: masks at the centers of the cells, pooled vectors against the queue, pixels in pairs."""
     method = cp2(dense_weight=0.3, dense_temperature=0.5).eval()
     for parameter in method.teacher.parameters():
         parameter.add_(torch.randn(parameter.shape) * 0.05)
@@ -176,10 +176,10 @@ def test_method_equals_loops():
     batch = batch_for(method)
     vectors_of, masks = [], []
     for name, parts in (("1", method.student()), ("2", method.teacher.parts)):
-        maps = parts["backbone"](method.normalise(batch[f"view{name}"])).feature_maps
+        maps = parts["backbone"](method.normalize(batch[f"view{name}"])).feature_maps
         vectors_of.append(u(parts["head"](parts["decoder"](list(maps))).flatten(2).transpose(1, 2)))
-        centres = [int((i + 0.5) * SIZE / 4) for i in range(4)]
-        masks.append(torch.stack([torch.stack([m[r, c] for r in centres for c in centres]) for m in batch[f"pasted{name}"]]))
+        centers = [int((i + 0.5) * SIZE / 4) for i in range(4)]
+        masks.append(torch.stack([torch.stack([m[r, c] for r in centers for c in centers]) for m in batch[f"pasted{name}"]]))
     dense = by_loops(*vectors_of, *masks, 0.5, "key")
     q, k = (u((x * mask[..., None]).sum(1)) for x, mask in zip(vectors_of, masks))
     scores = torch.cat([(q * k).sum(1, keepdim=True), q @ method.queue.read().T], dim=1) / 0.2
@@ -199,7 +199,7 @@ def test_what_the_queue_holds():
     assert int(method.queue.filled) == 0
     terms = method.train()(**batch)
     assert float(terms["loss_instance"]) == pytest.approx(0, abs=1e-6) and float(terms["loss_dense"]) > 0.1
-    features = method.teacher(method.normalise(batch["view2"]))
+    features = method.teacher(method.normalize(batch["view2"]))
     mask = batch["pasted2"][:, SIZE // 8 :: SIZE // 4, SIZE // 8 :: SIZE // 4].flatten(1)
     keys = (u(features.flatten(2).transpose(1, 2)) * mask[..., None]).sum(1)
     torch.testing.assert_close(method.queue.read(), u(keys))

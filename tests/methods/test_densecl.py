@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from golden import fill, u
 from tiny import batch_for, check_follows, check_teacher, hold_still, losses_of_training, network
 
-from mscl_hf.losses import dense_contrast, local_contrast, most_alike
+from mscl_hf.losses import dense_contrast, local_contrast, nearest_positions
 from mscl_hf.methods.densecl import DenseCL
 
 
@@ -32,7 +32,7 @@ def by_loops(anchors, keys, match, negatives, temperature):
 
 def test_goldens():
     """Match and dense loss of an independent implementation."""
-    match = most_alike(fill((1, 4, 5), 0.3, 0.2), fill((1, 4, 5), 0.6, 0.1))
+    match = nearest_positions(fill((1, 4, 5), 0.3, 0.2), fill((1, 4, 5), 0.6, 0.1))
     assert match.tolist() == [[0, 2, 3, 2]]
     r, t, queue = u(fill((1, 4, 3))), u(fill((1, 4, 3), 0.53, 0.2)), u(fill((5, 3), 0.9, 0.31))
     assert float(dense_contrast(r, t, match, queue, 0.2)) == pytest.approx(5.168288071218, abs=1e-9)
@@ -43,7 +43,7 @@ def test_match_is_by_angle_and_within_the_image():
     first, second = vectors(3, 4, 5) * 3, vectors(3, 6, 5, seed=1)
     second[:, 2] *= 100
     first.requires_grad_()
-    match = most_alike(first, second)
+    match = nearest_positions(first, second)
     for image, s in itertools.product(range(3), range(4)):
         cosines = [float(F.cosine_similarity(first[image, s].detach(), second[image, t], dim=0)) for t in range(6)]
         assert int(match[image, s]) == max(range(6), key=cosines.__getitem__)
@@ -76,7 +76,7 @@ def test_order_of_the_keys_places_does_not_matter():
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
 
     def dense(places):
-        return dense_contrast(embeds[0], embeds[1][:, places], most_alike(features[0], features[1][:, places]), negatives)
+        return dense_contrast(embeds[0], embeds[1][:, places], nearest_positions(features[0], features[1][:, places]), negatives)
 
     torch.testing.assert_close(dense(order), dense(torch.arange(9)), rtol=0, atol=1e-12)
     blocks = [float(local_contrast(embeds[0], embeds[1][:, places])) for places in (order, torch.arange(9))]
@@ -85,7 +85,7 @@ def test_order_of_the_keys_places_does_not_matter():
 
 def expected(method: DenseCL, batch: dict, by_projection: bool = False) -> tuple[float, float]:
     """Global and dense loss of the method, by loops; by_projection: with the match that the dense embeddings would give."""
-    teacher, views = method.teacher.parts, (method.normalise(batch["view1"]), method.normalise(batch["view2"]))
+    teacher, views = method.teacher.parts, (method.normalize(batch["view1"]), method.normalize(batch["view2"]))
     first, second = method.network.backbone(views[0]).feature_maps[-1], teacher["backbone"](views[1]).feature_maps[-1]
     q, k = u(method.head(first)), u(teacher["head"](second))
     places = [x.flatten(2).transpose(1, 2) for x in (first, second)]
@@ -122,7 +122,7 @@ def test_what_the_queues_hold():
     assert int(method.queue.filled) == int(method.dense_queue.filled) == 0
     terms = method.train()(**batch)
     assert float(terms["loss"]) == pytest.approx(0, abs=1e-6)
-    features = method.teacher.train().features(method.normalise(batch["view2"]))
+    features = method.teacher.train().features(method.normalize(batch["view2"]))
     dense = method.teacher.parts["dense"](features).flatten(2)
     torch.testing.assert_close(method.queue.read(), u(method.teacher.parts["head"](features)))
     torch.testing.assert_close(method.dense_queue.read(), u(dense.mean(2)))

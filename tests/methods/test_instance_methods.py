@@ -17,13 +17,13 @@ from mscl_hf.losses import (
     info_nce,
     instance_nce,
     instance_softmax,
-    nce_normaliser,
+    nce_normalizer,
     nt_xent,
 )
 from mscl_hf.methods import METHODS, Scale, create_method
-from mscl_hf.methods.bank import MemoryBank
-from mscl_hf.methods.queue import Queue
-from mscl_hf.methods.teacher import Teacher, cosine_momentum
+from mscl_hf.methods.memory import MemoryBank
+from mscl_hf.methods.memory import Queue
+from mscl_hf.methods.teacher import EMATeacher, cosine_momentum
 from mscl_hf.models.heads_mscl import unit
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.training import setup
@@ -71,9 +71,9 @@ def test_golden_values():
     assert info_nce(q, k, queue, 0.2).item() == pytest.approx(2.093844183873, abs=1e-9)
     assert info_nce(q, k, queue, 0.07).item() == pytest.approx(5.115381827166, abs=1e-9)
     v, bank, own, draws = u(fill((4,)))[None], u(fill((10, 4), 0.71, 0.13)), torch.tensor([2]), torch.tensor([[5, 7, 9]])
-    normaliser = nce_normaliser(v, own, bank, draws, 0.07)
-    assert normaliser.item() == pytest.approx(2309850.500099, rel=1e-11)
-    assert instance_nce(v, own, bank, draws, normaliser, 0.07).item() == pytest.approx(0.560289716188, abs=1e-5)  # which is without eps
+    normalizer = nce_normalizer(v, own, bank, draws, 0.07)
+    assert normalizer.item() == pytest.approx(2309850.500099, rel=1e-11)
+    assert instance_nce(v, own, bank, draws, normalizer, 0.07).item() == pytest.approx(0.560289716188, abs=1e-5)  # which is without eps
     assert instance_softmax(v, own, bank, 0.07).item() == pytest.approx(0.995368936360, abs=1e-9)
     sampled = instance_softmax(v, torch.tensor([0]), bank[[2, 5, 7, 9]], 0.07)
     assert sampled.item() == pytest.approx(0.000382618835, abs=1e-9)
@@ -82,8 +82,8 @@ def test_golden_values():
     cosines = cosine_to_target(p1, z2) + cosine_to_target(p2, z1)
     assert (4 - 2 * cosines).item() == pytest.approx(2.358247087227, abs=1e-9)
     assert (-cosines / 2).item() == pytest.approx(-0.410438228193, abs=1e-9)
-    light, colour = u(fill((2, 4))), u(fill((2, 4), 0.53, 0.2))
-    assert 2 * global_contrast(light, colour, 0.07, symmetric=True).item() == pytest.approx(0.135458718813, abs=1e-9)
+    light, color = u(fill((2, 4))), u(fill((2, 4), 0.53, 0.2))
+    assert 2 * global_contrast(light, color, 0.07, symmetric=True).item() == pytest.approx(0.135458718813, abs=1e-9)
 
 
 def test_closed_forms():
@@ -219,7 +219,7 @@ def test_moco_moves_its_teacher_as_the_release_does():
     theirs = copy.deepcopy(ours)
     theirs.after_step = lambda done: None
     for number in range(4):
-        theirs.teacher.follow(theirs.student(), 0.9)
+        theirs.teacher.update(theirs.student(), 0.9)
         one, other = step(ours, batch(number)), step(theirs, batch(number))
         assert one == pytest.approx(other, abs=1e-5)
     assert one > 0.1
@@ -244,8 +244,8 @@ def test_simsiam_needs_its_stopped_gradient():
     for stopped in (True, False):
         method = make("simsiam")
         data = batch()
-        z1, z2 = method.both(method.project, data["view1"], data["view2"])
-        p1, p2 = method.both(method.predictor, z1, z2)
+        z1, z2 = method.encode_views(method.project, data["view1"], data["view2"])
+        p1, p2 = method.encode_views(method.predictor, z1, z2)
         targets = (z1.detach(), z2.detach()) if stopped else (z1, z2)
         loss = -sum(F.cosine_similarity(p, z).mean() for p, z in ((p1, targets[1]), (p2, targets[0]))) / 2
         loss.backward()
@@ -324,12 +324,12 @@ def test_nce_keeps_its_first_normaliser():
     method = make("instdisc", bank_loss="nce", nce_draws=50)
     method.eval()
     method(**batch())
-    assert method.instance.normaliser == 0
+    assert method.instance.normalizer == 0
     method.train()
     method(**batch())
-    first = method.instance.normaliser.clone()
+    first = method.instance.normalizer.clone()
     method(**batch(1))
-    assert first > 0 and method.instance.normaliser == first
+    assert first > 0 and method.instance.normalizer == first
 
 
 def test_proximal_term_pulls_towards_the_remembered_embedding():
@@ -340,12 +340,12 @@ def test_proximal_term_pulls_towards_the_remembered_embedding():
     assert more(**data)["loss"].item() - plain(**data)["loss"].item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_cmc_towers_see_lightness_and_colour_only():
-    """A grey image has constant colour: whatever its pixels, the colour tower gives the same; swapping the roles keeps the loss."""
+def test_cmc_towers_see_lightness_and_color_only():
+    """A gray image has constant color: whatever its pixels, the color tower gives the same; swapping the roles keeps the loss."""
     method = make("cmc", bank_loss="batch").eval()
-    grey = torch.randint(256, (4, 1, 64, 64), dtype=torch.uint8).expand(-1, 3, -1, -1)
-    light, colour = method.embed(grey)
-    assert (colour - colour[:1]).abs().max() < 1e-4 and (light - light[:1]).abs().max() > 1e-3
+    gray = torch.randint(256, (4, 1, 64, 64), dtype=torch.uint8).expand(-1, 3, -1, -1)
+    light, color = method.embed(gray)
+    assert (color - color[:1]).abs().max() < 1e-4 and (light - light[:1]).abs().max() > 1e-3
     data = batch()
     a, b = method.embed(data["image"])
     both = [2 * global_contrast(x, y, 0.07, symmetric=True).item() for x, y in ((a, b), (b, a))]
@@ -380,7 +380,7 @@ def test_unit_and_teacher_take_no_part_in_a_graph():
     """A teacher's output needs no gradient even where its input does."""
     method = make("moco_v2", queue_size=8)
     image = torch.randn(2, 3, 32, 32, requires_grad=True)
-    assert not unit(method.teacher(image)).requires_grad and isinstance(method.teacher, Teacher)
+    assert not unit(method.teacher(image)).requires_grad and isinstance(method.teacher, EMATeacher)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def test_queues_that_cannot_work_are_refused_or_named():
 
 
 def test_a_teacher_has_the_batch_statistics_of_its_own_batches(name):
-    """In training its BatchNorms normalise by the batch, as the student's, and keep running statistics; in evaluation by those."""
+    """In training its BatchNorms normalize by the batch, as the student's, and keep running statistics; in evaluation by those."""
     method = make(name, **({"queue_size": 8} if name == "moco_v2" else {}))
     norms = [m for m in method.teacher.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     before = [m.running_mean.clone() for m in norms]
@@ -439,7 +439,7 @@ def test_a_teacher_has_the_batch_statistics_of_its_own_batches(name):
 
 
 def test_predictors_are_as_published():
-    """BYOL's is its projector's twin, SimSiam's a bottleneck; both normalise their hidden layer and not the output."""
+    """BYOL's is its projector's twin, SimSiam's a bottleneck; both normalize their hidden layer and not the output."""
     k = make("simsiam").network.backbone.channels[-1]
     for name, hidden, out in (("byol", 2 * k, 256), ("simsiam", k // 4, k)):
         linear, norm, relu, last = make(name).predictor
@@ -476,7 +476,7 @@ def test_byol_and_moco_are_their_formulas():
         other = copy.deepcopy(method)
 
         def taught(view):
-            return other.teacher(other.normalise(data[view]))
+            return other.teacher(other.normalize(data[view]))
 
         if name == "byol":
             pairs = (("view1", "view2"), ("view2", "view1"))
@@ -498,12 +498,12 @@ def test_evaluation_writes_no_memory(name):
 
 
 def test_cmc_matches_each_tower_with_the_other_ones_memory():
-    """Lightness is looked up among remembered colours and colour among lightnesses; each bank remembers its own tower."""
+    """Lightness is looked up among remembered colors and color among lightnesses; each bank remembers its own tower."""
     method, data = make("cmc"), batch()
-    (light, colour), index = method.embed(data["image"]), data["index"]
+    (light, color), index = method.embed(data["image"]), data["index"]
     before = [loss.bank.rows.clone() for loss in method.banks]
-    wanted = instance_softmax(light, index, before[1], 0.07) + instance_softmax(colour, index, before[0], 0.07)
+    wanted = instance_softmax(light, index, before[1], 0.07) + instance_softmax(color, index, before[0], 0.07)
     assert method(**data)["loss"].item() == pytest.approx(wanted.item(), abs=1e-4)
-    for loss, rows, vectors in zip(method.banks, before, (light, colour)):
+    for loss, rows, vectors in zip(method.banks, before, (light, color)):
         moved = F.normalize(rows[index] + vectors.detach(), dim=1)
         torch.testing.assert_close(loss.bank.rows[index], moved, atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ from mscl_hf.data import load_data, loader
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE
 from mscl_hf.methods import MSCL, MethodCallback
-from mscl_hf.methods.queue import Queue
+from mscl_hf.methods.memory import Queue
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.transforms.views import PairView

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from golden import fill, u
 from tiny import batch_for, check_follows, check_teacher, losses_of_training, network
 
-from mscl_hf.losses import cosine_to_target, match_cells, matched_contrast, pixel_consistency, propagate
+from mscl_hf.losses import cosine_to_target, match_positions, matched_contrast, pixel_consistency, propagate
 from mscl_hf.methods.pixpro import PixContrast, PixPro
 
 MASKS = {
@@ -39,24 +39,24 @@ def pairs_of(match):
 def test_golden_masks(name):
     """Masks of 2 x 2 cells that were worked out by hand; neighbours lie at 0.7071 of a diagonal, just outside."""
     first, second, rows = MASKS[name]
-    match = match_cells(torch.tensor([[first, second]], dtype=torch.float64), (2, 2))
+    match = match_positions(torch.tensor([[first, second]], dtype=torch.float64), (2, 2))
     assert ["".join(str(int(cell)) for cell in row) for row in match[0]] == rows
 
 
 @pytest.mark.parametrize("size", [(3, 3), (2, 5)])
 @pytest.mark.parametrize("radius", [0.7, 1.5])
 def test_match_equals_loops(size, radius):
-    """Cell by cell: centres nearer than radius times the longer diagonal, in px, for boxes of any shape and direction."""
+    """Cell by cell: centers nearer than radius times the longer diagonal, in px, for boxes of any shape and direction."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(6, 2, 4, generator=generator, dtype=torch.float64) * 100
     boxes[:, :, 3] = boxes[:, :, 1] + 40 + boxes[:, :, 3]  # y grows; x may go either way
-    match, (h, w) = match_cells(boxes, size, radius), size
+    match, (h, w) = match_positions(boxes, size, radius), size
     for image, i, j in itertools.product(range(6), range(h * w), range(h * w)):
-        centres, diagonals = [], []
+        centers, diagonals = [], []
         for (x0, y0, x1, y1), cell in zip(boxes[image].tolist(), (i, j)):
-            centres.append((x0 + (cell % w + 0.5) * (x1 - x0) / w, y0 + (cell // w + 0.5) * (y1 - y0) / h))
+            centers.append((x0 + (cell % w + 0.5) * (x1 - x0) / w, y0 + (cell // w + 0.5) * (y1 - y0) / h))
             diagonals.append(math.hypot((x1 - x0) / w, (y1 - y0) / h))
-        assert bool(match[image, i, j]) == (math.dist(*centres) < radius * max(diagonals))
+        assert bool(match[image, i, j]) == (math.dist(*centers) < radius * max(diagonals))
     assert match.any() and not match.all()
 
 
@@ -65,7 +65,7 @@ def test_a_mirrored_box_permutes_the_columns():
     boxes = torch.tensor([[[10.0, 20, 110, 90], [40, 10, 140, 100]]])
     mirrored = boxes.clone()
     mirrored[:, 1] = boxes[:, 1, [2, 1, 0, 3]]
-    plain, flipped = (match_cells(b, (4, 5)).view(1, 20, 4, 5) for b in (boxes, mirrored))
+    plain, flipped = (match_positions(b, (4, 5)).view(1, 20, 4, 5) for b in (boxes, mirrored))
     assert plain.any() and torch.equal(flipped, plain.flip(3)) and not torch.equal(flipped, plain)
 
 
@@ -100,7 +100,7 @@ def test_golden_consistency():
     """One direction on identical boxes, no transformation: the value of an independent implementation, which divides by 4 + 1e-6 pairs as
     the release does."""
     x, key = (u(fill((3, 2, 2), *ab).flatten(1).T[None]) for ab in ((), (0.53, 0.2)))
-    match = match_cells(torch.tensor([[[0.0, 0, 1, 1]] * 2]), (2, 2))
+    match = match_positions(torch.tensor([[[0.0, 0, 1, 1]] * 2]), (2, 2))
     assert float(pixel_consistency(propagate(x, x), key, match)) == pytest.approx(-0.284054838731 * (4 + 1e-6) / 4, abs=1e-9)
 
 
@@ -140,7 +140,7 @@ def test_matched_contrast_equals_loops(empty):
 @pytest.mark.parametrize("loss", [pixel_consistency, matched_contrast])
 def test_disjoint_crops_give_zero(loss):
     """A batch of crops that share nothing has the loss zero and the gradient zero, not NaN, in bfloat16 too."""
-    match = match_cells(torch.tensor([[[0.0, 0, 50, 50], [50, 50, 100, 100]]] * 2), (3, 3))
+    match = match_positions(torch.tensor([[[0.0, 0, 50, 50], [50, 50, 100, 100]]] * 2), (3, 3))
     assert not match.any()
     x = vectors(2, 9, 4).float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -176,11 +176,11 @@ def test_method_equals_its_parts(kind):
         for parameter in method.teacher.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.05)
     batch = batch_for(method)
-    match, loss = match_cells(batch["boxes"], (4, 4)), 0.0
+    match, loss = match_positions(batch["boxes"], (4, 4)), 0.0
     assert 0 < match.sum() < match.numel()
     for own, other, mask in (("view1", "view2", match), ("view2", "view1", match.transpose(1, 2))):
-        x = method.head(method.network.backbone(method.normalise(batch[own])).feature_maps[-1]).flatten(2).transpose(1, 2)
-        z = method.teacher(method.normalise(batch[other])).flatten(2).transpose(1, 2)
+        x = method.head(method.network.backbone(method.normalize(batch[own])).feature_maps[-1]).flatten(2).transpose(1, 2)
+        z = method.teacher(method.normalize(batch[other])).flatten(2).transpose(1, 2)
         if kind is PixPro:
             weight, bias = method.transform[0].weight[:, :, 0, 0], method.transform[0].bias
             loss = loss + pixel_consistency(propagate(u(x), u(x @ weight.T + bias)), u(z), mask)
@@ -233,8 +233,8 @@ def test_instance_branch():
     method = PixPro(network(bn_views="separate"), embed_dim=16, instance_weight=0.5).eval()
     batch, instance = batch_for(method), 0.0
     for own, other in (("view1", "view2"), ("view2", "view1")):
-        features = method.network.backbone(method.normalise(batch[own])).feature_maps[-1]
-        target = method.teacher.parts["instance"](method.teacher.features(method.normalise(batch[other])))
+        features = method.network.backbone(method.normalize(batch[own])).feature_maps[-1]
+        target = method.teacher.parts["instance"](method.teacher.features(method.normalize(batch[other])))
         instance -= cosine_to_target(method.predictor(method.instance_head(features)).mean((2, 3)), target.mean((2, 3)))
     terms = method(**batch)
     torch.testing.assert_close(terms["loss_instance"], instance.detach())

@@ -9,8 +9,8 @@ import torch
 from same_run import differences
 
 from mscl_hf.methods import METHODS, markdown, method_class, option_table, table
-from mscl_hf.methods.bank import MemoryBank
-from mscl_hf.methods.queue import Queue
+from mscl_hf.methods.memory import MemoryBank
+from mscl_hf.methods.memory import Queue
 from mscl_hf.methods.registry import defaults_of
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training.setup import freeze_unreached

@@ -523,7 +523,7 @@ def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys
         save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
         weights = ("--backbone-weights", tmp_path / "weights.safetensors")
     backbone = ("--backbone", "resnet10t") if METHODS[name].two_towers else ()
-    sizes = ("--image-size", 56, "--output-stride", 8) if METHODS[name].min_cells > 2 else ()
+    sizes = ("--image-size", 56, "--output-stride", 8) if METHODS[name].min_positions > 2 else ()
     first, then = tmp_path / "first", tmp_path / "then"
     short = (*harness.SHORT, "--max-steps", 2)
     rest = ("--unlabelled", "rest") if METHODS[name].uses_unlabelled(ContrastConfig()) else ()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from same_run import differences
 
 from mscl_hf.methods import METHODS
-from mscl_hf.methods.queue import Queue
+from mscl_hf.methods.memory import Queue
 
 STEPS = 8
 STOPS = (1, 3, 4, 5)  # of 8 scenes in batches of 4: in the middle of an epoch and at its end, before and after

@@ -78,7 +78,7 @@ def test_the_classifier_starts_where_its_cells_say():
     method.network.dropout.eval()
     hits, cells = 0, 0
     for batch in training().batches(0, 4):
-        logits = method.network(method.normalise(batch["image"])).logits  # by batch statistics, as the classifier was fitted
+        logits = method.network(method.normalize(batch["image"])).logits  # by batch statistics, as the classifier was fitted
         labels = labels_at(batch["mask"], logits.shape[-2:])
         hits += int(((logits.flatten(2).argmax(1) == labels) & (labels != 255)).sum())
         cells += int((labels != 255).sum())
