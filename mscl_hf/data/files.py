@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..messages import first_three
-from ..models.checks_mscl import is_plain
+from ..models.fields_mscl import is_plain
 from ..records.files import read_text
 from .dataset import IGNORE_INDEX, Slice
 from .image_io import DECODE_ERRORS, IMAGE_SUFFIXES, decode

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..models.modeling_mscl import feature_levels
+from ..models.timm_mscl import feature_levels
 
 WEIGHTS = "\n# weights\n"
 LOAD = WEIGHTS + 'weights = load_file(Path(__file__).with_name("model.safetensors"))\n'

@@ -1,4 +1,7 @@
-"""Networks: configurations, backbones from timm, decoders, heads. The files NAME_mscl.py travel with a checkpoint. Names are imported when they are first used."""
+"""Networks: configurations, backbones from timm, decoders, heads. The files NAME_mscl.py travel with a checkpoint.
+
+Names are imported when they are first used.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""How a timm model runs: by forward_intermediates, and with running statistics that recomputation (gradient checkpointing) leaves alone.
+"""The forward pass of a timm model: forward_intermediates, and running statistics that gradient checkpointing updates once.
 
 Self-contained (torch), so that a checkpoint can carry this file as remote code.
 """
@@ -10,11 +10,11 @@ from torch import nn
 
 
 def calls_intermediates(timm_model: nn.Module) -> nn.Module:
-    """The model, whose call with `indices` runs forward_intermediates.
+    """Make a call of the model with `indices` run forward_intermediates, and return the model.
 
-    FSDP's and accelerate's hooks gather sharded and offloaded weights when a module is called; a method beside forward bypasses them.
+    The hooks of FSDP and Accelerate gather sharded and offloaded weights when a module is called, not when another method is.
     """
-    timm_model.forward = MethodType(_forward, timm_model)  # bound, so that a copy of the model calls its own
+    timm_model.forward = MethodType(_forward, timm_model)  # bound, so that a copy of the model calls itself
     return timm_model
 
 
@@ -24,32 +24,32 @@ def _forward(timm_model: nn.Module, x: torch.Tensor, *args, **options):
     return type(timm_model).forward(timm_model, x, *args, **options)
 
 
-_forward.__name__ = "forward_intermediates"  # the attribute that a pickled model gets back
+_forward.__name__ = "forward_intermediates"  # pickle restores the attribute of this name
 
 
 def update_statistics_once(timm_model: nn.Module) -> None:
     """Make modules with running statistics (BatchNorm, SyncBatchNorm, ...) ignore the recomputation in the backward pass.
 
-    Called before each forward pass in training, because convert_sync_batchnorm replaces modules and drops their hooks. A compiled forward
-    pass needs no hooks: torch.compile applies the updates once, whatever it recomputes.
+    It is called before each training step, because convert_sync_batchnorm replaces modules and drops their hooks. A compiled forward pass
+    needs no hooks: torch.compile applies the updates once.
     """
     modules = list(timm_model.modules())
     if not any(vars(module).get(flag) for module in modules for flag in ("grad_checkpointing", "memory_efficient")):  # DenseNet's own
         return
     for module in modules:
-        if "running_var" in module._buffers and _lend_copies not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_lend_copies)
-            module.register_forward_hook(_take_back, always_call=True)  # recomputation ends early, by an exception
+        if "running_var" in module._buffers and _use_copies not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_use_copies)
+            module.register_forward_hook(_restore_buffers, always_call=True)  # recomputation ends early, by an exception
 
 
-def _lend_copies(module: nn.Module, args: tuple) -> None:
-    """Within a backward pass, let the module write to copies of its buffers."""
+def _use_copies(module: nn.Module, args: tuple) -> None:
+    """In a backward pass, make the module write to copies of its buffers."""
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
         return
     module._kept_buffers = dict(module._buffers)
     module._buffers.update({name: value.clone() for name, value in module._buffers.items() if value is not None})
 
 
-def _take_back(module: nn.Module, args: tuple, output) -> None:
+def _restore_buffers(module: nn.Module, args: tuple, output) -> None:
     if not torch.compiler.is_compiling():
         module._buffers.update(module.__dict__.pop("_kept_buffers", {}))

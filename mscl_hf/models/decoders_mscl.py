@@ -1,7 +1,7 @@
-"""Decoders: from tapped feature maps to one map of `decoder_channels` for a 1x1 classifier or a pixel head.
+"""Decoders: from tapped feature maps to one map for a 1x1 classifier or a pixel head.
 
-Each class is built as `Decoder(channels, strides, config)` with the channels and strides of the taps, shallow to deep, and
-maps the list of feature maps (B, C_i, h_i, w_i) to (B, decoder_channels, h, w). Self-contained (torch only).
+A decoder is built as `Decoder(channels, strides, config)` with channels and strides of the tapped maps, shallow to deep; it maps a list of
+(B, C_i, h_i, w_i) to (B, decoder_channels, h, w). Self-contained (torch), so that a checkpoint can carry this file as remote code.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Convolution that keeps the map's size, BatchNorm, ReLU."""
+    """Return a convolution that keeps the size of the map, BatchNorm and ReLU."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False),
@@ -27,7 +27,7 @@ class DeepLabV3Decoder(nn.Module):
         width = config.decoder_channels
         self.branches = nn.ModuleList([conv_bn_relu(channels[-1], width)])
         self.branches.extend(conv_bn_relu(channels[-1], width, 3, rate) for rate in config.decoder_rates)
-        # No BatchNorm on the pooled branch: its map is 1 x 1, and a batch of one image has no statistics there.
+        # No BatchNorm on the pooled branch: its map is 1 x 1, and a batch of one image has no statistics.
         self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels[-1], width, 1), nn.ReLU(inplace=True))
         self.fuse = conv_bn_relu(width * (len(self.branches) + 1), width)
 
@@ -52,7 +52,7 @@ class FCNDecoder(nn.Module):
 class MLADecoder(nn.Module):
     """Multi-level aggregation for constant-stride features (SETR-MLA, Zheng et al., CVPR 2021, arXiv:2012.15840).
 
-    Each tapped block is reduced, summed top-down from deep to shallow, smoothed, brought to twice the resolution and concatenated.
+    The map of each tapped block is reduced, summed from deep to shallow, smoothed, upsampled by 2 and concatenated.
     """
 
     def __init__(self, channels: list[int], strides: list[int], config):

@@ -1,7 +1,7 @@
-"""The contrastive heads: from feature maps to embeddings of unit length, for the whole image, its blocks, its pixels.
+"""The contrastive heads: from feature maps to embeddings of unit length of images, blocks and pixels.
 
-Self-contained (torch), so that a checkpoint can carry this file as remote code. Letters: B batch, C channels, h w feature
-grid, S blocks a side, E embedding size.
+Self-contained (torch), so that a checkpoint can carry this file as remote code. Letters: B batch, C channels, h w feature map,
+S blocks of a side, E embedding size.
 """
 
 import torch
@@ -12,7 +12,7 @@ from .decoders_mscl import conv_bn_relu
 
 
 class GlobalHead(nn.Module):
-    """Global average pooling and two fully connected layers; (B, C, h, w) -> unit (B, E)."""
+    """Global average pooling and two fully connected layers; (B, C, h, w) -> (B, E)."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
@@ -23,11 +23,11 @@ class GlobalHead(nn.Module):
 
 
 class LocalHead(nn.Module):
-    """S x S blocks and 1x1 convolutions; (B, C, h, w) -> unit (B, S*S, E).
+    """S x S blocks and 1x1 convolutions; (B, C, h, w) -> (B, S*S, E).
 
-    Without boxes a block is the average over its part of the map (the paper). With boxes (B, 4) = x0, y0, x1, y1 in 0..1 of
-    the map's sides, the S x S positions lie at the cell centres of the box; x0 > x1 walks it from right to left (a flip).
-    S is at most the map's side.
+    Without boxes, a block is the average over its part of the map (as in the paper). With boxes (B, 4) = x0, y0, x1, y1 in [0, 1] of the
+    map's sides, features are sampled at the centers of S x S parts of the box; x0 > x1 samples from right to left (a flip).
+    S is reduced to the side of a smaller map.
     """
 
     def __init__(self, channels: int, dim: int, grid: int, layers: int):
@@ -45,16 +45,16 @@ class LocalHead(nn.Module):
         return unit(self.layers(blocks).flatten(2).transpose(1, 2))
 
     def _sample(self, features: Tensor, boxes: Tensor, grid: int) -> Tensor:
-        centres = (torch.arange(grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / grid  # (S,)
-        x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centres  # (B, S)
-        y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centres
+        centers = (torch.arange(grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / grid  # (S,)
+        x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * centers  # (B, S)
+        y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * centers
         x, y = x[:, None, :].expand(-1, grid, -1), y[:, :, None].expand(-1, -1, grid)
-        where = torch.stack([x, y], dim=-1) * 2 - 1
-        return F.grid_sample(features, where.to(features.dtype), align_corners=False, padding_mode="border")
+        positions = torch.stack([x, y], dim=-1) * 2 - 1
+        return F.grid_sample(features, positions.to(features.dtype), align_corners=False, padding_mode="border")
 
 
 class PixelHead(nn.Module):
-    """1x1 convolutions, BatchNorm and ReLU between them (Zhao et al., ICCV 2021); (B, C, h, w) -> unit (B, E, h, w)."""
+    """1x1 convolutions with BatchNorm and ReLU between them (Zhao et al., ICCV 2021); (B, C, h, w) -> (B, E, h, w)."""
 
     def __init__(self, channels: int, dim: int, layers: int, batch_norm: bool, hidden: int = 256):
         super().__init__()
@@ -73,5 +73,5 @@ class PixelHead(nn.Module):
 
 
 def unit(x: Tensor) -> Tensor:
-    """Unit length over the channel axis (1), or over the last one for vectors; always in float32, or float64."""
+    """Normalize to unit length, in float32 or float64: maps (B, C, h, w) over C, other tensors over the last axis."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1 if x.dim() == 4 else -1, eps=1e-12)

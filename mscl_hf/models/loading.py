@@ -16,32 +16,37 @@ from .configuration_mscl import MsclConfig
 from .modeling_mscl import MsclForSemanticSegmentation
 
 
-def open_model(kind: type, name: str, **options) -> Any:
-    """`kind.from_pretrained`, kind a model, a configuration or an Auto class; ValueError in one sentence when there is none at `name`: a
-    folder, a Hub name, or NAME@REVISION. No code of a model is run, and nothing is unpickled."""
-    place, revision = split_revision(name)
-    if not Path(place).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):  # nor can it be a Hub name
-        raise ValueError(f"there is no model folder {name}; give the output folder of a finished run, or a name on the Hub")
-    if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in ("config.json", ADAPTER)):
-        raise ValueError(f"the folder {name} holds no model (no config.json); give one in which a run has ended")
+def open_model(model_cls: type, name: str, **options) -> Any:
+    """Return `model_cls.from_pretrained(name)`, without running code of the model or unpickling files.
+
+    model_cls: a model, a configuration or an Auto class. name: a folder, a Hub name, or NAME@REVISION. Raises ValueError, in one line,
+    where there is no such model.
+    """
+    repo, revision = split_revision(name)
+    if not Path(repo).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):  # a Hub name has this form
+        raise ValueError(f"there is no model folder {name}. Give the output folder of a finished run, or a name on the Hub.")
+    if Path(repo).is_dir() and not any((Path(repo) / file).is_file() for file in ("config.json", ADAPTER)):
+        raise ValueError(f"the folder {name} holds no model (no config.json). Give the output folder of a finished run.")
     if revision is not None and options.get("revision") is None:
         options["revision"] = revision
-    if kind.__name__.startswith("Auto"):
+    if model_cls.__name__.startswith("Auto"):
         options["trust_remote_code"] = False
-    if issubclass(kind, PreTrainedModel):
-        options = {"dtype": torch.float32} | options  # whatever it was saved in
+    if issubclass(model_cls, PreTrainedModel):
+        options = {"dtype": torch.float32} | options  # instead of the type that it was saved in
     verbosity = logging.get_verbosity()
     try:
-        logging.set_verbosity_error()  # a head that is new is no news here
-        options["revision"] = resolve_revision(place, options.get("revision"))  # all files are of one commit
-        if is_adapter(place, options):
-            raise ValueError(f"{name} holds an adapter and no model; merge it into its model (merge_and_unload of PEFT), and give that")
-        return kind.from_pretrained(place, **options)
-    except Exception as error:  # a stranger's files can fail anywhere
+        logging.set_verbosity_error()  # transformers warns of new heads
+        options["revision"] = resolve_revision(repo, options.get("revision"))  # one commit for all files
+        if is_adapter(repo, options):
+            raise ValueError(f"{name} holds an adapter and no model. Merge it into its model (PEFT's merge_and_unload), and give that model.")
+        return model_cls.from_pretrained(repo, **options)
+    except Exception as error:  # untrusted files can fail anywhere
         if isinstance(error, ValueError) and "\n" not in str(error):
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"cannot open a model at {name!r} ({first}); give a folder of a finished run, or a name on the Hub") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"cannot open a model at {name!r} ({reason}). Give the output folder of a finished run, or a name on the Hub."
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -49,46 +54,49 @@ def open_model(kind: type, name: str, **options) -> Any:
 def open_segmenter(
     name: str, classes: Sequence[str], log: Callable[[str], None] = print, **fields: Any
 ) -> tuple[MsclForSemanticSegmentation, bool]:
-    """A segmenter for these classes from the model at `name`, and whether its classifier is new: of a pre-trained model, and of one with
-    other classes or with these in another order, which is logged. fields: of its configuration. Raises ValueError as `open_model`."""
+    """Return a segmentation model for these classes, and whether its classifier is new.
+
+    The classifier is new for a pre-trained model, and for other classes or another order of them, which is logged. fields: values for
+    fields of its configuration. Raises ValueError as `open_model`.
+    """
     names = dict(enumerate(classes))
-    network, loaded = open_model(
+    network, info = open_model(
         MsclForSemanticSegmentation, name, output_loading_info=True, ignore_mismatched_sizes=True, id2label=names,
-        label2id={of: i for i, of in names.items()}, **fields,
+        label2id={class_name: index for index, class_name in names.items()}, **fields,
     )  # fmt: skip
     for field, value in fields.items():
-        setattr(network.config, field, value)  # None too, which `from_pretrained` drops
-    if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # pre-trained
+        setattr(network.config, field, value)  # `from_pretrained` drops None
+    if any(key.startswith("classifier.") for key in info["missing_keys"]):  # pre-trained
         return network, True
     config = open_model(MsclConfig, name)
     trained_classes = [config.id2label[i] for i in range(config.num_labels)]
     if trained_classes == list(classes):
         return network, False
     log(f"new classifier: {name} was trained on the classes {first_three(trained_classes)}; the data has {first_three(classes)}")
-    if len(trained_classes) == len(classes):  # otherwise `from_pretrained` has drawn it
-        renew_classifier(network)
+    if len(trained_classes) == len(classes):  # otherwise `from_pretrained` has initialized it
+        initialize_classifier(network)
     return network, True
 
 
-def renew_classifier(network: MsclForSemanticSegmentation) -> None:
-    """Draw the weights of the classifier, and of the auxiliary head's, anew."""
+def initialize_classifier(network: MsclForSemanticSegmentation) -> None:
+    """Initialize the weights of the classifier, and of the auxiliary head's."""
     for module in network.modules():
         if getattr(module, "_is_classifier", False):
             for parameter in module.parameters():
-                parameter._is_hf_initialized = False  # else transformers keeps what was loaded
+                parameter._is_hf_initialized = False  # transformers keeps loaded weights
             network._init_weights(module)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """A model's name and its revision (a branch, a tag or a commit) where it is NAME@REVISION; a folder is its name alone."""
-    place, _, revision = (name, "", "") if Path(name).exists() else name.rpartition("@")
-    return (place, revision) if place and re.fullmatch(r"[\w./-]+", revision) else (name, None)
+    """Split NAME@REVISION into a name on the Hub and a branch, a tag or a commit; the revision of other names and of folders is None."""
+    repo, _, revision = (name, "", "") if Path(name).exists() else name.rpartition("@")
+    return (repo, revision) if repo and re.fullmatch(r"[\w./-]+", revision) else (name, None)
 
 
 def pinned(name: str | None) -> str | None:
-    """NAME@COMMIT for a model on the Hub, so that all its files are of one commit, and a record tells which; else the name as it is."""
+    """Return NAME@COMMIT for a model on the Hub, so that all its files are of one recorded commit; other names are returned as they are."""
     if name is None or Path(name).exists():
         return name
-    place, revision = split_revision(name)
-    commit = getattr(resolve_revision(place, revision), "resolved", None)  # not there: whoever opens the model says why
-    return f"{place}@{commit}" if commit else name
+    repo, revision = split_revision(name)
+    commit = getattr(resolve_revision(repo, revision), "resolved", None)  # where it is None, opening the model reports why
+    return f"{repo}@{commit}" if commit else name

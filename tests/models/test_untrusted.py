@@ -152,9 +152,9 @@ def test_weights_that_are_pickled_are_refused_at_every_door(models, tmp_path, se
     for door in doors:
         with pytest.raises(ValueError) as caught:
             door(folders["tuned"])
-        assert REFUSED[damage] in str(caught.value) and re.search("give a|remove it", str(caught.value))
+        assert REFUSED[damage] in str(caught.value) and re.search("Give a|Remove it", str(caught.value))
     for kind in (MsclForPreTraining, AutoModelForPreTraining):
-        with pytest.raises(ValueError, match="give a|remove it"):
+        with pytest.raises(ValueError, match="Give a|Remove it"):
             kind.from_pretrained(folders["pretrained"])
     assert not sentinel.exists()
 
@@ -296,44 +296,44 @@ HOSTILE = {
     "a quantized model": ({"quantization_config": {"quant_method": "x"}}, "quantization_config"),
     "foreign patches": ({"fusion_config": {"x": {}}}, "unknown field 'fusion_config'"),
     "other files of weights": ({"transformers_weights": "../x.bin"}, "unknown field 'transformers_weights'"),
-    "a pipeline that is a list": ({"custom_pipelines": ["x"]}, "custom_pipelines ['x']"),
-    "a type in a dictionary": ({"dtype": {"": "load"}}, "dtype {'': 'load'}"),
+    "a pipeline that is a list": ({"custom_pipelines": ["x"]}, "custom_pipelines is ['x']"),
+    "a type in a dictionary": ({"dtype": {"": "load"}}, "dtype is {'': 'load'}"),
     "kernels of a stranger": ({"attn_implementation": "someone/kernel"}, "unknown field 'attn_implementation'"),
-    "a model of the Hub": ({"backbone": "hf-hub:someone/x"}, "give a plain timm name"),
-    "a folder": ({"backbone": "local-dir:/somewhere"}, "give a plain timm name"),
+    "a model of the Hub": ({"backbone": "hf-hub:someone/x"}, "plain timm name"),
+    "a folder": ({"backbone": "local-dir:/somewhere"}, "plain timm name"),
     "no timm name": ({"backbone": "no_such_network"}, "no_such_network"),
-    "a backbone that is a list": ({"backbone": ["resnet18"]}, "backbone ['resnet18']"),
-    "many classes": ({"num_labels": 10**9, "id2label": None, "label2id": None}, "num_labels 1000000000"),
-    "a large crop": ({"image_size": 10**9}, "image_size 1000000000"),
-    "a wide decoder": ({"decoder_channels": 10**9}, "decoder_channels 1000000000"),
-    "a wide head": ({"pixel_dim": 10**9}, "pixel_dim 1000000000"),
-    "many layers": ({"local_layers": 10**9}, "local_layers 1000000000"),
-    "many channels": ({"num_channels": 10**9}, "num_channels 1000000000"),
-    "a wide backbone": ({"backbone_kwargs": {"base_width": 10**9}}, "backbone_kwargs {'base_width': 1000000000}"),
+    "a backbone that is a list": ({"backbone": ["resnet18"]}, "backbone is ['resnet18']"),
+    "many classes": ({"num_labels": 10**9, "id2label": None, "label2id": None}, "num_labels is 1000000000"),
+    "a large crop": ({"image_size": 10**9}, "image_size is 1000000000"),
+    "a wide decoder": ({"decoder_channels": 10**9}, "decoder_channels is 1000000000"),
+    "a wide head": ({"pixel_dim": 10**9}, "pixel_dim is 1000000000"),
+    "many layers": ({"local_layers": 10**9}, "local_layers is 1000000000"),
+    "many channels": ({"num_channels": 10**9}, "num_channels is 1000000000"),
+    "a wide backbone": ({"backbone_kwargs": {"base_width": 10**9}}, "backbone_kwargs is {'base_width': 1000000000}"),
     "blocks without end": (
         {"backbone": "resnet18", "stage_names": None, "backbone_kwargs": {"layers": [16384] * 4}}, "more than 8,000 modules"),
-    "text for a number": ({"image_size": "large"}, "image_size 'large'"),
-    "true for a number": ({"decoder_channels": True}, "decoder_channels True"),
-    "a number for a list": ({"decoder_rates": 6}, "decoder_rates 6"),
-    "a list for options": ({"backbone_kwargs": [1]}, "backbone_kwargs [1]"),
+    "text for a number": ({"image_size": "large"}, "image_size is 'large'"),
+    "true for a number": ({"decoder_channels": True}, "decoder_channels is True"),
+    "a number for a list": ({"decoder_rates": 6}, "decoder_rates is 6"),
+    "a list for options": ({"backbone_kwargs": [1]}, "backbone_kwargs is [1]"),
     "nested options": ({"contrast": {"a": nested(50)}}, "contrast"),
     "no tap": ({"out_indices": [99], "stage_names": None}, "99"),
-    "a tap that is text": ({"out_indices": ["last"]}, "out_indices ['last']"),
+    "a tap that is text": ({"out_indices": ["last"]}, "out_indices is ['last']"),
     "taps without end": ({"out_indices": [0] * 5000}, "out_indices"),
-    "no number": ({"decoder_dropout": float("nan")}, "decoder_dropout nan"),
-    "no mean": ({"image_mean": [float("nan")] * 3}, "image_mean [nan, nan, nan]"),
-    "no deviation": ({"image_std": [0, 1, 1]}, "image_std [0, 1, 1]"),
-    "a single mean": ({"image_mean": [0.5]}, "1 values of image_mean"),
-    "many deviations": ({"image_std": [0.5] * 1000}, "1000 values of image_std"),
-    "a method that is a list": ({"contrast": {"method": ["x"]}, "heads": ["g"]}, "contrast {'method': ['x']}"),
+    "no number": ({"decoder_dropout": float("nan")}, "decoder_dropout is nan"),
+    "no mean": ({"image_mean": [float("nan")] * 3}, "image_mean is [nan, nan, nan]"),
+    "no deviation": ({"image_std": [0, 1, 1]}, "image_std is [0, 1, 1]"),
+    "a single mean": ({"image_mean": [0.5]}, "image_mean has 1 values"),
+    "many deviations": ({"image_std": [0.5] * 1000}, "image_std has 1000 values"),
+    "a method that is a list": ({"contrast": {"method": ["x"]}, "heads": ["g"]}, "contrast is {'method': ['x']}"),
     "an escape code in a class": ({"id2label": {"0": "sky", "1": "ro\x1b[2Jad"}, "label2id": None}, "id2label"),
     "half a character in a class": ({"id2label": {"0": "sky", "1": "\ud800"}, "label2id": None}, "id2label"),
-    "an escape code in a name": ({"decoder_type": "\x1b[31mfcn"}, "decoder_type '\\x1b[31mfcn'"),
-    "an infinite weight": ({"auxiliary_loss_weight": float("inf")}, "auxiliary_loss_weight inf"),
+    "an escape code in a name": ({"decoder_type": "\x1b[31mfcn"}, "decoder_type is '\\x1b[31mfcn'"),
+    "an infinite weight": ({"auxiliary_loss_weight": float("inf")}, "auxiliary_loss_weight is inf"),
     "an unknown decoder": ({"decoder_type": "unet"}, "'unet'"),
-    "an unknown head": ({"heads": ["q"]}, "heads ['q']"),
-    "another type": ({"dtype": "load"}, "dtype 'load'"),
-    "labels in a list": ({"id2label": ["a", "b"]}, "id2label ['a', 'b']"),
+    "an unknown head": ({"heads": ["q"]}, "heads is ['q']"),
+    "another type": ({"dtype": "load"}, "dtype is 'load'"),
+    "labels in a list": ({"id2label": ["a", "b"]}, "id2label is ['a', 'b']"),
     "ids that are none": ({"id2label": {"0": "a", "x": "b"}, "label2id": None}, "id2label"),
 }  # fmt: skip
 
@@ -439,12 +439,12 @@ def test_hostile_weights(models, tmp_path, damage):
 
 
 KINDS = {
-    "a statistic as integers": ("test_resnet", "decoder.fuse.1.running_var", torch.int32, "as I32; give a model"),
-    "a statistic in eight bits": ("test_resnet", "decoder.fuse.1.running_mean", torch.float8_e4m3fn, "as F8_E4M3; give a model"),
-    "a count as a number": ("test_resnet", "decoder.fuse.1.num_batches_tracked", torch.float32, "as F32; give a model"),
-    "a weight as integers": ("test_resnet", "classifier.weight", torch.int64, "as I64; give a model"),
-    "positions as integers": ("test_vit", "backbone.timm_model.pos_embed", torch.int32, "as I32; give a model"),
-    "a token as truth values": ("test_vit", "backbone.timm_model.cls_token", torch.bool, "as BOOL; give a model"),
+    "a statistic as integers": ("test_resnet", "decoder.fuse.1.running_var", torch.int32, "as I32; expected one of"),
+    "a statistic in eight bits": ("test_resnet", "decoder.fuse.1.running_mean", torch.float8_e4m3fn, "as F8_E4M3; expected one of"),
+    "a count as a number": ("test_resnet", "decoder.fuse.1.num_batches_tracked", torch.float32, "as F32; expected one of"),
+    "a weight as integers": ("test_resnet", "classifier.weight", torch.int64, "as I64; expected one of"),
+    "positions as integers": ("test_vit", "backbone.timm_model.pos_embed", torch.int32, "as I32; expected one of"),
+    "a token as truth values": ("test_vit", "backbone.timm_model.cls_token", torch.bool, "as BOOL; expected one of"),
 }  # fmt: skip
 
 
