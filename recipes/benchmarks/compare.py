@@ -1,208 +1,103 @@
-"""Comparisons: every cell is an ordinary pre-training, fine-tuning and evaluation run; finished cells are skipped.
+"""Compare cells, each a pre-training, a fine-tuning and an evaluation with the flags of a YAML file, over several seeds.
 
-python recipes/benchmark.py compare --spec recipes/configs/compare_camvid.yaml --data-dir CamVid --work-dir runs/camvid --jobs 2
+python -m recipes.benchmarks compare --spec recipes/benchmarks/configs/compare_camvid.yaml --data-dir CamVid --work-dir runs/camvid --jobs 2
 """
 
-import csv
-import json
-import os
-import shutil
-import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from stages import as_flag, machine
+import torch
+from tqdm import tqdm
 
-from mscl_hf.cli import command, parse
-from mscl_hf.records.versions import commit
+from mscl_hf.cli import parse_sections
+from mscl_hf.config.fields import Section, option
 
-RECIPES = Path(__file__).resolve().parent
-COLUMNS = ("dataset", "method", "losses", "loss", "train_count", "seed", "mean_iou", "pretrain_steps", "finetune_steps",
-           "image_size", "commit", "cell", "split", "num_images", "overall_accuracy", "hours", "machine")  # fmt: skip
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-                     2.110, 2.101, 2.093, 2.086), 1))  # fmt: skip
+from .common import difference, markdown_table, mean_sd, read_yaml, write_csv
+from .runner import COLUMNS, Cell, Outcome, check, row_of, run_cells
+from .stages import Stage
 
 
 @dataclass(frozen=True)
-class CompareOptions:
-    """A grid of cells and where its parts go."""
+class CompareOptions(Section):
+    """A grid of cells, and the folders of its parts."""
 
-    spec: str = field(metadata={"help": "YAML file: dataset, common, pretrain, finetune, evaluate, seeds, baseline, cells"})
-    data_dir: str | None = field(default=None, metadata={"help": "where the data set lies; none for drawn scenes"})
-    work_dir: str = field(default="runs/compare", metadata={"help": "folder of the cells; may be shared by several jobs"})
-    results: str | None = field(default=None, metadata={"help": "CSV to write; default: results/NAME_OF_SPEC.csv, with a .md beside it"})
-    jobs: int = field(default=1, metadata={"help": "cells run side by side, one thread each"})
-    only: list[str] | None = field(default=None, metadata={"help": "cells to run; default: all"})
-    seeds: list[int] | None = field(default=None, metadata={"help": "seeds to run; default: those of the spec"})
-    finished_only: bool = field(default=False, metadata={"help": "write the tables of what is finished, run nothing"})
-
-
-@command
-def main() -> None:
-    if sys.argv[1:2] == ["speed"]:
-        import speed
-
-        return speed.main(sys.argv[2:])
-    if sys.argv[1:2] == ["methods"]:
-        import methods
-
-        return methods.main(sys.argv[2:])
-    if sys.argv[1:2] == ["tables"]:
-        import tables
-
-        return tables.main(sys.argv[2:])
-    if sys.argv[1:2] != ["compare"]:
-        raise ValueError(f"unknown benchmark {' '.join(sys.argv[1:2])!r}; choose compare, tables, methods or speed")
-    return compare(sys.argv[2:])
+    spec: str = option(..., "YAML file: dataset, common, pretrain, finetune, evaluate, seeds, baseline, cells")
+    data_dir: str | None = option(None, "folder of the data set (default: none, for drawn scenes)")
+    work_dir: str = option("runs/compare", "folder of the cells; several benchmarks may share it")
+    results: str | None = option(None, "CSV file to write, with a .md beside it (default: results/NAME_OF_SPEC.csv)")
+    jobs: int = option(1, "stages run side by side, one thread each", at_least=1)
+    only: list[str] | None = option(None, "cells to run (default: all)")
+    seeds: list[int] | None = option(None, "seeds to run (default: those of the spec)")
+    finished_only: bool = option(False, "write the tables of the finished cells, and run nothing")
 
 
-def compare(argv: list[str]) -> None:
-    (options,) = parse((CompareOptions,), __doc__.splitlines()[0], argv)
-    spec = yaml.safe_load(Path(options.spec).read_text())
-    rows = compare_cells(spec, options)
+def main(argv: list[str]) -> None:
+    (options,) = parse_sections([CompareOptions], __doc__.splitlines()[0], argv)
+    spec = read_yaml(options.spec)
+    cells = cells_of(spec, options)
+    outcome = run(cells, options)
+    rows = [row_of(cell) for cell in cells if cell.is_done()]
     target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
-    write_csv(target, rows)
+    write_csv(target, COLUMNS, rows)
     target.with_suffix(".md").write_text(summary(spec, rows, options.spec))
     print(target.with_suffix(".md").read_text())
+    outcome.exit_if_stopped()
+    outcome.exit_if_failed()
 
 
-def compare_cells(spec: dict, options: CompareOptions) -> list[dict]:
-    """The rows of the cells that could be run, or had been."""
+def cells_of(spec: dict, options: CompareOptions, keep_checkpoints: bool = False) -> list[Cell]:
+    """The cells to run; those that fine-tune the network of another cell come last."""
     names = options.only or list(spec["cells"])
-    unknown = set(names) - set(spec["cells"])
+    unknown = [name for name in names if name not in spec["cells"]]
     if unknown:
-        raise ValueError(f"no cell {', '.join(sorted(unknown))} in {options.spec}; there are {', '.join(spec['cells'])}")
-    # Cells that fine-tune another cell's pre-training come when that is done.
-    waves = [[name for name in names if ("from" in spec["cells"][name]) is borrows] for borrows in (False, True)]
-    seeds, rows = options.seeds or spec["seeds"], []
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for wave in waves:
-            rows += pool.map(lambda cell: run_cell(spec, options, *cell), [(name, seed) for seed in seeds for name in wave])
-    return [row for row in rows if row]
+        raise ValueError(f"--only is {unknown[0]}; expected cells of {options.spec}: {', '.join(spec['cells'])}.")
+    cells = itertools.product(options.seeds or spec["seeds"], names)
+    cells = sorted(cells, key=lambda cell: "from" in spec["cells"][cell[1]])
+    return [make_cell(spec, options, name, seed, keep_checkpoints) for seed, name in cells]
 
 
-def run_cell(spec: dict, options: CompareOptions, name: str, seed: int) -> dict | None:
-    """Pre-train, fine-tune, evaluate; a stage whose result is there is not run again. Returns the cell's row, None if a stage fails."""
-    folder = Path(options.work_dir) / f"{name}-seed{seed}"
-    cell = spec["cells"][name]
-    source = Path(options.work_dir) / f"{cell.get('from', name)}-seed{seed}"  # whose pre-training this cell fine-tunes
-    data = {"dataset": spec["dataset"]} | ({"data-dir": options.data_dir} if options.data_dir else {})
+def make_cell(spec: dict, options: CompareOptions, name: str, seed: int, keep_checkpoints: bool) -> Cell:
+    folder, cell = Path(options.work_dir) / f"{name}-seed{seed}", spec["cells"][name]
+    data = data_flags(spec, options) | {"seed": seed}
     common = data | spec.get("common", {})
-    stages = {
-        "pretrain": common | spec["pretrain"] | cell.get("pretrain", {}),
-        "finetune": common | spec["finetune"] | cell.get("finetune", {}) | {"model": source / "pretrain"},
-        "evaluate": data | spec["evaluate"] | {"model": folder / "finetune"},
-    }
     if "from" in cell:
-        del stages["pretrain"]
-    for stage, flags in stages.items():
-        proof = "results.json" if stage == "evaluate" else "model.safetensors"
-        flags |= {"seed": seed, "output-dir": folder / stage}
-        if (folder / stage / proof).is_file():
-            continue
-        if options.finished_only:
-            return None
-        if not run_stage(stage, flags, folder):
-            print(f"{name}, seed {seed}: {stage} failed, see {folder / stage}.log")
-            return None
-    results = json.loads((folder / "evaluate" / "results.json").read_text())
-    places = {"pretrain": source, "finetune": folder}
-    run = {stage: json.loads((place / stage / "run.json").read_text()) for stage, place in places.items()}
-    method = run["pretrain"]["method"]
-    seconds = sum(float((place / f"{stage}.seconds").read_text()) for stage, place in places.items())
-    print(f"{name}, seed {seed}: mean IoU {results['mean_iou']:.4f}")
-    return {
-        "dataset": spec["dataset"],
-        "method": method,
-        "losses": run["pretrain"]["losses"] if method == "mscl" else "-",
-        "loss": run["finetune"].get("loss", "ce"),  # runs from before there was a choice do not name it
-        "train_count": spec["common"].get("train-count", "all"),
-        "seed": seed,
-        "mean_iou": round(results["mean_iou"], 5),
-        "pretrain_steps": run["pretrain"]["max_steps"] if method != "none" else 0,
-        "finetune_steps": run["finetune"]["max_steps"],
-        "image_size": run["pretrain"]["image_size"],
-        "commit": results["commit"] or commit() or "-",
-        "cell": name,
-        "split": results["split"],
-        "num_images": results["num_images"],
-        "overall_accuracy": round(results["overall_accuracy"], 5),
-        "hours": round(seconds / 3600, 3),
-        "machine": machine(),
-    }
+        first = make_cell(spec, options, cell["from"], seed, keep_checkpoints).stages[0]
+    else:
+        flags = common | spec["pretrain"] | cell.get("pretrain", {})
+        first = Stage("pretrain", folder / "pretrain", flags, keep_checkpoints=keep_checkpoints)
+    flags = common | spec["finetune"] | cell.get("finetune", {}) | {"model": str(first.folder)}
+    second = Stage("finetune", folder / "finetune", flags, first)
+    third = Stage("evaluate", folder / "evaluate", data | spec["evaluate"] | {"model": str(second.folder)}, second)
+    return Cell(name, seed, (first, second, third))
 
 
-def run_stage(stage: str, flags: dict, folder: Path) -> bool:
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / stage, ignore_errors=True)  # what a killed run left
-    words = [word for key, value in flags.items() for word in as_flag(key, value)]
-    log = folder / f"{stage}.log"
-    started = os.times().elapsed
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, str(RECIPES / f"{stage}.py"), *words],
-            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        _, status, used = os.wait4(process.pid, 0)
-    (folder / f"{stage}.seconds").write_text(f"{os.times().elapsed - started:.1f}\n")
-    (folder / f"{stage}.peak_mb").write_text(f"{used.ru_maxrss / 1024:.0f}\n")
-    return status == 0
+def data_flags(spec: dict, options: CompareOptions) -> dict:
+    return {"dataset": spec["dataset"]} | ({"data-dir": options.data_dir} if options.data_dir else {})
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def run(cells: list[Cell], options: CompareOptions) -> Outcome:
+    """Run the unfinished cells, each stage with one thread, and print the mean IoU of each."""
+    check(cells)
+    if options.finished_only:
+        return Outcome()
+    torch.set_num_threads(1)  # forked processes inherit it
+    return run_cells(cells, options.jobs, lambda cell: tqdm.write(f"{cell}: mean IoU {cell.results()['mean_iou']:.4f}"))
 
 
 def summary(spec: dict, rows: list[dict], source: str) -> str:
-    """Mean and sample deviation over seeds per cell, and the paired difference to the baseline with its 95 % t interval."""
-    by_cell: dict[str, dict[int, float]] = {}
+    """Mean and sample deviation over seeds of each cell, and the paired difference to the baseline with its 95 % t interval."""
+    scores: dict[str, dict[int, float]] = {}
     for row in rows:
-        by_cell.setdefault(row["cell"], {})[row["seed"]] = 100 * row["mean_iou"]
-    place = "" if spec["dataset"] == "synthetic" else " --data-dir DIR"
-    lines = [
-        f"Made by `python recipes/benchmark.py compare --spec {source}{place}`; mean IoU in %.\n",
-        "| cell | pre-training steps | fine-tuning steps | seeds | mean IoU | difference (95 % interval) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for cell, scores in by_cell.items():
+        scores.setdefault(row["cell"], {})[row["seed"]] = 100 * row["mean_iou"]
+    data_dir = "" if spec["dataset"] == "synthetic" else " --data-dir DIR"
+    lines = []
+    for cell, by_seed in scores.items():
         row = next(row for row in rows if row["cell"] == cell)
-        against = spec["cells"][cell].get("against", spec["baseline"])  # a control with the same fine-tuning budget
-        base = by_cell.get(against, {})
-        pairs = [scores[seed] - base[seed] for seed in scores if seed in base]
-        lines.append(
-            f"| {cell} | {row['pretrain_steps']} | {row['finetune_steps']} | {len(scores)} | {mean_sd(list(scores.values()))} | "
-            f"{f'{difference(pairs)} against {against}' if cell != against else '-'} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def mean_sd(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def difference(pairs: list[float]) -> str:
-    if not pairs:
-        return "-"
-    if len(pairs) == 1:
-        return f"{pairs[0]:+.1f}"
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(pairs))
-
-
-def interval(pairs: list[float]) -> tuple[float, float, float]:
-    """Mean and ends of the 95 % t interval, of two numbers or more."""
-    half = T95.get(len(pairs) - 1, 1.96) * statistics.stdev(pairs) / len(pairs) ** 0.5
-    mean = statistics.mean(pairs)
-    return mean, mean - half, mean + half
-
-
-if __name__ == "__main__":
-    main()
+        baseline = spec["cells"][cell].get("against", spec["baseline"])  # a control with the same fine-tuning steps
+        pairs = [by_seed[seed] - scores[baseline][seed] for seed in by_seed if seed in scores.get(baseline, {})]
+        compared = f"{difference(pairs)} against {baseline}" if cell != baseline else "-"
+        lines.append((cell, row["pretrain_steps"], row["finetune_steps"], len(by_seed), mean_sd(list(by_seed.values())), compared))
+    head = ("cell", "pre-training steps", "fine-tuning steps", "seeds", "mean IoU", "difference (95 % interval)")
+    origin = f"Made by `python -m recipes.benchmarks compare --spec {source}{data_dir}`; mean IoU in %.\n"
+    return "\n".join([origin, *markdown_table(head, lines)]) + "\n"

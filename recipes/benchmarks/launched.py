@@ -1,4 +1,4 @@
-"""A launcher and the processes that it starts, as one: over when the last of them is, told to stop when it is."""
+"""A launcher and the processes that it starts, treated as one process: stopped together, finished when the last of them is."""
 
 import contextlib
 import ctypes
@@ -10,21 +10,22 @@ from typing import TextIO
 
 import psutil
 
-STOPPED = 75  # as a recipe ends that was told to stop
+STOPPED = 75  # exit status of a recipe that was stopped by a signal and can be resumed
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def launch(command: list[str], log: TextIO, held: int) -> int:
-    """Run it, and wait for all that it starts; returns its status, or STOPPED after a SIGTERM or SIGINT, which all of them got as SIGTERM.
+def launch(command: list[str], log: TextIO, lock: int) -> int:
+    """Run a launcher and wait for all processes that it starts; this process must do nothing else.
 
-    Launchers start workers in sessions of their own, and may end before them, without telling them or by SIGKILL: this process inherits
-    such workers (on Linux), so that what it holds is held for as long as one of them lives. It does nothing else.
-    held: a descriptor that the launcher also keeps open, whatever becomes of this process.
+    Returns the launcher's exit status, or STOPPED after SIGTERM or SIGINT, which is passed on to all of them as SIGTERM. Launchers start
+    workers in sessions of their own and may end before these: on Linux this process then becomes the workers' parent, and so keeps the lock
+    for as long as one of them lives.
+    lock: file descriptor that the launcher keeps open too, in case this process is killed.
     """
-    told = []
+    stop_requests = []
 
-    def tell(*_) -> None:
-        told.append(True)
+    def stop_all(*_) -> None:
+        stop_requests.append(True)
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -32,12 +33,12 @@ def launch(command: list[str], log: TextIO, held: int) -> int:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, tell)
-    launcher = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[held], start_new_session=True)
-    if told:  # too early for it
-        tell()
+        signal.signal(number, stop_all)
+    launcher = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True)
+    if stop_requests:  # the signal came before the launcher existed
+        stop_all()
     status = launcher.wait()
-    with contextlib.suppress(ChildProcessError):  # there is no other any more
+    with contextlib.suppress(ChildProcessError):  # no process is left
         while True:
             os.wait()
-    return STOPPED if told else status
+    return STOPPED if stop_requests else status

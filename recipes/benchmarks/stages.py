@@ -1,17 +1,17 @@
-"""One stage of a cell, a run of a recipe in a folder of its own: whoever locks it first runs it, and what was killed goes on.
+"""One stage of a cell: a run of a recipe in its own folder and its own process.
 
-The lock belongs to the process that does the work, so it is gone when that process is, whatever happened to the one that started it.
-SIGTERM to that process is SIGTERM to the recipe, below a launcher too: a checkpoint is saved, and the stage goes on another time.
+The process that does the work holds a lock on the stage, which the system frees when the process ends, however it ends. SIGTERM to this
+process is SIGTERM to the recipe, also below a launcher: the recipe saves a checkpoint, from which the stage continues the next time.
 """
 
 import contextlib
 import fcntl
 import functools
-import importlib.util
+import importlib
 import json
 import multiprocessing
 import os
-import platform
+import resource
 import shlex
 import shutil
 import signal
@@ -22,62 +22,78 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from launched import STOPPED, launch
 
+from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import flat, parse
+from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from mscl_hf.records.run_folder import FREE_TO_CHANGE
 from mscl_hf.records.versions import commit
+from mscl_hf.training.log import read_log
 
-RECIPES = Path(__file__).resolve().parent
-BUSY = STOPPED  # another process has the stage, which is not over either
-# Stages are forked from a process that has imported everything once: starting Python takes longer than a short evaluation.
-FORK = multiprocessing.get_context("fork")
-# Options that say where things lie, and how often something is written. The model that a stage goes on from is the stage before: not
-# where it lies counts, but what made it.
-PLACES = (*FREE_TO_CHANGE, "model", "image_cache_gb")
+from .common import as_words, machine
+from .launched import STOPPED, launch
+
+RECIPES = {  # module, configuration
+    "pretrain": ("pretrain", PretrainConfig),
+    "finetune": ("finetune", FinetuneConfig),
+    "evaluate": ("evaluate_model", EvaluateConfig),
+}
+BUSY = STOPPED  # exit status where another process has the stage: it is not finished either
+FORK = multiprocessing.get_context("fork")  # starting Python and its imports would take longer than a short evaluation
+# Options that change no figure: paths, and how often something is written. A stage's model counts by the stage that made it.
+UNIMPORTANT = (*FREE_TO_CHANGE, "model", "image_cache_gb")
+PATHS = ("data-dir", "model", "backbone-weights")
 LIBRARIES = ("torch", "timm", "transformers")
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A recipe, its flags but for the folder, and the stage that has to be done before."""
+    """A recipe, its output folder, its other flags, and the stage that has to be finished before it."""
 
-    recipe: str
+    recipe: str  # a key of RECIPES
     folder: Path
     flags: dict = field(hash=False, compare=False)
     after: "Stage | None" = None
+    keep_checkpoints: bool = field(default=False, hash=False, compare=False)
 
     @property
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
-    def proof(self) -> Path:
+    def record_path(self) -> Path:
+        """The record of a finished stage; missing until then."""
         return self.folder.with_name(f"{self.folder.name}.done.json")
 
 
+# The settings of a stage, and its record
+
+
 def finished(stage: Stage) -> bool:
-    """Whether the stage is done; ValueError when it was done with other settings."""
-    if not stage.proof.is_file():
+    """Whether the stage is done. Raises ValueError where it was done with other settings."""
+    if not stage.record_path.is_file():
         return False
-    there, wanted = record(stage).get("settings", {}), settings(stage)
-    if there != wanted:
-        changed = ", ".join(sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key))[:5])
-        raise ValueError(f"{stage.folder} was made with other settings ({changed}); give another --work-dir")
+    old, new = record(stage).get("settings", {}), settings(stage)
+    if old != new:
+        changed = ", ".join(sorted(key for key in {*old, *new} if old.get(key) != new.get(key))[:5])
+        raise ValueError(f"{stage.folder} was made with other settings ({changed}). Give another --work-dir.")
     return True
 
 
 def settings(stage: Stage) -> dict:
-    """What decides the result of a stage: its options, defaults among them, the content of weights from a file, and the same of the stages
-    before it, as a digest. ValueError for flags that the recipe would refuse."""
+    """What decides the result of a stage: its options with their defaults, and digests of its file of weights and of the stages before it.
+
+    Raises ValueError for flags that the recipe rejects.
+    """
     return _settings(*_identity(stage))
 
 
 def _identity(stage: Stage) -> tuple:
-    return stage.recipe, tuple(_words(stage)), stage.after and _digest_of(_identity(stage.after))
+    return stage.recipe, tuple(as_words(stage.flags)), stage.after and _digest_of(_identity(stage.after))
 
 
 @functools.cache
@@ -86,71 +102,149 @@ def _digest_of(identity: tuple) -> str:
 
 
 @functools.cache
-def _settings(recipe: str, words: tuple[str, ...], before: str | None) -> dict:
-    options = parse(_recipe(recipe).KINDS, "", words)
-    known = _recipe(recipe).resolve(options) if recipe == "pretrain" else flat(*options)
-    weights = known.get("backbone_weights")
-    lasting = {name: value for name, value in known.items() if name not in PLACES}
-    lasting |= {"backbone_weights": _digest(weights)} if weights else {}
-    return json.loads(json.dumps(lasting | ({"model": before} if before else {})))
+def _settings(recipe: str, words: tuple[str, ...], digest_before: str | None) -> dict:
+    config = parse(RECIPES[recipe][1], "", words)
+    options = flat(_module(recipe).resolved(config) if recipe == "pretrain" else config)
+    weights = options.get("backbone_weights")
+    options = {name: value for name, value in options.items() if name not in UNIMPORTANT}
+    options |= {"backbone_weights": _file_digest(weights)} if weights else {}
+    return json.loads(json.dumps(options | ({"model": digest_before} if digest_before else {})))
 
 
 @functools.cache
-def _digest(path: str) -> str:
+def _file_digest(path: str) -> str:
     return blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
 
 
+def without_paths(flags: dict) -> dict:
+    """The flags that decide what is computed."""
+    return {name: value for name, value in flags.items() if name not in PATHS}
+
+
 def record(stage: Stage) -> dict:
-    """Of a finished stage: settings and flags, seconds of the attempt that finished it, threads, machine, commits, versions."""
-    return json.loads(stage.proof.read_text())
+    """Settings and flags of a finished stage; seconds and peak memory of its last attempt; threads, machine, commits, versions."""
+    return json.loads(stage.record_path.read_text())
+
+
+def run_of(stage: Stage) -> dict:
+    """run.json of a stage that was started: the configuration and the commit."""
+    return json.loads((stage.folder / "run.json").read_text())
+
+
+def step_seconds(stage: Stage) -> list[list[float]]:
+    """Seconds of each logged training step, a list for each method that the stage trains by; [] where it trains nothing."""
+    logs = [read_log(path) for path in sorted(stage.folder.rglob("log.jsonl"))]
+    rates = [[row["images_per_second"] for row in rows if "images_per_second" in row] for rows in logs]
+    if not any(rates):
+        return []
+    run = run_of(stage)
+    images = run["batch_size"] * run["gradient_accumulation_steps"]
+    return [[images / rate for rate in of_log] for of_log in rates]
+
+
+# The run
 
 
 def start(stage: Stage, launcher: str | None = None) -> multiprocessing.Process | None:
-    """Run it in another process, whose exit status is the recipe's, or BUSY; None when someone is at it already.
+    """Start the stage in a new process, whose exit status is the recipe's, or BUSY; None where another process has the stage.
 
-    To be called from a process with one thread only, and without CUDA: it forks.
+    It forks: the calling process must have one thread only, and must not have used CUDA.
     """
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock_file(stage) as lock:  # only a look: the new process takes it for itself
+    with _lock_file(stage) as lock:  # only a test: the new process takes the lock
         if not _take(lock):
             return None
-    _recipe(stage.recipe)  # imported once, for all that are forked
-    commit()  # of what was imported, whatever becomes of the sources until a stage asks
-    process = FORK.Process(target=_locked, args=(stage, shlex.split(launcher or "")))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the new process minds them: it must not miss one
+    _import_all(stage.recipe)
+    commit()  # cached before the fork: the sources may change until the stage asks
+    process = FORK.Process(target=_run_locked, args=(stage, shlex.split(launcher or "")))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the new process has its own handlers, so that it misses no signal
     process.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process
 
 
 @functools.cache
-def _recipe(name: str):
-    """The module of a recipe, by its path: there is a library with the name of one."""
-    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _import_all(recipe: str) -> None:
+    """Import what a recipe uses, once for all processes that are forked: packages of mscl_hf load their modules on first use."""
+    _module(recipe)
+    for package in (data, evaluation, methods, models, records, sharing, training, transforms):
+        for name in package.__all__:
+            getattr(package, name)
 
 
-def lasting(flags: dict) -> dict:
-    """The flags that say what is computed, not where."""
-    return {key: value for key, value in flags.items() if key not in ("data-dir", "model", "backbone-weights")}
+def _module(recipe: str) -> ModuleType:
+    return importlib.import_module(f"..{RECIPES[recipe][0]}", __package__)
 
 
-def _locked(stage: Stage, launcher: list[str]) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the benchmark does about it is not for its stages
+def _script(recipe: str) -> str:
+    return str(Path(__file__).resolve().parents[1] / f"{RECIPES[recipe][0]}.py")
+
+
+def _run_locked(stage: Stage, launcher: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # replaces the handlers of the benchmark
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     with _lock_file(stage) as lock:
         if not _take(lock):
             sys.exit(BUSY)
-        if not finished(stage):  # by someone else, since it was looked at
+        if not finished(stage):  # another process may have finished it in the meantime
             _run(stage, launcher, lock.fileno())
+
+
+def _run(stage: Stage, launcher: list[str], lock: int) -> None:
+    words = [*as_words(stage.flags), "--output-dir", str(stage.folder)]
+    if stage.recipe == "evaluate":
+        shutil.rmtree(stage.folder, ignore_errors=True)  # of an attempt that was killed
+    else:
+        words += ["--resume", "true"]
+    started = time.perf_counter()
+    with stage.log.open("a") as log:
+        command = [_script(stage.recipe), *words]
+        status = launch([*launcher, *command], log, lock) if launcher else _run_here(stage.recipe, command, log.fileno())
+    if status:
+        sys.exit(1 if status == BUSY else status)
+    _write_record(stage, time.perf_counter() - started)
+    if not stage.keep_checkpoints:  # those of hundreds of cells would fill the disk
+        shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)
+
+
+def _run_here(recipe: str, command: list[str], log: int) -> int | str | None:
+    """Run a recipe's main in this process, which must do nothing else; returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    sys.argv = command
+    try:
+        _module(recipe).main()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return 1 if isinstance(stop.code, str) else stop.code
+    return 0
+
+
+def _write_record(stage: Stage, seconds: float) -> None:
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    content = {"flags": without_paths(stage.flags), "settings": settings(stage), "seconds": round(seconds, 1), "peak_mb": peak // 1024}
+    content |= {"threads": torch.get_num_threads(), "commit": _commits(stage), "machine": machine()}
+    content |= {name: version(name) for name in LIBRARIES}
+    temporary = stage.record_path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2))
+    temporary.replace(stage.record_path)
+
+
+def _commits(stage: Stage) -> str:
+    """The commits of all attempts, in order; "-" for sources without one."""
+    run = run_of(stage)
+    earlier = [change["commit"][0] for change in run.get("changed", ()) if "commit" in change]
+    return " ".join(dict.fromkeys(name or "-" for name in [*earlier, run["commit"]]))
+
+
+# Locks
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same folder."""
+    """Wait until no other process is in this context with the same folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -169,64 +263,3 @@ def _take(lock) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _words(stage: Stage) -> list[str]:
-    return [word for key, value in stage.flags.items() for word in as_flag(key, value)]
-
-
-def _run(stage: Stage, launcher: list[str], lock: int) -> None:
-    words = [*_words(stage), "--output-dir", str(stage.folder)]
-    if stage.recipe == "evaluate":
-        shutil.rmtree(stage.folder, ignore_errors=True)  # what a killed one left
-    else:
-        words += ["--resume", "true"]
-    started = time.perf_counter()
-    with stage.log.open("a") as log:
-        if launcher:
-            status = launch([*launcher, str(RECIPES / f"{stage.recipe}.py"), *words], log, lock)
-        else:
-            status = _here(stage.recipe, words, log.fileno())
-    if status:
-        sys.exit(1 if status == BUSY else status)
-    done = {"flags": lasting(stage.flags), "settings": settings(stage), "seconds": round(time.perf_counter() - started, 1)}
-    done |= {"threads": torch.get_num_threads(), "commit": _commits(stage), **{name: version(name) for name in LIBRARIES}}
-    done["machine"] = ", ".join([machine(), *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))])
-    temporary = stage.proof.with_suffix(".tmp")
-    temporary.write_text(json.dumps(done, indent=2))
-    temporary.replace(stage.proof)
-    shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model is there; a grid of hundreds would fill the disk
-
-
-def _commits(stage: Stage) -> str:
-    """Of the sources that ran it; of several, where it was stopped and went on with others."""
-    run = json.loads((stage.folder / "run.json").read_text())
-    before = [change["commit"][0] for change in run.get("changed", ()) if "commit" in change]
-    return " ".join(dict.fromkeys(found or "-" for found in [*before, run["commit"]]))
-
-
-def _here(recipe: str, words: list[str], log: int) -> int | str | None:
-    """Run a recipe's main in this process, which does nothing else."""
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(log, stream.fileno())
-    sys.argv = [str(RECIPES / f"{recipe}.py"), *words]
-    try:
-        _recipe(recipe).main()
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-        return 1 if isinstance(stop.code, str) else stop.code
-    return 0
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores"
-
-
-def as_flag(key: str, value) -> list[str]:
-    flag = f"--{key}"
-    if isinstance(value, bool):
-        return [flag, str(value).lower()]
-    if isinstance(value, list):
-        return [flag, *map(str, value)]
-    return [flag, str(value)]

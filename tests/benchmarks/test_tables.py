@@ -1,4 +1,4 @@
-"""The grid behind the paper's tables: which runs it consists of, and that no kill, rival or rerun changes or repeats any of them."""
+"""The grid behind the paper's tables: its runs, and that kills, other benchmarks and reruns change or repeat none of them."""
 
 import csv
 import fcntl
@@ -18,14 +18,15 @@ import yaml
 from filelock import FileLock
 
 from mscl_hf.methods import METHODS
+from recipes.benchmarks import stages
+from recipes.benchmarks.common import read_csv
+from recipes.benchmarks.tables import grid as plan
+from recipes.benchmarks.tables import run as tables
 
-sys.path.append(str(harness.ROOT / "recipes"))
-import stages  # noqa: E402
-import tables  # noqa: E402
 
 SETTINGS = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": None}, "seeds": [0, 1], "seeds_of_others": [0], "passes": 48,
-    "common": {"image-size": 32, "num-workers": 0, "save-steps": 1},
+    "common": {"image-size": 32, "dataloader-num-workers": 0, "save-steps": 1},
     "network": {"backbone": "test_resnet", "decoder-channels": 16},
     "pretrain": {"batch-size": 4, "learning-rate": 0.01, "health-steps": 0, "val-split": "none"},
     "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"},
@@ -36,11 +37,11 @@ CELLS = ("--start", "random", "--table", 3, "--rows", "none", "simclr", "--share
 
 
 def options(**given):
-    return tables.TablesOptions(**{"dataset": "camvid", "weights": "w.safetensors", "work_dir": "W"} | given)
+    return plan.TablesOptions(**{"dataset": "camvid", "weights": "w.safetensors", "work_dir": "W"} | given)
 
 
 def grid(table, spec=SETTINGS, **given):
-    return list(tables.cells_of(table, spec, options(**given)))
+    return list(plan.cells_of(table, spec, options(**given)))
 
 
 def command(tmp_path, *words):
@@ -48,7 +49,7 @@ def command(tmp_path, *words):
     if not settings.is_file():
         settings.write_text(yaml.safe_dump(SETTINGS))
     words = ("--dataset", "synthetic", "--settings", settings, "--work-dir", tmp_path / "work", "--results", tmp_path / "results", *words)
-    return [sys.executable, str(harness.ROOT / "recipes" / "benchmark.py"), "tables", *map(str, words)]
+    return [sys.executable, "-m", "recipes.benchmarks", "tables", *map(str, words)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "MSCL_HF_COMMIT": "of-this-test"}
@@ -112,9 +113,9 @@ def test_budgets_are_equal(reading):
         pretrain, finetune, _ = (stage.flags for stage in cell.stages)
         kind = METHODS[pretrain["method"]]
         if kind.trains:
-            assert pretrain["max-steps"] * pretrain["batch-size"] * tables.VIEWS_A_SAMPLE[kind.views] == SETTINGS["passes"]
+            assert pretrain["max-steps"] * pretrain["batch-size"] * plan.VIEWS_PER_SAMPLE[kind.views] == SETTINGS["passes"]
         assert finetune["max-steps"] == 3 + 48 // 4 * cell.name.endswith("_long")
-        assert (finetune.get("lr") == 0.2) is (pretrain["method"] == "none" or kind.two_towers)
+        assert (finetune.get("learning-rate") == 0.2) is (pretrain["method"] == "none" or kind.two_towers)
         assert finetune.get("train-count") == SETTINGS["shares"][cell.share]
         masks = pretrain.get("train-count", SETTINGS["shares"][cell.share])
         assert masks == SETTINGS["shares"][cell.share] or kind.labels == "no"  # pre-training sees no mask that fine-tuning does not
@@ -128,17 +129,17 @@ def test_rows_in_the_repository_are_those_of_its_settings():
     planned, there = {}, {}
     for scale, dataset, reading in itertools.product(("small", "medium"), ("camvid", "voc2012"), ("best", "printed")):
         given = options(scale=scale, dataset=dataset, reading=reading, results=harness.ROOT / "results")
-        spec = tables.read_spec(given)
+        spec = plan.read_spec(given)
         for table in (1, 2, 3):
-            there |= {tables.key_of(row): row["config"] for row in tables.rows_in(tables.path_of(table, given))}
-            cells = tables.cells_of(table, spec, given)
+            there |= {tables.key_of(row): row["config"] for row in read_csv(tables.path_of(table, given))}
+            cells = plan.cells_of(table, spec, given)
             planned |= {tables.key_of(tables.identity_of(cell, given)): tables.config_of(cell) for cell in cells}
     assert there and there.items() <= planned.items()
 
 
 def test_settings_in_the_repository_make_a_grid():
     """Each file gives all three tables, in both readings, from both starts."""
-    files = sorted((harness.ROOT / "recipes" / "configs").glob("tables_*_*.yaml"))
+    files = sorted((harness.ROOT / "recipes" / "benchmarks" / "configs").glob("tables_*_*.yaml"))
     assert len(files) >= 2
     for path in files:
         for given in ({}, {"reading": "printed"}, {"start": "random"}):
@@ -148,15 +149,15 @@ def test_settings_in_the_repository_make_a_grid():
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("--table", 4), "--table 4"), (("--rows", "mocov2"), "--rows mocov2"), (("--shares", "1/3"), "--shares 1/3"),
-        (("--start", "coco"), "--start is 'coco'"), (("--reading", "mine"), "best or printed"), (("--jobs", 0), "--jobs is 0"),
+        (("--table", 4), "--table is 4"), (("--rows", "mocov2"), "--rows is mocov2"), (("--shares", "1/3"), "--shares is 1/3"),
+        (("--start", "coco"), "--start is .coco."), (("--reading", "mine"), "--reading is .*best, printed"), (("--jobs", 0), "--jobs is 0"),
         (("--rows", "moco_v2", "--table", 1), "no cell of these tables"), (("--settings", "no.yaml"), "no file no.yaml"),
-        (("--weights", "no.safetensors"), "no.safetensors is no file"),
+        (("--weights", "no.safetensors"), "--weights is no.safetensors"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_refused_in_one_sentence(tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
-        tables.main(command(tmp_path, *words)[3:])
+        tables.main(command(tmp_path, *words)[4:])
     assert not (tmp_path / "work").exists() and not (tmp_path / "results").exists()
 
 
@@ -208,20 +209,20 @@ def test_one_writes_the_tables_at_a_time(tmp_path, undisturbed, monkeypatch):
 
         return inner
 
-    for name in ("place_of", "write_tables"):  # a row's place is asked for while a file is written
+    for name in ("position_of", "write_tables"):  # a row's place is asked for while a file is written
         monkeypatch.setattr(tables, name, seeing(name, getattr(tables, name)))
-    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[3:])
-    assert seen == ["place_of", "place_of", "write_tables"] and (tmp_path / "results" / "table3.md").is_file()
+    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[4:])
+    assert seen == ["position_of", "position_of", "write_tables"] and (tmp_path / "results" / "table3.md").is_file()
 
 
 def test_rows_with_other_settings_are_written_over_knowingly(tmp_path, undisturbed):
     """They are refused by name, and untouched, until it is asked for."""
     shutil.copytree(undisturbed / "work", tmp_path / "work")
-    words, table = command(tmp_path, *CELLS, "--finished-only", "true")[3:], tmp_path / "results" / "table3.csv"
+    words, table = command(tmp_path, *CELLS, "--finished-only", "true")[4:], tmp_path / "results" / "table3.csv"
     tables.main(words)
-    right, (none, _) = table.read_text(), tables.rows_in(table)
+    right, (none, _) = table.read_text(), read_csv(table)
     table.write_text(other := right.replace(none["config"], "00000000"))
-    with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, .*; give another --results, or --replace"):
+    with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, .* --results, or --replace"):
         tables.main(words)
     assert table.read_text() == other
     tables.main([*words, "--replace", "true"])
@@ -235,7 +236,7 @@ def test_a_row_names_the_commits_and_versions_of_its_runs(tmp_path, undisturbed)
     for path in (tmp_path / "work").rglob("*.done.json"):
         commits, torch = made[path.parent.name]
         path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": commits, "torch": torch}))
-    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[3:])
+    tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[4:])
     with (tmp_path / "results" / "table3.csv").open() as file:
         assert {(row["commit"], row["torch"]) for row in csv.DictReader(file)} == {("aaa bbb ccc", "1.0 2.0")}
     assert "commit aaa and bbb and ccc, torch 1.0 and 2.0, " in (tmp_path / "results" / "table3.md").read_text()
@@ -295,7 +296,7 @@ def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undistu
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=500)[1]
-    assert process.returncode == 75 and "the same command goes on" in said
+    assert process.returncode == 75 and "the same command continues" in said
     for path in (tmp_path / "work").rglob("*.lock"):
         with path.open("w") as lock:
             assert stages._take(lock), path
@@ -313,14 +314,14 @@ def test_failures_are_named_and_the_rest_goes_on(tmp_path):
     assert set(scores(tmp_path)) == {("none", "1/5", "0")}
     spec = SETTINGS | {"finetune": SETTINGS["finetune"] | {"max-steps": 3, "weight-decay": 0.1}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(spec))
-    with pytest.raises(ValueError, match=r"other settings \(weight_decay\); give another --work-dir"):
-        tables.main(command(tmp_path, *CELLS)[3:])
+    with pytest.raises(ValueError, match=r"other settings \(weight_decay\).* --work-dir"):
+        tables.main(command(tmp_path, *CELLS)[4:])
     with pytest.raises(ValueError, match="table3.csv has a row with other settings for none, 1/5 of the labels, seed 0"):
-        tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
-    for flags, message in (({"preset": "sepia"}, "--preset is 'sepia'"), ({"variant": "GD"}, "--variant is no option of --method simclr")):
+        tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[4:])
+    for flags, message in (({"preset": "sepia"}, "--preset is 'sepia'"), ({"variant": "GD"}, "--variant")):
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": flags}}))
         with pytest.raises(ValueError, match=message):
-            tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[3:])
+            tables.main(command(tmp_path, *CELLS, "--work-dir", tmp_path / "another")[4:])
     assert not (tmp_path / "another").exists()
 
 
@@ -328,18 +329,18 @@ def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
     """Another value of an option that was not given, or another content of the file of weights: another run, as is what goes on from it."""
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"1")
-    flags = {"method": "imagenet", "backbone-weights": weights, "data-dir": tmp_path, "num-workers": 2}
+    flags = {"method": "imagenet", "backbone-weights": weights, "data-dir": tmp_path, "dataloader-num-workers": 2}
     stage = stages.Stage("pretrain", tmp_path / "cell", flags)
-    stage.proof.write_text(json.dumps({"settings": stages.settings(stage)}))
+    stage.record_path.write_text(json.dumps({"settings": stages.settings(stage)}))
     (tmp_path / "copy").write_bytes(b"1")
-    places = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "num-workers": 0}
+    places = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "dataloader-num-workers": 0}
     moved = stages.Stage("pretrain", stage.folder, flags | places)
-    assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["lr"] == 0.05
+    assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["learning_rate"] == 0.05
     tuned = stages.Stage("finetune", tmp_path / "tuned", {"model": "here"}, stage)
-    tuned.proof.write_text(json.dumps({"settings": stages.settings(tuned)}))
+    tuned.record_path.write_text(json.dumps({"settings": stages.settings(tuned)}))
     assert stages.finished(stages.Stage("finetune", tuned.folder, {"model": "there"}, moved))
     (tmp_path / "other").write_bytes(b"2")
-    for changed, name in (({"backbone-weights": tmp_path / "other"}, "backbone_weights"), ({"lr": 0.1}, "lr")):
+    for changed, name in (({"backbone-weights": tmp_path / "other"}, "backbone_weights"), ({"learning-rate": 0.1}, "learning_rate")):
         with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
             stages.finished(other := stages.Stage("pretrain", stage.folder, flags | changed))
         with pytest.raises(ValueError, match=r"tuned was made with other settings \(model\)"):
@@ -364,6 +365,6 @@ def test_a_lock_ends_with_its_process(tmp_path):
         assert stages.start(stage) is None
     with stages._lock_file(stage) as lock:
         assert stages._take(lock)
-    stage.proof.write_text(json.dumps({"settings": stages.settings(stage) | {"seed": 1}}))
+    stage.record_path.write_text(json.dumps({"settings": stages.settings(stage) | {"seed": 1}}))
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         stages.finished(stage)

@@ -12,19 +12,21 @@ import torch
 import yaml
 from torch import nn
 
-from mscl_hf.cli import flat, parse
+from mscl_hf.cli import parse
 from mscl_hf.config import NetworkConfig
-from mscl_hf.methods import METHODS, method_class, read_options
+from mscl_hf.methods import METHODS
+from mscl_hf.models.backbones import config_of
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from recipes import pretrain
+from recipes.benchmarks.common import as_words
+from recipes.benchmarks.stages import RECIPES, Stage
+from recipes.benchmarks.tables import cost as tables_cost
+from recipes.benchmarks.tables import grid as plan
 
-sys.path.append(str(harness.ROOT / "recipes"))
-import tables  # noqa: E402
-import tables_cost  # noqa: E402
-from stages import Stage, as_flag  # noqa: E402
 
 TINY = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": 24}, "seeds": [0, 1], "seeds_of_others": [0], "leave_out": ["cmc"], "passes": 32,
-    "common": {"image-size": 32, "precision": "fp32", "num-workers": 0, "save-steps": 2},
+    "common": {"image-size": 32, "mixed-precision": "no", "dataloader-num-workers": 0, "save-steps": 2},
     "network": {"backbone": "test_resnet", "decoder-channels": 16},
     "pretrain": {"batch-size": 4, "learning-rate": 0.01, "health-steps": 0, "val-split": "none"},
     "finetune": {"batch-size": 4, "max-steps": 3, "dropout": 0, "val-split": "none"}, "finetune_random": {"learning-rate": 0.2},
@@ -34,13 +36,13 @@ FULL = [(name, start, reading) for name in ("voc2012", "cityscapes") for start i
 
 
 def grid_of(spec, dataset="synthetic", **options):
-    options = tables.TablesOptions(dataset=dataset, **options)
-    return {number: list(tables.cells_of(number, spec, options)) for number in options.table}
+    options = plan.TablesOptions(dataset=dataset, **options)
+    return {number: list(plan.cells_of(number, spec, options)) for number in options.table}
 
 
 def full(dataset, **options):
     options = {"scale": "full", "dataset": dataset} | options
-    return grid_of(tables.read_spec(tables.TablesOptions(**options)), **options)
+    return grid_of(plan.read_spec(plan.TablesOptions(**options)), **options)
 
 
 def all_stages(grid):
@@ -54,16 +56,12 @@ def rows_of(markdown):
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def words_of(stage):
-    return [word for name, value in stage.flags.items() for word in as_flag(name, value)]
-
-
 @pytest.mark.parametrize("start", ["imagenet", "random"])
 def test_a_kind_is_what_a_step_takes_its_time_from(start):
     """Seeds, numbers of masks, rates and lengths make no kinds; methods, losses, unlabelled images do; where none trains there is one."""
     grid = grid_of(TINY, start=start)
     stages = all_stages(grid)
-    kinds = tables_cost.kinds_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
+    kinds = tables_cost.types_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
     assert sorted(stage.folder for members in kinds.values() for stage in members) == sorted(stages)
 
     def told(stage):
@@ -76,14 +74,14 @@ def test_a_kind_is_what_a_step_takes_its_time_from(start):
     assert [{told(stage) for stage in members} for members in kinds.values()] == [{told(members[0])} for members in kinds.values()]
     assert len(kinds) == len({told(stage) for stage in stages.values()})
     order = [kind[0] for kind in kinds]
-    assert order == sorted(order, key=tables_cost.RECIPES_IN_ORDER.index)
+    assert order == sorted(order, key=list(RECIPES).index)
 
 
-def test_what_a_method_changes_makes_kinds_of_its_own():
+def test_what_a_method_changes_makes_types_of_its_own():
     """Image size and batch of a method; two towers also in what follows, a method's image size not."""
     spec = TINY | {"leave_out": [], "methods": {"simclr": {"image-size": 48, "batch-size": 8}}}
     grid = grid_of(spec, table=[3], rows=["simclr", "byol", "cmc"], seeds=[0], shares=["1/5"])
-    kinds = tables_cost.kinds_of(tables_cost.stages_of(grid[3]))
+    kinds = tables_cost.types_of(tables_cost.stages_of(grid[3]))
     titles = [tables_cost.title(members[0]) for members in kinds.values()]
     assert titles == [
         "pretrain simclr 8 x 48 px", "pretrain byol 4 x 32 px", "pretrain cmc two towers 4 x 32 px",
@@ -94,7 +92,7 @@ def test_what_a_method_changes_makes_kinds_of_its_own():
 def test_totals_are_the_sums_over_the_stages():
     """Hours and arithmetic of each table, and of all of them with what they share counted once."""
     grid = grid_of(TINY)
-    kinds = tables_cost.kinds_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
+    kinds = tables_cost.types_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
     timings = {kind: tables_cost.Timing(3600 * 2.0**number, 36.0 * (number + 1)) for number, kind in enumerate(kinds)}
     pace = {stage.folder: timings[kind] for kind, members in kinds.items() for stage in members}
 
@@ -106,7 +104,7 @@ def test_totals_are_the_sums_over_the_stages():
     *found, together = [float(row[3].replace(",", "")) for row in rows[1:5]]
     assert found == pytest.approx([hours(cells) for cells in grid.values()], rel=0.006)
     assert together == pytest.approx(hours(*grid.values()), rel=0.006) and together < sum(found)
-    by_kind = rows[rows.index(next(row for row in rows if row[0] == "kind of run")) + 1 :]
+    by_kind = rows[rows.index(next(row for row in rows if row[0] == "type of run")) + 1 :]
     assert len(by_kind) == len(kinds) and sum(int(row[1]) for row in by_kind) == len(all_stages(grid))
     assert sum(float(row[5].replace(",", "")) for row in by_kind) == pytest.approx(together, rel=0.006)
 
@@ -116,7 +114,7 @@ def test_timing_of_a_run(tmp_path):
     stage = Stage("pretrain", tmp_path / "run", {})
     (stage.folder / "stage1").mkdir(parents=True)
     (stage.folder / "run.json").write_text(json.dumps({"batch_size": 8, "gradient_accumulation_steps": 2}))
-    stage.proof.write_text(json.dumps({"seconds": 100.0}))
+    stage.record_path.write_text(json.dumps({"seconds": 100.0}))
     rows = [{"step": 1, "images_per_second": 1.0}, *({"step": n, "images_per_second": 16 / n} for n in (2, 3, 4)), {"step": 4, "g": 0.5}]
     (stage.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert tables_cost.timing(stage) == (100.0 - 4 * 3.0, 3.0)
@@ -129,7 +127,7 @@ def test_timing_of_a_run(tmp_path):
 
 def test_arithmetic_is_that_of_the_convolutions():
     """Three times the multiplications and additions of a forward pass through what is trained, counted here by hooks on real images."""
-    model = MsclForSemanticSegmentation(NetworkConfig("test_resnet", decoder_channels=16, image_size=32).config()).eval()
+    model = MsclForSemanticSegmentation(config_of(NetworkConfig("test_resnet", decoder_channels=16, image_size=32))).eval()
     done = {}
 
     def count(name):
@@ -145,7 +143,7 @@ def test_arithmetic_is_that_of_the_convolutions():
         model.both_logits(torch.zeros(1, 3, 32, 32))
     of = {part: 3e-12 * sum(done[name] for name in done if name.startswith(part)) for part in ("backbone", "decoder", "auxiliary")}
     stages = {stage.flags.get("losses") or stage.flags.get("method") or stage.recipe: stage for stage in all_stages(grid_of(TINY)).values()}
-    counted = {name: tables_cost.tflop_of_a_pass(stage) for name, stage in stages.items()}
+    counted = {name: tables_cost.tflop_per_pass(stage) for name, stage in stages.items()}
     backbone, both, every = of["backbone"], of["backbone"] + of["decoder"], sum(of.values())
     for name, expected in {"g": backbone, "simclr": backbone, "g+p": both, "cp2": both, "zhao_cross": both, "finetune": every}.items():
         assert counted[name] == pytest.approx(expected, rel=1e-6 if name != "finetune" else 0.02), name  # classifiers by the classes
@@ -170,20 +168,20 @@ def test_a_grid_is_measured(tmp_path):
     """One run of each kind, nothing left behind; what fails is said in a sentence with the cell's name."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     script = """
-import sys, yaml, tables, tables_cost
+import sys, yaml
+from recipes.benchmarks.tables import cost as tables_cost, grid as plan
 spec = yaml.safe_load(open(sys.argv[1]))
-options = tables.TablesOptions(dataset="synthetic", start="imagenet", shares=["1/5"], rows=["mscl"], work_dir="work")
-grid = {number: list(tables.cells_of(number, spec, options)) for number in (1, 3)}
+options = plan.TablesOptions(dataset="synthetic", start="imagenet", shares=["1/5"], rows=["mscl"], work_dir="work")
+grid = {number: list(plan.cells_of(number, spec, options)) for number in (1, 3)}
 print(tables_cost.cost(grid, 4))
 spec["network"]["backbone"] = "resnet17"
 try:
-    tables_cost.cost({1: list(tables.cells_of(1, spec, options))[:1]}, 1)
+    tables_cost.cost({1: list(plan.cells_of(1, spec, options))[:1]}, 1)
 except ValueError as error:
-    print("refused:", error)
+    print("error:", error)
 """
     (tmp_path / "temporary").mkdir()
-    paths = os.pathsep.join(map(str, (harness.ROOT, harness.ROOT / "recipes")))
-    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / "temporary")}
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "TMPDIR": str(tmp_path / "temporary")}
     words = [sys.executable, "-c", script, "tiny.yaml"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -194,7 +192,7 @@ except ValueError as error:
     assert [(int(row[0]), int(row[1])) for row in kinds.values()] == [(2, 2 * 4), (2, 2 * 3), (2, 0)]
     assert [float(row[5]) > 0 for row in kinds.values()] == [True, True, False] and all(float(row[6]) > 0 for row in kinds.values())
     assert f"torch {torch.__version__}" in done.stdout and "4 steps" in done.stdout
-    assert "refused: the pretrain stage of mscl-g+l+p-best-imagenet-8-seed0 fails: error: unknown backbone 'resnet17'" in done.stdout
+    assert "error: the pretrain stage of mscl-g+l+p-best-imagenet-8-seed0 failed: error: " in done.stdout
     assert not any((tmp_path / "temporary").glob("*/0")) and not (tmp_path / "work").exists()
 
 
@@ -202,33 +200,32 @@ except ValueError as error:
 def test_settings_of_full_scale(dataset, start, reading):
     """The recipes accept the flags of every cell; all methods get the same passes, are fine-tuned alike, and can run on 8 processes."""
     grid = full(dataset, start=start, reading=reading)
-    spec = yaml.safe_load((harness.ROOT / "recipes" / "configs" / f"tables_full_{dataset}.yaml").read_text())
-    recipes = {name: harness.load_recipe(name) for name in tables_cost.RECIPES_IN_ORDER}
+    spec = yaml.safe_load((harness.ROOT / "recipes" / "benchmarks" / "configs" / f"tables_full_{dataset}.yaml").read_text())
     seen, tuned = set(), set()
     for stage in all_stages(grid).values():
         flags = {name: value for name, value in stage.flags.items() if name not in ("model", "seed")}
         if (stage.recipe, *map(str, flags.items())) in seen:
             continue
         seen.add((stage.recipe, *map(str, flags.items())))
-        options = parse(recipes[stage.recipe].KINDS, "", words_of(stage))
+        config = parse(RECIPES[stage.recipe][1], "", as_words(stage.flags))
         if stage.recipe == "finetune":
-            tuned.add((options[0].image_size, options[0].base_size, options[2].batch_size, options[2].precision, options[2].lr))
-        if stage.recipe == "pretrain" and method_class(options[0].method).trains:
-            run, method, loss, views, _, net, train, _ = options
-            kind = method_class(run.method)
-            recipes["pretrain"].check_options(run, [kind.first_stage, kind] if kind.first_stage else [kind], views, net, flat(*options))
-            read_options(run.method, kind, method, loss)
+            train = config.training
+            tuned.add((config.crops.image_size, config.crops.base_size, train.batch_size, train.mixed_precision, train.learning_rate))
+        if stage.recipe == "pretrain" and METHODS[config.run.method].trains:
+            pretrain.check_options(config)
+            train = config.training
             assert 0 <= spec["passes"] - tables_cost.passes_of(stage) < 3 * train.batch_size and train.batch_size % 8 == 0
-            assert net.decoder_rates == [6, 12, 18] and train.warmup_steps < train.max_steps / 10 and train.mixed_precision == "bf16"
+            assert config.network.decoder_rates == [6, 12, 18] and train.warmup_steps < train.max_steps / 10
+            assert train.mixed_precision == "bf16"
     assert tuned == {(spec["common"]["image-size"], 0, 16, "bf16", 0.01)}
-    assert {stage.recipe for stage in all_stages(grid).values()} == set(recipes)
+    assert {stage.recipe for stage in all_stages(grid).values()} == set(RECIPES)
 
 
 def test_arithmetic_of_full_scale():
     """A pass of a ResNet-50 with DeepLabV3 at 513 px takes what is known of it; the rates of the decoder are given, whatever the crop."""
     grid = full("voc2012", rows=["mscl", "simclr"], seeds=[0], table=[3], shares=["1/5"])
     mscl, simclr = (cell.stages for cell in sorted(grid[3], key=lambda cell: cell.name))
-    tflop = {stage: tables_cost.tflop_of_a_pass(stage) for stage in (mscl[0], simclr[0], mscl[1])}
+    tflop = {stage: tables_cost.tflop_per_pass(stage) for stage in (mscl[0], simclr[0], mscl[1])}
     assert 0.28 < tflop[mscl[0]] < tflop[mscl[1]] < 0.4 and 0.03 < tflop[simclr[0]] < 0.045
     markdown = tables_cost.cost(grid, 0)
     assert "hours" not in markdown and "nothing was run" in markdown and not Path("runs/tables/full_voc2012").exists()
@@ -236,7 +233,7 @@ def test_arithmetic_of_full_scale():
 
 def test_decoder_rates_can_be_given():
     """They are those of the network, for any image size; by default they follow it; there are none below 1."""
-    given = NetworkConfig("test_resnet", decoder_rates=[6, 12, 18], image_size=32).config()
-    assert given.decoder_rates == [6, 12, 18] != NetworkConfig("test_resnet", image_size=32).config().decoder_rates
-    with pytest.raises(ValueError, match="--decoder-rates is 0 3"):
+    given = config_of(NetworkConfig("test_resnet", decoder_rates=[6, 12, 18], image_size=32))
+    assert given.decoder_rates == [6, 12, 18] != config_of(NetworkConfig("test_resnet", image_size=32)).decoder_rates
+    with pytest.raises(ValueError, match="--decoder-rates is 0"):
         NetworkConfig(decoder_rates=[0, 3])

@@ -6,21 +6,17 @@ import html
 import re
 import shutil
 import statistics
-import sys
 from html.parser import HTMLParser
 
-import harness
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-sys.path.append(str(harness.ROOT / "recipes"))
-import tables_claims  # noqa: E402
-import tables_data as data  # noqa: E402
-import tables_figures as pictures  # noqa: E402
-import tables_report as report  # noqa: E402
-from benchmark import interval  # noqa: E402
+from recipes.benchmarks.common import interval
+from recipes.benchmarks.tables import claims as tables_claims
+from recipes.benchmarks.tables import figures, report
+from recipes.benchmarks.tables import rows as data
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 COUNTS = {"1/10": "37", "1/5": "73", "1/2": "184", "all": "all"}
@@ -91,7 +87,7 @@ def folder(tmp_path_factory):
     two = runs({cell: around(mean) for cell, mean in LOSSES.items() if cell != "g+l"}, "1/2")
     three = runs({cell: around(mean) for cell, mean in METHODS.items()}, "1/5") + runs({"a_new<method>": [33]}, "all")
     write(folder, {1: one, 2: two, 3: three})
-    report.write_tables(folder, "python recipes/benchmark.py tables")
+    report.write_tables(folder, "python -m recipes.benchmarks tables")
     return folder
 
 
@@ -105,7 +101,7 @@ def test_interval_and_pooled_deviation():
 def test_tables_hold_means_deviations_and_paired_differences(folder):
     """Figures by hand, in the paper's order; what was not run is '-', a share that nothing was run at is left out; settings stay apart."""
     one, two, three = ((folder / f"table{number}.md").read_text() for number in (1, 2, 3))
-    assert "Made by `python recipes/benchmark.py tables`" in one and "| cell | 1/10 (37) | 1/5 (73) | all | passes | seeds |" in one
+    assert "Made by `python -m recipes.benchmarks tables`" in one and "| cell | 1/10 (37) | 1/5 (73) | all | passes | seeds |" in one
     assert "| none | 21.0 ± 1.0 | 30.0 ± 0.5 | 40.0 ± 1.4 | 0 + 2,400 | 3 / 3 / 2 |\n| mscl | 26.0 ± 2.0 | - | 44.0 | " in one
     assert "| mscl | +5.0 (+2.5 to +7.5) | - | +5.0 |" in one  # 4, 5, 6; seed 0 alone has both at all masks
     assert "| mscl | 60.0 | +10.0 | 26,400 + 2,400 | 1 |" in one
@@ -223,8 +219,8 @@ def test_nothing_is_made_of_nothing(tmp_path):
     """No CSV file: no tables, and no page."""
     report.write_tables(tmp_path, "command")
     assert not any(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="run the tables first"):
-        report.page(tmp_path, [], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="Run the tables first"):
+        report.write_page(tmp_path, [], tmp_path / "page.html")
 
 
 def test_equal_methods_pass_most_comparisons():
@@ -252,30 +248,30 @@ def test_what_is_said_of_the_paper_follows_from_its_tables(folder):
     assert f"g {losses['g']}, l {losses['l']}, p {losses['p']}, g+l {losses['g+l']}" in said["tables 2 and 3, VOC"]
     steps = np.diff([float(row[1]) for row in report.PAPER[2][0].rows[1:]]).round(1)
     assert (steps.min(), steps.max()) == (0.2, 0.5) and "0.2 to 0.5" in said["4"]
-    report.page(folder, [], folder / "page.html")
+    report.write_page(folder, [], folder / "page.html")
     for where in said:
         assert f"| {where} |" in (folder / "paper.md").read_text() and f"<b>{where}.</b>" in (folder / "page.html").read_text()
 
 
 def test_pictures_are_drawn(folder):
-    """Three pictures, none blank, at least 1000 px wide, in the colours of what is in them."""
-    for number, colours in ((1, ("none", "mscl")), (2, ("1/2",)), (3, ("1/5", "all"))):
+    """Three pictures, none blank, at least 1000 px wide, in the colors of what is in them."""
+    for number, colors in ((1, ("none", "mscl")), (2, ("1/2",)), (3, ("1/5", "all"))):
         pixels = np.asarray(Image.open(folder / f"table{number}.png").convert("RGB")).astype(int)
         assert pixels.shape[1] >= 1000 and pixels.std() > 5
-        for colour in colours:
-            assert (np.abs(pixels - list(bytes.fromhex(pictures.COLOURS[colour][1:]))).max(-1) <= 2).sum() > 50, (number, colour)
+        for color in colors:
+            assert (np.abs(pixels - list(bytes.fromhex(figures.COLORS[color][1:]))).max(-1) <= 2).sum() > 50, (number, color)
 
 
 def test_points_are_means_with_deviations_hollow_for_one_seed():
     """What stands on the axes are the figures of the table."""
     axis = Figure().add_subplot()
-    pictures._curves(axis, data.Block(1, runs({"none": [20, 21, 22]}, "1/10") + runs({"none": [30]}, "all")))
+    figures._curves(axis, data.Block(1, runs({"none": [20, 21, 22]}, "1/10") + runs({"none": [30]}, "all")))
     (curve, _, (bars,)), hollow = axis.containers[0], axis.lines[-1]
     assert curve.get_xdata() == pytest.approx([0.1, 1]) and curve.get_ydata() == pytest.approx([21, 30])
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [pytest.approx([20, 22]), pytest.approx([30, 30])]
     assert hollow.get_ydata() == pytest.approx([30]) and hollow.get_markerfacecolor() == "white"
     axis = Figure().add_subplot()
-    pictures._dots(axis, data.Block(2, runs({"g": [30, 32]}, "1/2")), {"none": "none", "g": "g *"})
+    figures._dots(axis, data.Block(2, runs({"g": [30, 32]}, "1/2")), {"none": "none", "g": "g *"})
     assert axis.containers[0][0].get_xydata().tolist() == [[31, 1]]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "g *"]
 
@@ -284,7 +280,7 @@ def test_table_1_of_a_single_share_has_a_line_a_cell(tmp_path, monkeypatch):
     """Where one share was run there is no curve: the cells stand below each other, each with its mean."""
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    pictures.draw(1, runs({"none": [20, 22], "imagenet_long": [30, 34]}, "1/10"), tmp_path / "table1.png")
+    figures.draw(1, runs({"none": [20, 22], "imagenet_long": [30, 34]}, "1/10"), tmp_path / "table1.png")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "imagenet long"] and "1/10 (37)" in axis.get_xlabel()
     assert [container[0].get_xydata().tolist() for container in axis.containers] == [[[21, 0]], [[32, 1]]]
@@ -313,10 +309,10 @@ class Reader(HTMLParser):
 def test_the_page_is_whole(folder):
     """Every cell of every table, pictures and strips inside the file and described, nothing from elsewhere, headers that have a scope."""
     Image.new("RGB", (40, 30), "red").save(folder / "strip_of_camvid.png")
-    report.page(folder, [folder / "strip_of_camvid.png"], folder / "new" / "page.html")
+    report.write_page(folder, [folder / "strip_of_camvid.png"], folder / "new" / "page.html")
     text = (folder / "new" / "page.html").read_text()
     page = Reader(text)
-    found, rows = set(page.shown), data.read(folder)
+    found, rows = set(page.shown), data.read_tables(folder)
     main, other = data.blocks(rows).items()
     tables = [table for number in rows for table in report.measured(number, rows)]
     tables += [*tables_claims.claims(main[1]).tables, tables_claims.agreement({main[0]: tables_claims.claims(main[1])})]
@@ -344,7 +340,7 @@ def test_claims_stand_side_by_side_where_the_papers_rows_were_run(tmp_path):
         changed = {1: one, 2: whole[2], 3: runs(methods, "all")}
         both = {number: [*whole[number], *(row | {"reading": "printed"} for row in changed[number])] for number in whole}
         write(tmp_path, both)
-        report.page(tmp_path, [], tmp_path / "page.html")
+        report.write_page(tmp_path, [], tmp_path / "page.html")
         text = (tmp_path / "page.html").read_text()
         assert ("were run: CamVid, small scale, as printed, from ImageNet weights. " in text) == missing
         assert text.count("<h3>CamVid") == 2 - missing
@@ -368,15 +364,15 @@ def test_a_part_of_a_data_set_is_named_as_such():
 def test_the_page_fits_a_phone_and_the_night(folder):
     """At 390 px the tables scroll and the page does not; where dark is preferred the paper is dark."""
     browsers = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
-    report.page(folder, [], folder / "page.html")
+    report.write_page(folder, [], folder / "page.html")
     with browsers.sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
         page.goto((folder / "page.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert page.evaluate("[...document.querySelectorAll('.scroll')].some(table => table.scrollWidth > table.clientWidth)")
-        colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
-        paper, ink = (statistics.mean(map(int, re.findall(r"\d+", colour))) for colour in colours)
+        colors = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+        paper, ink = (statistics.mean(map(int, re.findall(r"\d+", color))) for color in colors)
         assert paper < 60 and ink > 200
         browser.close()
 

@@ -1,10 +1,10 @@
 """Images per second of a SimCLR pre-training step in other libraries, each in a virtual environment of its own.
 
-python recipes/peers.py setup --envs runs/peers
-runs/peers/lightly/bin/python recipes/peers.py run lightly --images CamVid/train --image-size 128 --batch-size 16
+python recipes/benchmarks/speed/peers.py setup --envs runs/peers
+runs/peers/lightly/bin/python recipes/benchmarks/speed/peers.py run lightly --images CamVid/train --image-size 128 --batch-size 16
 
-Each peer trains as its documentation shows: its own loader, augmentations, loss and optimizer, two views an image, a timm backbone with
-random weights; settings stay at its defaults but for those of the command line. A step lasts from the end of one optimizer step to the end
+Each library trains as its documentation shows: its own loader, augmentations, loss and optimizer, two views an image, a timm backbone with
+random weights; settings are its defaults, except those on the command line. A step lasts from the end of one optimizer step to the end
 of the next, data loading included. The last line of the standard output is a JSON object: images per second by the median step, each step.
 """
 
@@ -34,20 +34,21 @@ QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_mo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     roles = parser.add_subparsers(dest="role", required=True)
-    role = roles.add_parser("setup", help="make the environments; finished ones are skipped")
+    role = roles.add_parser("setup", help="make the environments that are missing")
     role.add_argument("--envs", type=Path, required=True, help="folder of the environments")
-    role.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}; default: all")
-    role = roles.add_parser("run", help="measure one peer, with the python of its environment")
+    names = f"libraries, of {', '.join(PEERS)} (default: all)"
+    role.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=names)
+    role = roles.add_parser("run", help="measure one library, with the Python of its environment")
     role.add_argument("name", choices=PEERS)
-    role.add_argument("--images", type=Path, required=True, help="folder of JPEG or PNG images, not searched deeper")
+    role.add_argument("--images", type=Path, required=True, help="folder of JPEG or PNG images; its folders are not searched")
     role.add_argument("--backbone", default="resnet18", help="timm name")
     role.add_argument("--image-size", type=int, default=128, help="side of a view, in pixels")
-    role.add_argument("--batch-size", type=int, default=16, help="images a step; each gives two views")
+    role.add_argument("--batch-size", type=int, default=16, help="images in a step, two views each")
     role.add_argument("--precision", choices=PRECISION, default="bf16")
     role.add_argument("--workers", type=int, default=2, help="loader processes")
     role.add_argument("--steps", type=int, default=50, help="steps measured")
-    role.add_argument("--warmup", type=int, default=20, help="steps before those; more than the loader prefetches")
-    role.add_argument("--threads", type=int, help="threads of the training process; default: torch's choice")
+    role.add_argument("--warmup", type=int, default=20, help="steps before those measured; more than the loader prefetches")
+    role.add_argument("--threads", type=int, help="threads of the training process (default: as torch chooses)")
     options = parser.parse_args()
     if options.role == "setup":
         setup(options.envs, options.only)
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
 
         if options.threads:
             torch.set_num_threads(options.threads)
-        # One epoch holds the whole run. It goes on after the measured steps, whose batches would else be ready when the workers fall idle.
+        # One epoch is the whole run. More batches than those measured are needed, or the workers would be idle during the last of them.
         measured = options.warmup + options.steps
         images = repeat(options.images, Path(scratch) / "images", (measured + 2 * options.workers) * options.batch_size)
         ends: list[float] = []  # when each step ended, in seconds
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def repeat(images: Path, target: Path, count: int) -> Path:
-    """A folder of `count` links to the images of another, each as often as it takes."""
+    """Make a folder of `count` links to the images of another folder, which repeat if necessary."""
     files = sorted(path.resolve() for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise SystemExit(f"no JPEG or PNG image in {images}")

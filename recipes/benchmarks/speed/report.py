@@ -1,4 +1,4 @@
-"""The figures of `benchmark.py speed` as a page and as a picture."""
+"""The figures of the speed benchmark as a Markdown page and as a picture."""
 
 import statistics
 import textwrap
@@ -8,20 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common import markdown_table
+
 PHASES = ("decode", "views", "forward", "losses", "backward", "optimizer", "rest")
 ROUTES = {"plain": "plain autograd, fp32", "fp32": "streamed, fp32", "bf16": "streamed, bf16 products"}
 
 
 def gather(rows: list[dict], *keys: str, value: Callable[[dict], float]) -> dict[tuple, list[float]]:
-    """Values by the keys, in the order of the rows."""
-    found = defaultdict(list)
+    """Values of rows by the contents of some of their columns."""
+    groups = defaultdict(list)
     for row in rows:
-        found[tuple(row[key] for key in keys)].append(value(row))
-    return dict(found)
+        groups[tuple(row[key] for key in keys)].append(value(row))
+    return dict(groups)
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Median, and the range where there are several."""
+    """Median, and the range of several values."""
     middle = f"{statistics.median(values):,.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
@@ -31,21 +33,17 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def report(found: dict, picture: str = "speed.png") -> str:
-    """Markdown: a table for each part that was measured."""
-    made = "Made by `python recipes/benchmark.py speed`; medians, with the range over the rounds.\n"
+def report(measured: dict, picture: str = "speed.png") -> str:
+    """Markdown with a table for each part that was measured."""
+    made = "Made by `python -m recipes.benchmarks speed`; medians, with the range over the rounds.\n"
     parts = {"loss": _loss, "step": _step, "peers": _peers, "metric": _metric, "growth": _growth}
-    lines = [made, f"![the same as a picture]({picture})\n"]
+    lines = [made, f"![the figures as a picture]({picture})\n"]
     for name, part in parts.items():
-        if name in found:
-            where = found[name]["machine"]
-            machine = f"{where['machine']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}"
-            lines += [*part(found[name]["rows"]), f"\n{machine}\n"]
+        if name in measured:
+            facts = measured[name]["machine"]
+            machine = f"{facts['machine']}, {facts['threads']} threads, torch {facts['torch']}, commit {facts['commit']}"
+            lines += [*part(measured[name]["rows"]), f"\n{machine}\n"]
     return "\n".join(lines)
-
-
-def table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
-    return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
 
 
 def _loss(rows: list[dict]) -> list[str]:
@@ -53,24 +51,24 @@ def _loss(rows: list[dict]) -> list[str]:
     memory = gather(rows, "n", "route", value=lambda row: row["added_mb"])
     lines = []
     for (n, route), values in seconds.items():
-        plain, many = seconds.get((n, "plain")), memory.get((n, "plain"))
+        plain, plain_mb = seconds.get((n, "plain")), memory.get((n, "plain"))
         times = f"{statistics.median(plain) / statistics.median(values):.1f}x" if plain else "-"
-        share = f"1/{statistics.median(many) / max(1, statistics.median(memory[n, route])):.0f}" if many else "-"
+        share = f"1/{statistics.median(plain_mb) / max(1, statistics.median(memory[n, route])):.0f}" if plain_mb else "-"
         lines.append((f"{n:,}", ROUTES[route], spread(values, 3), times, spread(memory[n, route], 0), share))
-    head = ("anchors = keys", "route", "seconds", "faster", "added peak, MB", "of plain's")
-    return ["## Loss, forward and backward, 128 dimensions\n", *table(head, lines)]
+    head = ("anchors = keys", "route", "seconds", "faster", "added peak, MB", "share of plain")
+    return ["## Loss, forward and backward, 128 dimensions\n", *markdown_table(head, lines)]
 
 
 def _step(rows: list[dict]) -> list[str]:
     lines = []
-    for (name,), of_name in gather(rows, "name", value=lambda row: row).items():
-        whole, bare = ([row["milliseconds"][key] for row in of_name] for key in ("step", "bare"))
-        phases = [spread([row["milliseconds"].get(phase, 0) for row in of_name]).split(" ")[0] for phase in PHASES]
-        over = spread([100 * row["overhead"] for row in of_name])
-        lines.append((name, spread([row["images_per_second"] for row in of_name]), spread(whole, 0), spread(bare, 0), over, *phases))
+    for (name,), group in gather(rows, "name", value=lambda row: row).items():
+        whole, bare = ([row["milliseconds"][key] for row in group] for key in ("step", "bare"))
+        phases = [spread([row["milliseconds"].get(phase, 0) for row in group]).split(" ")[0] for phase in PHASES]
+        over = spread([100 * row["overhead"] for row in group])
+        lines.append((name, spread([row["images_per_second"] for row in group]), spread(whole, 0), spread(bare, 0), over, *phases))
     head = ("precision", "images/s", "step, ms", "bare network, ms", "overhead, %", *PHASES)
-    title = "## A step of the three losses beside the bare network (backbone and decoder on ready tensors), step for step\n"
-    return [title, *table(head, lines)]
+    title = "## A step of the three losses, and after each step one of the bare network (backbone and decoder on tensors in memory)\n"
+    return [title, *markdown_table(head, lines)]
 
 
 def _peers(rows: list[dict]) -> list[str]:
@@ -81,34 +79,31 @@ def _peers(rows: list[dict]) -> list[str]:
         ours = statistics.median(speeds[precision, "mscl_hf"])
         lines.append((precision, f"{peer} {versions[peer]}".strip(), spread(values), f"{ours / statistics.median(values):.2f}"))
     head = ("precision", "library", "images/s", "ours / theirs")
-    return ["## Images per second beside other libraries: SimCLR, in turns\n", *table(head, lines)]
+    return ["## Images per second beside other libraries: SimCLR, in turns\n", *markdown_table(head, lines)]
 
 
 def _metric(rows: list[dict]) -> list[str]:
     milliseconds = gather(rows, "route", value=lambda row: row["ms"])
     memory = gather(rows, "route", value=lambda row: row["added_mb"])
     lines = [(route, spread(values, 2), spread(memory[route,], 0)) for (route,), values in milliseconds.items()]
-    return ["## Mean IoU of 40 pairs of 512 x 1024 px, 19 classes\n", *table(("", "ms a pair", "added peak, MB"), lines)]
+    return ["## Mean IoU of 40 pairs of 512 x 1024 px, 19 classes\n", *markdown_table(("", "ms a pair", "added peak, MB"), lines)]
 
 
 def _growth(rows: list[dict]) -> list[str]:
     lines = []
-    for (what,), of_what in gather(rows, "grows", value=lambda row: row).items():
-        key = "losses" if what == "classes" else "step"
-        sizes, times = [row["size"] for row in of_what], [row["milliseconds"][key] for row in of_what]
-        pixels = [size**2 if what == "image size" else size for size in sizes]
-        each = ", ".join(f"{size:,}: {time:,.0f}" for size, time in zip(sizes, times))
-        lines.append((what, each, f"{exponent(pixels, times):.2f}"))
-        if what == "pixels":
-            alone = [row["milliseconds"]["losses"] for row in of_what]
-            each = ", ".join(f"{size:,}: {time:,.0f}" for size, time in zip(sizes, alone))
-            lines.append(("pixels, the losses alone", each, f"{exponent(sizes, alone):.2f}"))
+    for (name,), group in gather(rows, "grows", value=lambda row: row).items():
+        phases = {name: "losses" if name == "classes" else "step"} | ({"pixels, the losses alone": "losses"} if name == "pixels" else {})
+        sizes = [row["size"] for row in group]
+        for title, phase in phases.items():
+            times = [row["milliseconds"][phase] for row in group]
+            points = ", ".join(f"{size:,}: {time:,.0f}" for size, time in zip(sizes, times))
+            lines.append((title, points, f"{exponent([size**2 if name == 'image size' else size for size in sizes], times):.2f}"))
     head = ("what grows", "milliseconds", "exponent (of the area for the image size)")
-    return ["## How a step grows\n", *table(head, lines)]
+    return ["## How a step grows\n", *markdown_table(head, lines)]
 
 
-def draw(found: dict, path: Path) -> None:
-    """Four panels: the loss's time and memory, a step's phases, the peers; those that were not measured stay empty."""
+def draw(measured: dict, path: Path) -> None:
+    """Draw four panels: time and memory of the loss, phases of a step, other libraries; parts that were not measured have none."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -118,8 +113,8 @@ def draw(found: dict, path: Path) -> None:
     panels = {"loss": lambda rows: (_curves(axes[0, 0], rows, "seconds"), _curves(axes[0, 1], rows, "added_mb")),
               "step": lambda rows: _bars(axes[1, 0], rows), "peers": lambda rows: _pairs(axes[1, 1], rows)}  # fmt: skip
     for part, panel in panels.items():
-        if part in found:
-            panel(found[part]["rows"])
+        if part in measured:
+            panel(measured[part]["rows"])
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_visible(axis.has_data())
@@ -139,22 +134,22 @@ def _curves(axis, rows: list[dict], key: str) -> None:
 
 
 def _bars(axis, rows: list[dict]) -> None:
-    """A step's phases, one behind the other, and the bare network's step as a line."""
-    of_names = gather(rows, "name", value=lambda row: row["milliseconds"])
-    names, left = [name for (name,) in of_names], np.zeros(len(of_names))
+    """Draw the phases of a step as a stacked bar, and the step of the bare network as a line."""
+    by_name = gather(rows, "name", value=lambda row: row["milliseconds"])
+    names, left = [name for (name,) in by_name], np.zeros(len(by_name))
     for phase in PHASES:
-        width = np.array([statistics.median(ms.get(phase, 0) for ms in steps) for steps in of_names.values()])
+        width = np.array([statistics.median(ms.get(phase, 0) for ms in steps) for steps in by_name.values()])
         axis.barh(names, width, left=left, label=phase)
         left += width
-    for place, steps in enumerate(of_names.values()):
+    for position, steps in enumerate(by_name.values()):
         bare = statistics.median(ms["bare"] for ms in steps)
-        axis.plot([bare, bare], [place - 0.45, place + 0.45], "k--", label=None if place else "bare network")
+        axis.plot([bare, bare], [position - 0.45, position + 0.45], "k--", label=None if position else "bare network")
     axis.set(xlabel="milliseconds of a step")
     axis.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def _pairs(axis, rows: list[dict]) -> None:
-    """Images per second of each library in both precisions, with the range over the rounds."""
+    """Draw images per second of each library in both precisions, with the range over the rounds."""
     speeds = gather(rows, "peer", "precision", value=lambda row: row["images_per_second"])
     names = list(dict.fromkeys(peer for peer, _ in speeds))
     for shift, precision in ((-0.2, "fp32"), (0.2, "bf16")):

@@ -1,4 +1,4 @@
-"""The phases of a pre-training step, by clocks around the real training loop, beside the bare network."""
+"""The phases of a pre-training step, timed by clocks around the functions of the real training loop, beside the bare network."""
 
 import contextlib
 import copy
@@ -7,60 +7,55 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import torch
 
 from mscl_hf.cli import parse
-from mscl_hf.config import DataConfig, NetworkConfig, ViewConfig
-from mscl_hf.data.build import pretraining_data
+from mscl_hf.config import PretrainConfig, TrainingConfig
 from mscl_hf.data.training_data import TrainingImages
-from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import MSCL
-from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.training import checkpoint, loop, setup
 from mscl_hf.training.setup import make_accelerator
-from mscl_hf.transforms.views import VIEWS
+
+from ... import pretrain
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool = True) -> dict:
-    """Steps of the real training loop, and after each of them one of the bare network (backbone and decoder) on ready tensors.
+    """Time steps of the real training loop, and after each one a step of the bare network on a batch that lies in memory.
 
-    Gives medians in ms of the whole step, its phases, the bare network; and images per second.
+    Returns medians in ms of the whole step, its phases and the bare network; images per second; peak memory in MB.
     """
-    kinds = (MultiScaleLoss, ViewConfig, DataConfig, NetworkConfig, loop.TrainingConfig)
-    budget = ("--max-steps", str(steps + warmup), "--save-steps", "0")
-    loss_options, views, data_options, net, train = parse(kinds, "", [*flags, *budget])
+    config = parse(PretrainConfig, "", [*flags, "--max-steps", str(steps + warmup), "--save-steps", "0"])
     torch.manual_seed(0)
-    accelerator = make_accelerator(train.mixed_precision)
-    config = net.config(contrast=asdict(loss_options))
-    view = VIEWS["pair"](config.image_size, config.base_size, views, config.image_width)
-    data = pretraining_data(data_options, view, train.batch_size, 0, "none", 0.5, "p" in loss_options.heads, lambda *_: None)
-    method = MSCL(MsclForPreTraining(config))
-    clocks = Phases()
-    alone = BareNetwork(method, train, accelerator).run if bare else None
-    method.after_step = lambda done: clocks.end_of_step(alone)
-    with tempfile.TemporaryDirectory() as out, clocks.around(method, data.view):
-        loop.fit(method, data, train, Path(out), accelerator)
+    accelerator = make_accelerator(config.training.mixed_precision)
+    network = pretrain.start_network(config)
+    log = lambda text: None  # noqa: E731
+    stage = pretrain.open_stage(MSCL, pretrain.with_image_range(config, network, log), network, log)
+    clocks = Clocks()
+    bare_step = BareNetwork(stage.method, config.training, accelerator).run if bare else None
+    stage.method.after_step = lambda progress: clocks.end_step(bare_step)
+    with tempfile.TemporaryDirectory() as out, clocks.around(stage):
+        loop.fit(stage.method, stage.data, config.training, Path(out), accelerator)
     medians = clocks.median_ms(steps)
-    done = {"milliseconds": medians, "images_per_second": round(train.batch_size / medians["step"] * 1e3, 2), "peak_mb": round(peak_mb())}
+    rate = config.training.batch_size / medians["step"] * 1e3
+    row = {"milliseconds": medians, "images_per_second": round(rate, 2), "peak_mb": round(peak_mb())}
     if bare:
-        done["overhead"] = round(statistics.median(row["step"] / row["bare"] for row in clocks.steps[-steps:]) - 1, 4)
-    return done
+        row["overhead"] = round(statistics.median(seconds["step"] / seconds["bare"] for seconds in clocks.steps[-steps:]) - 1, 4)
+    return row
 
 
 class BareNetwork:
-    """Forward and backward of a copy of the backbone and the decoder on both views of a batch."""
+    """Forward and backward passes of a copy of the backbone and the decoder on both views of a batch."""
 
-    def __init__(self, method: MSCL, options: loop.TrainingConfig, accelerator):
+    def __init__(self, method: MSCL, options: TrainingConfig, accelerator):
         network = copy.deepcopy(method.network).to(accelerator.device, memory_format=torch.channels_last).train()
         self.backbone, self.decoder, self.accelerator = network.backbone, network.decoder, accelerator
-        height = network.config.image_size
-        width = network.config.image_width or height
+        height, width = network.config.image_size, network.config.image_width or network.config.image_size
         images = torch.randn(2 * options.batch_size, 3, height, width, device=accelerator.device)
         self.images = images.contiguous(memory_format=torch.channels_last)
 
@@ -73,79 +68,84 @@ class BareNetwork:
         wait()
 
 
-class Phases:
-    """Seconds of each part of every training step, by clocks around the real ones."""
+class Clocks:
+    """Seconds of each phase of every training step."""
 
     def __init__(self):
         self.steps: list[dict[str, float]] = []
-        self.now: dict[str, float] = defaultdict(float)
+        self.current: dict[str, float] = defaultdict(float)
         self.started: float | None = None
 
-    def timed(self, name: str, function):
-        """The function, its seconds added to the present step's."""
+    def timed(self, phase: str, function: Callable) -> Callable:
+        """The function, with its seconds added to a phase of the current step."""
 
         def inner(*args, **kwargs):
             wait()
-            begun = time.perf_counter()
+            started = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
                 wait()
-                self.now[name] += time.perf_counter() - begun
+                self.current[phase] += time.perf_counter() - started
 
         return inner
 
-    def end_of_step(self, aside=None) -> None:
-        """Called after each optimizer step; aside: what is to be timed before the next begins, and is no part of it."""
+    def end_step(self, bare_step: Callable[[], None] | None = None) -> None:
+        """Called after each optimizer step. bare_step: timed before the next step begins, and no part of it."""
         wait()
         if self.started is not None:
-            row = dict(self.now) | {"step": time.perf_counter() - self.started}
+            row = dict(self.current) | {"step": time.perf_counter() - self.started}
             row["losses"] = row.pop("method") - row["forward"]
             row["rest"] = row["step"] - sum(value for name, value in row.items() if name != "step")
             self.steps.append(row)
-        if aside is not None:
-            begun = time.perf_counter()
-            aside()
+        if bare_step is not None:
+            started = time.perf_counter()
+            bare_step()
             if self.steps:
-                self.steps[-1]["bare"] = time.perf_counter() - begun
-        self.now.clear()
+                self.steps[-1]["bare"] = time.perf_counter() - started
+        self.current.clear()
         self.started = time.perf_counter()
 
-    def around(self, method: MSCL, view) -> contextlib.ExitStack:
-        """Puts the clocks into the training loop until the stack is closed."""
+    def around(self, stage: pretrain.Stage) -> contextlib.ExitStack:
+        """Put the clocks into the training loop until the returned stack is closed."""
         stack, loader, build = contextlib.ExitStack(), TrainingImages.loader, setup.build_optimizer
 
         def timed_loader(*args):
-            following = self.timed("decode", iter(loader(*args)).__next__)
+            next_batch = self.timed("decode", iter(loader(*args)).__next__)
             with contextlib.suppress(StopIteration):
                 while True:
-                    yield following()
+                    yield next_batch()
 
         def timed_optimizer(*args):
             optimizer = build(*args)
             optimizer.step = self.timed("optimizer", optimizer.step)
             return optimizer
 
-        for place, name, stand_in in (
+        method, view = stage.method, stage.data.view
+        for owner, name, replacement in (
             (TrainingImages, "loader", timed_loader),
             (setup, "build_optimizer", timed_optimizer),
-            (loop, "_clip", self.timed("optimizer", loop._clip)),
             (checkpoint, "save", lambda *_: None),
-            (torch.Tensor, "backward", self.timed("backward", torch.Tensor.backward)),
-            (method.network, "forward", self.timed("forward", method.network.forward)),
-            (method, "forward", self.timed("method", method.forward)),
-            (view, "on_device", self.timed("views", view.on_device)),
-        ):
-            stack.enter_context(mock.patch.object(place, name, stand_in))
+            *(
+                (owner, name, self.timed(phase, getattr(owner, name)))
+                for owner, name, phase in (
+                    (torch.nn.utils, "get_total_norm", "optimizer"), (torch.nn.utils, "clip_grads_with_norm_", "optimizer"),
+                    (torch.Tensor, "backward", "backward"), (method.network, "forward", "forward"), (method, "forward", "method"),
+                    (view, "on_device", "views"),
+                )
+            ),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(owner, name, replacement))
         return stack
 
     def median_ms(self, steps: int) -> dict[str, float]:
-        names = dict.fromkeys(name for row in self.steps for name in row)
-        return {name: round(1e3 * statistics.median(row.get(name, 0) for row in self.steps[-steps:]), 2) for name in names}
+        """Medians of the last steps."""
+        phases = dict.fromkeys(phase for row in self.steps for phase in row)
+        return {phase: round(1e3 * statistics.median(row.get(phase, 0) for row in self.steps[-steps:]), 2) for phase in phases}
 
 
 def peak_mb(device: str | None = None) -> float:
-    """The most memory that this process, or the GPU that it uses, has held since `forget_peak`."""
+    """The largest memory in MB that this process, or its GPU, has used since `reset_peak`."""
     if (device or DEVICE) == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
@@ -155,5 +155,6 @@ def peak_mb(device: str | None = None) -> float:
 
 
 def wait() -> None:
+    """Wait for the GPU."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()

@@ -1,37 +1,37 @@
-"""The pictures of the paper's three tables: means of measured runs with their deviation."""
+"""Pictures of the paper's three tables: means of the runs with their deviation."""
 
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import BinaryIO
 
-from tables_data import Block, blocks, part
+from .rows import Block, blocks, fraction
 
-COLOURS = {"none": "#555555", "imagenet": "#0072B2", "mscl": "#D55E00", "other": "#009E73",
+COLORS = {"none": "#555555", "imagenet": "#0072B2", "mscl": "#D55E00", "other": "#009E73",
            "1/5": "#E69F00", "1/2": "#0072B2", "all": "#0072B2"}  # fmt: skip
 HOLLOW = {"marker": "o", "markersize": 5, "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
 
 
 def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
-    """A line of panels for each kind of setting, a panel a data set: table 1 over the shares of the masks, the others over the cells."""
+    """Draw a row of panels for each setting, one panel a data set: table 1 over the shares of the masks, tables 2 and 3 over the cells."""
     from matplotlib.figure import Figure
 
-    lines = defaultdict(list)
-    found = [(setting, tables[number]) for setting, tables in blocks({number: rows}).items()]
-    for setting, block in [(setting, block) for setting, block in found if len(block.cells) > 1] or found:  # one alone shows nothing
-        lines[setting._replace(dataset="")].append((setting, block))
-    reads = {row["cell"] for row in rows if row["labels"] == "yes"}
-    cells = {cell: cell.replace("_", " ") + " *" * (cell in reads) for cell in Block(number, rows).cells}
-    most = max(map(len, lines.values()))
-    height = len(lines) * (3.6 if number == 1 else 0.9 + 0.27 * len(cells)) + 0.7
-    figure = Figure(figsize=(max(7.5, 4.5 * most), height), layout="constrained", facecolor="white")
-    axes = figure.subplots(len(lines), most, squeeze=False, sharey="row" if number > 1 else "none")
+    panel_rows = defaultdict(list)
+    panels = [(setting, tables[number]) for setting, tables in blocks({number: rows}).items()]
+    for setting, block in [(setting, block) for setting, block in panels if len(block.cells) > 1] or panels:  # one cell compares nothing
+        panel_rows[setting._replace(dataset="")].append((setting, block))
+    with_masks = {row["cell"] for row in rows if row["labels"] == "yes"}
+    cells = {cell: cell.replace("_", " ") + " *" * (cell in with_masks) for cell in Block(number, rows).cells}
+    columns = max(map(len, panel_rows.values()))
+    height = len(panel_rows) * (3.6 if number == 1 else 0.9 + 0.27 * len(cells)) + 0.7
+    figure = Figure(figsize=(max(7.5, 4.5 * columns), height), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(panel_rows), columns, squeeze=False, sharey="row" if number > 1 else "none")
     for axis in axes.flat:
         axis.set_visible(False)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
-    for line, panels in zip(axes, lines.values()):
-        for axis, (setting, block) in zip(line, panels):
+    for row_of_axes, row_of_panels in zip(axes, panel_rows.values()):
+        for axis, (setting, block) in zip(row_of_axes, row_of_panels):
             axis.set_visible(True)
             axis.set_title("{}\n{}, {}, {}".format(*setting.words()), fontsize=9.5)
             if number > 1:
@@ -44,7 +44,7 @@ def draw(number: int, rows: list[dict], target: Path | BinaryIO) -> None:
 
 
 def _legend(figure, has_dots: bool) -> None:
-    """One for all panels, single seeds last."""
+    """Draw one legend for all panels; the mark for single seeds comes last."""
     from matplotlib.lines import Line2D
 
     handles = {name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels())}
@@ -57,52 +57,52 @@ def _legend(figure, has_dots: bool) -> None:
 
 
 def _curves(axis, block: Block) -> None:
-    """Mean IoU over the share of the masks; neighbours stand a little aside, so that no bar hides another."""
-    for place, cell in enumerate(block.cells):
+    """Draw mean IoU over the share of the masks. Cells are shifted a little, so that no bar hides another."""
+    for index, cell in enumerate(block.cells):
         samples = {share: scores for share in block.shares if (scores := block.scores(cell, share))}
-        places = [float(part(share)) * 1.035 ** (place - (len(block.cells) - 1) / 2) for share in samples]
-        _points(axis, places, list(samples.values()), **_style(cell))
+        positions = [float(fraction(share)) * 1.035 ** (index - (len(block.cells) - 1) / 2) for share in samples]
+        _points(axis, positions, list(samples.values()), **_style(cell))
     axis.set_xscale("log")
-    axis.set_xticks([float(part(share)) for share in block.shares], [block.headline(share, "\n") for share in block.shares])
+    axis.set_xticks([float(fraction(share)) for share in block.shares], [block.headline(share, "\n") for share in block.shares])
     axis.minorticks_off()
     axis.set(xlabel="share of the masks", ylabel="mean IoU, %")
 
 
 def _column(axis, block: Block, share: str) -> None:
-    """The cells of the only share that was run, from top to bottom."""
-    for place, cell in enumerate(block.cells):
-        _points(axis, [place], [block.scores(cell, share)], upright=True, **_style(cell))
+    """Draw the cells of the only share that was run, from top to bottom."""
+    for index, cell in enumerate(block.cells):
+        _points(axis, [index], [block.scores(cell, share)], is_horizontal=True, **_style(cell))
     axis.set_yticks(range(len(block.cells)), [cell.replace("_", " ") for cell in block.cells])
     axis.set(xlabel=f"mean IoU, %, {block.headline(share)} of the masks", ylim=(len(block.cells) - 0.5, -0.5))
 
 
 def _style(cell: str) -> dict:
     base, *variant = cell.split("_")
-    return {"color": COLOURS.get(base, COLOURS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " "),
+    return {"color": COLORS.get(base, COLORS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " "),
             "marker": "D" if variant else "o"}  # fmt: skip
 
 
 def _dots(axis, block: Block, cells: dict[str, str]) -> None:
-    """A line for each of the cells {name: label}, a colour for each share, the mean of `none` from top to bottom."""
+    """Draw a line for each of the cells {name: label} in a color for each share, and the mean of `none` as a vertical line."""
     lines = {cell: line for line, cell in enumerate(cells)}
-    for place, share in enumerate(block.shares):
+    for index, share in enumerate(block.shares):
         samples = {cell: scores for cell in cells if (scores := block.scores(cell, share))}
-        aside = 0.24 * (place - (len(block.shares) - 1) / 2)
-        style = {"color": COLOURS[share], "linestyle": "none", "label": "all masks" if share == "all" else f"{share} of the masks"}
-        _points(axis, [lines[cell] + aside for cell in samples], list(samples.values()), upright=True, **style)
+        shift = 0.24 * (index - (len(block.shares) - 1) / 2)
+        style = {"color": COLORS[share], "linestyle": "none", "label": "all masks" if share == "all" else f"{share} of the masks"}
+        _points(axis, [lines[cell] + shift for cell in samples], list(samples.values()), is_horizontal=True, **style)
         if "none" in samples:
-            axis.axvline(statistics.mean(samples["none"]), color=COLOURS[share], linestyle=":", linewidth=1, zorder=0)
+            axis.axvline(statistics.mean(samples["none"]), color=COLORS[share], linestyle=":", linewidth=1, zorder=0)
     axis.set_yticks(range(len(cells)), list(cells.values()))
     for label, cell in zip(axis.get_yticklabels(), cells):
         label.set_fontweight("bold" if cell in ("mscl", "g+l+p") else "normal")
     axis.set(xlabel="mean IoU, %", ylim=(len(cells) - 0.5, -0.5))
 
 
-def _points(axis, places: list[float], samples: list[list[float]], upright: bool = False, **style) -> None:
-    """Means with their sample deviation; hollow where there is one seed."""
+def _points(axis, positions: list[float], samples: list[list[float]], is_horizontal: bool = False, **style) -> None:
+    """Draw means with their sample deviation; hollow where there is one seed. is_horizontal: the means are on the x axis."""
     means = [statistics.mean(sample) for sample in samples]
     spread = [statistics.stdev(sample) if len(sample) > 1 else 0 for sample in samples]
-    x, y, error = (means, places, "xerr") if upright else (places, means, "yerr")
+    x, y, error = (means, positions, "xerr") if is_horizontal else (positions, means, "yerr")
     axis.errorbar(x, y, **{error: spread}, **({"marker": "o"} | style), markersize=5, linewidth=1.5, elinewidth=1, capsize=2)
     single = [i for i, sample in enumerate(samples) if len(sample) == 1]
     if single:

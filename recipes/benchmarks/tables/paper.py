@@ -1,14 +1,14 @@
-"""What the paper prints: its three tables, and what a careful user should know about them. Anyone can check it on its pages."""
+"""The paper's three tables as printed, and facts about them that a careful user should know."""
 
-from tables_data import Table
+from .rows import Table
 
 
 def printed(title: str, head: str, *rows: str) -> Table:
-    """A table of the paper, a string a row."""
+    """A table of the paper from one string for each row."""
     return Table(f"The paper, {title}, full scale", tuple(head.split()), [tuple(row.split()) for row in rows])
 
 
-PAPER = {  # as printed; one number a cell, no spread
+PAPER = {  # one number a cell, without deviations
     1: [
         printed("PASCAL VOC 2012", "images 1059 2118 5295 10582", "random 23.6 30.1 36.4 40.7", "ours 57.8 61.9 64.2 66.7"),
         printed("Cityscapes", "images 343 596 1527 2975", "random 48.2 54.6 60.8 63.5", "ours 64.3 68.4 72.8 73.5"),
@@ -27,7 +27,7 @@ PAPER = {  # as printed; one number a cell, no spread
 def _facts(*rows: tuple[str, str, str]) -> Table:
     note = (
         "Sections and tables are those of “Pre-Training Study on Image Segmentation based on Multi-Scale Contrast Learning”, Computer "
-        "Fraud and Security, vol. 2025, issue 1. docs/method.md says what we made of the gaps."
+        "Fraud and Security, vol. 2025, issue 1. docs/method.md lists our choices where the text has gaps."
     )
     return Table("What a careful user should know about the paper", ("where", "what is printed", "what follows"), list(rows), note)
 
@@ -42,13 +42,13 @@ FACTS = _facts(
     (
         "4.2, table 1",
         "label counts of “training samples”, the same word for both stages",
-        "whether pre-training read the masks that fine-tuning may not is not said. In our runs it never does",
+        "the text does not state whether pre-training read masks that fine-tuning does not. In our runs it never does",
     ),
     (
         "4.4",
         "“All of these methods used ImageNet for pre-training”",
-        "cannot hold for table 3's row “random initialization”; whether “ours” started from ImageNet in tables 1 and 2 is not "
-        "said. Our rows name their start, and imagenet is a row of its own",
+        "cannot hold for table 3's row “random initialization”; the text does not state whether “ours” started from ImageNet in "
+        "tables 1 and 2. Our rows name their start, and imagenet is a separate row",
     ),
     (
         "4.4, table 3",
@@ -74,8 +74,8 @@ FACTS = _facts(
     (
         "table 1, counts",
         "VOC 1059, 2118, 5295, 10582; Cityscapes 343, 596, 1527, 2975",
-        "a tenth, a fifth and half of 10,582 are 1,058, 2,116 and 5,291; 343 and 1527 are 11.5 % and 51.3 % of 2,975. How the "
-        "subsets were drawn, and whether one lies in the next, is not said",
+        "a tenth, a fifth and half of 10,582 are 1,058, 2,116 and 5,291; 343 and 1527 are 11.5 % and 51.3 % of 2,975. The text "
+        "does not state how the subsets were drawn, or whether each contains the smaller ones",
     ),
     (
         "4.1",
@@ -90,18 +90,18 @@ FACTS = _facts(
     ),
     (
         "3, 4",
-        "no optimiser, rate, schedule, batch, crop, temperature, grid of blocks, size of embedding, decoder, colour range or "
+        "no optimizer, learning rate, schedule, batch size, crop, temperature, grid of blocks, embedding size, decoder, color range or "
         "split of evaluation",
-        "the tables cannot be repeated from the text; every such choice here is ours, and said",
+        "the tables cannot be repeated from the text; every such choice here is ours, and documented",
     ),
     (
         "3.1, L_g, L_l",
-        "the positive in the denominator stands without the temperature",
+        "the positive in the denominator has no temperature",
         "--denominator literal shows what that does: the loss can fall below zero",
     ),
     (
         "3.2, 3",
         "E with the index of Î twice; L_q, L_a for L_g; K for the backbone's width and the pixel embedding's",
-        "slips that leave one sensible reading",
+        "misprints with one sensible reading",
     ),
 )

@@ -1,6 +1,6 @@
-"""What is made from the CSV files of the paper's three tables: Markdown, pictures, what became of the claims, one HTML page.
+"""Markdown, pictures and an HTML page from the CSV files of the paper's three tables.
 
-Every figure passes through a `Table`, which Markdown and the page show alike.
+Every figure is in a `Table`, which Markdown and the page show alike.
 """
 
 import base64
@@ -8,26 +8,27 @@ from collections import defaultdict
 from io import BytesIO
 from pathlib import Path
 
-from benchmark import RECIPES, difference
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
-from tables_claims import RULES, VERDICTS, agreement, claims
-from tables_data import Block, Setting, Table, blocks, has_the_papers_rows, read, shown
-from tables_figures import draw
-from tables_paper import FACTS, PAPER
+
+from ..common import CONFIGS, difference, markdown_table, mean_sd
+from .claims import RULES, VERDICTS, agreement, claims
+from .figures import draw
+from .paper import FACTS, PAPER
+from .rows import Block, Setting, Table, blocks, has_paper_rows, read_tables
 
 TITLES = {1: "mean IoU by the number of masks", 2: "the losses and their sums", 3: "beside other methods"}
 HOW = (
     "Mean IoU in %, mean ± sample deviation over seeds; differences are paired by seed, with their 95 % t interval. Columns: the share of "
-    "the masks that may be used, their number in brackets. passes: images through the network in pre-training + in fine-tuning. What "
-    "differs between shares stands in the order of the shares."
+    "the masks that are used, with their number in brackets. passes: images through the network in pre-training + in fine-tuning. Values "
+    "that differ between shares are separated by a slash, in the order of the shares."
 )
 KEY = (
-    "none: random weights, whatever the others start from. imagenet: the weights that pre-training starts from, without it. "
-    "_long: the passes of a pre-training are spent on more fine-tuning instead. mscl: the paper's method, g + l + p (global, local, "
-    "pixel). mscl_unlabelled: the same, and images without masks take part in g and l. "
-    "aaf, rmi: no pre-training of ours, another loss in fine-tuning. Other names: that method's pre-training. "
-    "mscl, whatever its losses, and the methods of Zhao et al. were pre-trained on the images whose masks may be used, the other methods, "
+    "none: random weights, in all tables. imagenet: the weights that pre-training starts from, without pre-training. "
+    "_long: the passes of a pre-training are spent on more fine-tuning instead. mscl: the paper's method, with the losses g + l + p "
+    "(global, local, pixel). mscl_unlabelled: the same, with unlabelled images in g and l. "
+    "aaf, rmi: no pre-training, and another loss in fine-tuning. Other names: pre-training by that method. "
+    "mscl, with any losses, and the methods of Zhao et al. were pre-trained on the images whose masks are used; the other methods, "
     "which read no masks, on all training images."
 )
 
@@ -37,52 +38,53 @@ KEY = (
 
 def measured(number: int, rows_by_table: dict[int, list[dict]]) -> list[Table]:
     """One of the three tables, in all settings."""
-    return [table for setting, found in blocks(rows_by_table).items() for table in compared(number, setting, found[number])]
+    return [table for setting, tables in blocks(rows_by_table).items() for table in compared(number, setting, tables[number])]
 
 
 def compared(number: int, setting: Setting, block: Block) -> list[Table]:
-    """Means, and differences to `none`, of the shares that were run: side by side, or in a table each where there are many."""
+    """Means and differences to `none` of the shares that were run, in one table, or in two where there are three shares or more."""
     if not block.rows:
         return []
     means, gains, facts = {}, {}, {}
     for share in block.run_shares:
-        means[block.headline(share)] = [shown(block.scores(cell, share)) for cell in block.cells]
-        lists = [list(block.gains(cell, "none", share).values()) for cell in block.cells]
-        gains[f"{share}, minus none"] = ["-" if cell == "none" else difference(pairs) for cell, pairs in zip(block.cells, lists)]
+        means[block.headline(share)] = [mean_sd(block.scores(cell, share)) for cell in block.cells]
+        values = [list(block.gains(cell, "none", share).values()) for cell in block.cells]
+        gains[f"{share}, minus none"] = ["-" if cell == "none" else difference(pairs) for cell, pairs in zip(block.cells, values)]
     if number == 3:
         facts["masks in pre-training"] = [block.by_share(cell, lambda runs: runs[0]["labels"]) for cell in block.cells]
     facts["passes"] = [block.passes(cell) for cell in block.cells]
     facts["seeds"] = [block.by_share(cell, lambda runs: str(len(runs))) for cell in block.cells]
     split, count, pixels, commit, torch = map(block.all_of, ("split", "num_images", "image_size", "commit", "torch"))
-    where = f"commit {commit}, torch {torch}, {block.all_of('machine', '; ')}"
-    note = f"Measured on {split}, {count} images; crops of {pixels} px in training; {where}."
+    origin = f"commit {commit}, torch {torch}, {block.all_of('machine', '; ')}"
+    note = f"Measured on {split}, {count} images; crops of {pixels} px in training; {origin}."
     if len(block.run_shares) < 3:
         return [_columns(str(setting), block, means | gains | facts, note)]
     return [_columns(str(setting), block, means | facts), _columns(f"{setting}: differences", block, gains, note)]
 
 
 def other_subsets(rows: list[dict]) -> list[Table]:
-    """What another choice of the masks changes: cells that were run on several subsets, with seed 0."""
+    """Scores over several subsets of the masks, of the cells that were run with more than one, with seed 0."""
     tables = []
-    for setting, found in blocks({1: [row for row in rows if row["seed"] == "0"]}, subset=None).items():
-        by_cell = defaultdict(dict)
-        for row in (row for row in found[1].rows if row["share"] != "all"):
-            by_cell[row["cell"], row["share"]][row["subset_seed"]] = 100 * float(row["mean_iou"])
-        several = {key: list(scores.values()) for key, scores in by_cell.items() if len(scores) > 1}
-        lines = [(cell, share, str(len(scores)), shown(scores)) for (cell, share), scores in several.items()]
+    for setting, by_table in blocks({1: [row for row in rows if row["seed"] == "0"]}, subset=None).items():
+        scores = defaultdict(dict)
+        for row in by_table[1].rows:
+            if row["share"] != "all":
+                scores[row["cell"], row["share"]][row["subset_seed"]] = 100 * float(row["mean_iou"])
+        several = {key: list(by_subset.values()) for key, by_subset in scores.items() if len(by_subset) > 1}
+        lines = [(cell, share, str(len(values)), mean_sd(values)) for (cell, share), values in several.items()]
         head = ("cell", "masks", "subsets", "mean ± deviation over subsets")
-        tables += [Table(f"{setting}: other masks", head, lines, "One seed; each subset is drawn anew.")] if lines else []
+        tables += [Table(f"{setting}: other masks", head, lines, "One seed; each subset is drawn independently.")] if lines else []
     return tables
 
 
 def per_class(rows: list[dict]) -> list[Table]:
-    """IoU of every class at a tenth of the masks, means over seeds."""
+    """IoU of every class with a tenth of the masks, means over seeds."""
     tables = []
-    for setting, found in blocks({1: rows}).items():
-        runs = {cell: list(found[1].runs(cell, "1/10").values()) for cell in found[1].cells}
+    for setting, by_table in blocks({1: rows}).items():
+        runs = {cell: by_table[1].runs(cell, "1/10").values() for cell in by_table[1].cells}
         iou = {cell: [dict(pair.split("=") for pair in run["per_class_iou"].split(";")) for run in of] for cell, of in runs.items() if of}
         names = list(dict.fromkeys(name for of in iou.values() for run in of for name in run))
-        lines = [(name, *(shown([100 * float(run[name]) for run in of if name in run]) for of in iou.values())) for name in names]
+        lines = [(name, *(mean_sd([100 * float(run[name]) for run in of if name in run]) for of in iou.values())) for name in names]
         tables += [Table(f"{setting}: classes, 1/10 of the masks", ("class", *iou), lines)] if lines else []
     return tables
 
@@ -95,11 +97,11 @@ def _columns(title: str, block: Block, columns: dict[str, list[str]], note: str 
 
 
 def write_tables(results_dir: Path, command: str) -> None:
-    """table1.md, table1.png, ... beside the CSV files that are there, hypotheses.md and paper.md; `command` is named as what made them."""
-    results_dir, rows = Path(results_dir), read(results_dir)
+    """Write table1.md, table1.png and so on beside the CSV files, hypotheses.md and paper.md. command: named as the origin."""
+    results_dir, rows = Path(results_dir), read_tables(results_dir)
     for number in rows:
         parts = [f"# Table {number}: {TITLES[number]}\n", f"Made by `{command}`.\n", f"{HOW}\n", f"{KEY}\n"]
-        parts.append(f"![the same as a picture](table{number}.png)\n")
+        parts.append(f"![table {number} as a picture](table{number}.png)\n")
         more = (*other_subsets(rows[1]), *per_class(rows[1])) if number == 1 else ()
         parts += [markdown(table) for table in (*measured(number, rows), *PAPER[number], *more)]
         (results_dir / f"table{number}.md").write_text("\n".join(parts), encoding="utf-8")
@@ -110,7 +112,7 @@ def write_tables(results_dir: Path, command: str) -> None:
 
 
 def hypotheses(rows_by_table: dict[int, list[dict]]) -> str:
-    """Markdown: each claim with its figures and one of VERDICTS, the fifteen comparisons, the targets; of every setting."""
+    """Markdown: in every setting each claim with its figures and one of VERDICTS, the fifteen comparisons, the targets."""
     parts = [f"{HOW}\n", f"{KEY}\n", f"{RULES}\n"]
     for setting, tables in blocks(rows_by_table).items():
         parts += [f"## {setting}\n", *(markdown(table, "###") for table in claims(tables).tables)]
@@ -118,27 +120,27 @@ def hypotheses(rows_by_table: dict[int, list[dict]]) -> str:
 
 
 def markdown(table: Table, level: str = "##") -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (table.head, ("---",) * len(table.head), *table.rows)]
-    return "\n".join([f"{level} {table.title}\n", *lines, *([f"\n{table.note}"] if table.note else [])]) + "\n"
+    note = [f"\n{table.note}"] if table.note else []
+    return "\n".join([f"{level} {table.title}\n", *markdown_table(table.head, table.rows), *note]) + "\n"
 
 
 # The page
 
 
-def page(results_dir: Path, strips: list[Path], target: Path) -> None:
-    """One HTML file that needs no other: the tables beside the paper's, pictures, claims, `strips` (PNG) of images and predictions.
+def write_page(results_dir: Path, strips: list[Path], target: Path) -> None:
+    """Write one self-contained HTML file: the tables beside the paper's, pictures, claims, and strips (PNG) of images and predictions.
 
-    Of settings beside the main one that lack rows of the paper it shows what was measured, and no claims: nearly all would be open.
+    Settings other than the main one that lack rows of the paper have no claims on the page: nearly all would be open.
     """
-    rows = read(results_dir)
+    rows = read_tables(results_dir)
     if not rows:
-        raise ValueError(f"there is no row in table1.csv, table2.csv or table3.csv of {results_dir}; run the tables first.")
+        raise ValueError(f"{results_dir} has no row in table1.csv, table2.csv or table3.csv. Run the tables first.")
     settings = blocks(rows)
-    said = {setting: claims(tables) for setting, tables in settings.items() if setting.is_main() or has_the_papers_rows(tables)}
-    environment = Environment(loader=FileSystemLoader(RECIPES / "configs"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    answered = {setting: claims(tables) for setting, tables in settings.items() if setting.is_main() or has_paper_rows(tables)}
+    environment = Environment(loader=FileSystemLoader(CONFIGS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("tables_page.html").render(
-        sections=[_section(number, rows) for number in rows], claims=said, agreement=agreement(said),
-        left_out=[setting for setting in settings if setting not in said],
+        sections=[_section(number, rows) for number in rows], claims=answered, agreement=agreement(answered),
+        left_out=[setting for setting in settings if setting not in answered],
         strips=[_embedded(path.stem, path.read_bytes()) for path in map(Path, strips)],
         how=HOW, key=KEY, rules=RULES, verdicts=VERDICTS, facts=FACTS, small=any(setting.scale == "small" for setting in settings),
     )  # fmt: skip
@@ -149,12 +151,12 @@ def page(results_dir: Path, strips: list[Path], target: Path) -> None:
 def _section(number: int, rows_by_table: dict[int, list[dict]]) -> dict:
     picture = BytesIO()
     draw(number, rows_by_table[number], picture)
-    about = {"number": number, "title": TITLES[number], "picture": _embedded(f"table{number}", picture.getvalue())}
-    return about | {"ours": measured(number, rows_by_table), "paper": PAPER[number]}
+    section = {"number": number, "title": TITLES[number], "picture": _embedded(f"table{number}", picture.getvalue())}
+    return section | {"ours": measured(number, rows_by_table), "paper": PAPER[number]}
 
 
 def _embedded(name: str, png: bytes) -> dict[str, str | int]:
-    """A picture as a data URL, with its name and size in px."""
+    """A picture as a data URL, with its name and its size in px."""
     width, height = Image.open(BytesIO(png)).size
     src = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return {"name": name.replace("_", " "), "src": src, "width": width, "height": height}

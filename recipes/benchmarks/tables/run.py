@@ -1,142 +1,89 @@
-"""The paper's three tables: a grid of pre-training, fine-tuning loss, label count and seed; every cell is a chain of ordinary recipe runs.
+"""Make the paper's three tables: a grid of pre-training, fine-tuning loss, label count and seed.
 
-python recipes/benchmark.py tables --table 1 --dataset camvid --data-dir CamVid --weights lite0.safetensors --jobs 2
+python -m recipes.benchmarks tables --table 1 --dataset camvid --data-dir CamVid --weights lite0.safetensors --jobs 2
 
-Any number of these commands, on one machine or on several that share the work folder, share the cells out among themselves: a stage is
-run by whoever locks it first. What is finished is skipped, what was killed goes on from its last checkpoint.
+Any number of these commands, on one machine or on several that share the work folder, share the stages out among themselves. Finished
+stages are skipped, interrupted ones continue from their last checkpoint.
 """
 
-import csv
 import json
 import math
-import sys
 from hashlib import blake2b
-from multiprocessing import Process
-from multiprocessing.connection import wait
 from pathlib import Path
 
-from benchmark import COLUMNS
 from safetensors import safe_open
-from stages import BUSY, LIBRARIES, Stage, finished, lasting, locked, record, settings, start
-from tables_cost import cost
-from tables_data import SHARES
-from tables_grid import ROWS, VIEWS_A_SAMPLE, Cell, TablesOptions, cells_of, make_cell, read_spec
-from tables_report import page, write_tables
-from tables_strips import draw_strip
 from tqdm import tqdm
 
-from mscl_hf.cli import parse
+from mscl_hf.cli import parse_sections
+from mscl_hf.config import ContrastConfig
 from mscl_hf.methods import METHODS
-from mscl_hf.training.signals import STOPPED_BY_SIGNAL, stop_signal
 
-MORE = ("scale", "reading", "start", "share", "labels", "subset_seed", "pretrain_passes", "finetune_passes", "parameters", "threads",
-        "config", "per_class_iou", "torch", "timm", "transformers")  # fmt: skip
+from ..common import read_csv, write_csv
+from ..runner import COLUMNS, Cell, Outcome, check, row_of, run_cells
+from ..stages import LIBRARIES, locked, record, run_of, without_paths
+from .cost import cost
+from .grid import ROWS, VIEWS_PER_SAMPLE, TablesOptions, cells_of, make_cell, read_spec
+from .report import write_page, write_tables
+from .rows import SHARES
+from .strips import draw_strip
+
+MORE_COLUMNS = ("scale", "reading", "start", "share", "labels", "subset_seed", "pretrain_passes", "finetune_passes", "parameters",
+                "threads", "config", "per_class_iou", *LIBRARIES)  # fmt: skip
 IDENTITY = ("scale", "dataset", "start", "reading", "cell", "share", "subset_seed", "seed")
 BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def main(argv: list[str]) -> None:
-    (options,) = parse((TablesOptions,), __doc__.splitlines()[0], argv)
+    (options,) = parse_sections([TablesOptions], __doc__.splitlines()[0], argv)
     spec = read_spec(options)
     if options.weights and not Path(options.weights).is_file():
-        raise ValueError(f"--weights {options.weights} is no file; give a file of timm weights, or leave it out to get them from the Hub")
+        raise ValueError(f"--weights is {options.weights}; expected a file of timm weights. Leave it out to load them from the Hub.")
     grid = {table: list(cells_of(table, spec, options)) for table in options.table}
     if not any(grid.values()):
-        raise ValueError("no cell of these tables has such rows, shares and start; docs/tables.md says which there are")
+        raise ValueError("no cell of these tables has such rows, shares and start. docs/tables.md lists them.")
     if options.estimate is not None:
         print(cost(grid, options.estimate, options.launcher))
         return
     results = Path(options.results)
-    check(grid, options)
-    failed, stopped = ([], False) if options.finished_only else run_cells(grid, options)
-    note(grid, options)
+    check([cell for cells in grid.values() for cell in cells])
+    check_rows(grid, options)
+    outcome = Outcome() if options.finished_only else run(grid, options)
+    write_rows(grid, options)
     results.mkdir(parents=True, exist_ok=True)
     with locked(results):
-        write_tables(results, "python recipes/benchmark.py tables")
-    if stopped:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(STOPPED_BY_SIGNAL)
+        write_tables(results, "python -m recipes.benchmarks tables")
+    outcome.exit_if_stopped()
     if options.page:
         draw_strips(spec, options)
-        page(results, sorted(Path(options.work_dir).glob("*.png")), Path(options.page))
-    if failed:
-        sys.exit("\n".join(f"failed: {stage.folder}, see {stage.log}" for stage in failed))
+        write_page(results, sorted(Path(options.work_dir).glob("*.png")), Path(options.page))
+    outcome.exit_if_failed()
 
 
-def check(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
-    """Refuse, before anything runs, what a recipe would refuse, and runs and rows that were made with other settings."""
-    for stage in {stage: None for cells in grid.values() for cell in cells for stage in cell.stages}:
-        settings(stage)
-        finished(stage)
+def check_rows(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
+    """Raise ValueError for a row of the results that was measured with other settings."""
     for table, cells in grid.items() if not options.replace else ():
-        there = {key_of(row): row["config"] for row in rows_in(path_of(table, options))}
+        path = path_of(table, options)
+        old = {key_of(row): row["config"] for row in read_csv(path)}
         for cell in cells:
-            if there.get(key_of(identity_of(cell, options)), config_of(cell)) != config_of(cell):
-                raise ValueError(
-                    f"{path_of(table, options)} has a row with other settings for {cell}; give another --results, or --replace true to "
-                    "write over such rows"
-                )
+            if old.get(key_of(identity_of(cell, options)), config_of(cell)) != config_of(cell):
+                raise ValueError(f"{path} has a row with other settings for {cell}. Give another --results, or --replace.")
 
 
-def run_cells(grid: dict[int, list[Cell]], options: TablesOptions) -> tuple[list[Stage], bool]:
-    """Run what is not finished, `jobs` stages at a time, and write down each cell as soon as it is done; returns the stages that failed,
-    and whether it was told to stop: then the stages save their checkpoints first."""
-    failed: list[Stage] = []
-    running: dict[Process, tuple[Cell, Stage]] = {}
+def run(grid: dict[int, list[Cell]], options: TablesOptions) -> Outcome:
+    """Run the unfinished cells; each is written into its tables as soon as it is done."""
+
+    def on_done(done: Cell) -> None:
+        write_rows({table: [cell for cell in cells if cell.stages == done.stages] for table, cells in grid.items()}, options)
+        tqdm.write(f"{done}: mean IoU {100 * done.results()['mean_iou']:.1f}")
+
     cells = list({cell.stages: cell for cells in grid.values() for cell in cells}.values())
-    tqdm.monitor_interval = 0  # no thread beside this one, which forks
-    with stop_signal() as stop, tqdm(total=len(cells), unit="cell", smoothing=0) as bar:
-        bar.initial = bar.n = sum(map(is_done, cells))
-        while not stop.requested:
-            others = fill(running, cells, failed, options)
-            if not running and not others:
-                return failed, False
-            wait([process.sentinel for process in running], timeout=2)
-            for process in [process for process in running if not process.is_alive()]:
-                cell, stage = running.pop(process)
-                if process.exitcode not in (0, BUSY) and not stop.requested:
-                    failed.append(stage)
-                    bar.write(f"failed: {cell}: {stage.recipe}, see {stage.log}")
-                elif is_done(cell):
-                    note({table: [one for one in cells if one.stages == cell.stages] for table, cells in grid.items()}, options)
-                    bar.write(f"{cell}: mean IoU {100 * results_of(cell)['mean_iou']:.1f}")
-            bar.update(sum(map(is_done, cells)) - bar.n)
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
-    return failed, True
+    return run_cells(cells, options.jobs, on_done, options.launcher)
 
 
-def fill(running: dict, cells: list[Cell], failed: list[Stage], options: TablesOptions) -> bool:
-    """Start the first stages that can be run, up to `jobs`; returns whether another process is at some of what is left."""
-    others, mine = False, [stage for _, stage in running.values()]
-    for cell in cells:
-        if len(running) == options.jobs:
-            break
-        stage = next((stage for stage in cell.stages if not finished(stage)), None)
-        if stage is None or stage in failed or stage in mine:
-            continue
-        process = start(stage, options.launcher)
-        others = others or process is None
-        if process is not None:
-            running[process] = cell, stage
-            mine.append(stage)
-    return others
-
-
-def is_done(cell: Cell) -> bool:
-    return all(map(finished, cell.stages))
-
-
-def results_of(cell: Cell) -> dict:
-    return json.loads((cell.stages[-1].folder / "results.json").read_text())
-
-
-def note(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
-    """Put the cells that are done into the CSV files of their tables."""
+def write_rows(grid: dict[int, list[Cell]], options: TablesOptions) -> None:
+    """Write the finished cells into the CSV files of their tables."""
     for table, cells in grid.items():
-        rows = [row_of(cell, options) for cell in cells if is_done(cell)]
+        rows = [table_row(cell, options) for cell in cells if cell.is_done()]
         if rows:
             update_csv(path_of(table, options), rows)
 
@@ -146,6 +93,7 @@ def path_of(table: int, options: TablesOptions) -> Path:
 
 
 def identity_of(cell: Cell, options: TablesOptions) -> dict:
+    """The columns that name a cell."""
     setting = {name: getattr(options, name) for name in ("scale", "dataset", "start", "reading", "subset_seed")}
     return setting | {"cell": cell.name, "share": cell.share, "seed": cell.seed}
 
@@ -156,79 +104,55 @@ def key_of(row: dict) -> tuple[str, ...]:
 
 def config_of(cell: Cell) -> str:
     """A digest of the flags of all three runs."""
-    flags = [lasting(stage.flags) for stage in cell.stages]
+    flags = [without_paths(stage.flags) for stage in cell.stages]
     return blake2b(json.dumps(flags, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
-def row_of(cell: Cell, options: TablesOptions) -> dict:
+def table_row(cell: Cell, options: TablesOptions) -> dict:
     """A finished cell as a row of its table."""
-    results, runs = results_of(cell), [json.loads((stage.folder / "run.json").read_text()) for stage in cell.stages[:2]]
-    records = [record(stage) for stage in cell.stages]
-    kind, (pretrain, finetune) = METHODS[runs[0]["method"]], runs
-    passes = pretrain["max_steps"] * pretrain["batch_size"] * VIEWS_A_SAMPLE[kind.views] if kind.trains else 0
-    return identity_of(cell, options) | {
-        "method": pretrain["method"],
-        "losses": pretrain["losses"] if pretrain["method"] == "mscl" else "-",
-        "loss": finetune["loss"],
-        "train_count": finetune["train_count"] or "all",
-        "mean_iou": round(results["mean_iou"], 5),
-        "pretrain_steps": pretrain["max_steps"] if kind.trains else 0,
-        "finetune_steps": finetune["max_steps"],
-        "image_size": finetune["image_size"],
-        "split": results["split"],
-        "num_images": results["num_images"],
-        "overall_accuracy": round(results["overall_accuracy"], 5),
-        "hours": round(sum(entry["seconds"] for entry in records) / 3600, 4),
-        **{name: " ".join(dict.fromkeys(word for entry in records for word in entry[name].split())) for name in ("commit", *LIBRARIES)},
-        "machine": "; ".join(dict.fromkeys(entry["machine"] for entry in records)),
-        "labels": ("yes" if kind.uses_labels(pretrain) else "no") if kind.trains else "-",
+    pretrain, finetune = map(run_of, cell.stages[:2])
+    method_cls = METHODS[pretrain["method"]]
+    passes = pretrain["max_steps"] * pretrain["batch_size"] * VIEWS_PER_SAMPLE[method_cls.views] if method_cls.trains else 0
+    reads_labels = method_cls.uses_labels(ContrastConfig(losses=pretrain["losses"]))
+    per_class_iou = cell.results()["per_class_iou"]
+    return row_of(cell) | identity_of(cell, options) | {
+        "labels": ("yes" if reads_labels else "no") if method_cls.trains else "-",
         "pretrain_passes": passes,
         "finetune_passes": finetune["max_steps"] * finetune["batch_size"],
         "parameters": parameters(cell.stages[1].folder),
-        "threads": records[0]["threads"],
+        "threads": record(cell.stages[0])["threads"],
         "config": config_of(cell),
-        "per_class_iou": ";".join(f"{name}={iou:.4f}" for name, iou in results["per_class_iou"].items() if iou is not None),
-    }
+        "per_class_iou": ";".join(f"{name}={iou:.4f}" for name, iou in per_class_iou.items() if iou is not None),
+    }  # fmt: skip
 
 
 def draw_strips(spec: dict, options: TablesOptions) -> None:
-    """A picture, in the work folder, of what networks see that were fine-tuned on a tenth of the labels; none of what was not run."""
+    """Draw predictions of networks that were fine-tuned on a tenth of the labels into the work folder, where these are finished."""
     names = {"none": "none"} | ({"ImageNet": "imagenet"} if options.start == "imagenet" else {}) | {"ours": "mscl"}
     cells = {title: make_cell(name, "1/10", spec["seeds"][0], spec, options) for title, name in names.items()}
-    there = {title: cell.stages for title, cell in cells.items() if is_done(cell)}
-    if there:
+    stages = {title: cell.stages for title, cell in cells.items() if cell.is_done()}
+    if stages:
         title = f"{options.dataset}, {options.scale} scale, from {options.start} weights, {options.reading} reading"
-        evaluation = next(iter(there.values()))[2].flags
-        draw_strip({title: stages[1].folder for title, stages in there.items()}, evaluation, Path(options.work_dir) / f"{title}.png")
+        flags = next(iter(stages.values()))[2].flags
+        draw_strip({title: finetune.folder for title, (_, finetune, _) in stages.items()}, flags, Path(options.work_dir) / f"{title}.png")
 
 
 def parameters(model: Path) -> int:
-    """How many weights the deployed network has."""
+    """The number of weights of the fine-tuned network."""
     with safe_open(model / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(BATCH_STATISTICS))
 
 
 def update_csv(path: Path, rows: list[dict]) -> None:
-    """Put the rows into a table; those of other blocks and cells stay as they are, also when several processes do so at once."""
+    """Write rows into a table and keep its other rows, also when several processes do so at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     with locked(path.parent):
-        merged = {key_of(row): row for row in [*rows_in(path), *rows]}
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, (*COLUMNS, *MORE), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(merged.values(), key=place_of))
-        temporary.replace(path)
+        merged = {key_of(row): row for row in [*read_csv(path), *rows]}
+        write_csv(path, (*COLUMNS, *MORE_COLUMNS), sorted(merged.values(), key=position_of))
 
 
-def rows_in(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def place_of(row: dict) -> tuple:
+def position_of(row: dict) -> tuple:
+    """Sort key of a row in its table."""
     cell, share = list(ROWS).index(row["cell"]), SHARES[1].index(row["share"])
     return (*(row[name] for name in IDENTITY[:4]), cell, share, int(row["subset_seed"]), int(row["seed"]))

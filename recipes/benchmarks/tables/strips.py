@@ -1,4 +1,4 @@
-"""Pictures of the tables: the same images with their masks, and what two networks make of them."""
+"""Pictures of images with their masks and the predictions of some networks."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -15,21 +15,21 @@ from mscl_hf.visual.figures import comparison_strip
 IMAGES = 5
 
 
-def draw_strip(models: dict[str, Path], evaluation: dict, path: Path) -> None:
-    """Image, truth and one column for each of the fine-tuned models, by title. evaluation: flags of the runs that measured them."""
-    flags = {key.replace("-", "_"): value for key, value in evaluation.items()}
-    names = {field.name for field in fields(DataConfig)}
-    data = open_whole_split(DataConfig(**{key: value for key, value in flags.items() if key in names}), flags["split"])
+def draw_strip(models: dict[str, Path], flags: dict, path: Path) -> None:
+    """Draw images, masks, and a column of predictions for each fine-tuned model, by title. flags: of the evaluation."""
+    options = {name.replace("-", "_"): value for name, value in flags.items()}
+    names = {f.name for f in fields(DataConfig)}
+    data = open_whole_split(DataConfig(**{name: value for name, value in options.items() if name in names}), options["split"])
     samples = [data.read(index) for index in range(len(data) // (2 * IMAGES), len(data), len(data) // IMAGES)][:IMAGES]
     columns = {"truth": [sample.mask for sample in samples]}
     for title, folder in models.items():
         network = open_model(MsclForSemanticSegmentation, str(folder)).eval()
-        columns[title] = [predicted(network, sample.image) for sample in samples]
+        columns[title] = [predict(network, sample.image) for sample in samples]
     comparison_strip([sample.image for sample in samples], columns, data.classes, path)
 
 
-def predicted(network: MsclForSemanticSegmentation, image):
-    """Class ids (H, W) of an image (H, W, 3), at the size that the network was trained at."""
+def predict(network: MsclForSemanticSegmentation, image):
+    """Class ids (H, W) of an image (H, W, 3), which is scaled as in training."""
     config = network.config
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))

@@ -1,0 +1,1 @@
+"""The paper's three tables: plan, runs, report."""
