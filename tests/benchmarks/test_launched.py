@@ -17,7 +17,6 @@ from mscl_hf.records.versions import commit
 from mscl_hf.training.signals import stop_signal
 from recipes.benchmarks import launched, stages
 
-
 WORKER = """
 import os, signal, sys
 def on_signal(*_):

@@ -13,7 +13,6 @@ import yaml
 from mscl_hf import MsclForPreTraining
 from recipes.benchmarks.speed import report as speed_report
 
-
 SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size", 32, "--batch-size", 4, "--largest", 1024)
 
 
@@ -75,7 +74,7 @@ def test_loss_step_and_metric_are_measured(tmp_path):
 
 def test_wrong_options_are_rejected(tmp_path):
     """Unknown parts, peers without a folder, zero rounds: an error without a traceback, and nothing is written."""
-    cases = {"--parts lose": "--parts is lose", "--parts peers": "--peers DIR", "--parts loss --fly": "--fly", "--rounds 0": "--rounds is 0"}
+    cases = {"--parts lose": "--parts is lose", "--parts peers": "--peers DIR", "--fly": "--fly", "--rounds 0": "--rounds is 0"}
     for words, named in cases.items():
         done = run_speed(*words.split(), "--results", tmp_path / "x.json")
         assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr

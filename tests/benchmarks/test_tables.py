@@ -23,7 +23,6 @@ from recipes.benchmarks.common import read_csv
 from recipes.benchmarks.tables import grid as plan
 from recipes.benchmarks.tables import run as tables
 
-
 SETTINGS = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": None}, "seeds": [0, 1], "seeds_of_others": [0], "passes": 48,
     "common": {"image-size": 32, "dataloader-num-workers": 0, "save-steps": 1},

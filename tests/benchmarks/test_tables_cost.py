@@ -23,7 +23,6 @@ from recipes.benchmarks.stages import RECIPES, Stage
 from recipes.benchmarks.tables import cost as tables_cost
 from recipes.benchmarks.tables import grid as plan
 
-
 TINY = {
     "shares": {"1/10": 4, "1/5": 8, "1/2": 16, "all": 24}, "seeds": [0, 1], "seeds_of_others": [0], "leave_out": ["cmc"], "passes": 32,
     "common": {"image-size": 32, "mixed-precision": "no", "dataloader-num-workers": 0, "save-steps": 2},
