@@ -1,4 +1,4 @@
-"""The Space's page: the metric's README. `evaluate.load` reads mean_iou.py only."""
+"""The page of the Space, which shows the metric's README. `evaluate.load` reads only mean_iou.py."""
 
 from pathlib import Path
 

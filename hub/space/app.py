@@ -1,6 +1,6 @@
-"""The Space: the page of `mscl-demo` for checkpoints on the Hub, beside the mscl_hf sources that it is uploaded with.
+"""The Space: the page of `mscl-demo` for checkpoints on the Hub, uploaded together with the source of mscl_hf.
 
-The variable MSCL_HF_MODELS names the checkpoints to choose from, parted by spaces; visitors can type any other that is public.
+The variable MSCL_HF_MODELS lists the checkpoints to choose from, separated by spaces; visitors can type the name of any public one.
 """
 
 import os

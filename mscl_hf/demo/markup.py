@@ -40,7 +40,7 @@ CSS = """
 def messages(visit: Visit) -> str:
     """Return a paragraph for the note and one for each error; "" without any."""
     note = f'<p role="status">{escape(visit.note)}.</p>' if visit.note else ""
-    return note + "".join(f'<p class="error" role="alert">{escape(error.rstrip("."))}.</p>' for error in visit.errors)
+    return note + "".join(f'<p class="error" role="alert">Error: {escape(error.rstrip("."))}.</p>' for error in visit.errors)
 
 
 def heading(name: str, title: str) -> str:

@@ -159,8 +159,8 @@ def _check_sizes(network: Network, size: tuple[int, int]) -> None:
     if height * width > MAX_INPUT:
         fields = ", ".join(f"{name} {getattr(config, name)}" for name in ("base_size", "size_multiple", "fixed_size"))
         raise ValueError(
-            f"The checkpoint ({fields}) scales the image of {size[1]} x {size[0]} px to {width} x {height}; expected at most {MAX_INPUT} px. "
-            "Crop the image, or choose another checkpoint."
+            f"The checkpoint ({fields}) scales the image of {size[1]} x {size[0]} px to {width} x {height}; "
+            f"expected at most {MAX_INPUT} px. Crop the image, or choose another checkpoint."
         )
     grid, channels = config.pixel_grid or 0, max(config.pixel_dim, config.decoder_channels, *network.backbone.channels)
     if isinstance(network, MsclForPreTraining) and "pixel" in config.heads and grid**2 * max(1, width / height) * channels > MAX_MAP:

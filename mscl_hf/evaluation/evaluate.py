@@ -210,9 +210,8 @@ def _number(value: float) -> float | None:
 def _check_classes(network: nn.Module, data: SegmentationData) -> None:
     """Raise ValueError unless model and data have the same classes in the same order."""
     if not data.classes or not len(data):
-        raise ValueError(
-            f"{data.name}/{data.split} has {len(data)} images and {len(data.classes)} classes; expected labelled images. Choose another split."
-        )
+        counts = f"{len(data)} images and {len(data.classes)} classes"
+        raise ValueError(f"{data.name}/{data.split} has {counts}; expected labelled images. Choose another split.")
     names = [network.config.id2label[i] for i in range(network.config.num_labels)]
     if len(names) != data.num_classes:
         raise ValueError(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BACKGROUND = (150, 150, 150)
 
 # The first seven are those of Okabe & Ito, "Color Universal Design" (2008). Each of the others is the color of a 12 x 12 x 12 grid that
-# is farthest (CIELAB) from all before it, and from black and white, for the kind of sight (usual, red-blind, green-blind) that sees
+# is farthest (CIELAB) from all before it, and from black and white, for the type of sight (usual, red-blind, green-blind) that sees
 # the smallest difference. A test measures the distances.
 PALETTE = (
     "0072b2", "e69f00", "009e73", "cc79a7", "56b4e9", "d55e00", "f0e442", "0000ff", "5d2e00", "2e17a2", "e8e8a2", "5d74ff", "5d175d",

@@ -1,4 +1,4 @@
-"""The demo without a browser: what it shows of a checkpoint, what it refuses, and that visitors stay apart."""
+"""The demo without a browser: what it shows of a checkpoint, invalid inputs, and separate visitors."""
 
 import importlib.metadata
 import importlib.util
@@ -45,19 +45,20 @@ from mscl_hf.demo import page as demo  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "hub" / "space"
+REMEDY = re.compile("[;:.] (give|choose|crop|expected|load|save|use) ", re.IGNORECASE)
 NAMES = ("meadow", "<b>wood</b>", "river & sea")
 
 
-def tiny(kind=MsclForSemanticSegmentation, backbone: str = "test_resnet", seed: int = 0, image: np.ndarray | None = None, **options):
-    """A random network that finds several classes in an image, by default in scene()."""
+def tiny(network_cls=MsclForSemanticSegmentation, backbone: str = "test_resnet", seed: int = 0, image: np.ndarray | None = None, **options):
+    """Return a random network that predicts several classes in an image, by default scene()."""
     config = build_config(backbone, image_size=64, decoder_channels=16, num_labels=3, **options)
     torch.manual_seed(seed)
     config.id2label, config.label2id = dict(enumerate(NAMES)), {name: i for i, name in enumerate(NAMES)}
-    network = kind(config).eval()
-    if kind is MsclForSemanticSegmentation:
+    network = network_cls(config).eval()
+    if network_cls is MsclForSemanticSegmentation:
         network.classifier.weight.data.normal_()
         pixels = normalized(scene() if image is None else image, config)
-        with torch.no_grad():  # the mean logit over the image is 0 for every class, so each has its places
+        with torch.no_grad():  # the mean logit over the image becomes 0 for every class, so that each class occurs
             network.classifier.bias -= predict_logits(network, pixels, (32, 48), InferenceConfig(base_size=64)).mean(dim=(0, 2, 3))
     return network
 
@@ -111,38 +112,38 @@ def test_the_segmentation_is_the_one_that_is_evaluated(backbone, base_size):
     assert (view.mask == logits[0].argmax(0).numpy()).all() and view.classes == NAMES
 
 
-def slow_embedding(cells: np.ndarray, row: float, column: float) -> np.ndarray:
-    """Of the place (row, column) in 0..1 of a map (E, h, w), bilinearly between the centres of its cells, of unit length."""
-    height, width = cells.shape[1:]
+def slow_embedding(embeddings: np.ndarray, row: float, column: float) -> np.ndarray:
+    """Return the embedding at (row, column) in [0, 1] of a map (E, h, w), interpolated bilinearly, of unit length."""
+    height, width = embeddings.shape[1:]
     y, x = (min(max(at * side - 0.5, 0), side - 1) for at, side in ((row, height), (column, width)))
     top, left = min(int(y), max(height - 2, 0)), min(int(x), max(width - 2, 0))
-    total = np.zeros(len(cells))
+    total = np.zeros(len(embeddings))
     for i in {top, min(top + 1, height - 1)}:
         for j in {left, min(left + 1, width - 1)}:
-            total += max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j)) * cells[:, i, j]
+            total += max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j)) * embeddings[:, i, j]
     return total / np.linalg.norm(total)
 
 
-@pytest.mark.parametrize("kind", [MsclForSemanticSegmentation, MsclForPreTraining])
-def test_similarity_is_the_cosine_of_the_networks_embeddings(kind):
+@pytest.mark.parametrize("network_cls", [MsclForSemanticSegmentation, MsclForPreTraining])
+def test_similarity_is_the_cosine_of_the_networks_embeddings(network_cls):
     """Of the decoder's output for a fine-tuned checkpoint, of the pixel head's for a pre-trained one, up-sampled; by a slow loop."""
-    network, image, kept = tiny(kind), scene(), []
-    part = network.decoder if kind is MsclForSemanticSegmentation else network.pixel_head
-    hook = part.register_forward_hook(lambda module, given, out: kept.append(out))
+    network, image, kept = tiny(network_cls), scene(), []
+    part = network.decoder if network_cls is MsclForSemanticSegmentation else network.pixel_head
+    hook = part.register_forward_hook(lambda module, inputs, out: kept.append(out))
     view = view_of(network, image)
     hook.remove()
-    cells, (x, y) = kept[0][0].detach().numpy().astype(np.float64), (70, 12)
-    found = view.similarity((x, y))
-    height, width = found.shape
+    embeddings, (x, y) = kept[0][0].detach().numpy().astype(np.float64), (70, 12)
+    result = view.similarity((x, y))
+    height, width = result.shape
     assert (height, width) == (86, 128)
-    own = slow_embedding(cells, (y * height // 60 + 0.5) / height, (x * width // 90 + 0.5) / width)
+    clicked = slow_embedding(embeddings, (y * height // 60 + 0.5) / height, (x * width // 90 + 0.5) / width)
     for i, j in np.random.default_rng(0).integers((height, width), size=(200, 2)):
-        wanted = own @ slow_embedding(cells, (i + 0.5) / height, (j + 0.5) / width)
-        assert found[i, j] == pytest.approx(wanted, abs=1e-5)
-    assert found.max() == pytest.approx(found[y * height // 60, x * width // 90], abs=1e-5) == pytest.approx(1, abs=1e-5)
+        expected = clicked @ slow_embedding(embeddings, (i + 0.5) / height, (j + 0.5) / width)
+        assert result[i, j] == pytest.approx(expected, abs=1e-5)
+    assert result.max() == pytest.approx(result[y * height // 60, x * width // 90], abs=1e-5) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_page_says_which_embeddings_it_compares():
+def test_the_page_names_the_embeddings_that_it_compares():
     """The pixel head's; without one the decoder's output where pre-training trains it, else the backbone's last map."""
     image = scene()
     cases = [
@@ -158,8 +159,8 @@ def test_the_page_says_which_embeddings_it_compares():
         parts = {"decoder": network.decoder, "pixel head": network.pixel_head}
         for name, part in parts.items():
             if part is not None:
-                part.register_forward_hook(lambda module, given, out, name=name: seen.update({name: out}))
-        network.backbone.register_forward_hook(lambda module, given, out: seen.update(backbone=out.feature_maps[-1]))
+                part.register_forward_hook(lambda module, inputs, out, name=name: seen.update({name: out}))
+        network.backbone.register_forward_hook(lambda module, inputs, out: seen.update(backbone=out.feature_maps[-1]))
         view = view_of(network, image)
         assert words in view.source.split(",")[0], (options, method)
         corner = seen[words][0, :, 0, 0]
@@ -168,7 +169,7 @@ def test_the_page_says_which_embeddings_it_compares():
 
 
 def test_shares_are_percentages_of_the_pixels():
-    """They are those of a count of the mask, sum to 100 and fall; classes without a pixel are named, and names are text, not markup."""
+    """They equal counts of the mask, sum to 100 and decrease; classes without a pixel are named, and names are escaped."""
     mask = np.array([[2, 2, 2], [1, 2, 2]], dtype=np.uint8)
     view = View("", (2, 3), NAMES, mask, np.ones((1, 2, 3), np.float32), "")
     assert view.shares() == [(2, pytest.approx(100 * 5 / 6)), (1, pytest.approx(100 / 6)), (0, 0)]
@@ -182,24 +183,24 @@ def test_shares_are_percentages_of_the_pixels():
 
 
 def test_the_heat_map_goes_from_the_least_to_the_greatest_cosine():
-    """Every pixel has the color of its place between them, over the image in gray by the opacity; by a slow loop."""
+    """Every pixel has the color of its cosine, mixed with the gray image by the opacity: compared with a slow loop."""
     from matplotlib import colormaps
 
     rng = np.random.default_rng(0)
     image, cosine = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), rng.uniform(-1, 1, (5, 7)).astype(np.float32)
     for opacity in (0.0, 0.4, 1.0):
-        found = heat_map(image, cosine, opacity)
+        result = heat_map(image, cosine, opacity)
         for i in range(5):
             for j in range(7):
-                place = (cosine[i, j] - cosine.min()) / (cosine.max() - cosine.min())
-                color = np.array(colormaps["viridis"](float(place))[:3]) * 255
+                fraction = (cosine[i, j] - cosine.min()) / (cosine.max() - cosine.min())
+                color = np.array(colormaps["viridis"](float(fraction))[:3]) * 255
                 gray = image[i, j].mean() * 0.5 + 64
-                assert np.abs(found[i, j] - (gray * (1 - opacity) + color * opacity)).max() <= 2, (i, j)
+                assert np.abs(result[i, j] - (gray * (1 - opacity) + color * opacity)).max() <= 2, (i, j)
     assert (heat_map(image, np.ones((2, 3), np.float32), 1.0) == heat_map(image, np.ones((2, 3), np.float32), 1.0)[0, 0]).all()
 
 
 def test_the_clicked_pixel_is_marked_and_the_most_alike():
-    """Pictures are enlarged by whole factors; ring and warmest place are where the click was, in both pictures."""
+    """Pictures are enlarged by integer factors; the ring and the highest similarity are at the clicked pixel in both pictures."""
     network, image = tiny(), scene()
     view, times, point = view_of(network, image), enlargement((60, 90)), (70, 12)
     assert times == 9
@@ -208,8 +209,8 @@ def test_the_clicked_pixel_is_marked_and_the_most_alike():
         assert marked.shape == (540, 810, 3)
         changed = np.argwhere((marked[: 540 - 60, 60:] != plain[: 540 - 60, 60:]).any(-1)) if draw is segmentation_picture else None
         if changed is not None:
-            centre = changed.mean(0) + (0, 60)
-            assert np.abs(centre - ((12 + 0.5) * times, (70 + 0.5) * times)).max() < 1
+            center = changed.mean(0) + (0, 60)
+            assert np.abs(center - ((12 + 0.5) * times, (70 + 0.5) * times)).max() < 1
     cosine = view.similarity(point)
     y, x = np.unravel_index(cosine.argmax(), cosine.shape)
     assert abs((x + 0.5) / 128 * 90 - 70.5) < 1 and abs((y + 0.5) / 86 * 60 - 12.5) < 1
@@ -235,7 +236,7 @@ def test_only_what_is_new_is_computed(folders, scene_file, monkeypatch):
 
 
 def test_two_checkpoints_side_by_side(folders, scene_file):
-    """Both get the same image and click; a pre-training checkpoint has no segmentation, and the page says so."""
+    """Both show the same image and pixel; the page tells that a pre-training checkpoint has no segmentation."""
     page = shown(visit(scene_file, folders["tuned"], folders["pretrained"]).with_point(40, 30))
     assert all(page[part].visible for part in ("left1", "left2", "right1", "right2", "controls")) and not page["empty"].visible
     assert (page["x"], page["y"]) == (40, 30)
@@ -250,12 +251,12 @@ def sentence(call, *arguments) -> str:
     with pytest.raises(ValueError) as caught:
         call(*arguments)
     text = str(caught.value)
-    assert "\n" not in text and "Traceback" not in text and re.search("[;:.] (give|choose|crop|expected|load|save|use) ", text, re.IGNORECASE), text
+    assert "\n" not in text and "Traceback" not in text and REMEDY.search(text), text
     return text
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_sentence(folders, tmp_path):
-    """Nothing there, no model, a foreign model, a bare backbone, a damaged or pickled file, nonsense in the configuration."""
+def test_invalid_checkpoints_raise_one_message(folders, tmp_path):
+    """A missing folder, no model, another library's model, a backbone, a damaged or pickled file, an invalid configuration."""
 
     def copy(name: str, **changes) -> Path:
         folder = tmp_path / name
@@ -298,18 +299,18 @@ SIZES = {
 
 @pytest.mark.parametrize("case", SIZES)
 def test_sizes_of_a_configuration_are_bounded_before_the_network_runs(case, monkeypatch):
-    """What the backbone and the pixel head would really be given is computed from every field that sets it."""
-    kind, fields, says = SIZES[case]
-    network = tiny(kind, image=scene())
+    """The input sizes of the backbone and the pixel head are computed from every field that changes them."""
+    network_cls, fields, message = SIZES[case]
+    network = tiny(network_cls, image=scene())
     for name, value in fields.items():
         setattr(network.config, name, value)
-    monkeypatch.setattr(torch.nn.functional, "interpolate", None)  # what would take the memory
+    monkeypatch.setattr(torch.nn.functional, "interpolate", None)  # which would need the memory
     monkeypatch.setattr(type(network), "forward", None)
-    assert says in sentence(view_of, network, scene())
+    assert message in sentence(view_of, network, scene())
 
 
-def test_whatever_fails_in_a_network_is_a_short_message(folders, scene_file, monkeypatch, caplog):
-    """A visitor reads a sentence, the log has the traceback, and the other checkpoint is shown."""
+def test_any_error_in_a_network_is_a_short_message(folders, scene_file, monkeypatch, caplog):
+    """The page shows one message, the log has the traceback, and the other checkpoint is shown."""
     def fails(network, image):
         if network is visits.open_cached(folders["tuned"], None):
             raise TypeError("unhashable type: 'list'\nline 2")
@@ -322,7 +323,7 @@ def test_whatever_fails_in_a_network_is_a_short_message(folders, scene_file, mon
 
 
 def test_a_pixel_head_without_weights_is_not_shown(folders, tmp_path):
-    """A pre-training checkpoint that has lost its pixel head shows the backbone's map, not random numbers."""
+    """A pre-training checkpoint without weights of its pixel head shows the backbone's map, not random numbers."""
     weights = load_file(Path(folders["pretrained"], "model.safetensors"))
     save_file({key: value for key, value in weights.items() if not key.startswith("pixel_head.")}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(Path(folders["pretrained"], "config.json").read_bytes())
@@ -331,7 +332,7 @@ def test_a_pixel_head_without_weights_is_not_shown(folders, tmp_path):
 
 
 def test_code_of_a_checkpoint_is_never_run(folders, tmp_path):
-    """A checkpoint that brings code opens by our own classes; its files are not imported."""
+    """A checkpoint with code is opened with the classes of this package; its files are not imported."""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(Path(folders["tuned"], name).read_bytes())
     trap = tmp_path / "ran"
@@ -343,29 +344,29 @@ def test_code_of_a_checkpoint_is_never_run(folders, tmp_path):
 
 
 def test_in_a_space_only_hub_names_can_be_typed(folders, tmp_path, monkeypatch):
-    """Folders, climbing paths and names that are folders there are refused, but not what the Space itself offers."""
+    """Folders, relative paths and names that are local folders raise, but not the models that the Space offers."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     for typed in (folders["tuned"], "owner/folder", "../etc", "owner", "a/b/c", "hf-hub:a/b", "https://hub/x/y"):
-        assert "Hub" in sentence(visits.checkpoint_name, typed, ["given"], False)
-        assert visits.checkpoint_name(typed, ["given"], True) == typed
-    for typed, name in ((" owner/model ", "owner/model"), ("given", "given"), (None, ""), ("", "")):
-        assert visits.checkpoint_name(typed, ["given"], False) == name
+        assert "Hub" in sentence(visits.checkpoint_name, typed, ["offered"], False)
+        assert visits.checkpoint_name(typed, ["offered"], True) == typed
+    for typed, name in ((" owner/model ", "owner/model"), ("offered", "offered"), (None, ""), ("", "")):
+        assert visits.checkpoint_name(typed, ["offered"], False) == name
 
 
 def test_a_wrong_name_leaves_the_other_checkpoint_on_the_page(folders, scene_file):
-    """The sentence stands in the page, as text; the second checkpoint is shown all the same."""
+    """The page shows the message, escaped, and the second checkpoint."""
     page = shown(visit(scene_file, "no/<i>such</i>/folder", folders["tuned"]))
     assert "no/&lt;i&gt;such" in page["messages"].value and page["messages"].visible
     assert not page["left1"].visible and page["left2"].visible
 
 
 def odd_images() -> dict[str, tuple]:
-    """name -> (picture, save options, the pixels that it must be read as)."""
+    """Return {name: (picture, save options, expected pixels)}."""
     color = scene()
     gray = color[:, :, 0]
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn to the right makes it upright
+    exif[0x0112] = 6  # to be rotated by 90 degrees to the right
     palette = Image.fromarray(color).quantize(16)
     on_white = np.where((np.asarray(palette) == 3)[:, :, None], 255, np.asarray(palette.convert("RGB")))
     transparent = Image.fromarray(np.dstack([color, gray]))
@@ -384,21 +385,21 @@ def odd_images() -> dict[str, tuple]:
     }
 
 
-def test_images_of_every_kind_are_shown(folders, tmp_path):
-    """Turned by EXIF, transparent, gray, black and white, with a palette, CMYK, of one pixel."""
-    for name, (picture, options, wanted) in odd_images().items():
+def test_images_of_every_mode_are_shown(folders, tmp_path):
+    """Rotated by EXIF, transparent, gray, black and white, with a palette, CMYK, of one pixel."""
+    for name, (picture, options, expected) in odd_images().items():
         picture.save(tmp_path / name, **options)
         seen = visit(str(tmp_path / name), folders["tuned"]).with_point(1000, -5)
         assert seen.errors == () and seen.note is None, name
-        assert wanted is None or (seen.image == wanted).all(), name
+        assert expected is None or (seen.image == expected).all(), name
         assert seen.point == (seen.image.shape[1] - 1, 0)
         page = shown(seen)
         assert page["segmentation1"].value and page["similarity1"].value, name
         assert sum(share for _, share in seen.views[folders["tuned"]].shares()) == pytest.approx(100)
 
 
-def test_large_images_are_reduced_and_the_page_says_so(folders, tmp_path):
-    """To the longest side asked for, in a sentence with both sizes; a strip too long for one pass is refused in a sentence."""
+def test_large_images_are_reduced_with_a_note(folders, tmp_path):
+    """The longer side becomes max_side, and the note has both sizes; a strip that is too long for one pass raises."""
     Image.new("RGB", (3000, 1500), "red").save(tmp_path / "large.png")
     image, note = read_image(str(tmp_path / "large.png"), 1280)
     assert image.shape == (640, 1280, 3) and (image == (255, 0, 0)).all()
@@ -408,28 +409,28 @@ def test_large_images_are_reduced_and_the_page_says_so(folders, tmp_path):
     assert "128000 x 64" in sentence(view_of, tiny(), np.zeros((1, 2000, 3), np.uint8))
 
 
-def test_what_is_no_image_is_refused_in_one_sentence(folders, tmp_path, monkeypatch):
-    """Text, half a file, an image of unknown range, a bomb, an animation, 16 bits: the page shows the sentence, with the
-    file's name and not its path."""
+def test_invalid_images_raise_one_message(folders, tmp_path, monkeypatch):
+    """Text, half a file, an image of unknown range, a decompression bomb, an animation, 16 bits: the page shows the message, with the
+    name of the file and not its path."""
     (tmp_path / "text.png").write_text("hello")
     Image.fromarray(scene()).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     Image.fromarray(scene()[:, :, 0].astype(np.float32)).save(tmp_path / "float.tif")
     for name in ("text.png", "half.png", "float.tif"):
-        said = sentence(read_image, str(tmp_path / name), 1280)
-        assert said.startswith(name) and str(tmp_path) not in said
+        message = sentence(read_image, str(tmp_path / name), 1280)
+        assert message.startswith(name) and str(tmp_path) not in message
         page = shown(visit(str(tmp_path / name), folders["tuned"]))
         assert name in page["messages"].value and page["empty"].visible and not page["left1"].visible
     Image.fromarray(scene()).save(tmp_path / "film.gif", save_all=True, append_images=[Image.fromarray(255 - scene())])
     Image.fromarray(scene()[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    for name, said in (("film.gif", "film.gif is an animated GIF of 2 frames"), ("deep.png", "the image holds more than 8 bits and")):
-        assert said in shown(visit(str(tmp_path / name), folders["tuned"]))["messages"].value
+    for name, message in (("film.gif", "film.gif is an animated GIF of 2 frames"), ("deep.png", "the image holds more than 8 bits and")):
+        assert message in shown(visit(str(tmp_path / name), folders["tuned"]))["messages"].value
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "whole.png" in sentence(read_image, str(tmp_path / "whole.png"), 1280)
 
 
 def test_visitors_do_not_see_each_other(folders, tmp_path):
-    """Two clients of one server look at different images in turn; each one's click is answered on its own image."""
+    """Two clients of one server open different images in turn; each client's click refers to its own image."""
     from gradio_client import Client, handle_file
 
     page = demo.build([folders["tuned"]])
@@ -451,7 +452,7 @@ def test_visitors_do_not_see_each_other(folders, tmp_path):
         page.close()
 
 
-def refused(*arguments, monkeypatch) -> str:
+def error_of(*arguments, monkeypatch) -> str:
     monkeypatch.setattr(sys, "argv", ["mscl-demo", *arguments])
     with pytest.raises(SystemExit) as ended:
         demo.main()
@@ -459,12 +460,13 @@ def refused(*arguments, monkeypatch) -> str:
     return ended.value.code
 
 
-def test_the_command_refuses_bad_flags_in_one_sentence(folders, tmp_path, monkeypatch):
-    """A folder that is none, a second one, examples without images, a port that is none: before a page is served."""
-    assert "nowhere/at/all" in refused("--model", "nowhere/at/all", monkeypatch=monkeypatch)
-    assert "not/there/either" in refused("--model", folders["tuned"], "--compare", "not/there/either", monkeypatch=monkeypatch)
-    assert "no images" in refused("--model", folders["tuned"], "--examples", str(tmp_path), monkeypatch=monkeypatch)
-    assert "--port is 99999; expected at least 1 and at most 65535" in refused("--model", folders["tuned"], "--port", "99999", monkeypatch=monkeypatch)
+def test_invalid_flags_raise_one_message(folders, tmp_path, monkeypatch):
+    """A missing folder, a missing second one, examples without images, an invalid port: before a page is served."""
+    assert "nowhere/at/all" in error_of("--model", "nowhere/at/all", monkeypatch=monkeypatch)
+    assert "not/there/either" in error_of("--model", folders["tuned"], "--compare", "not/there/either", monkeypatch=monkeypatch)
+    assert "no images" in error_of("--model", folders["tuned"], "--examples", str(tmp_path), monkeypatch=monkeypatch)
+    message = error_of("--model", folders["tuned"], "--port", "99999", monkeypatch=monkeypatch)
+    assert "--port is 99999; expected at least 1 and at most 65535" in message
 
 
 @pytest.mark.parametrize(("host", "local"), [
@@ -472,25 +474,25 @@ def test_the_command_refuses_bad_flags_in_one_sentence(folders, tmp_path, monkey
     ("0.0.0.0", False), ("::", False), ("192.168.1.4", False), ("localhost.example.org", False), ("", False),
 ])  # fmt: skip
 def test_a_page_for_others_opens_no_folders(folders, monkeypatch, host, local):
-    """Served beyond this machine, it takes folders from its command line alone, and no token goes out for what is typed."""
-    asked, seen = [], {}
+    """Served to other machines, it opens only the folders of its command line, and uses no token for names that visitors type."""
+    opened, built = [], {}
     for module in (demo, visits):
-        monkeypatch.setattr(module, "open_cached", lambda name, token: asked.append((name, token)))
-    monkeypatch.setattr(demo, "build", lambda models, *_, local, **__: seen.update(models=models, local=local))
+        monkeypatch.setattr(module, "open_cached", lambda name, token: opened.append((name, token)))
+    monkeypatch.setattr(demo, "build", lambda models, *_, local, **__: built.update(models=models, local=local))
     monkeypatch.setattr(demo, "launch", lambda page, **_: None)
     monkeypatch.setattr(sys, "argv", ["mscl-demo", "--model", folders["tuned"], "--host", host])
     demo.main()
-    assert seen["local"] is local and asked == [(folders["tuned"], None)]
-    asked.clear()
+    assert built["local"] is local and opened == [(folders["tuned"], None)]
+    opened.clear()
     for typed in (folders["other"], "owner/name", folders["tuned"]):
-        visits.Visit().with_inputs(None, (typed,), seen["models"], seen["local"], 100)
-    assert asked == [*[(folders["other"], None)] * local, ("owner/name", None if local else False), (folders["tuned"], None)]
+        visits.Visit().with_inputs(None, (typed,), built["models"], built["local"], 100)
+    assert opened == [*[(folders["other"], None)] * local, ("owner/name", None if local else False), (folders["tuned"], None)]
 
 
-def test_without_gradio_the_command_says_what_to_install(monkeypatch):
-    """Where gradio is missing the module can be imported, and its command ends in one sentence and status 1."""
+def test_without_gradio_the_command_names_the_package(monkeypatch):
+    """Without gradio the module can be imported, and its command ends with one message and status 1."""
     monkeypatch.setitem(sys.modules, "gradio", None)
-    spec = importlib.util.spec_from_file_location("mscl_hf.demo.page_again", ROOT / "mscl_hf" / "demo" / "page.py")
+    spec = importlib.util.spec_from_file_location("mscl_hf.demo.page_without_gradio", ROOT / "mscl_hf" / "demo" / "page.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
@@ -500,20 +502,20 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
 
 
 def installed(requirements: list[Requirement], folder: Path) -> Path:
-    """A folder with links to the distributions that installing these brings, for those that are here: site-packages without the others."""
+    """Return a folder with links to these installed distributions and to those that they require, and to no others."""
     folder.mkdir()
     seen, todo = set(), list(requirements)
     while todo:
-        wanted = todo.pop()
-        if (wanted.name, key := frozenset(wanted.extras)) in seen:
+        expected = todo.pop()
+        if (expected.name, key := frozenset(expected.extras)) in seen:
             continue
-        seen.add((wanted.name, key))
+        seen.add((expected.name, key))
         try:
-            distribution = importlib.metadata.distribution(wanted.name)
+            distribution = importlib.metadata.distribution(expected.name)
         except importlib.metadata.PackageNotFoundError:
             continue
         for need in map(Requirement, distribution.requires or []):
-            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in (wanted.extras or {""})):
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in (expected.extras or {""})):
                 todo.append(need)
         for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
             if not (folder / top).exists():
@@ -522,32 +524,32 @@ def installed(requirements: list[Requirement], folder: Path) -> Path:
 
 
 def test_the_space_offers_the_models_of_its_variable(monkeypatch):
-    """app.py builds its page; MSCL_HF_MODELS gives the choices, and none is fine too: a name can be typed."""
-    for given in ("owner/one  owner/two", ""):
-        monkeypatch.setenv("MSCL_HF_MODELS", given)
+    """app.py builds its page; MSCL_HF_MODELS gives the choices, and can be empty, because names can be typed."""
+    for models in ("owner/one  owner/two", ""):
+        monkeypatch.setenv("MSCL_HF_MODELS", models)
         page = runpy.run_path(str(SPACE / "app.py"))["demo"]
         first, second = (block for block in page.blocks.values() if isinstance(block, gradio.Dropdown))
-        assert [name for _, name in first.choices] == given.split()
-        assert [name for _, name in second.choices] == ["", *given.split()]
+        assert [name for _, name in first.choices] == models.split()
+        assert [name for _, name in second.choices] == ["", *models.split()]
         assert page.analytics_enabled is False
 
 
 @pytest.mark.slow
 def test_the_space_needs_only_its_requirements(tmp_path):
-    """app.py builds its page where nothing is installed but what requirements.txt brings, and would not with less; its floors hold here."""
+    """app.py builds its page with the packages of requirements.txt alone, and fails without one of them; the versions here satisfy it."""
     requirements = [Requirement(line) for line in (SPACE / "requirements.txt").read_text().split()]
-    for wanted in requirements:
-        assert importlib.metadata.version(wanted.name).split("+")[0] in wanted.specifier, wanted
+    for expected in requirements:
+        assert importlib.metadata.version(expected.name).split("+")[0] in expected.specifier, expected
     for missing in (None, "timm"):
-        folder = installed([wanted for wanted in requirements if wanted.name != missing], tmp_path / f"without_{missing}")
+        folder = installed([expected for expected in requirements if expected.name != missing], tmp_path / f"without_{missing}")
         command = [sys.executable, "-S", "-c", f"import runpy; print(runpy.run_path({str(SPACE / 'app.py')!r})['demo'])"]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert ("Gradio Blocks" in done.stdout) is (missing is None), done.stderr[-2000:]
 
 
-def test_the_space_says_how_it_is_run():
-    """The front matter names the app, its licence and a gradio that requirements.txt accepts; the one installed is no older."""
+def test_the_front_matter_of_the_space():
+    """It names the app, the license, and a version of gradio that requirements.txt accepts and that is not newer than the installed one."""
     matter = yaml.safe_load((SPACE / "README.md").read_text().split("---\n")[1])
     assert matter["sdk"] == "gradio" and (SPACE / matter["app_file"]).is_file() and matter["license"] == "apache-2.0"
     floor = re.search(r"gradio>=([\d.]+)", (SPACE / "requirements.txt").read_text())[1]

@@ -1,4 +1,4 @@
-"""The demo as a visitor uses it: `mscl-demo` in a process of its own, a real browser without a window, a desktop's and a phone's width.
+"""The demo in a browser without a window: `mscl-demo` in another process, at the width of a desktop and of a phone.
 
 Pictures of the page are kept in $MSCL_HF_ARTEFACTS, or in pytest's folder for temporary files.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_demo import tiny  # skips this file too where there is no gradio
+from test_demo import tiny  # also skips this file without gradio
 
 from mscl_hf.data.synthetic import draw_scene
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
@@ -55,8 +55,8 @@ def url(folder) -> str:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
         for _ in range(240):
-            with socket.socket() as there:
-                if there.connect_ex(("127.0.0.1", port)) == 0:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
             assert process.poll() is None, (folder / "log.txt").read_text()
             time.sleep(0.25)
@@ -75,7 +75,7 @@ def browser():
 
 
 class Visitor:
-    """A page in a window of its own, and what a visitor does in it."""
+    """A page in a new window, and the actions of a visitor."""
 
     def __init__(self, browser, url: str, folder: Path, pictures: Path, width: int, height: int, dark: bool = False):
         self.folder, self.pictures, self.foreign = folder, pictures, []
@@ -99,14 +99,14 @@ class Visitor:
         box.fill(name)
         box.press("Enter")
 
-    def image(self, kind: str, number: int = 0):
-        """The number-th visible picture of a kind, "Segmentation" or "Similarity"."""
-        return self.page.locator("#results > .column:visible").filter(has=self.page.locator("p", has_text=re.compile(f"^{kind}$"))).nth(
+    def image(self, title: str, number: int = 0):
+        """Return the visible picture of this number with the title "Segmentation" or "Similarity"."""
+        return self.page.locator("#results > .column:visible").filter(has=self.page.locator("p", has_text=re.compile(f"^{title}$"))).nth(
             number).locator("img")  # fmt: skip
 
-    def pixels(self, kind: str, number: int = 0) -> np.ndarray:
+    def pixels(self, title: str, number: int = 0) -> np.ndarray:
         """(H, W, 3) of a picture, as the browser has decoded it."""
-        data = self.image(kind, number).evaluate("""async image => {
+        data = self.image(title, number).evaluate("""async image => {
             await image.decode();
             const canvas = document.createElement('canvas');
             canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
@@ -119,9 +119,9 @@ class Visitor:
         }""")
         return np.frombuffer(base64.b64decode(data[2]), np.uint8).reshape(data[0], data[1], 4)[:, :, :3].astype(int)
 
-    def click(self, kind: str, x: int, y: int, number: int = 0) -> None:
+    def click(self, title: str, x: int, y: int, number: int = 0) -> None:
         """On pixel (x, y) of the image of 128 x 96, in a picture of it; waits until the page has answered for this very pixel."""
-        image = self.image(kind, number)
+        image = self.image(title, number)
         image.scroll_into_view_if_needed()
         box = image.bounding_box()
         image.click(position={"x": (x + 0.5) / 128 * box["width"], "y": (y + 0.5) / 96 * box["height"]})
@@ -167,7 +167,7 @@ def test_a_visit_on_a_desktop(browser, url, folder, pictures):
         page.wait_for_timeout(100)
 
     plain = visitor.pixels("Similarity")
-    assert np.abs(plain - image).mean() < 1  # nothing is asked yet
+    assert np.abs(plain - image).mean() < 1  # no pixel is chosen
     visitor.click("Segmentation", 38, 76)
     first = visitor.pixels("Similarity")
     assert np.abs(first - plain).mean() > 5
@@ -194,7 +194,7 @@ def test_a_visit_on_a_desktop(browser, url, folder, pictures):
 
 
 def test_a_visit_on_a_phone(browser, url, folder, pictures):
-    """At 390 px nothing is wider than the screen, columns stand below one another, and a touch's place is the pixel's."""
+    """At 390 px nothing is wider than the screen, columns are below each other, and a touch selects the pixel at its position."""
     visitor = Visitor(browser, url, folder, pictures, 390, 844)
     assert visitor.overflows() <= 0
     visitor.upload()
@@ -202,7 +202,7 @@ def test_a_visit_on_a_phone(browser, url, folder, pictures):
     visitor.keep("phone_similarity")
     visitor.choose("Compare with", "tuned")
     visitor.image("Similarity", 1).wait_for()
-    boxes = [visitor.image(kind, number).bounding_box() for kind in ("Segmentation", "Similarity") for number in (0, 1)]
+    boxes = [visitor.image(title, number).bounding_box() for title in ("Segmentation", "Similarity") for number in (0, 1)]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 300 for box in boxes)
     assert all(above["y"] + above["height"] <= below["y"] for above, below in zip(boxes, boxes[1:]))
     visitor.type_name("Checkpoint", "a_very_long_name_of_a_folder/" * 6)

@@ -48,8 +48,8 @@ def probabilities(model, image, size, **options):
     return predict_logits(model, image, size, InferenceConfig(**options)).softmax(1)
 
 
-class Answer:
-    """A network that answers with these logits."""
+class Constant:
+    """A network that returns these logits."""
 
     def __init__(self, logits):
         self.logits = logits
@@ -61,13 +61,13 @@ class Answer:
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [2, 3, 4, 7, 16, 17, 21, 35, 50])
 def test_ids_of_a_large_map_are_those_of_the_whole(monkeypatch, channels, order):
-    """Enlarged a few channels at a time, which no more exist at once, the argmax is that of predict_logits in every pixel, ties too."""
+    """Upsampled a few channels at a time, the argmax equals that of predict_logits in every pixel, also for equal logits."""
     generator = torch.Generator().manual_seed(channels)
     logits = torch.randn(1, channels, 33, 44, generator=generator)
     logits[:, :, :20] = logits[:, :, :20].round()  # many equal ones
-    model, sizes = Answer(logits.contiguous(memory_format=order)), []
+    model, sizes = Constant(logits.contiguous(memory_format=order)), []
     image, size = torch.zeros(1, 3, 8, 8), (400, 411)
-    wanted = predict_logits(model, image, size)[0].numpy().argmax(0)
+    expected = predict_logits(model, image, size)[0].numpy().argmax(0)
 
     def counted(maps, **options):
         enlarged = interpolate(maps, **options)
@@ -77,7 +77,7 @@ def test_ids_of_a_large_map_are_those_of_the_whole(monkeypatch, channels, order)
     monkeypatch.setattr(inference, "MAX_NUMBERS", 2**18)
     monkeypatch.setattr(inference, "interpolate", counted)
     ids = predict_ids(model, image, size)
-    assert ids.shape == size and (ids.numpy() == wanted).all()
+    assert ids.shape == size and (ids.numpy() == expected).all()
     assert sum(sizes) == channels and max(sizes) <= (7 if order is torch.contiguous_format else 19)
 
 
@@ -86,8 +86,8 @@ def test_ids_are_the_argmax_of_logits(image, options):
     """For one view and several, at the size of the logits and at others."""
     model = worker.TinyModel()
     for size in ((41, 67), (50, 80)):
-        wanted = predict_logits(model, image, size, InferenceConfig(**options))[0].argmax(0)
-        assert (predict_ids(model, image, size, InferenceConfig(**options)) == wanted).all()
+        expected = predict_logits(model, image, size, InferenceConfig(**options))[0].argmax(0)
+        assert (predict_ids(model, image, size, InferenceConfig(**options)) == expected).all()
 
 
 def test_windows_cover_exactly_and_are_equal():
@@ -102,10 +102,10 @@ def test_windows_cover_exactly_and_are_equal():
 
 
 def test_one_view_is_the_upsampled_logits(image):
-    """Without averaging, the answer is plain bilinear interpolation of the logits to the labels' size."""
+    """Without averaging, the result is the bilinear interpolation of the logits to the size of the labels."""
     model = worker.TinyModel()
-    wanted = interpolate(model.conv(image), size=(50, 80), mode="bilinear", align_corners=False)
-    assert torch.equal(predict_logits(model, image, (50, 80)), wanted)
+    expected = interpolate(model.conv(image), size=(50, 80), mode="bilinear", align_corners=False)
+    assert torch.equal(predict_logits(model, image, (50, 80)), expected)
 
 
 @pytest.mark.parametrize("base_size", [None, 30])
@@ -124,9 +124,9 @@ def test_windows_are_averaged_as_probabilities(image):
     total, times = torch.zeros(1, 4, 41, 67), torch.zeros(41, 67)
     for top in (0, 16, 17):  # windows of 24, two thirds = 16
         for left in (0, 16, 32, 43):
-            place = (..., slice(top, top + 24), slice(left, left + 24))
-            total[place] += model.conv(image[place]).softmax(1).detach()
-            times[place] += 1
+            region = (..., slice(top, top + 24), slice(left, left + 24))
+            total[region] += model.conv(image[region]).softmax(1).detach()
+            times[region] += 1
     slide = probabilities(model, image, (41, 67), mode="slide", window=24)
     torch.testing.assert_close(slide, total / times, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(slide, probabilities(model, image, (41, 67)), atol=1e-4)
@@ -151,16 +151,16 @@ def test_flip_makes_a_lopsided_model_symmetric(image):
 
 def test_scales_are_averaged_as_probabilities(image):
     """Slow reference: the mean of the softmaxes of the logits, each brought to the labels' size first."""
-    model, wanted = worker.TinyModel(), 0
+    model, expected = worker.TinyModel(), 0
     for size in ((20, 34), (62, 100)):  # 0.5 and 1.5 times 41 x 67, rounded
         scaled = interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
-        wanted = wanted + interpolate(model.conv(scaled), size=(41, 67), mode="bilinear").softmax(1) / 2
+        expected = expected + interpolate(model.conv(scaled), size=(41, 67), mode="bilinear").softmax(1) / 2
     mixed = probabilities(model, image, (41, 67), scales=[0.5, 1.5])
-    torch.testing.assert_close(mixed, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mixed, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_base_size_is_the_short_side(image):
-    """41 x 67 with base_size 82 is seen at 82 x 134; the answer still has the size that was asked for."""
+    """41 x 67 with base_size 82 reaches the network as 82 x 134; the result has the requested size."""
     model = worker.TinyModel()
     assert predict_logits(model, image, (10, 11), InferenceConfig(base_size=82)).shape == (1, 4, 10, 11)
     assert model.seen[0][0] == (1, 3, 82, 134)
@@ -211,25 +211,25 @@ def test_evaluation_equals_a_loop_written_by_hand(accelerator):
         logits = model.conv(torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32))
         logits = interpolate(logits, size=sample.mask.shape, mode="bilinear")
         metric.add(prediction=logits.argmax(1)[0].numpy(), reference=sample.mask)
-    wanted = metric.compute(num_labels=4, ignore_index=255)
+    expected = metric.compute(num_labels=4, ignore_index=255)
     result = evaluate_model(model, data, accelerator, seed=3, config={"a": 1})
     assert json.loads(json.dumps(result)) == result
-    assert all(result[key] == wanted[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
-    assert result["per_class_iou"] == dict(zip(CLASSES, wanted["per_category_iou"]))
-    assert result["per_class_accuracy"] == dict(zip(CLASSES, wanted["per_category_accuracy"]))
+    assert all(result[key] == expected[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+    assert result["per_class_iou"] == dict(zip(CLASSES, expected["per_category_iou"]))
+    assert result["per_class_accuracy"] == dict(zip(CLASSES, expected["per_category_accuracy"]))
     record = {"num_images": 6, "dataset": "tiny", "split": "test", "seed": 3, "config": {"a": 1}}
     assert record.items() <= result.items() and result["seconds"] > 0 and result["score_classes"] is None
 
 
-def test_images_are_seen_at_the_size_of_training_unless_told_otherwise(accelerator):
-    """base_size unset = the model's own, 0 = the images' size, a number = that; the result records which."""
+def test_images_are_scaled_to_the_size_of_training_by_default(accelerator):
+    """base_size None = that of the model, 0 = the size of the images, a number = that; the result records it."""
     data, short = worker.TinyData(1), min(worker.TinyData(1).read(0).image.shape[:2])
-    for trained, asked, seen in ((40, None, 40), (40, 0, short), (40, 50, 50), (None, None, short)):
+    for trained, base_size, expected in ((40, None, 40), (40, 0, short), (40, 50, 50), (None, None, short)):
         model = worker.TinyModel()
         if trained:
             model.config.base_size = trained
-        result = evaluate_model(model, data, accelerator, InferenceConfig(base_size=asked))
-        assert min(model.seen[0][0][2:]) == seen and result["inference"]["base_size"] in (seen, 0)
+        result = evaluate_model(model, data, accelerator, InferenceConfig(base_size=base_size))
+        assert min(model.seen[0][0][2:]) == expected and result["inference"]["base_size"] in (expected, 0)
 
 
 class Oracle(worker.TinyModel):
@@ -237,12 +237,12 @@ class Oracle(worker.TinyModel):
 
     def forward(self, pixel_values):
         red = (pixel_values[:, :1] * STD[0] + MEAN[0]) * 255
-        centres = torch.arange(4).view(1, 4, 1, 1) * 60 + 29.5
-        return SimpleNamespace(logits=-(red - centres).abs())
+        centers = torch.arange(4).view(1, 4, 1, 1) * 60 + 29.5
+        return SimpleNamespace(logits=-(red - centers).abs())
 
 
 def test_a_perfect_model_scores_one_and_a_class_list_restricts_the_mean(accelerator):
-    """mean_iou is 1 for the truth; with one class spoiled, the mean over the other classes' list says so."""
+    """mean_iou is 1 for the truth, and also where a wrong class is not in score_classes."""
     data = worker.TinyData(8)
     result = evaluate_model(Oracle(), data, accelerator)
     assert result["mean_iou"] == 1 and result["absent_classes"] == []
@@ -260,7 +260,7 @@ def test_a_perfect_model_scores_one_and_a_class_list_restricts_the_mean(accelera
 
 
 def test_absent_classes_are_none_and_named(accelerator):
-    """A class in no label and no prediction is None; one only predicted has IoU 0 and is named apart."""
+    """A class in no label and no prediction is None; a class that is only predicted has IoU 0 and is listed separately."""
 
     class OneLabel(worker.TinyData):
         def read(self, index):
@@ -285,19 +285,20 @@ def test_absent_classes_are_none_and_named(accelerator):
 
 
 def test_data_without_a_single_labelled_pixel(accelerator, tmp_path):
-    """All pixels ignored: the means are undefined, None, and a picture is drawn all the same."""
+    """All pixels ignored: the means are None, and the picture is drawn."""
     data = worker.TinyData(2)
     empty = SimpleNamespace(image=np.zeros((40, 40, 3), np.uint8), mask=np.full((40, 40), 255), name="")
     data.read = lambda index: empty
-    found = evaluate_model(worker.TinyModel(), data, accelerator, pictures_dir=tmp_path)
-    assert [found[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_iou_all_classes")] == [None] * 4
-    assert found["classes_scored"] == 0 and found["num_classes"] == 4 and set(found["per_class_iou"].values()) == {None}
-    assert in_sentences(found) == ["mean IoU on test: undefined, because no pixel is labelled"] and (tmp_path / "predictions.png").is_file()
-    json.dumps(found, allow_nan=False)
+    results = evaluate_model(worker.TinyModel(), data, accelerator, pictures_dir=tmp_path)
+    assert [results[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_iou_all_classes")] == [None] * 4
+    assert results["classes_scored"] == 0 and results["num_classes"] == 4 and set(results["per_class_iou"].values()) == {None}
+    assert in_sentences(results) == ["mean IoU on test: undefined, because no pixel is labelled"]
+    assert (tmp_path / "predictions.png").is_file()
+    json.dumps(results, allow_nan=False)
 
 
-def test_the_model_is_run_in_evaluation_mode_and_given_back_as_it_was(accelerator):
-    """Dropout is off while evaluating; the training mode comes back, also after a failure."""
+def test_the_model_is_in_evaluation_mode_and_its_mode_is_restored(accelerator):
+    """Dropout is off during evaluation; the training mode is restored, also after an error."""
     model = worker.TinyModel().train()
     evaluate_model(model, worker.TinyData(2), accelerator)
     assert model.training and not any(training for _, training in model.seen)
@@ -316,15 +317,15 @@ def test_the_model_is_run_in_evaluation_mode_and_given_back_as_it_was(accelerato
         (CLASSES, [], "one or more"),
     ],
 )
-def test_mismatched_classes_are_refused_before_the_first_image(accelerator, classes, score, words):
-    """A score over other classes than the model's means nothing: one sentence, and no image is read."""
+def test_mismatched_classes_raise_before_the_first_image(accelerator, classes, score, words):
+    """Classes that differ from those of the model raise one message, and no image is read."""
     model = worker.TinyModel(classes=classes)
     with pytest.raises(ValueError, match=words):
         evaluate_model(model, worker.TinyData(3, broken=0), accelerator, score_classes=score)
     assert not model.seen
 
 
-def test_unlabelled_data_is_refused(accelerator):
+def test_unlabelled_data_raises(accelerator):
     """Data without classes cannot be scored."""
     data = worker.TinyData(3)
     data.classes, data.num_classes = (), 0
@@ -343,8 +344,8 @@ def test_pictures_are_written(accelerator, tmp_path):
     assert plain["mean_iou"] == drawn["mean_iou"]
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_figures(accelerator, tmp_path, monkeypatch, caplog):
-    """What was counted comes back, and the log says what is not there and why."""
+def test_an_error_in_a_picture_keeps_the_scores(accelerator, tmp_path, monkeypatch, caplog):
+    """The scores are returned, and the log has the missing picture and the reason."""
     def fails(*_):
         raise RuntimeError("no font")
 
@@ -355,7 +356,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_figures(accelerator, tmp_path, 
 
 
 def test_bf16_is_used_where_the_accelerator_says_so():
-    """Under mixed precision the model computes in bf16, while the answer stays float32 and close."""
+    """With mixed precision the model computes in bf16, and the scores stay close."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -379,8 +380,8 @@ def test_bf16_is_used_where_the_accelerator_says_so():
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """The worker's answers: one process, then both ranks of two."""
+def outputs(tmp_path_factory):
+    """Return the worker's results: of one process, and of both ranks of two."""
     root = Path(__file__).parents[2]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     runs = {}
@@ -396,19 +397,19 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 9])
-def test_two_processes_give_the_numbers_of_one(answers, size):
-    """Uneven data over 2 processes, one idle too: both ranks hold every number of one process."""
-    (one,), two = answers["one"], answers["two"]
-    assert one["world"] == 1 and [answer["world"] for answer in two] == [2, 2]
+def test_two_processes_give_the_scores_of_one(outputs, size):
+    """Also with a different number of images on the processes, or none on one, both ranks return the results of one process."""
+    (one,), two = outputs["one"], outputs["two"]
+    assert one["world"] == 1 and [output["world"] for output in two] == [2, 2]
     assert one[str(size)] == two[0][str(size)] == two[1][str(size)]
     assert one[str(size)]["num_images"] == size
 
 
-def test_a_failure_on_one_process_ends_all(answers):
-    """An unreadable image is named by the process that met it; the others stop instead of waiting."""
-    assert "image3.png is truncated" in answers["one"][0]["broken"]
-    assert "failed on another process" in answers["two"][0]["broken"]
-    assert "image3.png is truncated" in answers["two"][1]["broken"]
+def test_a_failure_on_one_process_ends_all(outputs):
+    """The process that reads a broken image names it; the others stop instead of waiting."""
+    assert "image3.png is truncated" in outputs["one"][0]["broken"]
+    assert "failed on another process" in outputs["two"][0]["broken"]
+    assert "image3.png is truncated" in outputs["two"][1]["broken"]
 
 
 def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
@@ -435,7 +436,7 @@ def test_a_model_without_mean_and_std_raises(accelerator):
 
 
 def test_a_model_saved_in_bfloat16_is_measured_in_float32(tmp_path):
-    """Whatever it was saved in, a model that a recipe opens computes in float32."""
+    """A model that a recipe opens computes in float32, in whatever type it was saved."""
     from mscl_hf.models.backbones import build_config
     from mscl_hf.models.loading import open_model
     from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation

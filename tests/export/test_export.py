@@ -61,8 +61,8 @@ def segmented(model: str, pixels: torch.Tensor) -> torch.Tensor:
     return F.interpolate(network(pixels).logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> bool:
-    return found.shape == wanted.shape and float((found - wanted).abs().max()) <= bound * float(wanted.abs().max())
+def close(output: torch.Tensor, expected: torch.Tensor, bound: float) -> bool:
+    return output.shape == expected.shape and float((output - expected).abs().max()) <= bound * float(expected.abs().max())
 
 
 def one_sentence(error: pytest.ExceptionInfo) -> bool:
@@ -80,8 +80,8 @@ FAMILIES = [
 
 @torch.no_grad()
 @pytest.mark.parametrize("backbone, options", FAMILIES, ids=["cnn", "vit", "dinov3", "swin", "stride8", "4channels"])
-def test_timm_gives_the_same_features_bit_for_bit(tmp_path, backbone, options):
-    """What timm opens has our backbone's features to the last bit, tapped, whole and features_only, and a new head on demand."""
+def test_timm_gives_equal_features_bit_for_bit(tmp_path, backbone, options):
+    """timm's model has equal features, bit for bit: single maps, all features and features_only; num_classes adds a new classifier."""
     model = checkpoint(tmp_path / "model", backbone, **options)
     export(model, "timm", tmp_path / "out")
     name = f"local-dir:{tmp_path / 'out'}"
@@ -95,13 +95,13 @@ def test_timm_gives_the_same_features_bit_for_bit(tmp_path, backbone, options):
     assert classifier(pixels).shape == (2, 5)
     assert torch.equal(classifier.forward_features(pixels), theirs.forward_features(pixels))
     assert [settings[key] for key in ("mean", "std", "interpolation")] == [config.image_mean, config.image_std, "bilinear"]
-    assert not {"tag", "license", "origin_url", "paper_ids"} & set(settings)  # those of weights that timm would have fetched
-    # transformers leaves tensors where they lie in the file, and kernels round by that.
+    assert not {"tag", "license", "origin_url", "paper_ids"} & set(settings)  # of the weights that timm would download
+    # transformers keeps the memory alignment of the file, which changes the rounding of kernels.
     assert close(AutoModel.from_pretrained(tmp_path / "out").eval()(pixels).last_hidden_state, theirs.forward_features(pixels), 1e-5)
 
 
 def test_timm_card_keeps_the_license(tmp_path):
-    """The card says library, tags and the license that the model's own card states; without one it says that there is none."""
+    """The card has library, tags and the license on the card of the model, if any."""
     model = checkpoint(tmp_path / "model", "test_resnet")
     export(model, "timm", tmp_path / "none")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n# Model\n")
@@ -113,7 +113,7 @@ def test_timm_card_keeps_the_license(tmp_path):
 
 @pytest.mark.parametrize("to", EXPORTS)
 def test_every_export_has_a_card(tmp_path, to):
-    """Valid by the Hub's rules, with the classes, the terms and the stages of the model, and nothing that a class name could inject."""
+    """Valid by the Hub's rules, with classes, license and stages of the model; names of classes are escaped."""
     config = build_config("test_resnet", image_size=64, id2label={0: "a|b", 1: "<b>"})
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     text = str(export_card(config, str(tmp_path), to, to != "timm", "summary of the export"))
@@ -122,15 +122,15 @@ def test_every_export_has_a_card(tmp_path, to):
     compile(text.split("```python\n")[1].split("```")[0], "example", "exec")
 
 
-def test_timm_refuses_what_opens_with_other_features(tmp_path, monkeypatch):
-    """A weight that does not arrive is noticed, and leaves no folder behind."""
+def test_other_features_in_timm_raise(tmp_path, monkeypatch):
+    """A wrong weight is detected, and no folder is written."""
     model = checkpoint(tmp_path / "model", "test_resnet")
     save = timm_folder.save_file
 
-    def planted(state, *rest, **options):
+    def changed(state, *rest, **options):
         save({name: value * 1.001 if name == "conv1.0.weight" else value for name, value in state.items()}, *rest, **options)
 
-    monkeypatch.setattr(timm_folder, "save_file", planted)
+    monkeypatch.setattr(timm_folder, "save_file", changed)
     with pytest.raises(ValueError, match="computes other features .* Nothing was written") as error:
         export(model, "timm", tmp_path / "out")
     assert one_sentence(error) and [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -144,20 +144,20 @@ def loaded(out: Path) -> torch.nn.Module:
 
 
 def check_whole(tmp_path: Path, library: str, backbone: str, **options) -> None:
-    """The library's own model, built and filled by load.py, gives our logits at the images' size."""
+    """The model of the library, built by load.py, gives the logits of this project at the size of the images."""
     pytest.importorskip("segmentation_models_pytorch")
     model = checkpoint(tmp_path / "model", backbone, **options)
     assert "the whole network" in export(model, library, tmp_path / "out")
     pixels = images(2, 96, 160)
     with torch.no_grad():
-        found = loaded(tmp_path / "out")(pixels)
-    assert close(found if library == "smp" else found["out"], segmented(model, pixels), 1e-5)
-    about = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert about["labels"] == list(LABELS.values()) and about["image_mean"] == [0.4, 0.5, 0.6]
+        output = loaded(tmp_path / "out")(pixels)
+    assert close(output if library == "smp" else output["out"], segmented(model, pixels), 1e-5)
+    metadata = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert metadata["labels"] == list(LABELS.values()) and metadata["image_mean"] == [0.4, 0.5, 0.6]
     if library == "torchvision":
         network = open_network(model)
         auxiliary = F.interpolate(network.both_logits(pixels)[1], size=pixels.shape[-2:], mode="bilinear", align_corners=False)
-        assert close(found["aux"], auxiliary.detach(), 1e-5)
+        assert close(output["aux"], auxiliary.detach(), 1e-5)
 
 
 def test_smp_is_the_same_network(tmp_path):
@@ -167,9 +167,9 @@ def test_smp_is_the_same_network(tmp_path):
 
 @pytest.mark.parametrize("stride", [8, 32])
 def test_torchvision_is_the_same_network(tmp_path, stride):
-    """torchvision's DeepLabV3 with its auxiliary head, dilated where timm dilates, though torchvision does not dilate basic blocks."""
+    """DeepLabV3 with the auxiliary head; basic blocks are dilated as in timm, which torchvision itself does not do."""
     check_whole(tmp_path, "torchvision", "resnet18", output_stride=stride)
-    if stride == 8:  # load.py runs as it stands, in a process of its own, elsewhere
+    if stride == 8:  # load.py runs in another process and folder
         shutil.move(tmp_path / "out", tmp_path / "elsewhere")
         done = subprocess.run([sys.executable, "load.py"], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "DeepLabV3" in done.stdout, done.stderr
@@ -182,32 +182,32 @@ def test_torchvision_is_the_same_network(tmp_path, stride):
     ("torchvision", "resnext50_32x4d", {}), ("smp", "convnext_atto", {}), ("smp", "efficientnet_b0", {}),
 ])  # fmt: skip
 def test_other_families_are_the_same_network(tmp_path, library, backbone, options):
-    """Bottlenecks dilate otherwise than basic blocks; SMP renames the stages of ConvNeXt and EfficientNet."""
+    """Bottleneck blocks are dilated differently from basic blocks; SMP renames the stages of ConvNeXt and EfficientNet."""
     check_whole(tmp_path, library, backbone, **options)
 
 
 def swapped(network) -> dict:
-    """Our decoder under the names of others, two branches in each other's place."""
-    found = PYRAMID(network)
+    """Return the exported decoder with two branches exchanged."""
+    output = PYRAMID(network)
     change = {"convs.1.": "convs.2.", "convs.2.": "convs.1."}
-    return {change.get(key[:8], key[:8]) + key[8:]: value for key, value in found.items()}
+    return {change.get(key[:8], key[:8]) + key[8:]: value for key, value in output.items()}
 
 
-def forgotten(network) -> dict:
-    """The bias of the pooled branch is lost."""
+def without_bias(network) -> dict:
+    """Return the exported decoder without the bias of the pooled branch."""
     return {key: torch.zeros_like(value) if key == "convs.4.2.bias" else value for key, value in PYRAMID(network).items()}
 
 
 PYRAMID = state_dicts._pyramid
 
 
-@pytest.mark.parametrize("planted", [swapped, forgotten])
+@pytest.mark.parametrize("changed", [swapped, without_bias])
 @pytest.mark.parametrize("library, backbone", [("smp", "test_resnet"), ("torchvision", "resnet18")])
-def test_a_wrong_mapping_is_refused(tmp_path, monkeypatch, library, backbone, planted):
-    """Weights in the wrong place are noticed by what comes out, and nothing is left behind."""
+def test_a_wrong_mapping_raises(tmp_path, monkeypatch, library, backbone, changed):
+    """Exchanged or missing weights are detected by the outputs, and nothing is written."""
     pytest.importorskip("segmentation_models_pytorch")
     model = checkpoint(tmp_path / "model", backbone)
-    monkeypatch.setattr(state_dicts, "_pyramid", planted)
+    monkeypatch.setattr(state_dicts, "_pyramid", changed)
     with pytest.raises(ValueError, match="The relative difference between .* is .*; expected at most 1e-05. Nothing was written") as error:
         export(model, library, tmp_path / "out")
     assert one_sentence(error) and [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -217,8 +217,8 @@ def test_a_wrong_mapping_is_refused(tmp_path, monkeypatch, library, backbone, pl
 @pytest.mark.parametrize("backbone, options", [
     ("test_resnet", {"decoder_type": "fcn"}), ("test_resnet", {"output_stride": 32}), ("test_vit", {}),
 ])  # fmt: skip
-def test_smp_takes_the_encoder_alone(tmp_path, backbone, options):
-    """Where SMP has no such decoder, its encoder gets the weights, and the command says why."""
+def test_smp_with_the_encoder_alone(tmp_path, backbone, options):
+    """Where SMP has no such decoder, the encoder is exported, and the summary has the reason."""
     smp = pytest.importorskip("segmentation_models_pytorch")
     model = checkpoint(tmp_path / "model", backbone, **options)
     assert "only the backbone (" in export(model, "smp", tmp_path / "out")
@@ -228,15 +228,15 @@ def test_smp_takes_the_encoder_alone(tmp_path, backbone, options):
     assert close(maps[-1], ours.forward_intermediates(pixels, intermediates_only=True)[-1], 1e-6)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(key.startswith("encoder.") for key in weights)
-    if "decoder_type" in options:  # and any other decoder of SMP stands on it
+    if "decoder_type" in options:  # the encoder works under another decoder of SMP
         unet = smp.Unet("tu-test_resnet", encoder_weights=None)
         left = unet.load_state_dict(weights, strict=False)
         assert not left.unexpected_keys and not any(key.startswith("encoder.") for key in left.missing_keys)
 
 
 @torch.no_grad()
-def test_torchvision_takes_the_backbone_alone(tmp_path):
-    """A pre-trained model has no classifier: torchvision's ResNet gets the backbone."""
+def test_torchvision_with_the_backbone_alone(tmp_path):
+    """A pre-trained model has no classifier: the backbone is exported as torchvision's ResNet."""
     model = checkpoint(tmp_path / "model", "resnet18", MsclForPreTraining, heads=[])
     assert "no classifier" in export(model, "torchvision", tmp_path / "out")
     pixels, ours = images(2, 64, 64), MsclBackbone.from_pretrained(model).eval().timm_model
@@ -261,15 +261,15 @@ def check_onnx(tmp_path: Path, backbone: str, size=None, **options) -> None:
     for batch, height, width in SIZES_HERE if size is None else [(1, *size), (4, *size)]:
         pixels = images(batch, height, width)
         assert close(run(pixels), segmented(model, pixels), 1e-4), (batch, height, width)
-    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert about["labels"] == list(LABELS.values()) and about["image_mean"] == [0.4, 0.5, 0.6]
+    metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["labels"] == list(LABELS.values()) and metadata["image_mean"] == [0.4, 0.5, 0.6]
     assert session.get_inputs()[0].shape == ["batch", 3, *(size or ("height", "width"))]
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean == (0.4, 0.5, 0.6)
 
 
 @pytest.mark.parametrize("backbone, options", [("test_resnet", {}), ("test_vit", SHALLOW)], ids=["cnn", "vit"])
 def test_onnx_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
-    """ONNX Runtime, at batches and sizes that the export did not try, is within 1e-4; the file says labels and normalization."""
+    """ONNX Runtime, at batches and sizes that the export did not compare, is within 1e-4; the file has labels and statistics."""
     pytest.importorskip("onnxscript")
     check_onnx(tmp_path, backbone, **options)
 
@@ -280,7 +280,7 @@ def test_onnx_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
     ("swin_tiny_patch4_window7_224", (96, 97), SWIN),
 ])  # fmt: skip
 def test_onnx_of_other_families(tmp_path, backbone, size, options):
-    """Rotary positions, "same" padding and shifted windows too; Swin at one size, since tracing it with free sizes takes minutes."""
+    """Rotary positions, "same" padding and shifted windows; Swin at one size, because tracing it for any size takes minutes."""
     pytest.importorskip("onnxscript")
     check_onnx(tmp_path, backbone, size, **options)
 
@@ -292,15 +292,15 @@ needs_newer_torch = pytest.mark.skipif(Version(torch.__version__) < Version("2.1
 @needs_newer_torch
 @pytest.mark.parametrize("backbone, options", [("test_resnet", {}), ("test_vit", SHALLOW)], ids=["cnn", "vit"])
 def test_torch_export_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
-    """The saved program runs without our code, at batches and sizes that the export did not try."""
+    """The saved program runs without this package, at batches and sizes that the export did not compare."""
     model = checkpoint(tmp_path / "model", backbone, **options)
     assert "images of any size whose feature map has at least 2 x 2 positions" in export(model, "torch", tmp_path / "out")
-    about = {"model.json": ""}
-    program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=about).module()
+    metadata = {"model.json": ""}
+    program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=metadata).module()
     for batch, height, width in SIZES_HERE:
         pixels = images(batch, height, width)
         assert close(program(pixels), segmented(model, pixels), 1e-5), (batch, height, width)
-    assert json.loads(about["model.json"])["labels"] == list(LABELS.values())
+    assert json.loads(metadata["model.json"])["labels"] == list(LABELS.values())
     with pytest.raises(AssertionError, match="Guard failed"):
         program(images(2, 16, 64))
 
@@ -317,16 +317,16 @@ def test_a_graph_of_one_size(tmp_path):
 
 
 @needs_newer_torch
-def test_a_wrong_graph_is_refused(tmp_path, monkeypatch):
-    """A graph whose logits are off by a thousandth is refused with the figure."""
+def test_a_wrong_graph_raises(tmp_path, monkeypatch):
+    """A graph with logits that differ raises, and the message has the difference."""
     model, trace = checkpoint(tmp_path / "model", "test_resnet"), graphs._trace_torch
 
-    def planted(segmenter, *rest):
+    def changed(segmenter, *rest):
         other = MsclForSemanticSegmentation.from_pretrained(model).eval()
         other.classifier.weight.data *= 1.01
         return trace(graphs.Segmenter(other), *rest)
 
-    monkeypatch.setattr(graphs, "_trace_torch", planted)
+    monkeypatch.setattr(graphs, "_trace_torch", changed)
     with pytest.raises(ValueError, match=r"model is \d\.\de-0\d; expected at most 0.0001. Nothing") as error:
         export(model, "torch", tmp_path / "out")
     assert one_sentence(error) and not (tmp_path / "out").exists()
@@ -334,8 +334,8 @@ def test_a_wrong_graph_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch"])
-def test_a_graph_bound_to_its_example_is_refused(tmp_path, monkeypatch, to):
-    """Without our tracing of rotary positions, DINOv3's graph is right at the example's size only, and that is noticed."""
+def test_a_graph_bound_to_its_example_raises(tmp_path, monkeypatch, to):
+    """Without the replaced functions of timm, DINOv3's graph is right at the size of the example only, which is detected."""
     model = checkpoint(tmp_path / "model", "vit_small_patch16_dinov3", **DINOV3)
     monkeypatch.setattr(graphs, "_same_padding", graphs.padding.get_same_padding)
     monkeypatch.setattr(graphs.torch, "sym_float", float)
@@ -345,15 +345,15 @@ def test_a_graph_bound_to_its_example_is_refused(tmp_path, monkeypatch, to):
 
 
 def test_the_nearest_size_in_integers_is_that_of_round():
-    """What can be traced gives the size that the plain formula gives, at every side, halfway ones included."""
+    """The traceable formula gives the size of the formula with round(), for every side, also halfway between two multiples."""
     for multiple in (1, 7, 14, 16, 32):
         backbone = SimpleNamespace(config=SimpleNamespace(size_multiple=multiple, fixed_size=None))
         for side in range(1, 150):
-            wanted = max(multiple, round(side / multiple) * multiple)
-            assert MsclBackbone.input_size(backbone, (side, 64 * multiple)) == (wanted, 64 * multiple), (side, multiple)
+            expected = max(multiple, round(side / multiple) * multiple)
+            assert MsclBackbone.input_size(backbone, (side, 64 * multiple)) == (expected, 64 * multiple), (side, multiple)
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -372,8 +372,8 @@ def models(tmp_path_factory) -> SimpleNamespace:
     ("tuned", "torchvision", {}, "--to is torchvision, which has no test_resnet"), ("tuned", "keras", {}, "expected one of timm, smp"),
     ("tuned", "timm", {"size": (64, 64)}, "Leave them out"), ("tuned", "onnx", {"backbone_only": True}, "Leave it out"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, models, model, to, options, match):
-    """Before anything is written."""
+def test_impossible_exports_raise(tmp_path, models, model, to, options, match):
+    """With one message, before anything is written."""
     pytest.importorskip("onnxscript")
     with pytest.raises(ValueError, match=match) as error:
         export(getattr(models, model), to, tmp_path / "out", **options)
@@ -381,7 +381,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, models, model, to, 
 
 
 def test_a_missing_package_is_named(tmp_path, models, monkeypatch):
-    """Without the optional packages the sentence holds the command that installs them."""
+    """Without the optional packages the message has the command that installs them."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--to is smp, .* pip install segmentation-models-pytorch"):
         export(models.tuned, "smp", tmp_path / "out")
@@ -390,14 +390,14 @@ def test_a_missing_package_is_named(tmp_path, models, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"x=print(1))#": 1}, {"output_stride": 16, "a b": 2}])
-def test_a_configuration_is_no_program(options):
-    """load.py is run; what a foreign config.json says gets into it as names and values only."""
+def test_a_configuration_cannot_add_code(options):
+    """load.py is executed; an untrusted config.json adds only names and values to it."""
     with pytest.raises(ValueError, match="expected the name of a timm model"):
         state_dicts.load_scripts.check_names(SimpleNamespace(backbone="resnet18", backbone_kwargs=options))
 
 
 def test_the_command(tmp_path, models, monkeypatch):
-    """mscl-export writes a folder, keeps one that is not empty, and ends with status 1 and one sentence."""
+    """mscl-export writes a folder, does not change one that is not empty, and reports errors in one message with status 1."""
     script, out = ROOT / "hub" / "export.py", tmp_path / "out"
     words = [str(script), "--model", models.tuned, "--to", "timm", "--output-dir", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -405,7 +405,7 @@ def test_the_command(tmp_path, models, monkeypatch):
     assert done.returncode == 0 and "bit for bit" in done.stdout, done.stderr
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     main = runpy.run_path(str(script))["main"]
-    for more, wanted in (([], "--output-dir is .*; expected a new or empty folder"), (["--height", "64"], "expected both or neither")):
+    for more, expected in (([], "--output-dir is .*; expected a new or empty folder"), (["--height", "64"], "expected both or neither")):
         monkeypatch.setattr(sys, "argv", [*words, *more])
-        with pytest.raises(SystemExit, match=wanted):
+        with pytest.raises(SystemExit, match=expected):
             main()

@@ -85,7 +85,7 @@ def test_it_says_how_the_model_was_made(chain):
     assert after["loss"] == ["ohem"] and after["budget"][0].startswith("1 steps of")
     for package in ("mscl_hf", "Python", "torch", "timm", "transformers"):
         assert re.search(rf"{re.escape(cell(package))} \d", section(text, "Versions"))
-    assert "cc-by-4.0" in section(text, "Licence and limits") and "has not stated" not in text
+    assert "cc-by-4.0" in section(text, "License and limits") and "has not stated" not in text
     assert "has not stated a licence" in (chain / "pretrained" / "README.md").read_text()
 
 

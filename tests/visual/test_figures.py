@@ -1,4 +1,4 @@
-"""Pictures: colors can be told apart, overlays touch what they should, sheets are written whole."""
+"""Pictures: distinguishable colors, overlays, sheets and figures."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def has_color(pixels, color):
 
 
 @pytest.mark.parametrize(("count", "apart"), [(11, 15), (21, 15), (150, 4), (255, 2)])
-def test_colors_are_apart_for_every_eye(count, apart):
+def test_colors_are_distinguishable(count, apart):
     """The two closest colors differ by at least `apart` (CIELAB), also for red- and green-blind eyes."""
     seen = lab_as_seen(class_palette(count))
     assert seen.shape == (3, count, 3)
@@ -63,7 +63,7 @@ def test_lab_of_known_colors():
 
 
 def test_a_class_keeps_its_color():
-    """Colors do not depend on how many classes follow; background is gray and takes none of them."""
+    """Colors do not depend on the number of classes; background is gray and uses none of the palette."""
     assert np.array_equal(class_palette(150)[:21], class_palette(21))
     colors = class_colors(("background", *CLASSES))
     assert len(set(colors[0].tolist())) == 1 and np.array_equal(colors[1:], class_palette(3))
@@ -71,8 +71,8 @@ def test_a_class_keeps_its_color():
         class_palette(3)[0] = 0
 
 
-def test_overlay_leaves_ignored_pixels_and_its_inputs_untouched():
-    """255 shows the image itself; a class moves a pixel towards its color; the inputs stay."""
+def test_overlay_leaves_ignored_pixels_and_its_inputs_unchanged():
+    """255 shows the image; a class moves a pixel towards its color; the inputs are unchanged."""
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     mask = np.full((4, 6), 255, dtype=np.uint8)
     mask[:2] = 1
@@ -87,7 +87,7 @@ def test_overlay_leaves_ignored_pixels_and_its_inputs_untouched():
 
 
 def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
-    """Wrong pixels carry the error color, right ones do not; the legend names what occurs."""
+    """Wrong pixels have the error color, correct ones do not; the legend lists the classes that occur."""
     image = np.random.default_rng(0).integers(60, 200, (60, 80, 3)).astype(np.uint8)
     truth = np.zeros((60, 80), np.uint8)
     truth[:, 40:], truth[:5] = 1, 255
@@ -113,7 +113,7 @@ STRANGE = ("$\\x$", "a $ b", "$x$ $", r"\$y\$", "100 % _^{}", "half \udcff")
 
 @pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's of what it cannot draw
 def test_names_are_no_mathematics(tmp_path):
-    """Whatever stands in the name of a class, a file, a column or a run is drawn as it is written, in every picture."""
+    """Names of classes, files, columns and runs are drawn literally in every picture."""
     from matplotlib.text import Text
 
     image, mask = np.full((40, 60, 3), 128, np.uint8), np.arange(40 * 60).reshape(40, 60).astype(np.uint8) % len(STRANGE)
@@ -128,7 +128,7 @@ def test_names_are_no_mathematics(tmp_path):
 
 
 def test_comparison_strip_shows_the_same_images_in_every_column(tmp_path):
-    """Masks in the colors of their classes, a legend of those that occur; columns of another length are refused."""
+    """Masks in the colors of their classes, a legend of those that occur; columns of another length raise."""
     images = [np.full((40, 60, 3), 128, np.uint8)] * 2
     truth, wrong = [np.zeros((40, 60), np.uint8)] * 2, [np.full((40, 60), 2, np.uint8)] * 2
     figures.comparison_strip(images, {"truth": truth, "none": wrong, "ours": truth}, CLASSES, tmp_path / "strip.png")
@@ -154,7 +154,7 @@ def log_of(steps):
 
 
 def test_every_number_of_the_log_has_a_panel():
-    """Each key is drawn once, families together, unknown numbers in panels of their own, no text."""
+    """Each key is drawn once, related ones together, others in separate panels; text is left out."""
     panels = figures._panels(log_of(20))
     drawn = [key for curves in panels.values() for key in curves]
     numbers = {key for row in log_of(20) for key, value in row.items() if isinstance(value, float)}
@@ -181,19 +181,19 @@ def test_training_figure_is_drawn_for_short_and_long_logs(tmp_path, steps):
     picture(tmp_path / "training.png")
 
 
-def test_training_figure_without_numbers_is_refused(tmp_path):
-    """An empty log is no picture."""
+def test_training_figure_without_numbers_raises(tmp_path):
+    """A log without numbers raises."""
     with pytest.raises(ValueError, match="no number"):
         figures.training_figure([{"step": 1}], tmp_path / "training.png")
 
 
 def test_pca_colors_show_the_main_directions():
-    """Two kinds of pixels get two colors; turning the space changes colors by complement only."""
+    """Two groups of pixels get two colors; a rotation of the features changes colors to their complement at most."""
     generator = torch.Generator().manual_seed(0)
-    kind = torch.zeros(2, 1, 8, 8)
-    kind[:, :, :, 4:] = 1
+    group = torch.zeros(2, 1, 8, 8)
+    group[:, :, :, 4:] = 1
     direction = torch.randn(1, 16, 1, 1, generator=generator)
-    features = kind * direction * 5 + 0.1 * torch.randn(2, 16, 8, 8, generator=generator)
+    features = group * direction * 5 + 0.1 * torch.randn(2, 16, 8, 8, generator=generator)
     colors = pca_colors(features).astype(int)
     assert colors.shape == (2, 8, 8, 3)
     left, right = colors[:, :, :4, 0], colors[:, :, 4:, 0]
@@ -206,7 +206,7 @@ def test_pca_colors_show_the_main_directions():
 
 
 def test_pca_is_robust_and_total():
-    """One wild pixel does not gray out the rest; constant or two channels work; NaN is refused."""
+    """One outlier does not hide the rest; constant features and two channels work; NaN raises."""
     features = torch.rand(2, 8, 20, 20, generator=torch.Generator().manual_seed(0))
     features[0, 0] += torch.linspace(0, 20, 20)
     features[0, 3, 0, 0] = 1e4
@@ -227,7 +227,7 @@ def test_feature_maps_sheet_is_drawn(tmp_path, labelled):
     figures.feature_maps_sheet(images, masks, features, tmp_path / "one.png")
     figures.feature_maps_sheet(images, masks, features, tmp_path / "two.png", CLASSES)
     one, two = picture(tmp_path / "one.png"), picture(tmp_path / "two.png")
-    assert (two.shape[0] > one.shape[0]) == labelled, "names make a legend, and only where there are masks"
+    assert (two.shape[0] > one.shape[0]) == labelled, "a legend is drawn for names with masks"
     with pytest.raises(ValueError, match="2 images, 1 masks"):
         figures.feature_maps_sheet(images, masks[:1], features, tmp_path / "x.png")
 
@@ -244,6 +244,6 @@ def test_real_images_are_drawn(real_data, tmp_path):
 
 
 def test_importing_figures_does_not_import_matplotlib():
-    """Training without pictures must not pay for the plotting library."""
+    """Training without pictures does not load the plotting library."""
     code = "import sys, mscl_hf.visual.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
