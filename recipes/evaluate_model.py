@@ -88,7 +88,7 @@ def publish(network: "models.MsclForSemanticSegmentation", results: dict, config
         record = sharing.read_provenance(config.run.model, run.log)
         hub = replace(hub, license=hub.license or record["license"])
         sharing.publish(network, run.out)
-        sharing.copy_beside(config.run.model, run.out)
+        sharing.copy_pictures_and_processor(config.run.model, run.out)
         sharing.write_card(run.out, network, sharing.with_evaluation(record, results, config.data) | {"license": hub.license})
     run.accelerator.end_training()
     if run.is_main:

@@ -90,7 +90,7 @@ def describe(images: "data.TrainingData", held_out: "data.SegmentationData | Non
         sharing.check_can_push(config.hub)
         write_config(config, run.out / "config.yaml")
     options = asdict(config.loss) | {"loss": None, "auxiliary_loss_weight": config.run.auxiliary_loss_weight}
-    what = {"loss": config.loss.loss, "options": sharing.in_words(options)}
+    what = {"loss": config.loss.loss, "options": sharing.describe_options(options)}
     model = config.run.model
     stage = sharing.stage_record("Fine-tuning", what, images, config, network.config, run.accelerator, model, warnings=warnings)
     title = f"{network.config.backbone}, fine-tuned on {sharing.data_name(config.data)}"

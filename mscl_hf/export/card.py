@@ -5,17 +5,17 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..models.loading import split_revision
-from ..sharing.model_card import cell, licence_text
+from ..sharing.model_card import cell, license_text
 from ..sharing.model_folder import hub_folder
-from ..sharing.provenance import SILENT, read_provenance
-from ..sharing.upload import UNNAMED
+from ..sharing.provenance import OPTIONAL, read_provenance
+from ..sharing.upload import NAME_PLACEHOLDER
 
 # {target: (library as the Hub names it, description, code that opens the folder)}.
 DESCRIPTIONS = {
     "timm": ("timm", "The backbone of a segmentation network, without a classifier.", f"""import timm
 
-backbone = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, features_only=True)  # or "local-dir:DIR"
-classifier = timm.create_model("hf-hub:{UNNAMED}", pretrained=True, num_classes=10)  # new classifier, to be fine-tuned"""),
+backbone = timm.create_model("hf-hub:{NAME_PLACEHOLDER}", pretrained=True, features_only=True)  # or "local-dir:DIR"
+classifier = timm.create_model("hf-hub:{NAME_PLACEHOLDER}", pretrained=True, num_classes=10)  # new classifier, to be fine-tuned"""),
     "smp": ("segmentation-models-pytorch", "Weights for segmentation_models_pytorch; load.py builds the model.", """import runpy
 
 model = runpy.run_path("load.py")["model"]"""),
@@ -40,7 +40,7 @@ def export_card(config: PreTrainedConfig, name: str, to: str, has_classifier: bo
     """
     library, about, code = DESCRIPTIONS[to]
     folder, revision = split_revision(name)
-    readme = cached_file(folder, "README.md", revision=revision, **SILENT)
+    readme = cached_file(folder, "README.md", revision=revision, **OPTIONAL)
     license = ModelCard.load(readme).data.license if readme else None
     data = ModelCardData(
         library_name=library, license=license, pipeline_tag="image-segmentation" if has_classifier else "image-feature-extraction",
@@ -51,5 +51,5 @@ def export_card(config: PreTrainedConfig, name: str, to: str, has_classifier: bo
     return ModelCard.from_template(
         data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about, code=code,
         mean=config.image_mean, std=config.image_std, image_range=config.image_range, labels=labels, summary=summary,
-        stages=[cell(stage) for stage in stages], license=licence_text(license),
+        stages=[cell(stage) for stage in stages], license=license_text(license),
     )  # fmt: skip

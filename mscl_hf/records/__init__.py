@@ -1,4 +1,4 @@
-"""The folder of a run and its files. Names are imported when they are first used."""
+"""The files of a run folder. Names are imported on first use."""
 
 import lazy_loader
 

@@ -1,27 +1,29 @@
-"""Files of text and JSON: read with or without a byte order mark, written whole or not at all."""
+"""Read text with any byte order mark, and write text and JSON atomically."""
 
 import codecs
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-UNFINISHED = ".tmp-"  # starts the name of what is not written to its end
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # as Windows programs write them
+UNFINISHED = ".tmp-"  # prefix of files and folders that are still being written
+ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # by byte order mark
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, or in what its byte order mark announces. Raises UnicodeDecodeError."""
+    """Return the text of a file in the encoding of its byte order mark, else in UTF-8. Raises UnicodeDecodeError."""
     content = Path(path).read_bytes()
-    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in ENCODINGS.items() if content.startswith(mark)), "utf-8")
     return content.decode(encoding)
 
-def write_json(path: Path, content) -> None:
-    """Write through a temporary file, so that a reader never sees half of it."""
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same for text."""
+    """Write text atomically: to a temporary file, which is then renamed."""
     temporary = path.with_name(f"{UNFINISHED}{path.name}")
     with temporary.open("w") as file:
         file.write(text)

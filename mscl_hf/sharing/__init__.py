@@ -1,4 +1,4 @@
-"""What follows training: the model folder, its provenance and model card, and the push to the Hub. Names are imported when they are first used."""
+"""Publish a trained model: its folder, provenance and model card, and the push to the Hub. Names are imported on first use."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The end of a run: a folder that the Hugging Face ecosystem opens - weights, configuration, processor, code, pictures."""
+"""Write a model folder that the Hugging Face libraries open: weights, configuration, image processor and code."""
 
 import shutil
 from pathlib import Path
@@ -11,9 +11,9 @@ from ..records.files import UNFINISHED
 
 
 def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:
-    """Write config.json, model.safetensors (float32), preprocessor_config.json, and the code that opens them, into `out`.
+    """Write config.json, model.safetensors (float32), preprocessor_config.json and the code of the model into `out`.
 
-    size: of the image processor, see `typical_size`. Each file appears there whole, config.json last.
+    size: of the image processor, see `typical_size`. Each file is renamed into place when it is complete, config.json last.
     """
     temporary = out / f"{UNFINISHED}model"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -25,8 +25,10 @@ def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = 
 
 
 def image_processor(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> SegformerImageProcessor:
-    """What makes a model's input of images of any mode. size: height and width in px that it brings every image to; None = the short side
-    to the base size, as evaluation does it."""
+    """Return the image processor of a model.
+
+    size: (height, width) [px] of all images (None: scale the short side to the base size, as the evaluation does).
+    """
     resize = {"size": {"shortest_edge": config.base_size}} if config.base_size else {"do_resize": False}
     if size is not None:
         resize = {"size": {"height": size[0], "width": size[1]}}
@@ -35,10 +37,10 @@ def image_processor(config: PreTrainedConfig, size: tuple[int, int] | None = Non
 
 
 def typical_size(data: SegmentationData | None, base_size: int | None, count: int = 32) -> tuple[int, int] | None:
-    """Height and width in px that an image processor can bring all images to, so that any of them make a batch; None without data.
+    """Return one (height, width) [px] for all images, so that an image processor can batch them; None without data.
 
-    The shape, of width over height the median of `count` images spread over the data, that evaluation gives the network: that of all
-    images where they have one. base_size: of the short side; 0 or None = as it is.
+    It has the median aspect ratio of `count` images spread over the data, at the size of the evaluation. base_size: short side [px];
+    0 or None keeps the size of the images.
     """
     if data is None:
         return None
@@ -49,6 +51,6 @@ def typical_size(data: SegmentationData | None, base_size: int | None, count: in
 
 
 def hub_folder() -> Path:
-    """The folder `hub`, with the model card's template and the Spaces: within an installed copy, or beside the package in the sources."""
+    """Return the folder `hub` with the templates of the cards and the Spaces, in an installed package or a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "hub", package.parent / "hub") if folder.is_dir())

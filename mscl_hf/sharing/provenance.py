@@ -1,4 +1,4 @@
-"""Where a model comes from: provenance.json, which travels with the weights, and from which the model card is written."""
+"""provenance.json: how a model was trained and measured. It is published with the weights; the model card is written from it."""
 
 import json
 import re
@@ -27,61 +27,48 @@ from ..records.redact import public, without_secrets
 from ..records.run_folder import RECORD
 from ..records.versions import package_versions
 
-FILE = "provenance.json"
-SILENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # flags that change no number
+PROVENANCE = "provenance.json"
+OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}  # of `cached_file`
+NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # options that change no number
 COMMON_FOLDERS = {*IMAGE_FOLDERS, *(name for names in SPLITS for name in names)}  # names that do not identify a data set
-MEASURED = ("mean_iou", "mean_accuracy", "overall_accuracy")
+METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
 def read_provenance(model: str, log: Callable[[str], None] = print) -> dict:
-    """What is known of a model, a folder, a Hub name or NAME@REVISION.
+    """Return the provenance of a model: its title, license, stages and evaluations, oldest first.
 
-    title; license, as the Hub names it; stages and evaluations, oldest first. All empty for a model of another origin, and, which is
-    said, where the record cannot be read: it is a stranger's file, and no reason to lose a run.
+    model: a folder, a Hub name or NAME@REVISION. All entries are empty for a model without provenance.json, and for one whose file is
+    invalid, which is logged: it may come from anybody, and must not end a run.
     """
-    place, revision = split_revision(model)
-    file = cached_file(place, FILE, revision=revision, **SILENT)
-    nothing = {"title": None, "license": None, "stages": [], "evaluations": []}
+    name, revision = split_revision(model)
+    file = cached_file(name, PROVENANCE, revision=revision, **OPTIONAL)
+    empty = {"title": None, "license": None, "stages": [], "evaluations": []}
     if file is None:
-        return nothing
+        return empty
     try:
-        found = read_json(file)
-        _check(found)
+        record = read_json(file)
+        _check(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log(f"the {FILE} of {public(model)} cannot be read ({type(error).__name__}: {error}); its history is left out of the model card")
-        return nothing
-    return nothing | found
+        problem = f"{type(error).__name__}: {error}"
+        log(f"the {PROVENANCE} of {public(model)} cannot be read ({problem}); its history is left out of the model card")
+        return empty
+    return empty | record
 
 
 def stage_record(
-    stage: str, what: dict[str, Any], data: TrainingData, config: PretrainConfig | FinetuneConfig, network: PreTrainedConfig,
+    stage: str, method: dict[str, Any], data: TrainingData, config: PretrainConfig | FinetuneConfig, network: PreTrainedConfig,
     accelerator: Accelerator, start: str | None, trained: bool = True, warnings: Sequence[str] = (),
 ) -> dict:  # fmt: skip
-    """One stage of training, for the model card.
+    """Return the record of one stage of training.
 
-    what: method and loss, in words. start: the model that training started from, None for a new network. trained: False for the controls,
-    which leave the network as it starts. warnings: of the data, see `label_warnings`.
+    method: facts about the method and the loss. start: model that training starts from, None for random weights. trained: False for
+    the controls, which train nothing. warnings: about the data, see `label_warnings`.
     """
-    train, source = config.training, data.sources[0]
-    batch = train.batch_size * train.gradient_accumulation_steps
-    passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
-    resized = f"images scaled to {network.base_size} px on the short side" if network.base_size else "images at their own size"
-    height, width = network.image_size, network.image_width or network.image_size
-    start_facts = {"seed": train.seed, "started from": "random weights" if start is None else public(start)}
-    facts = {
-        "data": f"{data_name(config.data)}, {source.split}" + (f" at {config.data.data_revision}" if config.data.data_revision else ""),
-        **data.counts,
-        "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
-        "crops": f"{height} x {width} px, {resized}",
-        **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
-        "optimizer": f"{train.optim}, peak learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, weight decay {train.weight_decay:g}",
-        "precision": train.mixed_precision.replace("no", "fp32"),
-        "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
-    }
+    facts = _training_facts(data, config, network, accelerator) if trained else {"budget": "no training"}
+    start_facts = {"seed": config.training.seed, "started from": "random weights" if start is None else public(start)}
     return {
         "stage": stage,
-        "facts": what | (facts if trained else {"budget": "no training"}) | start_facts,
+        "facts": method | facts | start_facts,
         "data_set": _hub_name(config.data),
         "base_model": None if start is None or Path(start).exists() else split_revision(start)[0],
         "command": command_line(config, accelerator.num_processes, accelerator.device.type == "cuda"),
@@ -90,71 +77,94 @@ def stage_record(
     }
 
 
+def _training_facts(
+    data: TrainingData, config: PretrainConfig | FinetuneConfig, network: PreTrainedConfig, accelerator: Accelerator
+) -> dict[str, str | int]:
+    """Return the data, budget, crops, optimizer, precision and machine in words."""
+    train, revision = config.training, config.data.data_revision
+    schedule = f"peak learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"
+    batch = train.batch_size * train.gradient_accumulation_steps
+    passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
+    resized = f"images scaled to {network.base_size} px on the short side" if network.base_size else "images at their original size"
+    height, width = network.image_size, network.image_width or network.image_size
+    return {
+        "data": f"{data_name(config.data)}, {data.sources[0].split}" + (f" at {revision}" if revision else ""),
+        **data.counts,
+        "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
+        "crops": f"{height} x {width} px, {resized}",
+        **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
+        "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}",
+        "precision": train.mixed_precision.replace("no", "fp32"),
+        "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
+    }
+
+
 def with_evaluation(record: dict, results: dict, options: DataConfig) -> dict:
-    """The record with what `evaluate_model` returned, and the warnings beside it, in place of an earlier evaluation on the same split."""
-    kept = ("split", "num_images", *MEASURED, "per_class_iou", "per_class_accuracy", "score_classes", "inference", "precision")
-    kept += tuple(key for key in ("classes_scored", "num_classes", "warnings") if key in results)
-    new = {"dataset": data_name(options)} | {key: results[key] for key in kept}
-    others = [found for found in record["evaluations"] if (found["dataset"], found["split"]) != (new["dataset"], new["split"])]
+    """Return the record with the results of `evaluate_model`, which replace those of an earlier evaluation on the same split."""
+    keys = ("split", "num_images", *METRICS, "per_class_iou", "per_class_accuracy", "score_classes", "inference", "precision")
+    keys += tuple(key for key in ("classes_scored", "num_classes", "warnings") if key in results)
+    new = {"dataset": data_name(options)} | {key: results[key] for key in keys}
+    others = [old for old in record["evaluations"] if (old["dataset"], old["split"]) != (new["dataset"], new["split"])]
     return record | {"evaluations": [*others, new]}
 
 
 def data_name(options: DataConfig) -> str:
     """Return the data set's name on the Hub or among the built-in ones, else that of its folder without `images`, `train` and the like."""
-    place = options.data_dir or options.image_dir
+    location = options.data_dir or options.image_dir
     if name := _hub_name(options):
         return name
-    if options.dataset not in ("folder", "hf") or place is None:
+    if options.dataset not in ("folder", "hf") or location is None:
         return options.dataset
-    if "://" in place:
-        return Path(without_secrets(place)).name
-    path = Path(without_secrets(place)).resolve()
-    named = (folder.name for folder in (path, *path.parents) if folder.name.lower() not in COMMON_FOLDERS)
-    return next(named, "") or path.name or options.dataset
+    if "://" in location:
+        return Path(without_secrets(location)).name
+    path = Path(without_secrets(location)).resolve()
+    names = (folder.name for folder in (path, *path.parents) if folder.name.lower() not in COMMON_FOLDERS)
+    return next(names, "") or path.name or options.dataset
 
 
 def pin_revisions(config: Any) -> Any:
-    """The configuration of a recipe with all that it takes from the Hub at its commit: models as NAME@COMMIT, data by --data-revision.
+    """Return the configuration of a recipe with models and data of the Hub at a commit: NAME@COMMIT, and --data-revision.
 
-    A run that is resumed keeps its commits, whatever became of the repositories, and although the Hub may be out of reach.
+    A run that is resumed keeps the commits in its run.json, also if the Hub is out of reach.
     """
-    before, changed = _record_to_continue(flat(config)), {}
+    recorded, pinned_sections = _record_to_continue(flat(config)), {}
     for f in fields(config):
         section = getattr(config, f.name)
-        changes = {name: _pinned_as(getattr(section, name), before.get(name)) for name in ("model", "start_from") if hasattr(section, name)}
+        models = [name for name in ("model", "start_from") if hasattr(section, name)]
+        changes = {name: _pinned_model(getattr(section, name), recorded.get(name)) for name in models}
         if isinstance(section, DataConfig) and (name := _hub_name(section)):
-            if section.data_revision is None and before.get("data_dir") == name and before.get("data_revision"):
-                changes["data_revision"] = before["data_revision"]
+            if section.data_revision is None and recorded.get("data_dir") == name and recorded.get("data_revision"):
+                changes["data_revision"] = recorded["data_revision"]
             else:
-                commit_of_data = resolve_revision(name, section.data_revision, repo_type="dataset")
-                changes["data_revision"] = getattr(commit_of_data, "resolved", section.data_revision)
+                revision = resolve_revision(name, section.data_revision, repo_type="dataset")
+                changes["data_revision"] = getattr(revision, "resolved", section.data_revision)
         if changes:
-            changed[f.name] = replace(section, **changes)
-    return replace(config, **changed)
+            pinned_sections[f.name] = replace(section, **changes)
+    return replace(config, **pinned_sections)
 
 
 def _record_to_continue(options: dict) -> dict:
-    """run.json of the output folder, where its run is continued; an evaluation always is."""
+    """Return the run.json of a run that is continued, else {}. An evaluation, which has no --resume, always is."""
     record = Path(options["output_dir"] or "", RECORD)
     return json.loads(record.read_text(encoding="utf-8")) if options.get("resume") is not False and record.is_file() else {}
 
 
-def _pinned_as(name: str | None, recorded: str | None) -> str | None:
-    """The commit in the record, where it is one of this name."""
+def _pinned_model(name: str | None, recorded: str | None) -> str | None:
+    """Return NAME@COMMIT of the record if it is for this name, else at the newest commit."""
     same = name is not None and recorded is not None and not Path(name).exists() and split_revision(recorded)[0] == name
     return recorded if same else pinned(name)
 
 
 def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
-    """How to run this recipe again: all options that are not the defaults, whether they came from flags or from a file."""
+    """Return the command that repeats a run, with all options that differ from their defaults."""
     launcher = ["accelerate", "launch", *["--num_processes", str(processes)] * (processes > 1)]
-    if processes > 1 and not gpu:  # where Accelerate would start one
+    if processes > 1 and not gpu:  # `accelerate launch` starts one process on a CPU
         launcher = ["torchrun", "--nproc_per_node", str(processes)]
     words = [*launcher, f"recipes/{Path(sys.argv[0]).stem.removeprefix('mscl-')}.py"]
     for section in (getattr(config, f.name) for f in fields(config)):
         default = type(section)()
         for name, value in vars(section).items():
-            # The command that is shown has no settings of a launcher.
+            # The launcher's settings of this run are not those of the next, so its defaults count.
             if value == LAUNCHER_DEFAULTS.get(name, getattr(default, name)) or name in NOT_REPEATED:
                 continue
             if isinstance(value, bool):
@@ -169,23 +179,23 @@ def _device(device: torch.device) -> str:
 
 
 def _hub_name(options: DataConfig) -> str | None:
-    """The data set's name on the Hub, where it is from there."""
+    """Return the name on the Hub of a data set that is read from there, else None."""
     name = options.data_dir or ""
     return name if options.dataset == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
 
 
 def _check(record: dict) -> None:
-    """Raise what a reader of the record would stumble over."""
+    """Raise the error that writing a model card from this record would raise."""
     for stage in record["stages"]:
         texts = (stage["stage"], stage["command"], *stage["versions"].values(), *stage["facts"], *map(str, stage["facts"].values()))
         texts += tuple(stage.get("warnings", ()))
         "".join((*texts, stage["facts"]["budget"], stage["facts"]["started from"], stage["base_model"] or "", stage["data_set"] or ""))
-    for found in record["evaluations"]:
-        "".join((found["dataset"], found["split"], found["precision"], *found["per_class_iou"], *(found["score_classes"] or ())))
-        "".join(found.get("warnings", ()))
-        figures = [found["num_images"], *(found[key] for key in MEASURED), found.get("classes_scored"), found.get("num_classes")]
-        for name, iou in found["per_class_iou"].items():
-            figures += [iou, found["per_class_accuracy"][name]]
-        sum(figure for figure in figures if figure is not None)
-        [found["inference"][key] for key in ("mode", "window", "base_size", "flip", "scales")]
+    for results in record["evaluations"]:
+        "".join((results["dataset"], results["split"], results["precision"], *results["per_class_iou"], *(results["score_classes"] or ())))
+        "".join(results.get("warnings", ()))
+        numbers = [results["num_images"], *(results[key] for key in METRICS), results.get("classes_scored"), results.get("num_classes")]
+        for name, iou in results["per_class_iou"].items():
+            numbers += [iou, results["per_class_accuracy"][name]]
+        sum(number for number in numbers if number is not None)
+        [results["inference"][key] for key in ("mode", "window", "base_size", "flip", "scales")]
     "".join((record.get("title") or "", record.get("license") or ""))

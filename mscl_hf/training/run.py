@@ -1,7 +1,7 @@
 """A run of a recipe: its processes, its output folder, and what happens when it fails or is stopped."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..cli import flat
-from ..records.run_folder import open_run
+from ..records.files import write_json
+from ..records.run_folder import RECORD, open_run
 from ..records.versions import commit
 from .crash_report import reporting
 from .finishing import Finishing
@@ -44,11 +45,22 @@ def start_run(config: Any, resume: bool) -> Iterator[Run]:
     """Seed all generators, start the processes and claim the output folder; a crash inside leaves a report in it.
 
     config: of a recipe. resume: whether the folder may hold a run with the same configuration. Raises ValueError for any other content.
+    Where a continued run fails before its next checkpoint (its images are not the same, for example), run.json is put back.
     """
     options = flat(config)
     set_seed(options["seed"])
     accelerator = make_accelerator(options["mixed_precision"], options.get("report_to", ()), options["output_dir"])
     out = Path(options["output_dir"])
-    open_run(out, options | {"commit": commit()}, resume, accelerator)
-    with reporting(out):
-        yield Run(out, accelerator, Finishing(out, accelerator.is_main_process))
+    earlier, saved = open_run(out, options | {"commit": commit()}, resume, accelerator), _checkpoints(out)
+    try:
+        with reporting(out):
+            yield Run(out, accelerator, Finishing(out, accelerator.is_main_process))
+    except Exception:
+        if earlier and accelerator.is_main_process and _checkpoints(out) <= saved:  # no step was made with the new options
+            with suppress(OSError):
+                write_json(out / RECORD, earlier)
+        raise
+
+
+def _checkpoints(out: Path) -> set[Path]:
+    return {*out.glob("checkpoints/step-*"), *out.glob("stage*/checkpoints/step-*")}

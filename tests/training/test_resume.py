@@ -320,9 +320,9 @@ def test_a_model_at_another_path_is_compared_by_its_weights(tmp_path):
 
     harness.run("finetune", *flags(tmp_path / "first"), pictures=False)
     harness.run("finetune", *flags(moved, tmp_path / "names.txt"), "--resume", pictures=False)
-    assert "which holds something else" in harness.refused("finetune", *flags(tmp_path / "second"), "--resume")
+    assert "with other contents" in harness.refused("finetune", *flags(tmp_path / "second"), "--resume")
     (tmp_path / "second" / "model.safetensors").replace(moved / "model.safetensors")
-    assert "does not hold what it held" in harness.refused("finetune", *flags(moved), "--resume")
+    assert "have changed" in harness.refused("finetune", *flags(moved), "--resume")
     (tmp_path / "names.txt").write_text("\n".join("abcdefgx"))
     assert "classes" in harness.refused("finetune", *flags(tmp_path / "first", tmp_path / "names.txt"), "--resume")
     run = json.loads((tmp_path / "tuned" / "run.json").read_text())
