@@ -40,7 +40,7 @@ def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentati
     options, model = config.data.with_range_of(config.run.model, network.config.image_range), network.config
     options, warnings = data.with_labels_of_model(options, model.label_map, model.reduce_labels, run.log)
     images = open_scored_split(options, config.run.split, tuple(model.id2label[i] for i in range(model.num_labels)), run.log)
-    warnings += data.label_warnings([], images, options)
+    warnings += data.label_warnings([], images, options) if run.is_main else []
     run.warn(warnings)
     return replace(config, data=options), images, warnings
 

@@ -23,9 +23,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from mscl_hf import MsclConfig
 from mscl_hf.cli import command, parse
 from mscl_hf.config import DataConfig, Section, option
-from mscl_hf.data import Sample, SegmentationData
-from mscl_hf.data.build import labelled_part, open_held_out, with_image_range
-from mscl_hf.data.labels import label_fields, label_warnings
+from mscl_hf.data import (
+    Sample,
+    SegmentationData,
+    label_fields,
+    label_warnings,
+    labelled_part,
+    open_held_out,
+    with_image_range,
+)
 from mscl_hf.evaluation import MeanIoU
 from mscl_hf.models.loading import open_model, open_segmenter
 from mscl_hf.sharing.provenance import pin_revisions

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig, TrainingConfig, ViewConfig
 from mscl_hf.data import load_data
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingData, TrainingImages
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, MSCL, Scale, SegmentationTraining, create_method
@@ -142,8 +142,8 @@ def method_data(name: str, backbone: str = "test_resnet", seed: int = 0, batch: 
     kind, size = METHODS[name], method_size(name, backbone)["image_size"]
     view = make_view(kind.views, kind.preset, size, size, ViewConfig())
     if kind.labels == "no":
-        return TrainingImages(None, scenes(unlabelled=True), view, seed, Order((), tuple(range(SCENES)), batch, 0, seed))
-    return TrainingImages(scenes(), None, view, seed, Order(tuple(range(SCENES)), (), batch, batch, seed))
+        return TrainingImages(None, scenes(unlabelled=True), view, seed, SamplingPlan((), tuple(range(SCENES)), batch, 0, seed))
+    return TrainingImages(scenes(), None, view, seed, SamplingPlan(tuple(range(SCENES)), (), batch, batch, seed))
 
 
 def finetuning(seed: int = 0, backbone: str = "test_resnet", dropout: float = 0.3) -> SegmentationTraining:
@@ -164,7 +164,7 @@ def training_data(
     first = scenes(labelled) if labelled else None
     second = scenes(unlabelled, unlabelled=True, seed=1) if unlabelled else None
     count = batch // 2 if labelled and unlabelled else batch if labelled else 0
-    return TrainingImages(first, second, view, seed, Order(tuple(range(labelled)), tuple(range(unlabelled)), batch, count, seed))
+    return TrainingImages(first, second, view, seed, SamplingPlan(tuple(range(labelled)), tuple(range(unlabelled)), batch, count, seed))
 
 
 def options(**given) -> TrainingConfig:

@@ -1,4 +1,4 @@
-"""The data set: where images and masks lie, which of them are used, and how masks are read."""
+"""Options of the data set: where images and masks are, which of them are used, and how masks are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,39 +9,43 @@ from .fields import Section, option
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where images and masks lie, which of them are used, and how masks are read."""
+    """The data set: where images and masks are, which of them are used, and how masks are read."""
 
     _argument_group_name: ClassVar[str] = "data"
 
     dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "hf"] = option(
         "synthetic", "layout of the data; synthetic draws scenes and needs no files"
     )
-    data_dir: str | None = option(None, "folder of the data; for hf also a parquet file, a Hub name or s3://... (default: none, for synthetic)")
+    data_dir: str | None = option(
+        None, "folder of the data; for hf also a parquet file, a Hub name or s3://... (default: none; synthetic needs none)"
+    )
     train_split: str | None = option(None, "split to train on (default: train; voc2012 also has trainaug)")
-    val_split: str | None = option(None, "split to measure on during and after training (default: val, for hf validation); none = no split")
-    train_fraction: float | None = option(None, "share of the training masks to use (default: all); smaller shares are subsets of larger")
-    train_count: int | None = option(None, "number of training masks to use (default: all); smaller counts are subsets of larger")
+    val_split: str | None = option(None, "held-out split to measure on (default: val, or validation for hf); none = no split")
+    train_fraction: float | None = option(None, "share of the training masks to use (default: all); a smaller share is part of a larger one")
+    train_count: int | None = option(None, "number of training masks to use (default: all); fewer masks are part of more")
     subset_seed: int = option(0, "seed of the choice of training masks")
     max_bad_images: int = option(0, "unreadable images or masks to skip before the run stops", at_least=0)
-    image_dir: str | None = option(None, "folder layout: folder of the images (default: DATA_DIR/images)")
-    mask_dir: str | None = option(None, "folder layout: folder of the masks (default: DATA_DIR/masks, labels, annotations, ...)")
-    mask_suffix: str | None = option(None, "folder layout: what a mask's name adds to its image's, such as _mask (default: found by names)")
-    masked_only: bool = option(False, "folder layout: leave out images without masks")
-    label_map: str | None = option(None, "folder, hf: STORED:CLASS,... such as 255:1,128:255, where class 255 is ignored (default: ids as stored)")
-    image_column: str | None = option(None, "hf: column of the images (default: the only one)")
-    mask_column: str | None = option(None, "hf: column of the masks (default: the only one)")
-    subset: str | None = option(None, "hf: configuration name of a Hub data set (default: its default)")
+    image_dir: str | None = option(None, "folder: folder of the images (default: DATA_DIR/images)")
+    mask_dir: str | None = option(None, "folder: folder of the masks (default: DATA_DIR/masks, labels, annotations, ...)")
+    mask_suffix: str | None = option(None, "folder: ending of a mask's name after that of its image, such as _mask (default: detected)")
+    masked_only: bool = option(False, "folder: leave out images without masks")
+    label_map: str | None = option(
+        None, "folder, hf: STORED:CLASS,... such as 255:1,128:255; class 255 is ignored (default: stored ids are class ids)"
+    )
+    image_column: str | None = option(None, "hf: column of the images (default: the only one with a usual name)")
+    mask_column: str | None = option(None, "hf: column of the masks (default: the only one with a usual name)")
+    subset: str | None = option(None, "hf: configuration of a Hub data set (default: its default)")
     data_revision: str | None = option(None, "hf: revision of a Hub data set (default: the newest)")
-    streaming: bool = option(False, "hf: read the data set while training instead of downloading it first")
+    streaming: bool = option(False, "hf: read the data set during training instead of downloading it first")
     reduce_labels: bool = option(False, "folder, hf: ignore label 0 and subtract 1 from the others")
-    classes: list[str] | None = option(None, "folder, hf: class names, or one text file with a name a line (default: ids found in the masks)")
-    num_classes: int | None = option(None, "folder, hf: number of classes without names (default: by the ids found in the masks)")
+    classes: list[str] | None = option(None, "folder, hf: class names, or a text file with a name a line (default: from ids in the masks)")
+    num_classes: int | None = option(None, "folder, hf: number of classes without names (default: from ids in the masks)")
     image_range: list[int] | None = option(
         None, "folder, hf: LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's, or 0 to the "
-        "highest value of 8, 10, 12, 14 or 16 bits, whichever the training images need)",
+        "highest value of the 8, 10, 12, 14 or 16 bits that the training images need)",
     )  # fmt: skip
     image_cache_gb: float = option(
-        10.0, "GB of decoded training images to keep on disk, in ~/.cache/mscl_hf or MSCL_HF_CACHE; 0 = none", at_least=0
+        10.0, "size of the image cache in GB: decoded images in ~/.cache/mscl_hf, or MSCL_HF_CACHE; 0 = no cache", at_least=0
     )
 
     def __post_init__(self):
@@ -49,7 +53,7 @@ class DataConfig(Section):
         check_image_range(self.image_range)
 
     def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> "DataConfig":
-        """The options with the image range of a model, where it has one; ValueError where another is given."""
+        """Return the options with the image range of a model, if it has one. Raises ValueError if they have another."""
         if image_range is None:
             return self
         if self.image_range is not None and list(self.image_range) != list(image_range):

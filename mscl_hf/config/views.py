@@ -1,4 +1,4 @@
-"""The views that pre-training contrasts, and the crops of fine-tuning."""
+"""Options of the views of pre-training and of the crops of fine-tuning."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,22 +19,22 @@ def check_scales(least: float, most: float) -> None:
 
 @dataclass(frozen=True)
 class ViewConfig(Section):
-    """Geometry and color of the views. --preset and --min-area are read by methods on random resized crops, the others by methods on pairs."""
+    """Geometry and color of the views. Methods on random resized crops read --preset and --min-area, methods on pairs the others."""
 
     _argument_group_name: ClassVar[str] = "views"
 
     geometry: Literal["shared", "crops", "none"] | None = option(
-        None, "crops = each view has its own random scale, crop and flip, and the two overlap; shared = one crop for both; none = no random "
-        "geometry (default: crops in mscl, shared in other methods on pairs)",
+        None, "crops = a random scale, crop and flip for each view, with overlap; shared = one crop for both; none = the central crop "
+        "(default: crops for mscl, shared for other methods on pairs)",
     )  # fmt: skip
     min_scale: float = option(0.5, SMALLEST, **SCALE)
     max_scale: float = option(2.0, LARGEST, **SCALE)
-    min_overlap: float = option(0.3, "with --geometry crops: least share of a crop that the other one covers", above=0, at_most=1)
-    color_strength: float = option(1.0, "strength s of SimCLR's color distortion; 0 = none", at_least=0, at_most=100)
+    min_overlap: float = option(0.3, "with --geometry crops: least share of a crop that the other crop covers", above=0, at_most=1)
+    color_strength: float = option(1.0, "strength of SimCLR's color distortion; 0 = none", at_least=0, at_most=100)
     blur: float = option(0.5, "probability of a Gaussian blur", at_least=0, at_most=1)
     augment_both: bool = option(False, "distort the colors of both views, not only of the second")
     preset: Literal["simclr", "moco_v1", "moco_v2", "byol", "cmc", "chaitanya"] | None = option(
-        None, "published augmentation: colors, and crops where the method takes random resized crops (default: the method's)"
+        None, "published augmentation: colors, and the area of random resized crops (default: the method's)"
     )
     min_area: float | None = option(
         None, "least share of the image that a random resized crop covers (default: the preset's)", above=0, at_most=1

@@ -1,8 +1,8 @@
-"""Decoded images on disk, so that a file is decoded once and not once an epoch: one array an image or mask, memory-mapped.
+"""The image cache: decoded images on disk, so that a file is decoded once and not every epoch; one memory-mapped array an image or mask.
 
-A cached array is named by all that decides its content: the file with its size and time (or the bytes themselves), the size it is brought
-to, the image range, and for a mask its image and the label table. It appears whole, by a rename: runs may share the folder, be killed, or
-lose it, at any time.
+The name of a cached array is a digest of all that decides its content: the file with its size and time (or its bytes), the short side, the
+image range, and for a mask its image and the label table. Arrays appear whole, by a rename: runs may share the folder, be killed, or lose
+it, at any time.
 """
 
 import hashlib
@@ -21,31 +21,32 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from .dataset import BadSample, Sample, SegmentationData, examined_rows
-from .label_counts import IGNORE_INDEX, histogram_of
+from ..losses.labels import IGNORE_INDEX
+from .checks import examined_rows
+from .dataset import BadSample, Sample, SegmentationData, histogram_of
 from .pixels import resized
 
-VERSION = 3  # of what decoding gives; a change makes all older arrays unused
+VERSION = 3  # of decoding; a change makes all older arrays unused
 
 
 def cache_folder() -> Path:
-    """MSCL_HF_CACHE, or mscl_hf in the user's cache folder."""
+    """Return the folder of the image cache: below MSCL_HF_CACHE, or below mscl_hf in the user's cache folder."""
     fallback = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mscl_hf")  # a container may have no home
     return Path(os.environ.get("MSCL_HF_CACHE") or fallback) / "decoded"
 
 
 @dataclass(frozen=True)
-class DecodedData(SegmentationData):
-    """Samples at most short_side px on their short side (0 = as stored), kept in `folder` (None = decoded each time)."""
+class CachedData(SegmentationData):
+    """Samples of at most short_side px on their short side (0 = as stored), cached in `folder` (None = decoded each time)."""
 
     short_side: int = 0
     folder: Path | None = None
 
     def read(self, index: int) -> Sample:
-        """Raises BadSample as `SegmentationData.read`."""
+        """Read row `index` from the cache, or decode and cache it. Raises BadSample as `SegmentationData.read` does."""
         if self.folder is None or not 0 <= index < len(self):
             return smaller(super().read(index), self.short_side)
-        name, paths = self.place(index)
+        name, paths = self.cached(index)
         arrays = [_load(path) for path in paths]
         if all(array is not None for array in arrays):
             return Sample(arrays[0], arrays[1] if self.labelled else None, name)
@@ -55,37 +56,37 @@ class DecodedData(SegmentationData):
         return sample
 
     def vanished_classes(self, present: Collection[int]) -> list[int]:
-        """The classes that the stored masks hold, of those not present at this size. Examines the masks that `check_data` does."""
+        """Return the classes in the stored masks that are not present at this size. Reads the masks that `check_data` reads."""
         if len(present) == self.num_classes or not self.short_side:
             return []
 
         def classes_of(index: int) -> set[int]:
-            with suppress(BadSample):  # one that the check did not come to
+            with suppress(BadSample):  # a bad sample is reported by the check
                 return set(np.flatnonzero(histogram_of(self.read_mask(index))).tolist())
             return set()
 
         with ThreadPoolExecutor(4) as pool:
             return sorted(set().union(*pool.map(classes_of, examined_rows(len(self)))) - {*present, IGNORE_INDEX})
 
-    def place(self, index: int) -> tuple[str, list[Path]]:
-        """Name and arrays of a row: looked up once a run, a file that changes meanwhile is not noticed."""
-        if index not in self._places:
+    def cached(self, index: int) -> tuple[str, list[Path]]:
+        """Return the name of a row and the paths of its arrays. They are derived once a run: later changes of a file are not noticed."""
+        if index not in self._paths:
             row = self.stored(index)
             image = _identity(row["image"])
             scaled = () if self.image_range is None else (self.image_range,)
             paths = [self._path("image", image, *scaled)]
-            if self.labelled:  # a mask is kept with the image whose size it has
+            if self.labelled:  # a mask is resized with its image
                 paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, self._table))
-            self._places[index] = row["name"], paths
-        return self._places[index]
+            self._paths[index] = row["name"], paths
+        return self._paths[index]
 
     @cached_property
-    def _places(self) -> dict[int, tuple[str, list[Path]]]:
+    def _paths(self) -> dict[int, tuple[str, list[Path]]]:
         return {}
 
     @cached_property
     def _table(self) -> bytes:
-        """The label table in the name of a mask; a long one, of 16-bit ids, by its digest."""
+        """The label table for the name of a mask; a long one, of 16-bit ids, by its digest."""
         table = b"" if self.label_table is None else self.label_table.tobytes()
         return table if len(table) <= 256 else hashlib.blake2b(table).digest()
 
@@ -95,6 +96,7 @@ class DecodedData(SegmentationData):
 
 
 def _identity(stored: dict | None) -> bytes:
+    """Return a digest of the bytes, or the path of the file with its size and time."""
     stored = stored or {}
     if stored.get("bytes") is not None:
         return hashlib.blake2b(stored["bytes"]).digest()
@@ -102,11 +104,11 @@ def _identity(stored: dict | None) -> bytes:
     with suppress(OSError):
         state = os.stat(path)
         return f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}".encode()
-    return path.encode()  # decoding will say what is wrong with it
+    return path.encode()  # decoding reports what is wrong with it
 
 
 def smaller(sample: Sample, short_side: int) -> Sample:
-    """The sample with its short side brought down to short_side px, if it is longer; 0 = as it is."""
+    """Return the sample with its short side scaled down to short_side px, if it is longer; 0 = unchanged."""
     height, width = sample.image.shape[:2]
     if not short_side or min(height, width) <= short_side:
         return sample
@@ -119,7 +121,7 @@ def smaller(sample: Sample, short_side: int) -> Sample:
 def _load(path: Path) -> np.ndarray | None:
     try:
         return np.load(path, mmap_mode="r")
-    except Exception:  # not there, or damaged from outside, which numpy reports in many ways: then it is written anew
+    except Exception:  # absent or damaged, which numpy reports in many ways: it is written anew
         return None
 
 
@@ -130,34 +132,34 @@ def _store(path: Path, array: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-            file.write(array)  # np.save passes over a disk that is full at the last few KB
+            file.write(array)  # np.save ignores a disk that is full at the last few KB
         os.replace(part, path)
     except OSError as error:  # a full disk costs speed, not the run
         with suppress(OSError):
             part.unlink()
-        where = f"{path.parent.parent} ({error.strerror})"  # nothing of this one file: equal warnings are shown once
-        warnings.warn(f"decoded images cannot be kept in {where}; they are decoded each time", stacklevel=2)
+        where = f"{path.parent.parent} ({error.strerror})"  # not the file: equal warnings are shown once
+        warnings.warn(f"images cannot be cached in {where}; they are decoded each time", stacklevel=2)
 
 
-def decoded(data: SegmentationData, short_side: int, limit_gb: float, log: Callable[[str], None] = print) -> SegmentationData:
-    """The same data, read through the cache if it fits into limit_gb; older arrays give way, the oldest first.
+def with_cache(data: SegmentationData, short_side: int, limit_gb: float, log: Callable[[str], None] = print) -> SegmentationData:
+    """Return the data read through the image cache if it fits into limit_gb; the oldest arrays are deleted to make room.
 
-    Each part of a run's data sees to the limit when it is opened, by an estimate from a few samples: several at once may exceed it.
+    Each part of a run's data is compared with the limit when it is opened, by an estimate from a few samples: several may exceed it.
     """
-    data = DecodedData(**{f.name: getattr(data, f.name) for f in fields(SegmentationData)}, short_side=short_side)
+    data = CachedData(**{f.name: getattr(data, f.name) for f in fields(SegmentationData)}, short_side=short_side)
     if not limit_gb or not isinstance(data.rows, datasets.Dataset) or not len(data):
         return data
-    wanted = _bytes_of(data)
-    if wanted > limit_gb * 1e9:
-        log(f"{data.name}/{data.split} decoded takes {wanted / 1e9:.1f} GB, more than --image-cache-gb {limit_gb:g}: decoded each time")
+    size = _bytes_of(data)
+    if size > limit_gb * 1e9:
+        log(f"{data.name}/{data.split} is decoded each time: a cache takes {size / 1e9:.1f} GB, and --image-cache-gb is {limit_gb:g}")
         return data
     data = replace(data, folder=cache_folder())
-    make_room(data.folder, limit_gb * 1e9 - wanted, {path for index in range(len(data)) for path in data.place(index)[1]})
+    make_room(data.folder, limit_gb * 1e9 - size, {path for index in range(len(data)) for path in data.cached(index)[1]})
     return data
 
 
 def _bytes_of(data: SegmentationData, samples: int = 8) -> float:
-    """Of all samples, from a few of them; unreadable ones count for nothing."""
+    """Estimate the bytes of all decoded samples from a few; unreadable ones count as none."""
     sizes = []
     for index in range(0, len(data), max(1, len(data) // samples)):
         with suppress(BadSample):
@@ -166,18 +168,18 @@ def _bytes_of(data: SegmentationData, samples: int = 8) -> float:
     return len(data) * sum(sizes) / max(1, len(sizes))
 
 
-def make_room(folder: Path, limit: float, wanted: Collection[Path] = ()) -> None:
-    """Delete the oldest arrays until those that are not wanted take at most `limit` bytes, and what killed runs left half written.
+def make_room(folder: Path, limit: float, used: Collection[Path] = ()) -> None:
+    """Delete the oldest arrays until those not in `used` take at most `limit` bytes, and partial files of killed runs.
 
-    A run that still maps one keeps it until it ends.
+    A run that still maps a deleted array keeps it until it ends.
     """
     files = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
-        with suppress(OSError):  # another run may be clearing up too
+        with suppress(OSError):  # another run may delete files too
             state = path.stat()
             if path.suffix == ".part" and state.st_mtime < time.time() - 3600:
                 path.unlink()
-            elif path.suffix in (".npy", ".part") and path not in wanted:
+            elif path.suffix in (".npy", ".part") and path not in used:
                 files.append((state.st_mtime, state.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):

@@ -1,21 +1,18 @@
-"""Images with masks of train ids, whatever the layout they were stored in; every fault of a file is named here."""
+"""A split of a data set: images with masks of train ids, whatever their layout. Every unusable file raises BadSample, which names it."""
 
 import copy
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import datasets
 import numpy as np
-from tqdm import tqdm
 
+from ..losses.labels import IGNORE_INDEX
 from .image_formats import UnsupportedFile
 from .image_io import DECODE_ERRORS, decode
-from .label_counts import IGNORE_INDEX, LabelCounts, histogram_of
 from .pixels import BadSample, index_array, rgb_array
 
 
@@ -29,29 +26,60 @@ class Sample(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Where an image is from that is a slice of a volume. position: its place among the volume's slices, from 0 to 1."""
+    """The volume of an image that is a slice. position: of the slice in its volume, in [0, 1]."""
 
     volume: str
     position: float
 
 
 class UnknownLabels(BadSample):
-    """A mask that holds stored ids which are no class."""
+    """A mask that holds ids which are no classes."""
 
     def __init__(self, message: str, ids: list[int]):
         super().__init__(message)
         self.ids = ids
 
 
-class Fault(NamedTuple):
-    """Why a row cannot be used. unknown_ids: those stored in its mask, where that is the fault."""
+class LabelCounts:
+    """Labelled pixels, added up mask by mask.
 
-    message: str
-    unknown_ids: list[int]
+    pixels, images: (K,) int64, the pixels of each class and the masks that hold it. ignored: pixels with the ignored label.
+    read: masks counted. total: masks of the data set, of which `read` may be a part; None for a stream that was not read to its end.
+    vanished: classes that the stored masks hold and none of the counted masks, which are smaller.
+    """
+
+    def __init__(self, num_classes: int, total: int | None):
+        self.pixels = np.zeros(num_classes, dtype=np.int64)
+        self.images = np.zeros(num_classes, dtype=np.int64)
+        self.ignored, self.read, self.total = 0, 0, total
+        self.vanished: list[int] = []
+
+    def add(self, histogram: np.ndarray) -> None:
+        """Add one mask. histogram: (256,) pixels of each train id, as `histogram_of` returns it."""
+        classes = histogram[: len(self.pixels)]
+        self.pixels += classes
+        self.images += classes > 0
+        self.ignored += int(histogram[IGNORE_INDEX])
+        self.read += 1
+
+    @property
+    def present(self) -> list[int]:
+        """The classes that at least one counted mask holds."""
+        return np.flatnonzero(self.pixels).tolist()
+
+    @property
+    def stored(self) -> list[int]:
+        """The classes that at least one mask holds at its stored size."""
+        return sorted({*self.present, *self.vanished})
+
+
+def histogram_of(mask: np.ndarray) -> np.ndarray:
+    """Return (256,) int64, the pixels of each train id of a mask (H, W) uint8."""
+    return np.bincount(mask.ravel(), minlength=256)
 
 
 class Rows(Protocol):
-    """What data is read from: `datasets.Dataset` with Image columns, or scenes drawn on demand."""
+    """The rows of a split: a `datasets.Dataset` with Image columns, or scenes drawn on demand."""
 
     def __len__(self) -> int: ...
 
@@ -67,14 +95,14 @@ class SegmentationData:
     """A split of a data set.
 
     rows: len() and [i] -> {"image": PIL image, "mask": PIL image or None, "name": str}, or a `datasets.Dataset` that stores these encoded.
-    classes: the names of train ids 0..K-1; () when there are no masks.
+    classes: the names of train ids 0..K-1; () without masks.
     label_table: (256,) uint8 or (65536,) int32, stored id -> train id, 255 = ignored; None = stored ids are train ids.
-    groups: the stratum of each row (a video sequence, say), for subsets that keep the proportions.
-    slices: where each row is from, in data of volumes; None = the images belong to none.
-    note: what was found where, for the log at startup.
-    image_range: the stored values that are black and white in images of more than 8 bits; None = no such image can be read. With a range,
-        every image is read as float32.
-    labels: what the check of the data counted in the masks of these rows; None = not counted.
+    groups: the stratum of each row, such as its video sequence, for subsets that keep the proportions.
+    slices: the volume of each row and its position there; None = the images are no slices.
+    note: sentence for the log at startup: how many images and masks, and where.
+    image_range: the values of black and white in images of more than 8 bits; None = such images cannot be read. With a range, all images
+        are read as float32.
+    labels: label counts of these rows; None = not counted.
     """
 
     rows: Rows
@@ -105,7 +133,7 @@ class SegmentationData:
         return list(self.rows["name"]) if isinstance(self.rows, datasets.Dataset) else self.rows.names
 
     def read(self, index: int) -> Sample:
-        """Decode row `index`. Raises BadSample naming the file that cannot be used."""
+        """Decode row `index`. Raises BadSample, which names the unusable file."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.name}/{self.split}, which has {len(self)} rows")
         if not isinstance(self.rows, datasets.Dataset):
@@ -114,26 +142,26 @@ class SegmentationData:
         return decoded_sample(stored, self, lambda column: self._file(stored, index, column))
 
     def read_mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8, the train ids of row `index` at their stored size; its image is not decoded. Raises BadSample."""
+        """Return the train ids (H, W) uint8 of row `index` at their stored size, without decoding its image. Raises BadSample."""
         stored = {} if not isinstance(self.rows, datasets.Dataset) else self.stored(index)
         file_of = partial(self._file, stored, index)
         mask = _decoded(stored["mask"], f"the mask {file_of('mask')}") if stored else self.rows[int(index)]["mask"]
         return _train_ids(index_array(mask, file_of), self, file_of)
 
     def select(self, indices: Sequence[int]) -> "SegmentationData":
-        """The same data with only these rows, in this order."""
+        """Return the data with only these rows, in this order."""
         indices = [int(i) for i in indices]
         groups, slices = (None if of is None else tuple(of[i] for i in indices) for of in (self.groups, self.slices))
         return replace(self, rows=self.rows.select(indices), groups=groups, slices=slices, labels=None)
 
     def with_labels(self, labels: LabelCounts) -> "SegmentationData":
-        """The same data with the counts of its labels, and with all that is cached of it."""
+        """Return the data with the counts of its labels; cached properties are kept."""
         counted = copy.copy(self)
         object.__setattr__(counted, "labels", labels)  # as dataclasses do it in a frozen one; `replace` would drop the caches
         return counted
 
     def stored(self, index: int) -> dict[str, Any]:
-        """Row `index` of a `datasets.Dataset`, not decoded: an image is {"path": ..., "bytes": ...}."""
+        """Return row `index` of a `datasets.Dataset`, not decoded: an image is {"path": ..., "bytes": ...}."""
         return self._undecoded[int(index)].to_pylist()[0]
 
     @cached_property
@@ -141,27 +169,27 @@ class SegmentationData:
         return self.rows.with_format("arrow")
 
     def _file(self, stored: dict[str, Any], index: int, column: str) -> str:
-        """How to name the file behind a column in a message, of a mask after the words "the mask"."""
+        """Return the name of a column's file in messages; that of a mask follows the words "the mask"."""
         return (stored.get(column) or {}).get("path") or row_of(column, f"row {index} of {self.name}/{self.split}")
 
 
 def row_of(column: str, row: str) -> str:
-    """The name of an image without a file, and of a mask after the words "the mask"."""
+    """Return the name of an image that is no file; that of a mask follows the words "the mask"."""
     return f"of {row}" if column == "mask" else f"the {column} of {row}"
 
 
 def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], str]) -> Sample:
-    """The sample of a row that holds its image and mask encoded; arguments and faults as of `to_sample`."""
+    """Decode a row of an encoded image and mask; arguments and errors as in `to_sample`."""
     row = {"name": stored["name"]}
     for column in ("image", "mask") if data.labelled else ("image",):
         value = stored.get(column) or {}
-        # a mask may be missing, which `to_sample` says
+        # a missing mask is reported by `to_sample`
         row[column] = _decoded(value, "the mask " * (column == "mask") + file_of(column)) if value or column == "image" else None
     return to_sample(row, data, file_of)
 
 
 def _decoded(value: dict[str, Any], file: str) -> Any:
-    """Raises BadSample."""
+    """Decode one stored image. Raises BadSample."""
     try:
         return decode(value.get("path"), value.get("bytes"))
     except DECODE_ERRORS as error:
@@ -169,25 +197,25 @@ def _decoded(value: dict[str, Any], file: str) -> Any:
 
 
 def unreadable(where: str, error: Exception) -> BadSample:
-    """The message for a truncated file, a file that is no image, one beyond Pillow's pixel limit, or several images in one."""
+    """Return the error for a truncated file, a file that is no image, one beyond Pillow's pixel limit, or several images in one file."""
     if isinstance(error, UnsupportedFile):
         return BadSample(f"{where} {error}")
-    reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # Pillow tells the address of a buffer, and one bad row would count as many
-    return BadSample(f"{where} cannot be read as an image ({reason}); replace it, or skip it with --max-bad-images N")
+    reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # Pillow adds the address of a buffer, which makes equal messages differ
+    return BadSample(f"{where} cannot be read as an image ({reason}). Replace it, or skip it with --max-bad-images N.")
 
 
 def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
-    """Check and convert one decoded row. data has `classes`, `label_table` and `image_range`; file_of(column) names its file."""
+    """Check and convert one decoded row. data: has `classes`, `label_table` and `image_range`. file_of(column): the file's name."""
     image = rgb_array(row["image"], file_of, data.image_range)
     if not data.classes:
         return Sample(image, None, row["name"])
     if row.get("mask") is None:
-        raise BadSample(f"{file_of('image')} has no mask; add one, or leave the image out of the labelled data")
+        raise BadSample(f"{file_of('image')} has no mask. Add one, or leave the image out of the labelled data.")
     stored = index_array(row["mask"], file_of)
     if stored.shape != image.shape[:2]:
         raise BadSample(
             f"{file_of('image')} is {_size(image)} but its mask {file_of('mask')} is {_size(stored)} "
-            "(width x height, EXIF orientation applied); bring both to one size"
+            "(width x height, EXIF orientation applied). Bring both to one size."
         )
     return Sample(image, _train_ids(stored, data, file_of), row["name"])
 
@@ -197,90 +225,15 @@ def _size(array: np.ndarray) -> str:
 
 
 def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
+    """Map stored ids (H, W) to train ids (H, W) uint8. Raises UnknownLabels."""
     table = np.arange(256, dtype=np.uint8) if data.label_table is None else data.label_table
-    outside = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # stored ids that are no class
+    no_class = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # by stored id
     fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored < len(table))).all())
-    if not fits or outside[stored].any():
-        wrong = [int(v) for v in np.unique(stored) if not 0 <= v < len(table) or outside[v]]
+    if not fits or no_class[stored].any():
+        unknown_ids = [int(id) for id in np.unique(stored) if not 0 <= id < len(table) or no_class[id]]
         raise UnknownLabels(
-            f"the mask {file_of('mask')} holds the label(s) {wrong[:10]}, which belong to none of the {len(data.classes)} "
-            f"classes nor to the ignored label {IGNORE_INDEX}; correct the mask, the classes or the label map",
-            wrong,
+            f"the mask {file_of('mask')} holds the ids {unknown_ids[:10]}; expected ids of the {len(data.classes)} classes or the ignored "
+            f"label {IGNORE_INDEX}. Correct the mask, --classes or --label-map.",
+            unknown_ids,
         )
     return table[stored].astype(np.uint8, copy=False)
-
-
-def with_progress(results: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """The results, one for each image, with a progress bar on the main process where they take longer than 3 s."""
-    silent = os.environ.get("RANK", "0") != "0"
-    return tqdm(results, total=total, desc=description, unit="image", delay=3, leave=False, disable=silent)
-
-
-EXAMINED_AT_MOST = 4000  # rows that are read before training starts
-
-
-def examined_rows(count: int, limit: int = EXAMINED_AT_MOST) -> Sequence[int]:
-    """All rows, or `limit` evenly spaced ones where there are more."""
-    return range(count) if count <= limit else [i * count // limit for i in range(limit)]
-
-
-def check_data(
-    data: SegmentationData,
-    max_bad_images: int = 0,
-    decode_at_most: int = EXAMINED_AT_MOST,
-    workers: int = 4,
-    labels: LabelCounts | None = None,
-) -> tuple[list[int], list[str]]:
-    """Read samples before training starts, so that a bad file costs seconds and not a night.
-
-    Reads every row, or `decode_at_most` evenly spaced ones where there are more; rows not read count as usable.
-    labels: to which the masks of the usable rows that are read are added.
-    Returns (indices of the usable rows, a message for each bad row).
-    Raises BadSample when more than `max_bad_images` rows are bad, or all of them.
-    """
-    if max_bad_images < 0 or decode_at_most < 1 or workers < 1:
-        raise ValueError(
-            f"check_data got max_bad_images={max_bad_images}, decode_at_most={decode_at_most}, workers={workers}; "
-            "wanted at least 0, 1 and 1"
-        )
-    chosen = examined_rows(len(data), decode_at_most)
-
-    def examined(index: int) -> tuple[Fault | None, np.ndarray | None]:
-        """What is wrong with a row, and the histogram of its mask."""
-        try:
-            mask = data.read(index).mask
-        except BadSample as error:
-            return Fault(str(error), getattr(error, "ids", [])), None  # the error itself would keep the arrays of its frames
-        return None, None if mask is None or labels is None else histogram_of(mask)
-
-    faults = {}
-    with ThreadPoolExecutor(workers) as pool:
-        results = with_progress(pool.map(examined, chosen), len(chosen), f"checking {data.name}/{data.split}")
-        for i, (fault, histogram) in zip(chosen, results):
-            if fault:
-                faults[i] = fault
-            elif histogram is not None:
-                labels.add(histogram)
-    bad = [fault.message for fault in faults.values()]
-    if len(bad) > max_bad_images or (bad and len(bad) == len(data)):
-        verb = "is" if len(bad) == 1 else "are"
-        raise BadSample(
-            f"{len(bad)} of the {len(chosen)} samples read from {data.name}/{data.split} {verb} bad "
-            f"(--max-bad-images {max_bad_images}); the first: {bad[0]}; {_remedy(list(faults.values()), data)}"
-        )
-    return [i for i in range(len(data)) if i not in faults], bad
-
-
-def _remedy(faults: Sequence[Fault], data: SegmentationData) -> str:
-    """What to do about the faults; more classes where the unknown ids are the next ones after those of the classes."""
-    remedy, ids = "correct them" if len(faults) > 1 else "correct it", sorted({id for fault in faults for id in fault.unknown_ids})
-    is_next = ids == list(range(data.num_classes, data.num_classes + len(ids))) and IGNORE_INDEX not in ids
-    if all(fault.unknown_ids for fault in faults) and is_next and data.label_table is None:
-        names = ", ".join(map(repr, data.classes[:3])) + ", ..." * (data.num_classes > 3)
-        remedy = (
-            f"the masks hold ids up to {ids[-1]}, and {data.num_classes} class(es) are known: {names}. Give --num-classes {ids[-1] + 1}, "
-            "or as many names to --classes, separated by spaces or commas (in a file: one a line)"
-        )
-    if len(faults) == len(data):
-        return remedy
-    return f"{remedy}, or pass --max-bad-images N with N >= {len(faults)} to leave them out"

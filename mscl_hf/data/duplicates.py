@@ -1,4 +1,4 @@
-"""Images that two splits share, found by the bytes of their files."""
+"""Images that are in two splits, by the bytes of their files."""
 
 import hashlib
 import os
@@ -10,16 +10,16 @@ import datasets
 from .dataset import SegmentationData
 
 HEAD = 65_536  # bytes that are compared before whole files are
-# Rows of a split that are compared, evenly spaced over all: on network storage this takes a minute or two, and other processes wait.
+# Rows of a split that are compared, evenly spaced: on network storage this takes a minute or two, and other processes wait.
 MOST_FILES = 20_000
-MOST_STORED = 4000  # images in the rows themselves, which must be read to learn even their size
+MOST_STORED = 4000  # images stored in the rows, whose size is known only after reading them
 
 
 def shared_images(first: SegmentationData, second: SegmentationData) -> list[str]:
-    """Names in `second` of the images whose file has the bytes of a file in `first`.
+    """Return the names in `second` of the images whose file has the bytes of a file in `first`.
 
-    Sizes are compared first, then the first bytes, and only what agrees in both is read whole. Of large splits some rows are compared, see
-    `compared_rows`. Names alone prove nothing, since many splits count from 0.
+    Sizes are compared first, then the first bytes, and only files that agree in both are read whole. Of large splits only some rows are
+    compared, see `compared_rows`. Equal names prove nothing, since many splits count from 0.
     """
     indices: list[Sequence[int]] = [compared_rows(data) for data in (first, second)]
     for fingerprint in (_size, _head, _digest):
@@ -31,7 +31,7 @@ def shared_images(first: SegmentationData, second: SegmentationData) -> list[str
 
 
 def compared_rows(data: SegmentationData) -> Sequence[int]:
-    """Rows that `shared_images` compares: all, or MOST_FILES or MOST_STORED of them where there are more; none of drawn images."""
+    """Return the rows that `shared_images` compares: all, or MOST_FILES or MOST_STORED of more; none of drawn images."""
     if not isinstance(data.rows, datasets.Dataset) or not len(data):
         return range(0)
     is_file = (data.stored(0)["image"] or {}).get("bytes") is None
@@ -43,7 +43,7 @@ def _key(fingerprint: Callable[[bytes | None, str], object], data: SegmentationD
     image = data.stored(index)["image"] or {}
     try:
         return fingerprint(image.get("bytes"), image.get("path") or "")
-    except OSError:  # the check of the data names what cannot be read
+    except OSError:  # reported by the check of the data
         return None
 
 

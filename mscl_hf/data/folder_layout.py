@@ -1,135 +1,68 @@
-"""Where the images and masks of `--dataset folder` lie: names of folders, and the splits below or above them."""
+"""`--dataset folder`: your own images and masks, matched by their names."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .files import holds_images
-
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation",
-                "segmentationclass", "gt", "ground_truth", "groundtruth")  # fmt: skip
-WORDS = (  # in names of folders and files of masks
-    r"masks?|labels?|annotations?|annot|annos?|segs?|segmentations?|segmentation_?class|gt|ground_?truth|label_?ids|label_?train_?ids|"
-    "semantic|targets?"
-)
-SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))  # names that mean the same
-NUMBERED = re.compile(rf"({'|'.join(name for names in SPLITS for name in names)})[ ._-]?[0-9]+")  # train2017, val_2017
-WANTED = "a folder with images/ and masks/ (or only images), or image_dir and mask_dir"
+from ..messages import first_three
+from .class_inference import infer_classes
+from .dataset import SegmentationData
+from .files import find_images, from_files, open_masks, skipped_note, slices_by_name, unique_names
+from .folder_names import find_folders
+from .label_map import class_names, make_table
+from .mask_files import separate
+from .mask_matching import match_masks, no_masks, require_matches
 
 
-class UnknownSplit(ValueError):
-    """A data set has no such split. available: the names of those that it has."""
+def build_folder(
+    split: str,
+    data_dir: Path | None,
+    unlabelled: bool = False,
+    image_dir: str | Path | None = None,
+    mask_dir: str | Path | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    num_classes: int | None = None,
+    label_map: dict[int, int] | str | None = None,
+    reduce_labels: bool = False,
+    mask_suffix: str = "",
+    masked_only: bool = False,
+) -> SegmentationData:
+    """Open images/ and masks/ (labels/, ...) matched by stem, each with or without a sub-folder for every split, or both in one folder.
 
-    def __init__(self, message: str, split: str, available: Sequence[str]):
-        super().__init__(message)
-        self.split, self.available = split, tuple(available)
-
-
-def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_dir: Any = None) -> tuple[Path, Path | None]:
-    """The folders of a split's images and masks; None where no folder of masks is given and not exactly one is found.
-
-    images/ and masks/ (labels/, annotations/, ...) lie above the folders of the splits or in them. Without either, the images lie in the
-    split's folder, or in data_dir itself, which is all 'train' then. Raises ValueError for a folder or a split that is not there.
+    Masks may lie beside their images, as 00_mask.png or 00.png beside 00.jpg; they are never read as images. Without masks the data is
+    unlabelled: all image files below the folder. Without `classes` or `num_classes` the classes are inferred from the masks.
+    mask_suffix: what a mask's stem adds to its image's ("_mask"). masked_only: leave out images without masks. If all images lie in
+    sub-folders, these are volumes of slices.
     """
-    images, masks = _find_folders(split, data_dir, image_dir, mask_dir)
-    if masks is not None and masks.resolve().is_relative_to(images.resolve()):  # so that paths of files can be compared
-        masks = images / masks.resolve().relative_to(images.resolve())
-    return images, masks
+    images_root, masks_root = find_folders(split, data_dir, image_dir, mask_dir)
+    files = find_images(images_root)
+    separated = separate(files.images, images_root, masks_root, mask_suffix)
+    images = separated.images
+    if not images:
+        raise ValueError(f"{images_root} holds only masks, in {separated.folders[0]}; expected images beside them. Add the images.")
+    names = unique_names(images, images_root)
+    slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
+    table = make_table(label_map, reduce_labels)
+    note = f" in {images_root}{_merged_note(names)}{skipped_note(files.skipped)}"
+    masks_root = masks_root or separated.own_folder(images_root)
+    if unlabelled and separated.left_out:
+        note += f"; {separated.left_out} of {len(files.images)} image files are masks and are left out"
+    if not unlabelled and masks_root is None and not separated.beside:
+        unlabelled, note = True, f"{note}; no masks: {no_masks(data_dir, images_root, separated)}"
+    if unlabelled:
+        return from_files("folder", split, names, images, None, (), slices=slices, note=note)
+    masks = match_masks(separated, images_root, masks_root, mask_suffix)
+    require_matches(images, masks, images_root, masks_root or images_root, mask_suffix, masked_only, split)
+    if masked_only:
+        kept = [i for i, mask in enumerate(masks) if mask is not None]
+        note += f"; {len(images) - len(kept)} images without a mask are left out"
+        images, names, masks = ([column[i] for i in kept] for column in (images, names, masks))
+        slices = None if slices is None else tuple(slices[i] for i in kept)
+    note += f"; masks in {masks_root}" if masks_root else f"; masks beside them, such as {masks[0].name} of {images[0].name}"
+    all_classes = class_names(classes, num_classes) or infer_classes(open_masks(masks), table)
+    return from_files("folder", split, names, images, masks, all_classes, table, slices=slices, note=note)
 
 
-def _find_folders(split: str, data_dir: Path | None, image_dir: Any, mask_dir: Any) -> tuple[Path, Path | None]:
-    if image_dir is None and data_dir is None:
-        raise ValueError(f"the data set 'folder' needs a data folder: {WANTED}")
-    images, masks = (None if folder is None else Path(folder) for folder in (image_dir, mask_dir))
-    for folder in (images, masks):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"the folder {folder} is not there; wanted {WANTED}")
-    candidates = [masks] if masks is not None else [] if data_dir is None else mask_folders(data_dir)
-    images = images or image_folder(data_dir, bool(candidates))
-    if images is not None:
-        return in_split(images, split), _masks_of(split, candidates)
-    images = in_split(data_dir, split)
-    if images == data_dir:  # a mask folder that is no link lies among the images, and is told by its files
-        return images, _masks_of(split, [path for path in candidates if masks is not None or path.is_symlink()])
-    if masks is None and not candidates:
-        named = re.compile(rf"(?i){re.escape(images.name)}[ ._-]?(?:{WORDS})")  # train_masks, trainannot
-        siblings = [data_dir / name for name in subfolders(data_dir) if named.fullmatch(name)]
-        candidates = [folder for folder in siblings if holds_images(folder)]
-    inner = candidates if masks is not None else mask_folders(images)
-    folder = image_folder(images, True) if inner else None
-    return (images, _masks_of(split, candidates)) if folder is None else (folder, _masks_of(split, inner))
-
-
-def mask_folders(folder: Path) -> list[Path]:
-    """Sub-folders that are named after masks and hold image files; masks/ alone where it is one of them."""
-    matches = [path for path in _named(folder, MASK_FOLDERS) if holds_images(path)]
-    return [path for path in matches if path.name == "masks"] or matches
-
-
-def image_folder(folder: Path, has_masks: bool) -> Path | None:
-    """images/, or beside masks the only sub-folder with another name of IMAGE_FOLDERS."""
-    matches = _named(folder, IMAGE_FOLDERS)
-    if folder / "images" in matches:
-        return folder / "images"
-    return matches[0] if has_masks and len(matches) == 1 else None
-
-
-def in_split(folder: Path, split: str) -> Path:
-    """The split's sub-folder, or the folder itself where it is not divided (all of it is 'train'). Raises UnknownSplit."""
-    found = split_folder(folder, split)
-    if found is not None:
-        return found
-    divided = split_folders(folder)
-    if divided or split != "train":
-        state = f"the split folders there are {divided}" if divided else "it has no split folders, so all of it is 'train'"
-        message = f"no split {split!r} in {folder}: {state}; make {folder / split}, and the same below the masks"
-        raise UnknownSplit(message, split, divided or ["train"])
-    return folder
-
-
-def split_folder(folder: Path, split: str) -> Path | None:
-    """The sub-folder with the split's name, else with another of its names, else the only one with such a name and a number."""
-    if (folder / split).is_dir():
-        return folder / split
-    names = {name.lower(): name for name in reversed(subfolders(folder))}
-    exact = next((folder / names[name] for name in split_names(split) if name in names), None)
-    numbered = [folder / name for name in split_folders(folder) if without_number(name) in split_names(split)]
-    return numbered[0] if exact is None and len(numbered) == 1 else exact
-
-
-def split_folders(folder: Path) -> list[str]:
-    """Names of the sub-folders that are splits. train_1 and train_2 alone are parts of one; train2017 beside val2017 is a split."""
-    names = {name: without_number(name) for name in subfolders(folder)}
-    splits = {split for split, *_ in filter(None, map(split_names_of, names.values()))}
-    known = [name for name, plain in names.items() if split_names_of(plain)]
-    return known if len(splits) > 1 else [name for name in known if names[name] == name.lower()]
-
-
-def split_names_of(name: str) -> tuple[str, ...] | None:
-    """All names of the split that has this one; None for other names."""
-    return next((names for names in SPLITS if name in names), None)
-
-
-def without_number(name: str) -> str:
-    """train2017 as train; other names in lower case."""
-    numbered = NUMBERED.fullmatch(name.lower())
-    return numbered[1] if numbered else name.lower()
-
-
-def split_names(split: str) -> tuple[str, ...]:
-    """The split's own name first, then the others that mean the same."""
-    return (split, *(name for names in SPLITS if split in names for name in names if name != split))
-
-
-def subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _named(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [folder / name for name in subfolders(folder) if name.lower() in names]
-
-
-def _masks_of(split: str, candidates: Sequence[Path]) -> Path | None:
-    return (split_folder(candidates[0], split) or candidates[0]) if len(candidates) == 1 else None
+def _merged_note(names: Sequence[str]) -> str:
+    """Name the sub-folders whose images are read as one split; "" for fewer than two."""
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    return f"; its {len(folders)} sub-folders are read together: {first_three(folders)}" if len(folders) > 1 else ""

@@ -1,6 +1,6 @@
-"""What an image file stores beyond what Pillow reports: pages and bands of TIFF, frames, lossy compression, bits per band.
+"""Properties of image files that Pillow does not report: pages and bands of TIFF, frames, lossy compression, bits per band.
 
-Nothing is decoded here; `opening.decode` calls these functions on the file or on the image that it has opened.
+Nothing is decoded here; `image_io.decode` calls these functions on the file or on the opened image.
 """
 
 import sys
@@ -15,7 +15,7 @@ PHOTOMETRIC = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbC
 ALPHA = (1, 2)  # values of ExtraSamples
 REDUCED_OR_MASK = 5  # bits of NewSubfileType: a reduced-resolution copy, a transparency mask
 MOST_PAGES = 10_000
-# What Pillow reads of 16-bit colors are the high bytes. The same file, read by the other raw mode, gives the low bytes.
+# Pillow reads the high bytes of 16-bit colors. Read by the other raw mode, the same file gives the low bytes.
 LOW_BYTES = {
     f"{bands};16{order}": f"{bands};16{other}"
     for bands in ("RGB", "RGBA", "RGBX")
@@ -25,7 +25,7 @@ GRAY_ALPHA = "LA;16B"  # of PNG; read as RGBA it gives high and low bytes side b
 
 
 class UnsupportedFile(ValueError):
-    """An image file that is intact and cannot be used as one image. The message follows the file's name."""
+    """An intact file that cannot be used as one image. The message follows the file's name."""
 
 
 def is_tiff(head: bytes) -> bool:
@@ -33,7 +33,7 @@ def is_tiff(head: bytes) -> bool:
 
 
 def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
-    """Index and tags of the page of a TIFF that is the image; thumbnails and reduced-resolution copies do not count as pages.
+    """Return index and tags of the page of a TIFF that is the image; thumbnails and reduced-resolution copies are no pages.
 
     Raises UnsupportedFile for several pages, and for more bands than gray, palette, RGB or CMYK with a declared alpha band have; ValueError
     for a file without an image.
@@ -51,44 +51,45 @@ def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
         pages.append((len(pages), directory, bool(reduced)))
     full = [page for page in pages if not page[2]] or pages[:1]
     if len(full) > 1:
-        raise UnsupportedFile(f"is a TIFF of {len(full)} pages; expected one image in a file. Store every page as a file of its own")
+        raise UnsupportedFile(f"is a TIFF of {len(full)} pages; expected one image in a file. Store each page as its own file.")
     if not full or 256 not in full[0][1]:
-        raise ValueError("it is a damaged TIFF: the tags of its image are not there")
+        raise ValueError("it is a damaged TIFF without the tags of its image")
     number, tags, _ = full[0]
     _check_bands(tags)
     return number, tags
 
 
 def _check_bands(tags: ImageFileDirectory_v2) -> None:
+    """Raise UnsupportedFile for bands that Pillow would drop or read with 8 bits."""
     photometric, has_alpha = _whole(tags, 262), _whole(tags, 338) in ALPHA
     colors = FULL_BANDS.get(photometric, 1)
     bands = _whole(tags, 277, colors)
     if bands > colors + (has_alpha and colors != 4):
-        kind = PHOTOMETRIC.get(photometric, f"photometric interpretation {photometric}")
+        meaning = PHOTOMETRIC.get(photometric, f"photometric interpretation {photometric}")
         undeclared = "" if has_alpha else ", no band declared as alpha"
         raise UnsupportedFile(
-            f"is a TIFF of {bands} bands ({kind}{undeclared}); expected 1 (gray or palette) or 3 (RGB), with or without an alpha band, "
-            "or 4 (CMYK). Store the one or three bands to read as a gray or RGB image"
+            f"is a TIFF of {bands} bands ({meaning}{undeclared}); expected 1 (gray or palette) or 3 (RGB), with or without an alpha band, "
+            "or 4 (CMYK). Store the one or three bands to read as a gray or RGB image."
         )
     if bands > 1 and _whole(tags, 258, 1) > 8 and _whole(tags, 284, 1) == 2:
         raise UnsupportedFile(
             f"is a TIFF of {_whole(tags, 258)} bits that stores one band after another, of which Pillow reads 8 bits; expected pixel after "
-            "pixel (PlanarConfiguration 1). Store it so, or as PNG"
+            "pixel (PlanarConfiguration 1). Store it so, or as PNG."
         )
 
 
 def unreadable_tiff(tags: ImageFileDirectory_v2) -> str:
-    """The sentence for a TIFF of one page whose pixels Pillow cannot read."""
+    """Return the message for a TIFF of one page whose pixels Pillow cannot read."""
     photometric = PHOTOMETRIC.get(_whole(tags, 262), f"photometric interpretation {_whole(tags, 262)}")
     numbers = {1: "unsigned", 2: "signed", 3: "floating-point"}.get(_whole(tags, 339, 1), "unknown")
     return (
         f"is a TIFF of {_whole(tags, 277, 1)} band(s) of {_whole(tags, 258, 1)} bits ({numbers}, {photometric}, compression "
-        f"{_whole(tags, 259, 1)}), which Pillow cannot read; expected 8-bit or 16-bit gray or RGB. Store it so, as PNG or TIFF"
+        f"{_whole(tags, 259, 1)}), which Pillow cannot read; expected 8-bit or 16-bit gray or RGB. Store it so, as PNG or TIFF."
     )
 
 
 def _whole(tags: ImageFileDirectory_v2, tag: int, default: int = 0) -> int:
-    """The first value of a tag, or the default where it is absent or no whole number, as in damaged files."""
+    """Return the first value of a tag, or the default if it is absent or no whole number, as in damaged files."""
     value = tags.get(tag, default)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, int) else default
@@ -98,12 +99,12 @@ def check_frames(image: Image.Image) -> None:
     """Raise UnsupportedFile for an animation. A JPEG may hold previews and depth maps (MPO) beside its one image."""
     if image.format in ("GIF", "PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         raise UnsupportedFile(
-            f"is an animated {image.format} of {image.n_frames} frames; expected one image in a file. Store each frame as its own file"
+            f"is an animated {image.format} of {image.n_frames} frames; expected one image in a file. Store each frame as its own file."
         )
 
 
 def lossy_compression(image: Image.Image, file: IO[bytes]) -> str | None:
-    """The name of the lossy format that an opened image is stored in, or None."""
+    """Return the name of the lossy format of an opened image, or None."""
     if image.format in ("JPEG", "MPO"):
         return "JPEG"
     if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
@@ -112,26 +113,26 @@ def lossy_compression(image: Image.Image, file: IO[bytes]) -> str | None:
 
 
 def _has_lossy_chunk(file: IO[bytes]) -> bool:
-    """Whether a WebP file stores its pixels in a chunk "VP8 "; lossless ones are in "VP8L"."""
-    place = 12
+    """Return whether a WebP file stores its pixels in a chunk "VP8 "; lossless pixels are in "VP8L"."""
+    position = 12
     while True:
-        file.seek(place)
+        file.seek(position)
         header = file.read(8)
         if len(header) < 8 or header[:4] in (b"VP8 ", b"VP8L"):
             return header[:4] == b"VP8 "
         size = int.from_bytes(header[4:], "little")
-        place += 8 + size + size % 2
+        position += 8 + size + size % 2
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How the pixels of an opened image are stored, in Pillow's names such as "L;4" or "RGB;16B"; "" where they have none."""
+    """Return how the pixels of an opened image are stored, by Pillow's names such as "L;4" or "RGB;16B"; "" without a name."""
     args = image.tile[0].args if image.tile else ""
     args = args[0] if isinstance(args, tuple) and args else args
     return args if isinstance(args, str) else ""
 
 
 def value_step(image: Image.Image) -> float:
-    """The factor by which Pillow multiplies stored values: gray of 2 and 4 bits, and PGM with another maximum than 255 and 65535."""
+    """Return the factor by which Pillow multiplies stored values: gray of 2 and 4 bits, and PGM of a maximum other than 255 and 65535."""
     codec, args = (image.tile[0].codec_name, image.tile[0].args) if image.tile else ("", ())
     if codec in ("ppm", "ppm_plain") and isinstance(args, tuple) and len(args) == 2:
         return (65535 if image.mode == "I" else 255) / args[1]
@@ -139,12 +140,12 @@ def value_step(image: Image.Image) -> float:
 
 
 def is_inverted(image: Image.Image) -> bool:
-    """Whether Pillow inverts stored values: a TIFF of at most 8 bits in which 0 is white, whose raw mode ends in I (and R)."""
+    """Return whether Pillow inverts stored values: a TIFF of at most 8 bits in which 0 is white, whose raw mode ends in I (and R)."""
     return image.format == "TIFF" and "I" in raw_mode(image).partition(";")[2]
 
 
 def holds_more_than_8_bits(image: Image.Image) -> bool:
-    """Whether an opened image stores integers of more than 8 bits a band."""
+    """Return whether an opened image stores integers of more than 8 bits a band."""
     codec, args = (image.tile[0].codec_name, image.tile[0].args) if image.tile else ("", ())
     deep_ppm = codec in ("ppm", "ppm_plain") and isinstance(args, tuple) and len(args) == 2 and args[1] > 255
     return image.mode.startswith("I") or ";16" in raw_mode(image) or deep_ppm
@@ -156,13 +157,13 @@ def read_low_bytes(image: Image.Image, colors: str) -> None:
     if low is None:
         raise UnsupportedFile(
             f"holds 16-bit colors ({image.format}, {colors}) of which 8 bits would be lost; expected 16-bit gray or RGB. Store it as PNG, "
-            "or with 8 bits"
+            "or with 8 bits."
         )
     image.tile = [tile._replace(args=low if isinstance(tile.args, str) else (low, *tile.args[1:])) for tile in image.tile]
 
 
 def joined_bytes(high: np.ndarray, low: np.ndarray, colors: str) -> np.ndarray:
-    """(H, W, 2 to 4) uint16 from the two readings (H, W, 3 or 4) uint8 of 16-bit colors."""
+    """Return (H, W, 2 to 4) uint16 of the two readings (H, W, 3 or 4) uint8 of 16-bit colors."""
     if colors == GRAY_ALPHA:  # `low` holds all four bytes
         high, low = low[:, :, ::2], low[:, :, 1::2]
     return high * np.uint16(256) + low

@@ -1,35 +1,23 @@
-"""Where data comes from: a row of DATASETS and a builder for every layout."""
+"""The layouts of data sets: for each one a row in DATASETS and a builder."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..messages import first_three, layout_advice, near_names
+from ..losses.labels import IGNORE_INDEX
+from ..messages import flag, layout_advice, near_names
 from ..records.files import read_text
-from .dataset import IGNORE_INDEX, SegmentationData, Slice
-from .files import (
-    class_names,
-    file_rows,
-    find_images,
-    make_table,
-    open_masks,
-    require_files,
-    require_masks,
-    skipped_note,
-    slices_by_name,
-    unique_names,
-)
-from .folder_layout import WANTED, UnknownSplit, find_folders, subfolders
-from .found_classes import found_classes
+from .dataset import SegmentationData
+from .files import find_images, from_files, require_files, skipped_note, slices_by_name, unique_names
+from .folder_layout import build_folder
+from .folder_names import EXPECTED, UnknownSplit, subfolders
 from .hub_layout import build_hf
-from .image_io import refuse_packed
-from .mask_files import match_masks, separate
-from .missing_masks import no_masks, require_matches
+from .image_io import reject_archives
+from .label_map import class_names, make_table
 from .stream import SegmentationStream
 from .synthetic import CLASSES as SYNTHETIC_CLASSES
 from .synthetic import SPLIT_SIZES, DrawnScenes
@@ -55,7 +43,7 @@ def build_synthetic(
     scene_height: int = 96,
     scene_width: int = 128,
 ) -> SegmentationData:
-    """Scenes drawn on demand; `scenes` changes their number, `scene_seed` draws other ones."""
+    """Open scenes drawn on demand. scenes: their number. scene_seed: other scenes."""
     check_split(split, SPLIT_SIZES, "the synthetic data")
     rows = DrawnScenes(split, scenes or SPLIT_SIZES[split], scene_seed, scene_height, scene_width, masks=not unlabelled)
     note = f"{len(rows)} drawn scenes, no files (--dataset synthetic)"
@@ -63,10 +51,10 @@ def build_synthetic(
 
 
 def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
-    """CamVid as the SegNet tutorial packs it: `train.txt` holds "image mask" a line, with or without /SegNet/CamVid/.
+    """Open CamVid as in the SegNet tutorial: `train.txt` holds "image mask" a line, with or without /SegNet/CamVid/.
 
-    11 classes; 11 and 255 are void. Groups are the video sequences, since frames of one sequence look alike. Its sequences are also the
-    volumes of the slices, though unlike scans of a body they show nothing in common at equal places.
+    11 classes; 11 and 255 are void. Groups are the video sequences, since frames of a sequence look alike. The sequences are also the
+    volumes of the slices, although frames at equal positions show different things, unlike scans of a body.
     """
     root = data_dir / "CamVid" if (data_dir / "CamVid").is_dir() else data_dir
     lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
@@ -74,7 +62,8 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     lines = [line.split() for line in _lines(lists[split]) if line.strip()]
     wrong = [number for number, line in enumerate(lines, 1) if len(line) != 2]
     if wrong or not lines:
-        raise ValueError(f"{lists[split]} must hold an image and a mask a line, separated by a blank; wrong line(s): {wrong[:3]}")
+        state = f"is wrong in line(s) {', '.join(map(str, wrong[:3]))}" if wrong else "is empty"
+        raise ValueError(f"{lists[split]} {state}; expected an image and a mask a line, separated by a blank. Correct the list.")
     images, masks = ([root.joinpath(*Path(line[k]).parts[-2:]) for line in lines] for k in (0, 1))
     require_files(images, str(lists[split]))
     table = np.arange(256, dtype=np.uint8)
@@ -86,11 +75,11 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
 
 
 def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
-    """PASCAL VOC 2012, 21 classes; trainaug takes its masks from SegmentationClassAug (the added SBD labels)."""
+    """Open PASCAL VOC 2012, 21 classes; the masks of trainaug lie in SegmentationClassAug (with the added SBD labels)."""
     candidates = [data_dir, data_dir / "VOC2012", data_dir / "VOCdevkit" / "VOC2012"]
     root = next((path for path in candidates if (path / "ImageSets" / "Segmentation").is_dir()), None)
     if root is None:
-        raise ValueError(f"{data_dir} is not PASCAL VOC 2012; wanted {DATASETS['voc2012'].layout}")
+        raise ValueError(f"--data-dir is {data_dir}; expected {DATASETS['voc2012'].layout}.")
     lists = {path.stem: path for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))}
     check_split(split, lists, str(root), DATASETS["voc2012"].layout)
     names = [Path(line.split()[0]).stem for line in _lines(lists[split]) if line.strip()]
@@ -102,17 +91,17 @@ def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> Segme
 
 
 def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
-    """Cityscapes fine labels: labelIds files to the 19 train ids, the other ids of the data set to 255. Groups: cities."""
+    """Open Cityscapes fine labels: labelIds are mapped to the 19 train ids, other ids of the data set to 255. Groups: cities."""
     root = data_dir / "leftImg8bit"
     check_split(split, subfolders(root), str(data_dir), DATASETS["cityscapes"].layout)
     if split == "test" and not unlabelled:
-        raise ValueError("the Cityscapes split 'test' has no public masks; score on 'val', or load 'test' as unlabelled data")
+        raise ValueError("the split is 'test', of which Cityscapes publishes no masks. Use 'val', or 'test' as unlabelled data.")
     files = find_images(root / split)
     images = [path for path in files.images if path.stem.endswith("_leftImg8bit")]
     names = [path.relative_to(root / split).as_posix().removesuffix("_leftImg8bit.png") for path in images]
     masks = None if unlabelled else [data_dir / "gtFine" / split / f"{name}_gtFine_labelIds.png" for name in names]
     table = np.arange(256, dtype=np.uint8)
-    table[:34] = IGNORE_INDEX  # the data set knows ids 0..33; any other id stays itself and is refused when read
+    table[:34] = IGNORE_INDEX  # the data set has ids 0..33; any other id is an error when it is read
     table[list(CITYSCAPES_CLASSES.values())] = np.arange(19)
     groups = tuple(name.split("/")[0] for name in names)
     note = f" in {root / split}{skipped_note(files.skipped)}"
@@ -120,11 +109,10 @@ def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> Se
 
 
 def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
-    """ADE20K's scene parsing challenge: 150 classes, stored 0 (other objects) ignored and ids lowered by one."""
+    """Open ADE20K's scene parsing challenge: 150 classes; stored 0 (other objects) is ignored, and ids are lowered by one."""
     root = data_dir / "ADEChallengeData2016" if (data_dir / "ADEChallengeData2016").is_dir() else data_dir
-    there = subfolders(root / "images")
     folder = {"train": "training", "val": "validation"}.get(split, split)
-    check_split(folder, there, str(root), DATASETS["ade20k"].layout)
+    check_split(folder, subfolders(root / "images"), str(root), DATASETS["ade20k"].layout)
     images, skipped = find_images(root / "images" / folder)
     names = unique_names(images, root / "images" / folder)
     masks = None if unlabelled else [root / "annotations" / folder / f"{name}.png" for name in names]
@@ -133,123 +121,38 @@ def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     return from_files("ade20k", split, names, images, masks, classes, make_table(None, reduce_labels=True), note=note)
 
 
-def build_folder(
-    split: str,
-    data_dir: Path | None,
-    unlabelled: bool = False,
-    image_dir: str | Path | None = None,
-    mask_dir: str | Path | None = None,
-    classes: str | Path | Sequence[str] | None = None,
-    num_classes: int | None = None,
-    label_map: dict[int, int] | str | None = None,
-    reduce_labels: bool = False,
-    mask_suffix: str = "",
-    masked_only: bool = False,
-) -> SegmentationData:
-    """Your own files: images/ and masks/ (labels/, ...) matched by stem, each with or without a sub-folder for every split, or in one.
-
-    Masks may also lie beside their images, as 00_mask.png or 00.png beside 00.jpg; they are never taken for images. Without masks the
-    data is unlabelled: every image file below the folder. Without `classes` or `num_classes` the classes are the ids found in the masks.
-    `mask_suffix` is what a mask's stem adds to its image's ("_mask"); `masked_only` leaves out the images that have no mask. Where all
-    images lie in sub-folders, these are volumes of slices.
-    """
-    images_root, masks_root = find_folders(split, data_dir, image_dir, mask_dir)
-    files = find_images(images_root)
-    separated = separate(files.images, images_root, masks_root, mask_suffix)
-    images = separated.images
-    if not images:
-        raise ValueError(f"found no images in {images_root} outside of {separated.folders[0]}; expected images beside the masks")
-    names = unique_names(images, images_root)
-    slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
-    table = make_table(label_map, reduce_labels)
-    note = f" in {images_root}{_merged_note(names)}{skipped_note(files.skipped)}"
-    masks_root = masks_root or separated.own_folder(images_root)
-    if unlabelled and separated.left_out:
-        note += f"; {separated.left_out} of {len(files.images)} image files are masks and are left out"
-    if not unlabelled and masks_root is None and not separated.beside:
-        unlabelled, note = True, f"{note}; no masks: {no_masks(data_dir, images_root, separated)}"
-    if unlabelled:
-        return from_files("folder", split, names, images, None, (), slices=slices, note=note)
-    masks = match_masks(separated, images_root, masks_root, mask_suffix)
-    require_matches(images, masks, images_root, masks_root or images_root, mask_suffix, masked_only, split)
-    if masked_only:
-        kept = [i for i, mask in enumerate(masks) if mask is not None]
-        note += f"; {len(images) - len(kept)} images without a mask are left out"
-        images, names, masks = ([column[i] for i in kept] for column in (images, names, masks))
-        slices = None if slices is None else tuple(slices[i] for i in kept)
-    note += f"; masks in {masks_root}" if masks_root else f"; masks beside them, as {masks[0].name} of {images[0].name}"
-    found = class_names(classes, num_classes) or found_classes(open_masks(masks), table)
-    return from_files("folder", split, names, images, masks, found, table, slices=slices, note=note)
-
-
-def _merged_note(names: Sequence[str]) -> str:
-    """Names the sub-folders whose images are read as one split; '' for fewer than two."""
-    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
-    return f"; its {len(folders)} sub-folders are read together: {first_three(folders)}" if len(folders) > 1 else ""
-
-
 def _lines(path: Path) -> list[str]:
-    """Raises ValueError where a list of files is no text."""
+    """Return the lines of a list of files. Raises ValueError if it is no text."""
     try:
         return read_text(path).splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"the list {path} is neither UTF-8 text nor UTF-16 with a byte order mark ({error}); save it as UTF-8") from error
+        raise ValueError(f"{path} is neither UTF-8 text nor UTF-16 with a byte order mark ({error}). Save it as UTF-8.") from error
 
 
-def from_files(
-    dataset: str,
-    split: str,
-    names: Sequence[str],
-    images: Sequence[Path],
-    masks: Sequence[Path] | None,
-    classes: Sequence[str],
-    table: np.ndarray | None = None,
-    groups: tuple[str, ...] | None = None,
-    slices: tuple[Slice, ...] | None = None,
-    note: str = "",
-) -> SegmentationData:
-    """Put a layout's parts together; masks=None makes unlabelled data, whose classes are (). note: where they were found, and what else."""
-    note = f"{len(images)} images{'' if masks is None else ' with masks'}{note}"
-    if masks is None:
-        return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups, slices, note)
-    require_masks(images, masks)
-    return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups, slices, note)
-
-
-def check_split(split: str, there: Any, where: str, layout: str = "") -> None:
-    """Raise UnknownSplit naming the splits there are."""
-    if split not in there:
-        wanted = f"; wanted {layout}" if layout and not there else ""
-        raise UnknownSplit(f"no split {split!r} in {where}; the splits there: {', '.join(there) or 'none'}{wanted}", split, there)
+def check_split(split: str, available: Collection[str], where: str, layout: str = "") -> None:
+    """Raise UnknownSplit unless the split is available. layout: the expected content of the folder, if it has no split at all."""
+    if split not in available:
+        remedy = f"Give a folder like this: {layout}." if layout and not available else "Choose one of them."
+        raise UnknownSplit(split, list(available), where, remedy)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A row of DATASETS. build(split, data_dir, unlabelled, **options); layout says what the folder must hold."""
+class Layout:
+    """A row of DATASETS. build(split, data_dir, unlabelled, **options). layout: the expected content of the folder."""
 
     build: Callable[..., SegmentationData | SegmentationStream]
     layout: str
     needs_folder: bool = True
 
 
-DATASETS: dict[str, Source] = {
-    "synthetic": Source(build_synthetic, "no folder: scenes are drawn", needs_folder=False),
-    "camvid": Source(
-        build_camvid,
-        "a folder with train.txt (an image and a mask a line), train/, trainannot/, val.txt, ...",
-    ),
-    "voc2012": Source(build_voc2012, "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, ImageSets/Segmentation/*.txt"),
-    "cityscapes": Source(build_cityscapes, "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/ with *_labelIds.png"),
-    "ade20k": Source(
-        build_ade20k,
-        "ADEChallengeData2016 with images/training, annotations/training, images/validation, ...",
-    ),
-    "folder": Source(build_folder, WANTED, False),
-    "hf": Source(
-        build_hf,
-        "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset",
-        False,
-    ),
+DATASETS: dict[str, Layout] = {
+    "synthetic": Layout(build_synthetic, "no folder: scenes are drawn", needs_folder=False),
+    "camvid": Layout(build_camvid, "a folder with lists such as train.txt (an image and a mask a line) and folders such as train/ and trainannot/"),
+    "voc2012": Layout(build_voc2012, "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, ImageSets/Segmentation/*.txt"),
+    "cityscapes": Layout(build_cityscapes, "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/ with *_labelIds.png"),
+    "ade20k": Layout(build_ade20k, "ADEChallengeData2016 with images/training, annotations/training, images/validation, annotations/validation"),
+    "folder": Layout(build_folder, EXPECTED, False),
+    "hf": Layout(build_hf, "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset", False),
 }
 
 
@@ -264,24 +167,24 @@ def load_data(
 ) -> SegmentationData | SegmentationStream:
     """Load one split of a data set by the name of its layout (a key of DATASETS).
 
-    unlabelled: only the images; no mask is looked for or opened. image_range: as in SegmentationData.
-    options: the keyword arguments of the layout's builder.
-    Raises ValueError for an unknown name or option, a missing folder, split, image or mask.
+    unlabelled: only the images; no mask is opened. image_range: as in SegmentationData.
+    options: keyword arguments of the layout's builder.
+    Raises ValueError for an unknown name or option, and for a missing folder, split, image or mask.
     """
     if dataset not in DATASETS:
         advice = layout_advice(dataset) or near_names(dataset, DATASETS)
         raise ValueError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}. {advice}".rstrip())
-    source = DATASETS[dataset]
+    layout = DATASETS[dataset]
     _check_options(dataset, options if data_dir is None else {"data_dir": data_dir, **options})
-    if data_dir is None and source.needs_folder:
-        raise ValueError(f"the data set {dataset!r} needs a data folder (--data-dir): {source.layout}")
-    if data_dir is not None and dataset != "hf":  # hf may name a data set of the Hub, which is no folder
+    if data_dir is None and layout.needs_folder:
+        raise ValueError(f"--data-dir is missing; --dataset {dataset} needs {layout.layout}.")
+    if data_dir is not None and dataset != "hf":  # for hf it may be a data set of the Hub
         data_dir = Path(data_dir)
         if data_dir.is_file():
-            refuse_packed(data_dir)
+            reject_archives(data_dir)
         if not data_dir.is_dir():
-            raise ValueError(f"the data folder {data_dir} is not there; wanted {source.layout}")
-    data = source.build(split, data_dir, unlabelled, **options)
+            raise ValueError(f"--data-dir is {data_dir}, which is no folder; expected {layout.layout}.")
+    data = layout.build(split, data_dir, unlabelled, **options)
     return data if image_range is None else replace(data, image_range=tuple(image_range))
 
 
@@ -293,15 +196,15 @@ def _check_options(dataset: str, options: dict[str, Any]) -> None:
             continue
         readers = sorted((other for other in DATASETS if name in _options_of(other)), key="folder".__ne__)  # folder first
         if not readers:
-            near = difflib.get_close_matches(name, accepted)
-            raise ValueError(f"the data set {dataset!r} has no option {name!r}; close: {near}; it has: {', '.join(accepted) or 'none'}")
-        others = f" (or {', '.join(readers[1:])})" if len(readers) > 1 else ""
+            expected = ", ".join(accepted) or "none"
+            raise ValueError(f"{name} is no option of --dataset {dataset}; expected {expected}. {near_names(name, accepted)}".rstrip())
         reason = "is drawn and reads no files" if dataset == "synthetic" else "does not read this option"
-        flag = "--" + {"revision": "data_revision"}.get(name, name).replace("_", "-")
-        raise ValueError(f"{flag} is {value} and --dataset is {dataset}, which {reason}; give --dataset {readers[0]}{others}")
+        spelled = flag({"revision": "data_revision"}.get(name, name))
+        others = f" (or {', '.join(readers[1:])})" if len(readers) > 1 else ""
+        raise ValueError(f"{spelled} is {value} and --dataset is {dataset}, which {reason}. Give --dataset {readers[0]}{others}.")
 
 
 def _options_of(dataset: str) -> list[str]:
-    """The names of the options that a data set reads, data_dir among them."""
+    """Return the names of the options that a data set reads, including data_dir."""
     names = [name for name in inspect.signature(DATASETS[dataset].build).parameters if name not in ("split", "unlabelled")]
     return [name for name in names if dataset != "synthetic" or name != "data_dir"]

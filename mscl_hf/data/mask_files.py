@@ -1,4 +1,4 @@
-"""Which files of a folder are masks, and of which images: by the names of files and folders, and by few colors where names do not tell."""
+"""Tell masks from images in a folder, by the names of files and folders, and by their few colors where names are ambiguous."""
 
 import re
 import unicodedata
@@ -11,23 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .files import list_images
-from .folder_layout import IMAGE_FOLDERS, MASK_FOLDERS, WORDS
+from .folder_names import IMAGE_FOLDERS, MASK_FOLDERS, WORDS
 from .image_io import DECODE_ERRORS, decode
 
-MASK_NAME = re.compile(rf"(?i:[ ._-]?masks?|[ ._-](?:{WORDS}))$|_L$")  # 00_mask, 00-labels; 00_L as CamVid has it
+MASK_NAME = re.compile(rf"(?i:[ ._-]?masks?|[ ._-](?:{WORDS}))$|_L$")  # 00_mask, 00-labels; 00_L as in CamVid
 MASK_PREFIX = re.compile(rf"(?i)(?:{WORDS})[ ._-](?=.)")  # mask_00
-# Of these, the names that photos also have: gasmask, face-target, woman_L, target_00. Their files are opened.
+# Those of these names that photos also have: gasmask, face-target, woman_L, target_00. Such files are opened.
 PHOTO_NAME = re.compile(r"(?i:(?<![ ._-])masks?|[ ._-](?:semantic|targets?))$|_L$|^(?i:semantic|targets?)[ ._-]")
 FIRST_WORD, LAST_WORD = re.compile(r"^[^ ._-]+[ ._-]"), re.compile(r"[ ._-][^ ._-]+$")
 MASK_WORD = re.compile(rf"(?i)(?:^|[ ._-])(?:{WORDS})(?:[ ._-]|$)")  # train_masks, masks_png
-# Of files of one name, the last in this order is the mask of the first.
+# Among files of one stem, the last in this order is the mask of the first.
 FORMATS = (".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".bmp", ".gif", ".png")
-SAMPLES = 8  # pairs that are opened to see whether one file is the other's mask
+SAMPLES = 8  # pairs that are opened to check whether one file is the other's mask
 
 
 class Separated(NamedTuple):
-    """images: the files that are no masks. beside: masks of an image in its own folder. folders: below the root, of masks.
+    """images: the files that are no masks. beside: masks of an image in the image's folder. folders: folders of masks below the root.
     left_out: number of files that are masks."""
 
     images: list[Path]
@@ -36,16 +35,16 @@ class Separated(NamedTuple):
     left_out: int
 
     def own_folder(self, root: Path) -> Path | None:
-        """The only folder of masks, where it lies directly in the root."""
+        """Return the only folder of masks, if it lies directly in the root."""
         return self.folders[0] if len(self.folders) == 1 and self.folders[0].parent == root else None
 
 
 def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, suffix: str = "") -> Separated:
     """Tell masks from images among the image files below `root`.
 
-    Masks are: what lies below masks_root, where that lies in root; folders named after masks beside images; 00_mask.png (or 00 and the
+    Masks are: files below masks_root, if that lies in root; files of folders named after masks beside images; 00_mask.png (or 00 and the
     suffix) and the like beside 00.jpg; 00.png and 00_L.png beside 00.jpg, if they look like masks or masks_root is root.
-    Raises ValueError where only some of the files of such pairs look like masks.
+    Raises ValueError if only some of the files of such pairs look like masks.
     """
     inside = masks_root is not None and masks_root != root and masks_root.is_relative_to(root)
     by_folder: dict[Path, list[Path]] = defaultdict(list)
@@ -67,69 +66,36 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
     return Separated(sorted(images), dict(beside), folders, len(files) - len(images))
 
 
-def match_masks(separated: Separated, images_root: Path, masks_root: Path | None, suffix: str) -> list[Path | None]:
-    """The mask of each image, None where there is none: the file whose path below masks_root equals the image's but for the ending, or
-    adds to it, or, without masks_root, the one beside the image.
-
-    Raises ValueError when two masks fit one image, or two images one mask: either would be a guess.
-    """
-    images = separated.images
-    if masks_root is None:
-        return [_only(image, separated.beside.get(image, [])) for image in images]
-    others = set(images)
-    by_key: dict[str, list[Path]] = defaultdict(list)
-    for path in list_images(masks_root).images:
-        if path not in others:
-            by_key[key(path, masks_root)].append(path)
-    owners: dict[Path, Path] = {}
-    masks = []
-    for image in images:
-        keys = (key(image, images_root) + suffix, normal(image.relative_to(images_root).as_posix()) + suffix)  # 00 and 00.jpg
-        mask = _only(image, [path for name in keys for path in by_key.get(name, [])])
-        if mask in owners:
-            raise ValueError(f"the images {owners[mask]} and {image} share one stem, so their masks cannot be told; rename one")
-        if mask is not None:
-            owners[mask] = image
-        masks.append(mask)
-    return masks
-
-
-def _only(image: Path, masks: Sequence[Path]) -> Path | None:
-    if len(masks) > 1:
-        raise ValueError(f"the image {image} has two masks, {masks[0]} and {masks[1]}; keep one of them")
-    return masks[0] if masks else None
-
-
 def key(path: Path, root: Path) -> str:
-    """The path below the root without its ending, as `normal` text."""
+    """Return the path below the root without its ending, as composed Unicode."""
     return normal(path.relative_to(root).with_suffix("").as_posix())
 
 
 def normal(text: str) -> str:
-    """Composed Unicode: macOS stores the letter and its accent apart, and other systems keep what they are given."""
+    """Return composed Unicode: macOS stores a letter and its accent separately, other systems keep names as written."""
     return unicodedata.normalize("NFC", text)
 
 
 def stem_of_image(stem: str, suffix: str = "") -> str | None:
-    """What remains of a mask's stem without the suffix or a usual ending; None where it has neither."""
+    """Return a mask's stem without the suffix or a usual ending; None if it has neither."""
     if _has_suffix(stem, suffix):
         return stem[: -len(suffix)]
     ending = MASK_NAME.search(stem)
     return stem[: ending.start()] if ending else None
 
 
-def _by_name(files: Sequence[Path], suffix: str, told: bool) -> dict[Path, Path | None]:
-    """{mask: its image} of files in one folder, by their names; None for masks of the same naming whose image is missing.
+def _by_name(files: Sequence[Path], suffix: str, are_masks: bool) -> dict[Path, Path | None]:
+    """Return {mask: its image} of files in one folder, by their names; None for masks of the same naming whose image is missing.
 
-    Beside 00.jpg: 00_mask.png, mask_00.png, 00.jpg.png. If they look like masks, also 00_L.png and other names of photos (unless told),
-    mask_00.png beside img_00.jpg, 00_mask.png beside 00_sat.jpg, mask.png beside the only image of the folder or image.png.
+    Beside 00.jpg: 00_mask.png, mask_00.png, 00.jpg.png. If they look like masks: mask_00.png beside img_00.jpg, 00_mask.png beside
+    00_sat.jpg, mask.png beside the only image of the folder or image.png; also 00_L.png and other names of photos, unless are_masks.
     """
     stems = {path: normal(path.stem) for path in files}
     by_name = {normal(path.name): path for path in files}
     by_base = by_name | {stem: path for path, stem in stems.items()}
     endings = {path: base for path, stem in stems.items() if (base := stem_of_image(stem, suffix)) is not None}
     prefixes = {path: stem[match.end() :] for path, stem in stems.items() if path not in endings and (match := MASK_PREFIX.match(stem))}
-    photo_names = set() if told else {path for path, stem in stems.items() if PHOTO_NAME.search(stem) and not _has_suffix(stem, suffix)}
+    photo_names = {path for path, stem in stems.items() if not are_masks and PHOTO_NAME.search(stem) and not _has_suffix(stem, suffix)}
     groups = [(bases, cut) for named, cut in ((endings, LAST_WORD), (prefixes, FIRST_WORD)) for bases in _divided(named, photo_names)]
     groups = [(bases, cut) for bases, cut in groups if photo_names.isdisjoint(bases) or _may_be_masks(bases, by_base)]
     words = [path for path, stem in stems.items() if MASK_WORD.fullmatch(stem)]
@@ -154,28 +120,28 @@ def _has_suffix(stem: str, suffix: str) -> bool:
 
 
 def _divided(bases: dict[Path, str], photo_names: set[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """The paths that are no names of photos, and those that are."""
+    """Divide the paths into those without names of photos, and those with such names."""
     return tuple({path: base for path, base in bases.items() if (path in photo_names) is chosen} for chosen in (False, True))
 
 
 def _may_be_masks(bases: dict[Path, str], by_base: dict[str, Path]) -> bool:
-    """False where the files whose image is there do not look like masks."""
+    """Return False if the files whose image exists do not look like masks."""
     pairs = [(by_base[base], path) for path, base in bases.items() if base in by_base]
     return not pairs or _look_like_masks(pairs)
 
 
 def _unique(items: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """The items of the keys that occur once."""
-    found: dict[str, list[Path]] = defaultdict(list)
+    """Return the items whose key occurs once."""
+    paths_of: dict[str, list[Path]] = defaultdict(list)
     for name, path in items:
-        found[name].append(path)
-    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+        paths_of[name].append(path)
+    return {name: paths[0] for name, paths in paths_of.items() if len(paths) == 1}
 
 
-def _by_format(files: Sequence[Path], told: bool) -> dict[Path, Path | None]:
-    """{mask: its image} of files of one stem, such as 00.png and 00.jpg; None for masks whose image is missing.
+def _by_format(files: Sequence[Path], are_masks: bool) -> dict[Path, Path | None]:
+    """Return {mask: its image} of files of one stem, such as 00.png and 00.jpg; None for masks whose image is missing.
 
-    told: they are masks. Otherwise a few are opened, and all or none of them must look like masks.
+    Unless are_masks, a few are opened, and all or none of them must look like masks.
     """
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in files:
@@ -188,7 +154,7 @@ def _by_format(files: Sequence[Path], told: bool) -> dict[Path, Path | None]:
                 pairs[image.suffix.lower(), mask.suffix.lower()].append((image, mask))
     masks: dict[Path, Path | None] = {}
     for formats, members in pairs.items():
-        if told or _look_like_masks(members):
+        if are_masks or _look_like_masks(members):
             masks |= {mask: image for image, mask in members}
             alone = [path for path in files if path.suffix.lower() == formats[1] and len(by_stem[normal(path.stem)]) == 1]
             masks |= {path: None for path in alone if looks_like_mask(path, members[0][0])}
@@ -200,18 +166,19 @@ def _rank(path: Path) -> int:
 
 
 def _look_like_masks(pairs: Sequence[tuple[Path, Path]]) -> bool:
+    """Return whether the second files of the pairs look like masks. Raises ValueError if only some do."""
     votes = {looks_like_mask(mask, image) for image, mask in _few(pairs)} - {None}
     if len(votes) > 1:
         folder = pairs[0][0].parent
         raise ValueError(
             f"{folder} holds {len(pairs)} pairs such as {pairs[0][0].name} and {pairs[0][1].name}, and only some look like an "
-            f"image and its mask. If all are, pass --image-dir {folder} --mask-dir {folder}; else rename one of each pair"
+            f"image and its mask. If all are, give --image-dir {folder} --mask-dir {folder}; if not, rename one of each pair."
         )
     return votes == {True}
 
 
 def looks_like_mask(path: Path, image: Path) -> bool | None:
-    """Whether a file has one channel where the image has several, or few colors for its size; None where one cannot be read."""
+    """Return whether a file has one channel and its image several, or few colors for its size; None if one is unreadable."""
     with suppress(*DECODE_ERRORS):
         mask, channels = decode(path), _channels(image)
         if isinstance(mask, np.ndarray):  # colors of 16 bits
@@ -231,11 +198,11 @@ def _channels(path: Path) -> int:
 
 
 def _folders_of_masks(by_folder: dict[Path, list[Path]], root: Path) -> list[Path]:
-    """Those below the root: named after masks and beside a folder of images, or with such a word in the name and masks of images nearby."""
+    """Return the folders below the root that are named after masks beside a folder of images, or hold masks of images nearby."""
     below: dict[Path, list[Path]] = defaultdict(list)
     for folder, members in by_folder.items():
-        for place in (folder, *folder.parents)[: 1 + len(folder.relative_to(root).parts)]:  # up to the root
-            below[place] += members
+        for parent in (folder, *folder.parents)[: 1 + len(folder.relative_to(root).parts)]:  # up to the root
+            below[parent] += members
     with_images = {folder.parent for folder in below if folder.name.lower() in IMAGE_FOLDERS}
     nearby: dict[Path, dict[str, Path]] = {}
     chosen: dict[Path, None] = {}
@@ -255,7 +222,7 @@ def _in_mask_word(path: Path) -> bool:
 
 
 def _mirrors(files: Sequence[Path], images: dict[str, Path]) -> bool:
-    """Whether the files look like masks, and at least half of them have the stems of images."""
+    """Return whether the files look like masks, and at least half of them have the stems of images."""
     pairs = []
     for path in files:
         stem = normal(path.stem)
@@ -265,4 +232,5 @@ def _mirrors(files: Sequence[Path], images: dict[str, Path]) -> bool:
 
 
 def _few(pairs: Sequence[tuple[Path, Path]]) -> Sequence[tuple[Path, Path]]:
+    """Return about SAMPLES evenly spaced pairs."""
     return pairs[:: max(1, len(pairs) // SAMPLES)]

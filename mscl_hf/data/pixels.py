@@ -1,4 +1,4 @@
-"""Arrays of decoded images: RGB in levels of 0 to 255 for images, stored ids for masks."""
+"""Arrays of decoded images: RGB levels in [0, 255] for images, stored ids for masks."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from transformers.image_transforms import convert_to_rgb
 from .image_io import upright
 
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
-BAND_MODES = ("LA", "PA", "RGB", "RGBA")  # read as ids where the bands of a mask say one thing
+BAND_MODES = ("LA", "PA", "RGB", "RGBA")  # read as ids if all bands of a mask are equal
 MOST_COLORS = 12  # named in a message
 COLORS_OF_A_MASK = 1000  # counted; a photograph has millions
 
 
 class BadSample(ValueError):
-    """One image or mask cannot be used; the message names the file, what is wrong and what to do."""
+    """An image or mask that cannot be used; the message names the file, the fault and the remedy."""
 
 
 class ColorMask(BadSample):
-    """A mask of colors, or several. colors: pixels by color (R, G, B), of the most common ones. pixels: of all colors together."""
+    """One or several masks of colors. colors: pixels of the most common colors (R, G, B). pixels: those of all colors."""
 
     def __init__(self, file: str, mode: str, colors: Counter, pixels: int, masks: int = 1):
         self.file, self.mode, self.colors, self.pixels = file, mode, colors, pixels
@@ -30,38 +30,38 @@ class ColorMask(BadSample):
         of = f"the {masks} masks read hold" if masks > 1 else "it holds"
         super().__init__(
             f"the mask {file} has mode {mode} with colors, and {of} {listed}{more}; expected one class id a pixel (palette, 8-bit or "
-            "16-bit gray). Convert each color to the id of its class and store the masks as PNG"
+            "16-bit gray). Convert each color to the id of its class and store the masks as PNG."
         )
 
     @classmethod
     def of_all(cls, faults: list["ColorMask"]) -> "ColorMask":
-        """One error for several masks, with the colors of all."""
+        """Return one error for several masks, with the colors of all."""
         colors = sum((fault.colors for fault in faults), Counter())
         return cls(faults[0].file, faults[0].mode, colors, sum(fault.pixels for fault in faults), len(faults))
 
     @classmethod
     def of_array(cls, file: str, mode: str, bands: np.ndarray) -> "ColorMask":
-        """Of one mask (H, W, 3) of 8 or 16 bits a band."""
+        """Return the error for a mask (H, W, 3) of 8 or 16 bits a band."""
         packed = np.zeros(bands.shape[:2], np.uint64)  # numbers are sorted much faster than rows
         for band in range(3):
             packed = packed << np.uint64(16) | bands[:, :, band]
-        found, counts = np.unique(packed, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:COLORS_OF_A_MASK]
-        colors = {tuple(int(found[i]) >> shift & 0xFFFF for shift in (32, 16, 0)): int(counts[i]) for i in order}
+        numbers, counts = np.unique(packed, return_counts=True)
+        most_common = np.argsort(-counts, kind="stable")[:COLORS_OF_A_MASK]
+        colors = {tuple(int(numbers[i]) >> shift & 0xFFFF for shift in (32, 16, 0)): int(counts[i]) for i in most_common}
         return cls(file, mode, Counter(colors), packed.size)
 
 
 def rgb_array(image: Image.Image | np.ndarray, file_of: Callable[[str], str], image_range: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) RGB, upright, in levels of 0 to 255, as transformers' pipelines read it: alpha is dropped, a transparent color is white.
+    """Return (H, W, 3) RGB levels in [0, 255], upright, as transformers' pipelines read it: alpha is dropped, a transparent color is white.
 
-    uint8 without a range. With one, float32: stored values of more than 8 bits are scaled from it to 0 to 255 and clipped.
+    uint8 without a range. With a range, float32: values of more than 8 bits are scaled from it to [0, 255] and clipped.
     Raises BadSample for an image of more than 8 bits without a range.
     """
     return in_levels(stored_pixels(image, file_of), image_range, lambda: file_of("image"))
 
 
 def stored_pixels(image: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
-    """(H, W, 3) RGB, upright: uint8, or int32 as it is stored where the image has more than 8 bits."""
+    """Return (H, W, 3) RGB, upright: uint8, or int32 stored values of an image of more than 8 bits."""
     if isinstance(image, np.ndarray):  # 16-bit colors, with or without alpha
         colors = image[:, :, :3] if image.shape[2] > 2 else np.repeat(image[:, :, :1], 3, axis=2)
         return colors.astype(np.int32)
@@ -72,34 +72,35 @@ def stored_pixels(image: Image.Image | np.ndarray, file_of: Callable[[str], str]
         gray = gray if step == 1 else np.rint(gray / step).astype(np.int32)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; store it as 8 or 16 bit")
+        raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; expected integers. Store it with 8 or 16 bits.")
     if isinstance(image.info.get("transparency"), bytes):  # Pillow warns when such a palette is turned into RGB directly
         image = image.convert("RGBA")
     return convert_to_rgb(image.convert("RGB"), return_numpy=True)
 
 
 def in_levels(stored: np.ndarray, image_range: tuple[int, int] | None, name: Callable[[], str]) -> np.ndarray:
-    """Scale what `stored_pixels` returns as `rgb_array` does. 8-bit values are levels already, whatever the range."""
+    """Scale the pixels of `stored_pixels` as `rgb_array` does. 8-bit values are levels already, whatever the range."""
     if stored.dtype == np.uint8:
         return stored if image_range is None else stored.astype(np.float32)
     if image_range is None:
         raise BadSample(
-            f"{name()} holds more than 8 bits and no image range is known; expected the values that are black and white. "
-            "Give --image-range LOW HIGH (0 65535 for all 16 bits), or a model that has one"
+            f"{name()} holds more than 8 bits and there is no image range; expected the values of black and white. "
+            "Give --image-range LOW HIGH (0 65535 for all 16 bits), or a model that has a range."
         )
     low, high = image_range
     return ((stored - float(low)) * 255 / (high - low)).clip(0, 255).astype(np.float32)
 
 
 def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
-    """(H, W) stored ids. A palette image gives its indices: its colors are only for looking at. Gray stored as RGB, with an opaque alpha
-    band, as GIF, or as TIFF in which 0 is white gives its values. Raises BadSample for lossy formats, and ColorMask for colors."""
+    """Return the stored ids (H, W): the indices of a palette image, whose colors are only for display, and the values of gray, also if
+    stored as RGB, with an opaque alpha band, as GIF, or as TIFF in which 0 is white. Raises BadSample for lossy formats, ColorMask for
+    colors."""
     array = isinstance(mask, np.ndarray)
     lossy, step = (None, 1) if array else (mask.info.get("lossy"), mask.info.get("step", 1))
     if lossy:
         raise BadSample(
-            f"the mask {file_of('mask')} is a {lossy}, which changes ids along edges; expected a lossless format. Export the masks anew "
-            "from their source as PNG: converting this file does not bring the ids back"
+            f"the mask {file_of('mask')} is a {lossy}, which changes ids along edges; expected a lossless format. Export the masks again "
+            "from their source as PNG: converting this file does not restore the ids."
         )
     if array or mask.mode in BAND_MODES:
         ids = _ids_of_bands(mask if array else np.asarray(upright(mask)), "16-bit" if array else mask.mode, file_of)
@@ -110,19 +111,19 @@ def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -
         if mask.info.get("inverted"):
             ids = (1 if mask.mode == "1" else 255) - ids
     elif mask.mode == "F":
-        raise BadSample(f"the mask {file_of('mask')} holds floating-point pixels; expected ids. Store it as 8-bit or 16-bit gray")
+        raise BadSample(f"the mask {file_of('mask')} holds floating-point pixels; expected ids. Store it as 8-bit or 16-bit gray.")
     else:
         raise ColorMask.of_array(file_of("mask"), mask.mode, np.asarray(mask.convert("RGB")))
     return ids if step == 1 else np.rint(ids / step).astype(ids.dtype)
 
 
 def _ids_of_bands(bands: np.ndarray, mode: str, file_of: Callable[[str], str]) -> np.ndarray:
-    """(H, W) from gray or RGB (H, W, 2 to 4) with or without alpha."""
+    """Return ids (H, W) of gray or RGB (H, W, 2 to 4) with or without alpha."""
     count = bands.shape[2]
     if count in (2, 4) and (bands[:, :, -1] != np.iinfo(bands.dtype).max).any():
         raise BadSample(
             f"the mask {file_of('mask')} has an alpha band that is not opaque everywhere; expected one class id a pixel. "
-            "Store it as gray or palette, with the ignored id where it is transparent"
+            "Store it as gray or palette, with the ignored id where it is transparent."
         )
     colors = bands[:, :, : 3 if count > 2 else 1]
     if (colors != colors[:, :, :1]).any():
@@ -131,8 +132,8 @@ def _ids_of_bands(bands: np.ndarray, mode: str, file_of: Callable[[str], str]) -
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, ...] | None = None) -> np.ndarray:
-    """Resize (H, W) or (H, W, 3) to a width and height by Pillow; box: the part, x0, y0, x1, y1 in px. Integers of more than 8 bits become
-    float32, for which Pillow takes one band at a time."""
+    """Resize (H, W) or (H, W, 3) to a (width, height) by Pillow. box: the part, x0, y0, x1, y1 in px. Integers of more than 8 bits become
+    float32, which Pillow resizes band by band."""
     if pixels.dtype == np.uint8 or pixels.ndim == 2:
         return np.asarray(Image.fromarray(pixels).resize(size, resample, box=box))
     bands = (np.ascontiguousarray(pixels[:, :, band], dtype=np.float32) for band in range(pixels.shape[2]))
@@ -140,5 +141,5 @@ def resized(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resamplin
 
 
 def displayed(levels: np.ndarray) -> np.ndarray:
-    """Levels of 0 to 255 as uint8, for pictures."""
+    """Return levels in [0, 255] as uint8, for pictures."""
     return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)

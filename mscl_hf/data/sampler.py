@@ -1,4 +1,4 @@
-"""Which samples make up a batch: functions of (seed, step), with nothing to save and nothing to restore.
+"""Which samples make up a batch: a function of (seed, step), so that nothing about it is saved or restored.
 
 Every number of processes and workers sees the same global batches; process r takes every world-th sample of each part.
 """
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Ticket(NamedTuple):
-    """One sample of one batch. step: which forward pass; slot: place in the global batch; labelled: is its mask used?"""
+class SampleIndex(NamedTuple):
+    """One sample of one batch. step: the forward pass. slot: position in the global batch. labelled: whether its mask is used."""
 
     step: int
     slot: int
@@ -22,25 +22,25 @@ class Ticket(NamedTuple):
 
 @lru_cache(maxsize=8)
 def permutation(seed: int, part: int, epoch: int, length: int) -> np.ndarray:
-    """range(length) in the order of one epoch. part: keeps the draws of labelled (0), unlabelled (1) and streamed (2) data apart."""
+    """Shuffle range(length) for one epoch. part: keeps the draws of labelled (0), unlabelled (1) and streamed (2) data apart."""
     return np.random.default_rng([seed, part, epoch]).permutation(length)
 
 
 def draw(seed: int, part: int, step: int, count: int, length: int) -> list[int]:
-    """`count` of range(length) for a step: an epoch is a seeded permutation cut into whole batches, and what is left over of it is dropped.
+    """Draw `count` of range(length) for a step. An epoch is a seeded permutation cut into whole batches; its remainder is dropped.
 
     A batch across two epochs could hold an image twice, which in-batch contrast would push from itself. Where count > length it must.
     """
     batches = max(1, length // count)
-    order = permutation(seed, part, step // batches, length)
+    shuffled = permutation(seed, part, step // batches, length)
     start = step % batches * count
-    return [int(order[place % length]) for place in range(start, start + count)]
+    return [int(shuffled[position % length]) for position in range(start, start + count)]
 
 
 @dataclass(frozen=True)
-class Order:
-    """The batches of a run. labelled and unlabelled are indices of samples; a batch holds `labelled_per_batch` of the first, which come
-    first, and is filled up from the second. batch_size counts samples over all processes."""
+class SamplingPlan:
+    """The batches of a run. labelled, unlabelled: indices of samples. A batch holds `labelled_per_batch` labelled samples, and then
+    unlabelled ones. batch_size: samples over all processes."""
 
     labelled: tuple[int, ...]
     unlabelled: tuple[int, ...]
@@ -49,51 +49,55 @@ class Order:
     seed: int
 
     def __post_init__(self):
-        if not (self.batch_size >= 1 and 0 <= self.labelled_per_batch <= self.batch_size):
-            raise ValueError(f"a batch of {self.batch_size} images, {self.labelled_per_batch} of them labelled; wanted 1 image or more")
-        from_labelled, from_unlabelled = self.labelled_per_batch, self.batch_size - self.labelled_per_batch
-        for count, indices, what in ((from_labelled, self.labelled, "labelled"), (from_unlabelled, self.unlabelled, "unlabelled")):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}; expected at least 1.")
+        if not 0 <= self.labelled_per_batch <= self.batch_size:
+            raise ValueError(f"labelled_per_batch is {self.labelled_per_batch}; expected 0 to {self.batch_size}, the batch size.")
+        for name, indices, count in self.parts:
             if count and not indices:
-                raise ValueError(f"a batch wants {count} {what} images and there are none; change --labelled-share or --unlabelled")
+                raise ValueError(f"a batch needs {count} {name} images and the data has none. Change --labelled-share or --unlabelled.")
 
-    def batch(self, step: int) -> list[Ticket]:
-        """The global batch of a forward pass."""
-        tickets = []
+    @property
+    def parts(self) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+        """Name, indices and number in a batch of the labelled and of the unlabelled samples."""
         unlabelled_per_batch = self.batch_size - self.labelled_per_batch
-        parts = ((self.labelled, self.labelled_per_batch, True), (self.unlabelled, unlabelled_per_batch, False))
-        for part, (indices, count, labelled) in enumerate(parts):
-            for place in draw(self.seed, part, step, count, len(indices)) if count else ():
-                tickets.append(Ticket(step, len(tickets), indices[place], labelled))
-        return tickets
+        return ("labelled", self.labelled, self.labelled_per_batch), ("unlabelled", self.unlabelled, unlabelled_per_batch)
 
-    def share(self, step: int, rank: int, world: int) -> list[Ticket]:
-        """This process's part of it, the labelled ones first."""
-        tickets = self.batch(step)
-        labelled, rest = tickets[: self.labelled_per_batch], tickets[self.labelled_per_batch :]
-        return labelled[rank::world] + rest[rank::world]
+    def batch(self, step: int) -> list[SampleIndex]:
+        """Return the global batch of a forward pass."""
+        samples: list[SampleIndex] = []
+        for part, (name, indices, count) in enumerate(self.parts):
+            for position in draw(self.seed, part, step, count, len(indices)) if count else ():
+                samples.append(SampleIndex(step, len(samples), indices[position], name == "labelled"))
+        return samples
+
+    def share(self, step: int, rank: int, world: int) -> list[SampleIndex]:
+        """Return the samples of one process, the labelled ones first."""
+        samples = self.batch(step)
+        return samples[: self.labelled_per_batch][rank::world] + samples[self.labelled_per_batch :][rank::world]
 
     def check_world(self, world: int) -> None:
-        """ValueError unless every process gets the same number of labelled and of unlabelled samples."""
+        """Raise ValueError unless every process gets the same number of labelled and of unlabelled samples."""
         if world < 1 or self.batch_size % world or self.labelled_per_batch % world:
             raise ValueError(
-                f"a batch of {self.batch_size} images, {self.labelled_per_batch} of them labelled, cannot be split evenly over {world} "
-                f"processes; make both multiples of {world} (--batch-size, --labelled-share)"
+                f"--batch-size is {self.batch_size} with {self.labelled_per_batch} labelled images; expected multiples of {world}, the "
+                "number of processes. Change --batch-size or --labelled-share."
             )
 
 
-class Batches:
-    """The tickets of this process for forward passes first .. last - 1: a batch sampler for torch's DataLoader."""
+class BatchSampler:
+    """The samples of one process for forward passes first .. last - 1: a batch sampler for torch's DataLoader."""
 
-    def __init__(self, order: Order, first: int, last: int, rank: int = 0, world: int = 1):
-        self.order, self.first, self.last, self.rank, self.world = order, first, last, rank, world
+    def __init__(self, plan: SamplingPlan, first: int, last: int, rank: int = 0, world: int = 1):
+        self.plan, self.first, self.last, self.rank, self.world = plan, first, last, rank, world
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        return (self.order.share(step, self.rank, self.world) for step in range(self.first, self.last))
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        return (self.plan.share(step, self.rank, self.world) for step in range(self.first, self.last))
 
 
-def sample_rng(seed: int, ticket: Ticket) -> np.random.Generator:
-    """The random numbers of one sample's views: the same whatever worker or process draws them."""
-    return np.random.default_rng([seed, 77, ticket.step, ticket.slot, ticket.index])
+def sample_rng(seed: int, sample: SampleIndex) -> np.random.Generator:
+    """Return the random numbers of one sample's views, which depend on no worker and no process."""
+    return np.random.default_rng([seed, 77, sample.step, sample.slot, sample.index])

@@ -1,4 +1,4 @@
-"""The files that streams are read from: how many rows they have, without reading them, and their rows in blocks."""
+"""The files of a stream: their number of rows, from metadata, and their rows in blocks."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,29 +19,29 @@ Row = dict[str, Any]  # image, mask: {"bytes", "path"}, not decoded
 
 
 class Block(NamedTuple):
-    """Rows that are shuffled together. read() -> (row's number in its shard, row) of each, in stored order."""
+    """Rows that are shuffled together. read() returns (number in the shard, row) of each, in stored order."""
 
     rows: int
     read: Callable[[], list[tuple[int, Row]]]
 
 
 class Shard(Protocol):
-    """What one lane reads at a time. name: how messages call it."""
+    """A file, or part of one, that a shard sequence reads at a time. name: its name in messages."""
 
     name: str
 
     def rows(self) -> int | None:
-        """How many, by metadata alone; None where only reading tells."""
+        """Return the number of rows by metadata alone; None where there is no metadata."""
 
     def blocks(self, size: int, rng: np.random.Generator | None) -> Iterator[Block]:
-        """All rows in blocks of about `size`, in an order drawn by rng, None = as stored. A block is read before the next is asked for."""
+        """Yield all rows in blocks of about `size`, in an order drawn by rng (None = as stored). Read a block before taking the next."""
 
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """A parquet file at a path or at an address that fsspec opens (hf://, s3://). columns: what image and mask are called in it.
+    """A parquet file at a path or at an address that fsspec opens (hf://, s3://). columns: (column here, column in the file) pairs.
 
-    The least that is read of it is a row group, which is held in memory, still encoded, once for each lane of a process.
+    It is read by row groups, each held in memory, still encoded, once for each shard sequence of a process.
     """
 
     name: str
@@ -59,7 +59,7 @@ class ParquetShard:
 
     def _read(self, parquet: pq.ParquetFile, groups: list[int], counts: list[int]) -> list[tuple[int, Row]]:
         # One thread: workers are forked, and there is one for each core already.
-        with _told(self.name):
+        with _explained(self.name):
             table = parquet.read_row_groups(groups, columns=[stored for _, stored in self.columns], use_threads=False)
             table = table.select([stored for _, stored in self.columns])
         numbers = chain.from_iterable(range(sum(counts[:group]), sum(counts[: group + 1])) for group in groups)
@@ -67,12 +67,12 @@ class ParquetShard:
         return [(number, dict(zip((column for column, _ in self.columns), row))) for number, row in zip(numbers, values)]
 
 
-_one_thread = Lock()  # parts of one stream share what `datasets` keeps of it: two threads that read at once lose rows
+_one_thread = Lock()  # parts of a stream share state inside `datasets`: two threads that read at once lose rows
 
 
 @dataclass(frozen=True)
 class StreamedShard:
-    """Rows of any other form that `datasets` streams: only reading them tells how many there are, and their blocks come as stored."""
+    """Rows in any other form that `datasets` streams: their number is unknown, and their blocks come in stored order."""
 
     name: str
     stored: datasets.IterableDataset  # columns image and mask, not decoded
@@ -82,11 +82,11 @@ class StreamedShard:
 
     def blocks(self, size: int, rng: np.random.Generator | None) -> Iterator[Block]:
         start = 0
-        # Unlike iter(), .iter() does not deal the rows out to the workers of a DataLoader, which lanes have done already.
-        coming = self.stored.iter(batch_size=size)
+        # Unlike iter(), .iter() does not divide the rows among the workers of a DataLoader, which the shard sequences have done.
+        batches = self.stored.iter(batch_size=size)
         while True:
             with _one_thread:
-                columns = next(coming, None)
+                columns = next(batches, None)
             if columns is None:
                 return
             rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
@@ -95,7 +95,7 @@ class StreamedShard:
 
 
 def gathered(order: Sequence[int], counts: Sequence[int], size: int) -> list[list[int]]:
-    """Row groups in this order, put together until they hold `size` rows; a smaller rest joins the last ones."""
+    """Join row groups, in this order, to blocks of at least `size` rows; a smaller remainder joins the last block."""
     blocks, rows = [], size
     for group in order:
         if rows >= size:
@@ -104,33 +104,34 @@ def gathered(order: Sequence[int], counts: Sequence[int], size: int) -> list[lis
         blocks[-1].append(group)
         rows += counts[group]
     if rows < size and len(blocks) > 1:
-        rest = blocks.pop()
-        blocks[-1] += rest
+        remainder = blocks.pop()
+        blocks[-1] += remainder
     return blocks
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
+def _explained(address: str) -> Iterator[None]:
+    """Raise ValueError, with the address and a remedy, for errors of reading."""
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(
-            f"{address} cannot be read as parquet with the columns of the others ({type(error).__name__}: {error}); "
-            "see that it can be reached and is whole, or remove it"
+            f"{address} cannot be read as parquet with the columns of the other files ({type(error).__name__}: {error}). "
+            "Check that it is reachable and complete, or remove it."
         ) from error
 
 
 @contextmanager
 def _opened(address: str) -> Iterator[pq.ParquetFile]:
     files = filesystem(address.split("://")[0] if "://" in address else "file", os.getpid())
-    # Row groups are read in one go: what a cache read ahead would be thrown away.
-    with _told(address), files.open(address, "rb", cache_type="none") as file:
+    # Row groups are read in one request each: data read ahead would be thrown away.
+    with _explained(address), files.open(address, "rb", cache_type="none") as file:
         yield pq.ParquetFile(file)
 
 
 @cache
 def filesystem(protocol: str, process: int) -> fsspec.AbstractFileSystem:
-    """One for all threads of a process, each of which would list the folder anew; connections do not outlive a fork."""
+    """Return one file system for all threads of a process, which would each list the folder; connections do not outlive a fork."""
     return fsspec.filesystem(protocol)
 
 

@@ -1,7 +1,7 @@
 """Drawn scenes with exact masks: the embedded data set, which needs no download.
 
-Every scene has its own few paints, light, shadows, haze and noise, and all classes take their colours from the same
-paints. So a colour says nothing about the class; what tells it is the texture (clouds, grains, bricks, leaves) and,
+Every scene has its own few paints, light, shadows, haze and noise, and all classes take their colors from the same
+paints. So a color says nothing about the class; what tells it is the texture (clouds, grains, bricks, leaves) and,
 among the objects, which sometimes wear each other's patterns, the outline (box, ball, tent, post).
 """
 

@@ -16,38 +16,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .dataset import SegmentationData
-from .loader import Samples, StreamedSamples, View, joined, obey_parent_only, shares, stack, to_device
-from .sampler import Batches, Order
+from .loader import Samples, StreamedSamples, View, joined, obey_parent_only, stack, to_device, worker_slots
+from .sampler import BatchSampler, SamplingPlan
 from .stream import SegmentationStream
 
 Source = SegmentationData | SegmentationStream
 
 
 class TrainingData(ABC):
-    """What a run trains on, ready to be cut into batches.
+    """The images that a run trains on, in batches.
 
-    view: makes the views of a sample. seed: of order and views. place: where the data lies, for messages.
+    view: makes the views of a sample. seed: of sampling and views. place: where the data lies, for messages.
     """
 
     view: View
     seed: int
     place: str
-    images: int | None  # how many there are; None where a stream does not tell
+    images: int | None  # their number; None for a stream
 
     @property
     @abstractmethod
     def sources(self) -> list[Source]:
-        """The data sets that batches are drawn from; the one with masks, if there is one, is the first."""
+        """The data sets that batches are drawn from; one with masks comes first."""
 
     @property
     @abstractmethod
     def masked(self) -> Source | None:
-        """The data set whose masks are read, or which was opened to read them."""
+        """The data set whose masks are read."""
 
     @property
     @abstractmethod
     def stored(self) -> SegmentationData | None:
-        """Images for figures and health checks; None where they are streamed."""
+        """Images for figures and health checks; None for a stream."""
 
     @property
     @abstractmethod
@@ -60,18 +60,18 @@ class TrainingData(ABC):
 
     @abstractmethod
     def repeats(self) -> list[str]:
-        """Sentences on batches that are larger than the data, so that an image repeats in them."""
+        """Return warnings about batches that are larger than the data, so that an image repeats in them."""
 
     @abstractmethod
     def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> Iterable[dict]:
-        """Batches of this process for forward passes first .. last - 1, on the CPU."""
+        """Return the batches of this process for forward passes first .. last - 1, on the CPU."""
 
     @abstractmethod
     def _identity(self) -> tuple[str, Sequence[str]]:
-        """How many there are, and the names of images or shards."""
+        """Return the number and the names of images or shards."""
 
     def identity(self) -> dict[str, str]:
-        """Their number, digests of their names and of the content of some, and where they lie: to notice that a run gets other images."""
+        """Return the number of images, digests of their names and of the content of some, and their place: a resumed run compares them."""
         size, names = self._identity()
         stored = [source for source in self.sources if isinstance(source, SegmentationData)]
         content = hashlib.sha256(b"".join(map(_content_of_some, stored)))
@@ -81,7 +81,7 @@ class TrainingData(ABC):
     def batches(
         self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0, device: torch.device | str = "cpu"
     ) -> Iterator[dict]:
-        """The same on the device, with their views complete. On a GPU the next batch is prepared while the current one is used."""
+        """Yield the batches of `loader` on the device, with complete views. On a GPU the next one is prepared during the current step."""
         loader, device = self.loader(first, last, rank, world, workers), torch.device(device)
         if device.type != "cuda":
             for batch in loader:
@@ -102,13 +102,13 @@ class TrainingData(ABC):
 
 @dataclass(frozen=True)
 class TrainingImages(TrainingData):
-    """Stored images. labelled, unlabelled: either may be None. order: which of them make up a batch."""
+    """Stored images. labelled, unlabelled: either may be None. plan: which of them make up a batch."""
 
     labelled: SegmentationData | None
     unlabelled: SegmentationData | None
     view: View
     seed: int
-    order: Order
+    plan: SamplingPlan
     place: str = ""
 
     @property
@@ -132,21 +132,19 @@ class TrainingImages(TrainingData):
         return {"images with labels": len(self.labelled or ()), "images without labels": len(self.unlabelled or ())}
 
     def check_world(self, world: int) -> None:
-        self.order.check_world(world)
+        self.plan.check_world(world)
 
     def repeats(self) -> list[str]:
-        order = self.order
-        parts = ((order.labelled, order.labelled_per_batch, "labelled "), (order.unlabelled, order.batch_size - order.labelled_per_batch, ""))
         return [
-            f"a batch holds {count} {which}images and there are {len(images)}: some repeat in it and are contrasted with themselves; "
-            "lower --batch-size, or give more images"
-            for images, count, which in parts
-            if count > len(images)
+            f"--batch-size is {self.plan.batch_size} with {count} {name} images, and the data has {len(indices)}: some repeat in a batch "
+            "and are contrasted with themselves. Lower --batch-size, or give more images."
+            for name, indices, count in self.plan.parts
+            if count > len(indices)
         ]
 
     def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> Iterable[dict]:
         samples = Samples(self.labelled, self.unlabelled, self.view, self.seed)
-        sampler = Batches(self.order, first, last, rank, world)
+        sampler = BatchSampler(self.plan, first, last, rank, world)
         return DataLoader(samples, batch_sampler=sampler, num_workers=workers, collate_fn=stack, **_loader_options())
 
     def _identity(self) -> tuple[str, Sequence[str]]:
@@ -155,7 +153,7 @@ class TrainingImages(TrainingData):
 
 @dataclass(frozen=True)
 class TrainingStream(TrainingData):
-    """Images that are read as they come."""
+    """Streamed images."""
 
     stream: SegmentationStream
     view: View
@@ -176,26 +174,26 @@ class TrainingStream(TrainingData):
         return self.stream
 
     def check_world(self, world: int) -> None:
-        """Every process gets its part of any stream."""
+        """Do nothing: a stream can be divided over any number of processes."""
 
     def repeats(self) -> list[str]:
         return []
 
     def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> Iterable[dict]:
-        lanes = self.stream.lanes(self.batch_size)
-        parts = shares(self.batch_size, lanes, rank, world, workers)
-        if rank == 0 and (lanes % world or len(parts) > lanes // world):
+        sequences = self.stream.sequences(self.batch_size)
+        parts = worker_slots(self.batch_size, sequences, rank, world, workers)
+        if rank == 0 and (sequences % world or len(parts) > sequences // world):
             _log_once(
                 f"{len(self.stream.shards)} shard(s) of {self.stream.name}/{self.stream.split} cannot be split over {world} process(es) "
-                f"and their workers in batches of {self.batch_size}: several read the same shard, and each uses other rows of it"
+                f"and their workers in batches of {self.batch_size}: several read the same shard, and each uses other rows of it."
             )
         samples = StreamedSamples(self.stream, self.view, self.seed, self.batch_size, range(first, last), parts)
         workers = len(parts) if workers else 0
         batches = iter(DataLoader(samples, batch_size=None, num_workers=workers, collate_fn=_unchanged, **_loader_options()))
         if len(parts) == 1:
             return batches
-        places = [torch.tensor([slot // world for slot in part]) for part in parts]  # slots of process r are r, r + world, ...
-        return (joined(of_workers, places) for of_workers in zip(*[batches] * len(parts)))  # DataLoader asks its workers in turn
+        positions = [torch.tensor([slot // world for slot in part]) for part in parts]  # slots of process r are r, r + world, ...
+        return (joined(of_workers, positions) for of_workers in zip(*[batches] * len(parts)))  # DataLoader takes its workers in turn
 
     def _identity(self) -> tuple[str, Sequence[str]]:
         return f"{len(self.stream.shards)} shards", [PurePath(shard.name).name for shard in self.stream.shards]
@@ -206,7 +204,7 @@ def _loader_options() -> dict:
 
 
 def _content_of_some(data: SegmentationData, count: int = 16) -> bytes:
-    """A digest of images and masks as they are stored, of samples spread over the data; empty for scenes that are drawn."""
+    """Return a digest of `count` evenly spaced images and masks as stored; empty for drawn scenes."""
     if not isinstance(data.rows, datasets.Dataset):
         return b""
     digest = hashlib.sha256()
@@ -214,7 +212,7 @@ def _content_of_some(data: SegmentationData, count: int = 16) -> bytes:
         row = data.stored(index)
         for stored in (row.get("image") or {}, row.get("mask") or {}):
             content = stored.get("bytes")
-            with suppress(OSError):  # whoever decodes it will name it
+            with suppress(OSError):  # reported when it is decoded
                 content = Path(stored["path"]).read_bytes() if content is None and stored.get("path") else content
             digest.update(hashlib.sha256(content or b"").digest())
     return digest.digest()

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..config import InferenceConfig
+from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
 from ..models.normalization import image_statistics, normalize
 from .inference import predict_ids
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..data import Sample, SegmentationData
-
-IGNORE_INDEX = 255
 
 
 def evaluate_model(

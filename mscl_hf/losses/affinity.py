@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_shapes
-from .labels import IGNORE
+from .labels import IGNORE_INDEX
 from .precision import at_least_float32, full_precision
 
 SIZES = (1, 2, 3)  # half sides of the windows: 3x3, 5x5, 7x7
@@ -52,7 +52,7 @@ def affinity(
     p = at_least_float32(logits).softmax(1)
     p, q = p.clamp(MIN_PROBABILITY, 1), (1 - p).clamp(MIN_PROBABILITY, 1)
     log_p, log_q = p.log(), q.log()
-    valid = labels != IGNORE
+    valid = labels != IGNORE_INDEX
     classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
     is_class = labels[:, None] == classes  # (B, K, h, w)
     weights = [_per_pixel(weight, labels.where(valid, 0)) for weight in (edge_weight, same_weight)]

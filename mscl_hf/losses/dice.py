@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_shapes
-from .labels import IGNORE
+from .labels import IGNORE_INDEX
 from .precision import at_least_float32, full_precision
 
 
@@ -16,7 +16,7 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits (B, K, H, W), labels (B, H, W), 255 = ignored. 0, with a graph, where nothing is labelled.
     """
     check_shapes(logits, labels)
-    valid = (labels != IGNORE)[:, None]
+    valid = (labels != IGNORE_INDEX)[:, None]
     p = at_least_float32(logits).softmax(1) * valid
     classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
     y = ((labels[:, None] == classes) & valid).to(p.dtype)

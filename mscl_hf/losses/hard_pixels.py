@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .labels import IGNORE
+from .labels import IGNORE_INDEX
 from .precision import at_least_float32, full_precision
 
 
@@ -20,11 +20,11 @@ def hard_pixel_cross_entropy(logits: Tensor, labels: Tensor, probability: float 
     """
     if not (0 < probability <= 1 and 0 < share <= 1):
         raise ValueError(f"probability is {probability} and share {share}; expected numbers in (0, 1].")
-    valid = labels != IGNORE
+    valid = labels != IGNORE_INDEX
     count = int(valid.sum())
     if not count:
         return logits.sum() * 0
-    each = F.cross_entropy(at_least_float32(logits), labels.long(), ignore_index=IGNORE, reduction="none")[valid]
+    each = F.cross_entropy(at_least_float32(logits), labels.long(), ignore_index=IGNORE_INDEX, reduction="none")[valid]
     hardest = each.detach().topk(math.ceil(share * count)).values[-1]
     kept = each[each >= hardest.clamp(max=-math.log(probability))]
     return kept.mean()

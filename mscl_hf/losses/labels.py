@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .gather import largest
 
-IGNORE = 255
+IGNORE_INDEX = 255
 LABEL_DOWNSAMPLING = ("center", "majority", "pure")
 PIXEL_SAMPLES = ("all", "random", "class")
 
@@ -24,11 +24,11 @@ def labels_at(labels: Tensor, size: tuple[int, int], how: str = "center") -> Ten
     if how == "center":
         return labels[:, rows][:, :, columns].flatten(1).long()
     votes = _votes(labels.long(), size)  # (B, h*w, 256)
-    counted = votes[..., :IGNORE]
+    counted = votes[..., :IGNORE_INDEX]
     best = counted.argmax(2)  # the first of equals: the smaller id
     most = counted.gather(2, best[..., None])[..., 0]
     enough = (most > 0) & (most >= (0.75 if how == "pure" else 0) * votes.sum(2))
-    return torch.where(enough, best, IGNORE)
+    return torch.where(enough, best, IGNORE_INDEX)
 
 
 def _votes(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -49,7 +49,7 @@ def sample_pixels(labels: Tensor, how: str, count: int) -> tuple[Tensor, Tensor]
     how: "random" = `count` pixels of each image, labelled ones first. "class" = up to `count` pixels of each class of each image, filled
     up with ignored pixels to the same n in all images and processes.
     """
-    priority = torch.rand(labels.shape, device=labels.device) + (labels == IGNORE)
+    priority = torch.rand(labels.shape, device=labels.device) + (labels == IGNORE_INDEX)
     order = priority.argsort(dim=1)  # random, ignored pixels last
     if how == "random":
         return order[:, :count], labels.gather(1, order[:, :count])
@@ -59,7 +59,7 @@ def sample_pixels(labels: Tensor, how: str, count: int) -> tuple[Tensor, Tensor]
     index = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
     is_first = F.pad(grouped[:, 1:] != grouped[:, :-1], (1, 0), value=True)
     rank = index - torch.where(is_first, index, 0).cummax(dim=1).values  # within the class
-    kept = (rank < count) & (grouped != IGNORE)
+    kept = (rank < count) & (grouped != IGNORE_INDEX)
     most = max(1, int(largest(kept.sum(1).max())))
     front = (~kept).long().argsort(dim=1, stable=True)[:, :most]
-    return order.gather(1, front), torch.where(kept, grouped, IGNORE).gather(1, front)
+    return order.gather(1, front), torch.where(kept, grouped, IGNORE_INDEX).gather(1, front)

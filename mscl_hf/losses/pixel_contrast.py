@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check_choice
 from .gather import gather_rows, mean_count, share_of_mean
-from .labels import IGNORE
+from .labels import IGNORE_INDEX
 from .precision import at_least_float32, full_precision
 from .streamed import MASKED_SCORE, Mask, Term, logsumexp, streamed_sum, with_autograd
 
@@ -85,7 +85,7 @@ def pixel_contrast(
     weight = anchor_weights(labels, positives, exclude_classes, anchor_weight, scope == "batch")
 
     def total(term: Term) -> Tensor:
-        return streamed_sum(term, anchors, keys, temperature, weight, torch.where(key_labels == IGNORE, MASKED_SCORE, 0.0))
+        return streamed_sum(term, anchors, keys, temperature, weight, torch.where(key_labels == IGNORE_INDEX, MASKED_SCORE, 0.0))
 
     def same(rows: slice) -> Tensor:
         return labels[:, rows, None] == key_labels[:, None, :]
@@ -126,7 +126,7 @@ def _sets_of_keys(anchors, keys, labels, key_labels, scope: str, partner: Tensor
 def anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...], anchor_weight: str, shared: bool) -> Tensor:
     """Return the weight (G, N) of each anchor in the loss; zero for ignored and excluded pixels."""
     # An anchor without positive can only occur when the two views have label maps of their own.
-    counts = (labels != IGNORE) & (positives > 0)
+    counts = (labels != IGNORE_INDEX) & (positives > 0)
     for label in excluded:
         counts = counts & (labels != label)
     weight = counts.to(positives.dtype)
@@ -140,7 +140,7 @@ def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
     index = key_labels[..., None].expand_as(keys)
     sums = keys.new_zeros(len(keys), 256, keys.shape[2]).scatter_add(1, index, keys)
     counts = keys.new_zeros(len(keys), 256).scatter_add_(1, key_labels, torch.ones_like(key_labels, dtype=keys.dtype))
-    counts[:, IGNORE] = 0
+    counts[:, IGNORE_INDEX] = 0
     return sums / counts.clamp(min=1)[..., None] * (counts > 0)[..., None], counts
 
 

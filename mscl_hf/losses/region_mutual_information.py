@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_shapes
-from .labels import IGNORE
+from .labels import IGNORE_INDEX
 from .precision import at_least_float32, full_precision
 
 MAX_RETRIES = 12
@@ -44,7 +44,7 @@ def region_mutual_information(
     Computed in float64. Raises ValueError for a map smaller than a window.
     """
     check_shapes(probabilities, labels)
-    valid = (labels != IGNORE)[:, None]
+    valid = (labels != IGNORE_INDEX)[:, None]
     classes = torch.arange(probabilities.shape[1], device=labels.device)[:, None, None]
     probabilities = at_least_float32(probabilities)
     maps = ((labels[:, None] == classes) & valid).to(probabilities.dtype), probabilities.where(valid, 0)
@@ -66,7 +66,7 @@ def one_versus_rest(logits: Tensor, labels: Tensor) -> Tensor:
     It is divided by the number of labelled pixels + 1, as released. logits (B, K, H, W), labels (B, H, W), 255 = ignored.
     """
     check_shapes(logits, labels)
-    valid = labels != IGNORE
+    valid = labels != IGNORE_INDEX
     classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
     targets = (labels[:, None] == classes).to(at_least_float32(logits).dtype)
     each = F.binary_cross_entropy_with_logits(at_least_float32(logits), targets, reduction="none").sum(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels import IGNORE
+from .labels import IGNORE_INDEX
 from .multi_scale import MultiScaleLoss
 from .pixel_contrast import PixelContrast, against_negatives, anchor_weights
 from .precision import at_least_float32, full_precision
@@ -44,7 +44,7 @@ def listed_pixel_contrast(
         return ~same(rows) & (image_of[rows, None] == image_of)
 
     term = with_autograd(against_negatives(same, other, positives))
-    return streamed_sum(term, pixels, pixels, temperature, weight, torch.where(labels == IGNORE, MASKED_SCORE, 0.0))
+    return streamed_sum(term, pixels, pixels, temperature, weight, torch.where(labels == IGNORE_INDEX, MASKED_SCORE, 0.0))
 
 
 def released_pixel_contrast(

@@ -18,7 +18,7 @@ from transformers.utils.hub import resolve_revision
 from ..cli import flat
 from ..config import DataConfig, FinetuneConfig, PretrainConfig
 from ..config.launcher import DEFAULTS as LAUNCHER_DEFAULTS
-from ..data.folder_layout import IMAGE_FOLDERS, SPLITS
+from ..data.folder_names import IMAGE_FOLDERS, SPLITS
 from ..data.training_data import TrainingData
 from ..messages import flag
 from ..models.checks_mscl import read_json

@@ -6,11 +6,10 @@ from torch import Tensor
 
 from ..data.training_data import TrainingData
 from ..evaluation.metrics import MeanIoU
-from ..losses import labels_at
+from ..losses.labels import IGNORE_INDEX, labels_at
 from ..methods import SegmentationTraining
 from .setup import Buffers
 
-IGNORE = 255
 MOST_CELLS = 200_000  # of all batches together: 0.2 GB at 256 channels
 
 
@@ -20,8 +19,8 @@ def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: i
     x (n, cells, D), y (n, cells) with 255 = ignored; None when one of the two has no labelled cell. Cells count, not pixels: a figure to
     compare over steps, not with evaluation.
     """
-    keep = y.flatten() != IGNORE
-    if not keep.any() or not (y_held != IGNORE).any():
+    keep = y.flatten() != IGNORE_INDEX
+    if not keep.any() or not (y_held != IGNORE_INDEX).any():
         return None
     rows, labels = x.flatten(0, 1)[keep].double(), y.flatten()[keep]
     mean, deviation = rows.mean(0), rows.std(0).clamp(min=1e-6)
@@ -34,7 +33,7 @@ def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: i
     penalty = ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype)
     weights = torch.linalg.solve(a.T @ a + penalty, a.T @ F.one_hot(labels, classes).double())
     predicted = (design(x_held) @ weights).argmax(-1)
-    options = {"num_labels": classes, "ignore_index": IGNORE}
+    options = {"num_labels": classes, "ignore_index": IGNORE_INDEX}
     return float(MeanIoU().compute(predictions=[predicted.numpy()], references=[y_held.numpy()], **options)["mean_iou"])
 
 
@@ -75,7 +74,7 @@ def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tu
     for batch in data.batches(0, batches, device=device):  # all of it on every process: each then starts from the same classifier
         features = network.decoder(list(network.backbone(method.normalize(batch["image"])).feature_maps)).float()
         labels = labels_at(batch["mask"], features.shape[-2:]).flatten()
-        places = (labels != IGNORE).nonzero()[:, 0]
+        places = (labels != IGNORE_INDEX).nonzero()[:, 0]
         places = places[torch.randperm(len(places), generator=chosen).to(device)[: max(1, MOST_CELLS // batches)]]
         xs.append(features.flatten(2).transpose(1, 2).flatten(0, 1)[places])
         ys.append(labels[places])

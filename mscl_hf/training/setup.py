@@ -51,8 +51,7 @@ def check_batch(method: Method, data: TrainingData, options: TrainingConfig, wor
         raise ValueError(f"--batch-size {options.batch_size} cannot be split evenly over {world} processes; make it a multiple of {world}")
     if options.shard and world == 1:
         raise ValueError("--shard divides a network over processes and there is one; launch several, or leave it out")
-    if data.order is not None:
-        data.order.check_world(world)
+    data.check_world(world)
     if options.batch_size < method.min_batch:
         raise ValueError(f"--batch-size is {options.batch_size} and images of a batch are contrasted; give at least {method.min_batch}")
     apart = world if not torch.cuda.is_available() else 1  # on GPUs batch statistics are those of all processes

@@ -1,7 +1,7 @@
-"""Colour distortion (SimCLR's, Chen et al., 2020, and its kin), drawn per sample, computed for a batch on its device; no pixel moves.
+"""Color distortion: drawn per sample (as SimCLR, Chen et al., 2020, and its successors do), computed for a batch on its device.
 
-Brightness, contrast, saturation and grey are one formula, x -> clamp(f x + a grey(x) + b mean(grey(x))), so that every order of them around
-the one turn of the hue is a row of coefficients: there is no branch on a sample, and nothing waits for the device.
+Brightness, contrast, saturation and gray are one formula, x -> clamp(f x + a gray(x) + b mean(gray(x))), so any order of them around the
+one rotation of the hue is a row of coefficients, without a branch on a sample and without waiting for the device.
 Each operation is torchvision's of the same name. Letters: B images of H x W px.
 """
 
@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SLOTS = 7  # three before the hue, three behind it, and grey
-GREY = (0.2989, 0.587, 0.114)
-SIZE = 3 * SLOTS + 3  # of the parameters of an image: the slots' (f, a, b), the turn of the hue, the blur's sigma in px, solarised or not
+SLOTS = 7  # three operations before the hue, three after it, and gray
+GRAY = (0.2989, 0.587, 0.114)
+SIZE = 3 * SLOTS + 3  # parameters of an image: (f, a, b) of each slot, rotation of the hue, sigma of the blur in px, solarized or not
 
 
 @dataclass(frozen=True)
-class Colours:
-    """How far brightness, contrast, saturation and hue may go, and the probability of each operation, in the order in which they act.
+class Colors:
+    """Ranges of brightness, contrast, saturation and hue, and the probability of each operation, in the order in which they act.
 
-    Factors are uniform in 1 - x .. 1 + x, the hue turns by at most `hue` of the circle. grey_first: before the jitter instead of behind it.
+    Factors are uniform in [1 - x, 1 + x]; the hue rotates by at most `hue` of the circle. gray_first: before the jitter, not after it.
     """
 
     brightness: float = 0.0
@@ -29,50 +29,50 @@ class Colours:
     saturation: float = 0.0
     hue: float = 0.0
     jitter: float = 0.8
-    grey: float = 0.2
+    gray: float = 0.2
     blur: float = 0.0
-    solarise: float = 0.0
-    grey_first: bool = False
+    solarize: float = 0.0
+    gray_first: bool = False
 
     @classmethod
-    def simclr(cls, strength: float, blur: float) -> "Colours":
-        """SimCLR's at strength s; 0 = no colour changes."""
+    def simclr(cls, strength: float, blur: float) -> "Colors":
+        """Return SimCLR's colors at strength s; 0 = no color changes."""
         if strength == 0:
-            return cls(jitter=0, grey=0, blur=blur)
+            return cls(jitter=0, gray=0, blur=blur)
         return cls(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength, blur=blur)
 
 
-def draw_colour(colours: Colours, rng: np.random.Generator) -> Tensor:
-    """The parameters (SIZE,) of one image."""
+def draw_color(colors: Colors, rng: np.random.Generator) -> Tensor:
+    """Draw the parameters (SIZE,) of one image."""
     slots = np.tile([1.0, 0.0, 0.0], (SLOTS, 1))
     hue = sigma = 0.0
-    grey = colours.grey_first and rng.random() < colours.grey
-    if colours.jitter and rng.random() < colours.jitter:
-        spans = np.array([colours.brightness, colours.contrast, colours.saturation])
+    gray = colors.gray_first and rng.random() < colors.gray
+    if colors.jitter and rng.random() < colors.jitter:
+        spans = np.array([colors.brightness, colors.contrast, colors.saturation])
         factors = rng.uniform(np.maximum(0, 1 - spans), 1 + spans)
-        hue = float(np.clip(rng.uniform(-colours.hue, colours.hue), -0.5, 0.5))
+        hue = float(np.clip(rng.uniform(-colors.hue, colors.hue), -0.5, 0.5))
         rows = [[f, (1 - f) * saturation, (1 - f) * contrast] for f, saturation, contrast in zip(factors, (0, 0, 1), (0, 1, 0))]
         order = rng.permutation(4).tolist()  # 3 is the hue
-        for place, which in enumerate(order):
+        for position, which in enumerate(order):
             if which != 3:
-                slots[place if place < order.index(3) else place + 2] = rows[which]
-        if grey:  # what is grey has no saturation and no hue: its two operations follow the grey in the first slots
+                slots[position if position < order.index(3) else position + 2] = rows[which]
+        if gray:  # a gray image has no saturation and no hue: brightness and contrast follow gray in the first slots
             slots[:] = [1.0, 0.0, 0.0]
             slots[1:3] = [rows[which] for which in order if which < 2]
             hue = 0.0
-    if grey:
+    if gray:
         slots[0] = [0, 1, 0]
-    if not colours.grey_first and colours.grey and rng.random() < colours.grey:
+    if not colors.gray_first and colors.gray and rng.random() < colors.gray:
         slots[-1] = [0, 1, 0]
-    if rng.random() < colours.blur:
+    if rng.random() < colors.blur:
         sigma = float(rng.uniform(0.1, 2.0))
-    solarised = bool(colours.solarise) and rng.random() < colours.solarise
-    return torch.tensor([*slots.flatten(), hue, sigma, solarised], dtype=torch.float32)
+    solarized = bool(colors.solarize) and rng.random() < colors.solarize
+    return torch.tensor([*slots.flatten(), hue, sigma, solarized], dtype=torch.float32)
 
 
-def distort_colour(images: Tensor, parameters: Tensor) -> Tensor:
-    """images (B, 3, H, W) in levels of 0 to 255, uint8 or float32, parameters (B, SIZE) of `draw_colour` -> the same type."""
-    slots, (hue, sigma, solarised) = parameters[:, :-3].view(-1, SLOTS, 3), parameters[:, -3:].unbind(1)
+def distort_color(images: Tensor, parameters: Tensor) -> Tensor:
+    """Distort images (B, 3, H, W) of levels in [0, 255], uint8 or float32, by parameters (B, SIZE) of `draw_color`."""
+    slots, (hue, sigma, solarized) = parameters[:, :-3].view(-1, SLOTS, 3), parameters[:, -3:].unbind(1)
     x = images.float() / 255
     for slot in range(3):
         x = _blend(x, slots[:, slot])
@@ -80,27 +80,27 @@ def distort_colour(images: Tensor, parameters: Tensor) -> Tensor:
     for slot in range(3, SLOTS):
         x = _blend(x, slots[:, slot])
     x = _blur(x, sigma)
-    x = torch.where((solarised[:, None, None, None] > 0) & (x >= 0.5), 1 - x, x)
+    x = torch.where((solarized[:, None, None, None] > 0) & (x >= 0.5), 1 - x, x)
     if images.dtype != torch.uint8:
         return x.mul(255).clamp_(0, 255)
     return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def coloured(batch: dict) -> dict:
-    """A batch on its device with the colours that were drawn for its images: NAME_colour is applied to NAME, and gone."""
-    drawn = [name for name in batch if name.endswith("_colour")]
-    done = {name.removesuffix("_colour"): distort_colour(batch[name.removesuffix("_colour")], batch[name]) for name in drawn}
-    return {name: value for name, value in (batch | done).items() if name not in drawn}
+def with_colors(batch: dict) -> dict:
+    """Return a batch with its color distortions applied: NAME_color is applied to NAME, and removed."""
+    drawn = [name for name in batch if name.endswith("_color")]
+    distorted = {name.removesuffix("_color"): distort_color(batch[name.removesuffix("_color")], batch[name]) for name in drawn}
+    return {name: value for name, value in (batch | distorted).items() if name not in drawn}
 
 
 def _blend(x: Tensor, coefficients: Tensor) -> Tensor:
     f, a, b = coefficients[:, :, None, None, None].unbind(1)
-    grey = sum(share * channel for share, channel in zip(GREY, x.unbind(1)))[:, None]
-    return (x * f + (grey * a + grey.mean((2, 3), keepdim=True) * b)).clamp_(0, 1)
+    gray = sum(share * channel for share, channel in zip(GRAY, x.unbind(1)))[:, None]
+    return (x * f + (gray * a + gray.mean((2, 3), keepdim=True) * b)).clamp_(0, 1)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """RGB -> HSV, hue + turn (B,), -> RGB: with V = max and chroma C = max - min, channel n is V - C clamp(min(k, 4 - k), 0, 1),
+    """Rotate the hue by turn (B,), RGB -> HSV -> RGB: with V = max and chroma C = max - min, channel n is V - C clamp(min(k, 4 - k), 0, 1),
     k = (n + 6 hue) mod 6 for n = 5, 3, 1."""
     red, green, blue = x.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -117,7 +117,7 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian of sigma (B,) px over a window of a tenth of the side, as in SimCLR; sigma 0 leaves an image as it is."""
+    """Blur by a Gaussian of sigma (B,) px over a window of a tenth of the side, as in SimCLR; sigma 0 = unchanged."""
     batch, _, height, width = x.shape
     reach = max(1, round(0.1 * min(height, width)) // 2)
     distance = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)

@@ -1,6 +1,6 @@
-"""Views cut out by random resized crops: two of an image, a single one, and two that are pasted onto other images.
+"""Views by random resized crops: two crops of an image, one crop, and two crops that are pasted onto other images.
 
-Each is built as the others in `VIEWS`; area and colours come from the preset. H x W px is the size of a view, B images are in a batch.
+They have the constructor of all `VIEWS`; area and colors come from the preset. Letters: a batch holds B images, a view has H x W px.
 """
 
 import math
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Sample
-from .color import coloured, draw_colour
+from .color import draw_color, with_colors
 from .crops import Crop, cut_image, random_resized_crop
 from .presets import Preset
 
 
 class CropView:
-    """What they have in common: crops of `preset.area` at least, and the colours of the first and second view."""
+    """Base class: crops of at least `preset.area`, and the colors of the first and second view."""
 
-    others = 0  # how many further samples a view is made of
+    others = 0  # how many other samples a view uses
 
     def __init__(self, image_size: int, base_size: int, options, image_width: int | None, preset: Preset):
         self.size, self.width = image_size, image_width or image_size
-        self.area, self.colours = (options.min_area or preset.area), preset.colours
+        self.area, self.colors = (options.min_area or preset.area), preset.colors
         # The smallest crop, at the flattest aspect, is as high as this share of the image's short side.
         self.short_side = math.ceil(image_size / math.sqrt(self.area * 3 / 4))
 
@@ -31,16 +31,16 @@ class CropView:
         return random_resized_crop(sample.image.shape[1::-1], self.area, self.width / self.size, rng)
 
     def _view(self, name: str, which: int, sample: Sample, crop: Crop, rng: np.random.Generator) -> dict[str, Tensor]:
-        colours = self.colours[which]
-        drawn = {} if colours is None else {f"{name}_colour": draw_colour(colours, rng)}
+        colors = self.colors[which]
+        drawn = {} if colors is None else {f"{name}_color": draw_color(colors, rng)}
         return {name: cut_image(sample, crop, self.size, self.width), **drawn}
 
-    on_device = staticmethod(coloured)
+    on_device = staticmethod(with_colors)
 
 
 class TwoCropView(CropView):
-    """Two crops of an image, each on its own. A batch holds view1, view2 (B, 3, H, W) and boxes (B, 2, 4): where they lie in the image,
-    x0, y0, x1, y1 in px, a mirrored one with x0 > x1."""
+    """Two independent crops of an image. A batch holds view1, view2 (B, 3, H, W) and boxes (B, 2, 4): x0, y0, x1, y1 of the crops in px of
+    the image, with x0 > x1 for a mirrored crop."""
 
     name = "two_crop"
 
@@ -49,16 +49,17 @@ class TwoCropView(CropView):
         views: dict[str, Tensor] = {}
         for which, crop in enumerate(crops):
             views |= self._view(f"view{which + 1}", which, sample, crop, rng)
-        return views | {"boxes": torch.tensor([_walked(crop) for crop in crops])}
+        return views | {"boxes": torch.tensor([_directed_box(crop) for crop in crops])}
 
 
-def _walked(crop: Crop) -> tuple[float, float, float, float]:
+def _directed_box(crop: Crop) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1, with x0 > x1 for a mirrored crop."""
     x0, y0, x1, y1 = crop.box
     return (x1, y0, x0, y1) if crop.flip else (x0, y0, x1, y1)
 
 
 class SliceView(TwoCropView):
-    """The same, and beside it the undistorted middle of the image, as large as fits: image (B, 3, H, W)."""
+    """Two independent crops, and the undistorted center of the image, as large as possible: image (B, 3, H, W)."""
 
     name = "slices"
 
@@ -66,12 +67,12 @@ class SliceView(TwoCropView):
         width, height = sample.image.shape[1::-1]
         aspect = self.width / self.size
         side = min(height, width / aspect)
-        middle = Crop((width - side * aspect) / 2, (height - side) / 2, side, False, aspect)
-        return super().__call__(sample, rng) | {"image": cut_image(sample, middle, self.size, self.width)}
+        center = Crop((width - side * aspect) / 2, (height - side) / 2, side, False, aspect)
+        return super().__call__(sample, rng) | {"image": cut_image(sample, center, self.size, self.width)}
 
 
 class SingleView(CropView):
-    """One crop. A batch holds image (B, 3, H, W); which image it is of stands in index, as in every batch."""
+    """One crop. A batch holds image (B, 3, H, W); index holds the number of the image, as in every batch."""
 
     name = "single"
 
@@ -80,7 +81,7 @@ class SingleView(CropView):
 
 
 class CopyPasteView(CropView):
-    """Two crops of an image, each pasted onto a crop of another image (CP2, Wang et al., ECCV 2022): it shows in a rectangle, in place.
+    """Two crops of an image, a rectangle of each pasted onto a crop of another image at the same position (CP2, Wang et al., ECCV 2022).
 
     A batch holds view1, view2 (B, 3, H, W) and pasted1, pasted2 (B, H, W), true where the view shows the image and not the other one.
     """
@@ -98,7 +99,8 @@ class CopyPasteView(CropView):
 
     @staticmethod
     def on_device(batch: dict) -> dict:
-        batch = coloured(batch)
+        """Return the batch with colors, and with the rectangles pasted."""
+        batch = with_colors(batch)
         for which in ("1", "2"):
             height, width = batch[f"view{which}"].shape[-2:]
             top, left, bottom, right = batch[f"pasted{which}"].T[:, :, None, None]
@@ -110,9 +112,9 @@ class CopyPasteView(CropView):
 
 
 def random_rectangle(height: int, width: int, rng: np.random.Generator) -> Tensor:
-    """top, left, bottom, right (4,) in px of a rectangle of 0.5 to 0.8 of the area, of an aspect ratio of 0.8 to 1.25 times the view's
-    before it is rounded to whole px."""
-    for _ in range(100):  # few are rounded out of the range of areas; only a view of a px or two may have none inside
+    """Draw a rectangle: top, left, bottom, right (4,) in px. Its area is 0.5 to 0.8 of the view's; its aspect ratio, before rounding to
+    whole px, 0.8 to 1.25 times the view's."""
+    for _ in range(100):  # rounding rarely leaves the range of areas; a view of 1 or 2 px may have no rectangle in it
         area, aspect = rng.uniform(0.5, 0.8), math.exp(rng.uniform(math.log(0.8), math.log(1.25)))
         high, wide = round(height * math.sqrt(area / aspect)), round(width * math.sqrt(area * aspect))
         if 0.5 <= high * wide / (height * width) <= 0.8:

@@ -20,8 +20,8 @@ from test_recipes import write_folder
 
 from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import BadSample, check_data, load_data
-from mscl_hf.data.cache import cache_folder, decoded, make_room
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.cache import cache_folder, make_room, with_cache
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.training.log import read_log
 from mscl_hf.transforms.views import PairView
@@ -51,9 +51,9 @@ def mixed(root, image_range=None):
     save(picture(1, 20, 31).quantize(16), root / "images" / "palette.png")
     sixteen = np.random.default_rng(2).integers(0, 65536, (33, 18), np.uint16)
     save(Image.fromarray(sixteen if image_range else sixteen.astype(np.uint8)), root / "images" / "sixteen.png")
-    save(picture(3, 12, 40, "L"), root / "images" / "grey.png")
+    save(picture(3, 12, 40, "L"), root / "images" / "gray.png")
     save(picture(4, 6, 6, "RGBA"), root / "images" / "clear.png")
-    for name, height, width in (("exif", 12, 9), ("palette", 20, 31), ("sixteen", 33, 18), ("grey", 12, 40), ("clear", 6, 6)):
+    for name, height, width in (("exif", 12, 9), ("palette", 20, 31), ("sixteen", 33, 18), ("gray", 12, 40), ("clear", 6, 6)):
         mask = labels(np.random.default_rng(5).choice([0, 7, 9, 255], height * width), height, width)
         if name == "palette":
             mask = mask.convert("P")
@@ -62,7 +62,7 @@ def mixed(root, image_range=None):
 
 
 def kept(data, side=0, gb=1.0):
-    return decoded(data, side, gb, log=lambda _: pytest.fail("nothing to say"))
+    return with_cache(data, side, gb, log=lambda _: pytest.fail("nothing to say"))
 
 
 def same(found, wanted):
@@ -122,8 +122,8 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path, monkeypatch):
     data = load_data("folder", "train", tmp_path / "data", num_classes=8).select([7, 2, 5, 0])
 
     def batches(gb, workers):
-        parts = [decoded(part, 40, gb) for part in (data, images.select([1, 9, 3, 4, 8, 6]))]
-        order = Order(tuple(range(4)), tuple(range(6)), 4, 2, 0)
+        parts = [with_cache(part, 40, gb) for part in (data, images.select([1, 9, 3, 4, 8, 6]))]
+        order = SamplingPlan(tuple(range(4)), tuple(range(6)), 4, 2, 0)
         return list(TrainingImages(*parts, PairView(32, 32, ViewConfig("crops")), 0, order).batches(0, 5, workers=workers))
 
     wanted = batches(0, 0)
@@ -149,7 +149,7 @@ def test_what_decides_the_pixels_decides_the_entry(tmp_path):
     assert same(kept(data), data)
     swapped = replace(data, label_table=np.array([2, 1, 0] + [255] * 253, np.uint8))
     for variant, side in ((data, 4), (swapped, 0), (swapped, 4), (data, 0)):
-        assert same(kept(variant, side), decoded(variant, side, 0))
+        assert same(kept(variant, side), with_cache(variant, side, 0))
     with pytest.raises(BadSample, match=r"0\.png holds the label\(s\) \[2\]"):
         kept(replace(data, classes=("a", "b"))).read(0)
 
@@ -157,7 +157,7 @@ def test_what_decides_the_pixels_decides_the_entry(tmp_path):
 def test_a_kept_mask_is_not_taken_for_an_image_of_another_size(tmp_path):
     """Image and mask are each kept, but were never read together: the fault is found as without the cache."""
     data = load_data("folder", "train", folder(tmp_path), num_classes=3)
-    assert same(kept(data, 4), decoded(data, 4, 0))
+    assert same(kept(data, 4), with_cache(data, 4, 0))
     save(picture(0, 12, 16), tmp_path / "images" / "0.png")
     kept(load_data("folder", "train", tmp_path, unlabelled=True), 4).read(0)
     for _ in range(2):
@@ -346,7 +346,7 @@ def test_too_large_a_data_set_is_decoded_each_time(tmp_path):
     small, data = (load_data("folder", "train", folder(tmp_path / str(count), count), num_classes=3) for count in (2, 9))
     assert same(kept(small), small)
     said = []
-    assert same(decoded(data, 0, 8.9 * 192e-9, said.append), data) and len(entries()) == 4
+    assert same(with_cache(data, 0, 8.9 * 192e-9, said.append), data) and len(entries()) == 4
     assert len(said) == 1 and "--image-cache-gb" in said[0] and "decoded each time" in said[0] and "\n" not in said[0]
 
 

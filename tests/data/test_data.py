@@ -14,9 +14,9 @@ from PIL import Image
 
 from mscl_hf.config import ViewConfig
 from mscl_hf.data import BadSample, check_data, choose_subset, load_data
-from mscl_hf.data.cache import decoded
-from mscl_hf.data.folder_layout import UnknownSplit
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.cache import with_cache
+from mscl_hf.data.folder_names import UnknownSplit
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.transforms.views import PairView
 
@@ -195,7 +195,7 @@ def test_sub_folders_are_volumes_in_the_order_of_their_names(tmp_path):
     assert dict(zip(images.names, images.slices)) == wanted and images.groups is None
     masked = load_data("folder", "train", tmp_path, masked_only=True, num_classes=7)
     assert dict(zip(masked.names, masked.slices)) == {name: place for name, place in wanted.items() if name != "b/2"}
-    for kept in (decoded(masked, 4, 1.0).select([5, 0]), decoded(masked.select([5, 0]), 0, 0)):
+    for kept in (with_cache(masked, 4, 1.0).select([5, 0]), with_cache(masked.select([5, 0]), 0, 0)):
         assert [wanted[name] for name in kept.names] == list(kept.slices) and len(kept.slices) == 2
 
 
@@ -233,7 +233,7 @@ def test_batches_say_where_their_slices_are_from(tmp_path):
     volumes(tmp_path, ["a/1", "a/2", "b/1", "b/3"])
     images = load_data("folder", "train", tmp_path, unlabelled=True)
     first, second = load_data("folder", "train", tmp_path, num_classes=4).select([2, 0]), images.select([3, 1])
-    data = TrainingImages(first, second, PairView(32, 32, ViewConfig()), 0, Order((0, 1), (0, 1), 4, 2, 0))
+    data = TrainingImages(first, second, PairView(32, 32, ViewConfig()), 0, SamplingPlan((0, 1), (0, 1), 4, 2, 0))
     (batch,) = data.batches(0, 1)
     assert (batch["volume"].dtype, batch["position"].dtype) == (torch.int64, torch.float32)
     found = {name: (int(v), float(p)) for name, v, p in zip(batch["name"], batch["volume"], batch["position"])}
@@ -405,7 +405,7 @@ def test_hf_reduces_labels(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "RGB"])
-def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+def test_every_color_mode_becomes_rgb(tmp_path, mode):
     """Images of any mode are (H, W, 3) uint8."""
     suffix = "tif" if mode == "CMYK" else "png"
     save(picture().convert(mode), tmp_path / f"x.{suffix}")
@@ -423,9 +423,9 @@ def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
         load_data("folder", "train", tmp_path).read(0)
 
 
-@pytest.mark.parametrize("how", ["palette", "grey", "16-bit", "1-bit"])
-def test_masks_are_read_as_ids_never_as_colours(tmp_path, how):
-    """A palette mask gives its indices whatever its colours; grey, 16-bit and 1-bit masks give their values."""
+@pytest.mark.parametrize("how", ["palette", "gray", "16-bit", "1-bit"])
+def test_masks_are_read_as_ids_never_as_colors(tmp_path, how):
+    """A palette mask gives its indices whatever its colors; gray, 16-bit and 1-bit masks give their values."""
     ids = np.resize(np.array([0, 1]), (6, 8))
     mask = Image.fromarray(ids.astype(np.uint16 if how == "16-bit" else np.uint8))
     if how == "palette":
@@ -465,7 +465,7 @@ def spoil_wide_label(root):
     return r"masks/2.png holds the label\(s\) \[300\]"
 
 
-def spoil_colours(root):
+def spoil_colors(root):
     save(picture(), root / "masks" / "2.png")
     return r"masks/2.png has mode RGB"
 
@@ -481,7 +481,7 @@ def spoil_mask(root):
     return r"masks/2.png cannot be read"
 
 
-@pytest.mark.parametrize("spoil", [spoil_mask_size, spoil_label, spoil_wide_label, spoil_colours, spoil_image, spoil_mask])
+@pytest.mark.parametrize("spoil", [spoil_mask_size, spoil_label, spoil_wide_label, spoil_colors, spoil_image, spoil_mask])
 def test_a_fault_names_its_file_and_can_be_skipped(tmp_path, spoil):
     """Every fault is one BadSample with file and value; check_data stops at it, or counts it when allowed to."""
     folder(tmp_path)

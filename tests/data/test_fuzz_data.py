@@ -6,9 +6,10 @@ from hypothesis import example
 from hypothesis import strategies as st
 from PIL import Image
 
-from mscl_hf.data.files import class_names, make_table, slices_by_name
-from mscl_hf.data.found_classes import found_classes
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.class_inference import infer_classes
+from mscl_hf.data.files import slices_by_name
+from mscl_hf.data.label_map import class_names, make_table
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.subset import choose_subset
 
 IDS = st.one_of(st.integers(0, 255), SCALARS)
@@ -71,7 +72,7 @@ def test_classes_found_in_masks(ids, table):
     """Up to the highest train id that occurs, or one sentence."""
     with stated():
         table = make_table(table)
-        names = found_classes(((str(i), Image.fromarray(np.array([row], np.int32))) for i, row in enumerate(ids)), table)
+        names = infer_classes(((str(i), Image.fromarray(np.array([row], np.int32))) for i, row in enumerate(ids)), table)
         stored = {v for row in ids for v in row}
         assert len(names) == 1 + max({v if table is None else int(table[v]) for v in stored} - {255})
 
@@ -105,7 +106,7 @@ def test_subsets_lie_in_each_other(total, first, second, seed, groups):
 def test_orders(labelled, unlabelled, batch, share, world, seed, step):
     """A global batch is the same however many processes share it, and no image comes twice in an epoch."""
     with stated():
-        order = Order(tuple(range(labelled)), tuple(range(unlabelled)), batch, share, seed)
+        order = SamplingPlan(tuple(range(labelled)), tuple(range(unlabelled)), batch, share, seed)
         order.check_world(world)
         tickets = order.batch(step)
         assert len(tickets) == batch and sum(ticket.labelled for ticket in tickets) == share

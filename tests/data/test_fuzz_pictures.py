@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mscl_hf.config import ViewConfig
-from mscl_hf.data.dataset import Sample, SegmentationData, check_data
+from mscl_hf.data.checks import check_data
+from mscl_hf.data.dataset import Sample, SegmentationData
 from mscl_hf.data.files import file_rows
 from mscl_hf.data.loader import stack
-from mscl_hf.transforms.views import GEOMETRIES, PRESETS, VIEWS, TrainView, make_view
+from mscl_hf.transforms.presets import PRESETS
+from mscl_hf.transforms.views import VIEWS, TrainView, make_view
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "I", "I;16", "F", "YCbCr", "LAB", "HSV")
 TRANSPARENT = {"1": (0, 255), "L": (0, 255, 40000), "RGB": ((1, 2, 3), (0, 0, 40000)), "P": (0, 200, b"\x00\x10", b"")}  # as files say it
@@ -136,7 +138,7 @@ SCALES = st.lists(AMOUNTS, min_size=2, max_size=2).map(sorted).map(lambda pair: 
 @st.composite
 def view_options(draw) -> dict:
     """Options of the views, extremes among them."""
-    kinds = {"geometry": st.sampled_from(GEOMETRIES), "min_overlap": SHARES, "colour": AMOUNTS, "blur": SHARES}
+    kinds = {"geometry": st.sampled_from(("shared", "crops", "none")), "min_overlap": SHARES, "color_strength": AMOUNTS, "blur": SHARES}
     kinds |= {"augment_both": st.booleans(), "preset": st.sampled_from(sorted(PRESETS)), "min_area": SHARES}
     chosen = draw(st.lists(st.sampled_from(sorted(kinds)), max_size=3, unique=True))
     return {name: draw(kinds[name]) for name in chosen} | draw(st.one_of(st.just({}), SCALES))
@@ -160,8 +162,8 @@ def places(width: int, height: int, across: bool) -> Sample:
 
 
 def check_alignment(image, mask, sample: Sample, across: bool) -> None:
-    """Labels are labels of the sample, and under each pixel that which its colour names, within a pixel of the coarser of view and image;
-    what is padding is grey and ignored, and nothing else is."""
+    """Labels are labels of the sample, and under each pixel that which its color names, within a pixel of the coarser of view and image;
+    what is padding is gray and ignored, and nothing else is."""
     padding = (image == torch.tensor([124, 116, 104])[:, None, None]).all(0)
     assert torch.equal(mask == 255, padding) and (image[2][~padding] == 200).all()
     assert set(mask[~padding].tolist()) <= set(np.unique(sample.mask).tolist())
@@ -182,10 +184,10 @@ def check_box(image, box, size) -> None:
 
 @example(kind="pair", options={"preset": "cmc"}, shape=PLAIN, size=(9, 9), across=True, seed=0)
 @example(kind="pair", options={"min_scale": 1e-300, "max_scale": 1e300}, shape=PLAIN, size=(9, 9), across=True, seed=0)
-@example(kind="pair", options={"colour": 1e300}, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@example(kind="pair", options={"color_strength": 1e300}, shape=PLAIN, size=(9, 9), across=True, seed=0)
 @fuzzed(kind=st.sampled_from(sorted(VIEWS)), options=view_options(), shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
 def test_views(kind, options, shape, size, across, seed):
-    """Options are refused, or every view of every image has its shape, its mask on it, and colours that are none of the padding's."""
+    """Options are refused, or every view of every image has its shape, its mask on it, and colors that are none of the padding's."""
     sample = places(*size, across)
     with stated():
         preset = None if kind == "pair" else "simclr"
@@ -206,14 +208,14 @@ def test_views(kind, options, shape, size, across, seed):
             assert batch["boxes"].isfinite().all()
 
 
-@example(scales={"min_scale": 1.0, "max_scale": 1.7e308}, colour=0.0, shape=PLAIN, size=(9, 9), across=True, seed=0)
-@example(scales={"min_scale": 1.0, "max_scale": 1.0}, colour=1e300, shape=PLAIN, size=(9, 9), across=True, seed=0)
-@fuzzed(scales=SCALES, colour=AMOUNTS, shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
-def test_finetuning_view(scales, colour, shape, size, across, seed):
+@example(scales={"min_scale": 1.0, "max_scale": 1.7e308}, color_strength=0.0, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@example(scales={"min_scale": 1.0, "max_scale": 1.0}, color_strength=1e300, shape=PLAIN, size=(9, 9), across=True, seed=0)
+@fuzzed(scales=SCALES, color_strength=AMOUNTS, shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
+def test_finetuning_view(scales, color_strength, shape, size, across, seed):
     """The same of the views of fine-tuning."""
     sample = places(*size, across)
     with stated():
-        run = harness.load_recipe("finetune").FinetuneRun(**scales, colour=colour, **shape)
-        view = TrainView(run.image_size, run.base_size, (run.min_scale, run.max_scale), run.colour, run.image_width)
+        run = harness.load_recipe("finetune").FinetuneRun(**scales, color_strength=color_strength, **shape)
+        view = TrainView(run.image_size, run.base_size, (run.min_scale, run.max_scale), run.color_strength, run.image_width)
         drawn = view(sample, np.random.default_rng(seed))
         check_alignment(drawn["image"], drawn["mask"], sample, across)

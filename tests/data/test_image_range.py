@@ -15,17 +15,16 @@ from transformers import AutoImageProcessor
 
 from mscl_hf import MsclConfig, MsclForSemanticSegmentation
 from mscl_hf.config import DataConfig, ViewConfig
-from mscl_hf.data import BadSample, check_data, dataset, load_data
-from mscl_hf.data.build import finetuning_data, open_held_out, with_image_range
-from mscl_hf.data.cache import decoded
+from mscl_hf.data import BadSample, check_data, checks, finetuning_data, load_data, open_held_out, with_image_range
+from mscl_hf.data.cache import with_cache
 from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_range import check_values, stored_values
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.demo.similarity import read_image, similarity_picture, view_of
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.models.backbones import build_config
-from mscl_hf.transforms.color import SIZE, SLOTS, coloured
+from mscl_hf.transforms.color import SIZE, SLOTS, with_colors
 from mscl_hf.transforms.crops import Crop, cut_image
 from mscl_hf.transforms.views import TrainView, make_view
 
@@ -93,7 +92,7 @@ def tiny(**options):
 def test_the_network_sees_the_same_frames_in_every_depth(tmp_path, way):
     """8 bits, 8 and 12 bits stored as 16, and full 16 bits: crops, colors and normalization give the same input to rounding, and the range
     that was found is logged in one line."""
-    seen, view = {}, TrainView(32, 32, colour=0.5)
+    seen, view = {}, TrainView(32, 32, color_strength=0.5)
     for depth, (_, _, wanted) in DEPTHS.items():
         root, said = tmp_path / depth.replace(" ", "_"), []
         if way in ("folder", "cached"):
@@ -133,7 +132,7 @@ def test_all_bits_reach_the_network():
     crop = cut_image(sample, Crop(0, 0, 64, False), 64)
     assert crop.dtype == torch.float32 and len(crop[0].unique()) == 4096
     nothing = torch.tensor([[1.0, 0, 0] * SLOTS + [0.0] * (SIZE - 3 * SLOTS)])
-    colors = coloured({"image": crop[None], "image_colour": nothing})["image"]
+    colors = with_colors({"image": crop[None], "image_color": nothing})["image"]
     assert colors.dtype == torch.float32 and (colors - crop).abs().max() < 1e-3
     assert len(SegmentationTraining(tiny()).normalize(colors)[0, 0].mul(1e4).round().unique()) > 4000
 
@@ -143,7 +142,7 @@ def test_every_view_takes_such_images(tmp_path, kind, preset):
     """A batch of each, labelled and unlabelled, in two workers as in none."""
     data = load_data("folder", "train", write(tmp_path, "12 in 16"), unlabelled=True, image_range=(0, 4095))
     view = make_view(kind, preset, 32, 32, ViewConfig())
-    training = TrainingImages(None, decoded(data, view.short_side, 1.0), view, 0, Order((), tuple(range(COUNT)), 4, 0, 0))
+    training = TrainingImages(None, with_cache(data, view.short_side, 1.0), view, 0, SamplingPlan((), tuple(range(COUNT)), 4, 0, 0))
     batches = [next(training.batches(0, 1, workers=workers)) for workers in (0, 2)]
     images = [name for name, value in batches[0].items() if isinstance(value, torch.Tensor) and value.ndim == 4]
     assert images
@@ -241,7 +240,7 @@ def test_what_is_no_range_is_rejected(given):
 def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
     """The bar counts the images that are read, on the main process alone."""
     shown = []
-    monkeypatch.setattr(dataset, "tqdm", lambda results, **options: shown.append(options) or results)
+    monkeypatch.setattr(checks, "tqdm", lambda results, **options: shown.append(options) or results)
     data = load_data("folder", "train", write(tmp_path, "8"), num_classes=2)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

@@ -15,13 +15,12 @@ from test_recipes import BRIEF, no_sleep, write_folder  # noqa: F401 (a fixture)
 
 from mscl_hf import MsclConfig
 from mscl_hf.config import DataConfig
-from mscl_hf.data import BadSample, check_data, duplicates, load_data
-from mscl_hf.data.build import open_held_out, open_split, usable
-from mscl_hf.data.cache import decoded
+from mscl_hf.data import BadSample, check_data, duplicates, label_fields, label_warnings, load_data, with_labels_of_model
+from mscl_hf.data.cache import with_cache
+from mscl_hf.data.dataset import LabelCounts
 from mscl_hf.data.duplicates import compared_rows, shared_images
-from mscl_hf.data.files import make_table
-from mscl_hf.data.label_counts import LabelCounts
-from mscl_hf.data.labels import label_fields, label_warnings, with_labels_of_model
+from mscl_hf.data.label_map import make_table
+from mscl_hf.data.splits import open_held_out, open_split, usable
 from mscl_hf.data.stream import SegmentationStream
 from mscl_hf.models.loading import open_segmenter
 
@@ -329,7 +328,7 @@ def test_ids_of_sixteen_bits_can_be_mapped(tmp_path):
     assert data.classes == ("class_0", "class_1", "class_2")
     mask = data.read(0).mask
     assert mask.dtype == np.uint8 and mask[0, [0, 16, 32, 48]].tolist() == [0, 1, 2, 255]
-    kept = decoded(data, 0, 1.0)
+    kept = with_cache(data, 0, 1.0)
     assert all(np.array_equal(kept.read(0).mask, mask) for _ in range(2))
     with pytest.raises(BadSample, match=r"\[65535\]"):
         load_data("folder", "train", tmp_path, label_map="300:2", num_classes=3).read(0)

@@ -11,9 +11,7 @@ from PIL import Image
 from test_files import sixteen_bit_png
 
 from mscl_hf.config import DataConfig, ViewConfig
-from mscl_hf.data import load_data
-from mscl_hf.data.build import finetuning_data, open_held_out, pretraining_data
-from mscl_hf.data.dataset import BadSample, check_data
+from mscl_hf.data import BadSample, check_data, finetuning_data, load_data, open_held_out, pretraining_data
 from mscl_hf.data.image_io import IMAGE_SUFFIXES
 from mscl_hf.data.mask_files import FORMATS
 from mscl_hf.transforms.views import make_view

@@ -1,4 +1,4 @@
-"""Streams: shards, lanes, and who reads what of them."""
+"""Streams: shards, sequences, and who reads what of them."""
 
 import contextlib
 import io
@@ -24,10 +24,9 @@ from minihub import TOKEN, Minihub
 from PIL import Image
 
 from mscl_hf.config import DataConfig
-from mscl_hf.data import BadSample, dataset, load_data, shards, stream, training_data
-from mscl_hf.data.build import finetuning_data, open_whole_split
+from mscl_hf.data import BadSample, dataset, finetuning_data, load_data, open_whole_split, shards, stream, training_data
 from mscl_hf.data.hub_layout import streamed_shards
-from mscl_hf.data.loader import shares
+from mscl_hf.data.loader import worker_slots
 from mscl_hf.data.sampler import permutation
 from mscl_hf.data.shards import gathered
 from mscl_hf.data.training_data import TrainingStream
@@ -44,9 +43,9 @@ def small_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def encoded(*colour, mode="RGB"):
+def encoded(*color, mode="RGB"):
     file = io.BytesIO()
-    Image.new(mode, (4, 4), colour if mode == "RGB" else colour[0]).save(file, "png")
+    Image.new(mode, (4, 4), color if mode == "RGB" else color[0]).save(file, "png")
     return {"bytes": file.getvalue(), "path": None}
 
 
@@ -124,17 +123,17 @@ def test_a_pass_holds_each_row_once(equal, world, workers):
     assert first != sorted(first)
 
 
-@pytest.mark.parametrize("batch, lanes", [(4, 4), (8, 4), (6, 6), (9, 3), (7, 1)])
-def test_lanes_read_whole_shards_in_turn(unequal, batch, lanes):
+@pytest.mark.parametrize("batch, sequences", [(4, 4), (8, 4), (6, 6), (9, 3), (7, 1)])
+def test_sequences_read_whole_shards_in_turn(unequal, batch, sequences):
     """Lane l reads the shards l, l + L, ... of one permutation after another, each with all its rows, however unequal they are."""
     data = opened(unequal, batch).stream
-    assert data.lanes(batch) == lanes
+    assert data.sequences(batch) == sequences
     starts = np.cumsum([0, *UNEQUAL])
-    steps = list(itertools.islice(data.batches(5, batch, range(batch)), 200 // (batch // lanes)))
+    steps = list(itertools.islice(data.batches(5, batch, range(batch)), 200 // (batch // sequences)))
     shuffled = 0
-    for lane in range(lanes):
-        rows = [row for samples in steps for row in ids(samples[lane::lanes])]
-        for turn in itertools.count(lane, lanes):
+    for sequence in range(sequences):
+        rows = [row for samples in steps for row in ids(samples[sequence::sequences])]
+        for turn in itertools.count(sequence, sequences):
             shard = int(permutation(5, 2, turn // len(UNEQUAL), len(UNEQUAL))[turn % len(UNEQUAL)])
             part, rows = rows[: UNEQUAL[shard]], rows[UNEQUAL[shard] :]
             if len(part) < UNEQUAL[shard]:
@@ -161,7 +160,7 @@ def test_small_row_groups_are_put_together(counts, size, wanted):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("batch, world, workers", [(8, 1, 2), (8, 2, 0), (8, 2, 2), (8, 4, 0), (8, 4, 2), (7, 1, 3), (7, 7, 0)])
 def test_every_number_of_processes_and_workers_sees_the_same_batches(unequal, batch, world, workers):
-    """Images with their crops, masks, names: the same, with a lane for each reader, or one that all of them read (a batch of 7)."""
+    """Images with their crops, masks, names: the same, with a sequence for each reader, or one that all of them read (a batch of 7)."""
     data = opened(unequal, batch)
     assert_same(batches(data, 2, 9, world, workers), batches(data, 2, 9))
 
@@ -232,15 +231,15 @@ def test_each_worker_opens_only_its_own_files(equal, opens):
 
 
 def test_workers_share_no_lane_where_there_are_enough():
-    """Every slot is filled by one worker; none is idle; and where lanes divide over the processes, none reads a lane of another."""
-    for lanes, world, workers in itertools.product((1, 3, 4, 8, 16), (1, 2, 4, 8), (0, 1, 2, 3, 5)):
-        batch = lanes * 8
-        parts = [shares(batch, lanes, rank, world, workers) for rank in range(world)]
+    """Every slot is filled by one worker; none is idle; and where sequences divide over the processes, none reads a sequence of another."""
+    for sequences, world, workers in itertools.product((1, 3, 4, 8, 16), (1, 2, 4, 8), (0, 1, 2, 3, 5)):
+        batch = sequences * 8
+        parts = [worker_slots(batch, sequences, rank, world, workers) for rank in range(world)]
         assert sorted(slot for process in parts for part in process for slot in part) == list(range(batch))
         assert all(process and all(process) for process in parts)
-        if lanes % world == 0 and workers <= lanes // world:
-            owners = [{slot % lanes for slot in part} for process in parts for part in process]
-            assert sum(map(len, owners)) == lanes == len(set.union(*owners))
+        if sequences % world == 0 and workers <= sequences // world:
+            owners = [{slot % sequences for slot in part} for process in parts for part in process]
+            assert sum(map(len, owners)) == sequences == len(set.union(*owners))
 
 
 def test_shards_that_cannot_be_split_are_told_once(equal, capsys):
@@ -390,7 +389,7 @@ import datasets
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 from mscl_hf.data import load_data
 from mscl_hf.data.training_data import TrainingStream
-from mscl_hf.data.views import TrainView
+from mscl_hf.transforms.views import TrainView
 from mscl_hf.data import stream
 stream.SHUFFLED_ROWS = stream.LEAST_BLOCK = 8
 data = load_data("hf", "train", sys.argv[1], streaming=True, num_classes=1)
@@ -425,7 +424,7 @@ def make_repository(hub, root):
     return repo
 
 
-def test_lanes_that_find_their_place_side_by_side_lose_no_row():
+def test_sequences_that_find_their_place_side_by_side_lose_no_row():
     """Parts of one stream of `datasets` share what it keeps of it; read by two threads at once, a part now and then seemed empty."""
     scenes = harness.scenes()
     rows = [{column: scenes.rows[i][column] for column in ("image", "mask")} for i in range(len(scenes))]

@@ -1,4 +1,4 @@
-"""The drawn scenes: deterministic, exactly labelled, and not solvable by colour."""
+"""The drawn scenes: deterministic, exactly labelled, and not solvable by color."""
 
 import hashlib
 import subprocess
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mscl_hf.config import DataConfig
-from mscl_hf.data import load_data
-from mscl_hf.data.build import usable
+from mscl_hf.data import load_data, usable
 from mscl_hf.data.synthetic import draw_scene
 
 SIZE = (96, 128)
@@ -51,11 +50,11 @@ def test_every_class_is_common():
         assert there.any((1, 2)).mean() >= 0.25 and there.mean() >= 0.005, name
 
 
-def test_colour_alone_does_not_tell_the_class():
-    """The best guess from a pixel's colour, learnt on 60 scenes, hardly beats always guessing the commonest class."""
+def test_color_alone_does_not_tell_the_class():
+    """The best guess from a pixel's color, learnt on 60 scenes, hardly beats always guessing the commonest class."""
     data = load_data("synthetic", "train", scenes=90)
     samples = [data.read(i) for i in range(90)]
-    cells = [(s.image >> 5).reshape(-1, 3) @ np.array([64, 8, 1]) for s in samples]  # 512 colour cells
+    cells = [(s.image >> 5).reshape(-1, 3) @ np.array([64, 8, 1]) for s in samples]  # 512 color cells
     ids = [s.mask.ravel() for s in samples]
     counts = np.ones((512, data.num_classes))
     np.add.at(counts, (np.concatenate(cells[:60]), np.concatenate(ids[:60])), 1)
@@ -66,7 +65,7 @@ def test_colour_alone_does_not_tell_the_class():
 
 
 def test_masks_follow_the_picture():
-    """Exact masks: neighbours across a class border differ more in colour than neighbours inside a class."""
+    """Exact masks: neighbors across a class border differ more in color than neighbors inside a class."""
     across, inside = [], []
     for index in range(20):
         image, mask = draw_scene(0, "train", index, *SIZE)

@@ -21,8 +21,7 @@ from test_recipes import write_folder, write_parquet
 from transformers import pipeline
 
 from mscl_hf import MsclForSemanticSegmentation
-from mscl_hf.data import load_data
-from mscl_hf.data.dataset import BadSample, check_data
+from mscl_hf.data import BadSample, check_data, load_data
 from mscl_hf.demo.similarity import read_image
 from mscl_hf.sharing.model_folder import publish
 

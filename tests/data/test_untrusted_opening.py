@@ -17,9 +17,7 @@ from test_recipes import write_folder, write_parquet
 from test_untrusted_data import with_row, zipped
 
 from mscl_hf.config import DataConfig
-from mscl_hf.data import load_data
-from mscl_hf.data.build import open_held_out, open_whole_split
-from mscl_hf.data.dataset import BadSample, check_data
+from mscl_hf.data import BadSample, check_data, load_data, open_held_out, open_whole_split
 from mscl_hf.data.image_io import FORMATS, decode
 from mscl_hf.demo.similarity import read_image
 

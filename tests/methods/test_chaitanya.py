@@ -14,7 +14,7 @@ from PIL import Image
 from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.dataset import Slice
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import nt_xent, region_contrast, slice_contrast
 from mscl_hf.losses.slices import REGIONS, near_regions, region_patches
@@ -187,7 +187,7 @@ def folder(tmp_path):
 def test_slices_from_a_folder_reach_the_loss(folder):
     """From files to a step: the numbers of the volumes and the positions of a batch are those of its images, and GD takes them."""
     view = make_view("slices", "chaitanya", 32, 32, ViewConfig())
-    data = TrainingImages(None, folder, view, 0, Order((), tuple(range(12)), 8, 0, 0))
+    data = TrainingImages(None, folder, view, 0, SamplingPlan((), tuple(range(12)), 8, 0, 0))
     stage = method(ChaitanyaGlobal, "GD")
     stage.check_data(data)
     batch = next(data.batches(0, 1))

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data, loader
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
-from mscl_hf.losses.labels import IGNORE
+from mscl_hf.losses.labels import IGNORE_INDEX
 from mscl_hf.methods import MSCL, MethodCallback
 from mscl_hf.methods.memory import Queue
 from mscl_hf.models.backbones import build_config
@@ -113,9 +113,9 @@ def test_class_sampling_takes_so_many_of_each_class(count):
     labels = torch.tensor([[0, 0, 0, 1, 1, 255, 2, 0], [255] * 8, [1, 1, 1, 1, 1, 1, 1, 2]])
     places, chosen = sample_pixels(labels, "class", count)
     for row in range(len(labels)):
-        kept = places[row][chosen[row] != IGNORE]
+        kept = places[row][chosen[row] != IGNORE_INDEX]
         assert len(set(kept.tolist())) == len(kept)
-        assert torch.equal(labels[row, kept], chosen[row][chosen[row] != IGNORE])
+        assert torch.equal(labels[row, kept], chosen[row][chosen[row] != IGNORE_INDEX])
         for train_id in (0, 1, 2):
             assert (chosen[row] == train_id).sum() == min(count, (labels[row] == train_id).sum())
 
@@ -126,6 +126,6 @@ def test_random_sampling_prefers_labelled_pixels():
     for seed in range(50):
         torch.manual_seed(seed)
         places, chosen = sample_pixels(labels, "random", 3)
-        assert (chosen != IGNORE).all() and torch.equal(labels.gather(1, places), chosen)
+        assert (chosen != IGNORE_INDEX).all() and torch.equal(labels.gather(1, places), chosen)
         seen |= set(places[0].tolist())
     assert seen == {0, 2, 4, 5}

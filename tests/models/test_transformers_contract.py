@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.data.dataset import rgb_array
+from mscl_hf.data.pixels import rgb_array
 from mscl_hf.models.backbones import build_config
 from mscl_hf.sharing.model_folder import hub_folder, publish
 

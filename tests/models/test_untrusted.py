@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation, PreTrainedModel, pipeline
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.data.files import class_names
+from mscl_hf.data.label_map import class_names
 from mscl_hf.demo import page
 from mscl_hf.demo.similarity import open_checkpoint
 from mscl_hf.export import open_network

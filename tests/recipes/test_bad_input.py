@@ -12,9 +12,9 @@ from test_recipes import write_folder, write_parquet
 
 from mscl_hf.data import load_data
 from mscl_hf.data.dataset import BadSample, SegmentationData
-from mscl_hf.data.files import class_names
 from mscl_hf.data.image_io import LFS_POINTER
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.label_map import class_names
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.transforms.views import TrainView
@@ -372,7 +372,7 @@ def test_file_that_goes_bad_during_the_run(tmp_path, workers):
     root = write_folder(tmp_path / "data", splits=("train",))
     data = load_data("folder", "train", root, num_classes=8)
     (root / "images" / "train" / "2.png").write_text("gone bad")
-    order = Order(tuple(range(6)), (), 4, 4, 0)
+    order = SamplingPlan(tuple(range(6)), (), 4, 4, 0)
     ready = TrainingImages(data, None, TrainView(32, 32), 0, order)
     accelerator = harness.fresh_accelerator()
     given = harness.options(max_steps=3, dataloader_num_workers=workers, logging_steps=1)

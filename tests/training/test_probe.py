@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.data.sampler import Order
+from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import labels_at
 from mscl_hf.training.probe import logistic_regression, ridge_probe, start_classifier
@@ -59,11 +59,11 @@ def test_logistic_regression_finds_the_minimum():
 
 def training(scenes=6, labels=None):
     data = harness.scenes(scenes)
-    ready = TrainingImages(data, None, TrainView(32, 32), 0, Order(tuple(range(scenes)), (), 3, 3, 0))
+    ready = TrainingImages(data, None, TrainView(32, 32), 0, SamplingPlan(tuple(range(scenes)), (), 3, 3, 0))
     if labels is not None:
         view = TrainView(32, 32)
         view.on_device = lambda batch: batch | {"mask": labels.expand_as(batch["mask"])}
-        ready = TrainingImages(data, None, view, 0, ready.order)
+        ready = TrainingImages(data, None, view, 0, ready.plan)
     return ready
 
 

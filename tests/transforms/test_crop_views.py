@@ -11,15 +11,15 @@ from mscl_hf.config import ViewConfig
 from mscl_hf.data import loader
 from mscl_hf.data.dataset import BadSample, Sample, SegmentationData, Slice
 from mscl_hf.data.loader import Samples
-from mscl_hf.data.sampler import Order, Ticket
+from mscl_hf.data.sampler import SampleIndex, SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
-from mscl_hf.transforms.color import Colours
+from mscl_hf.transforms.color import Colors
 from mscl_hf.transforms.crop_views import random_rectangle
 from mscl_hf.transforms.crops import random_resized_crop
 from mscl_hf.transforms.presets import PRESETS, Preset
 from mscl_hf.transforms.views import VIEWS, check_view_options, make_view
 
-BARE = Preset(0.2, (None, None))  # no colours: pixels keep what they say of their place
+BARE = Preset(0.2, (None, None))  # no colors: pixels keep what they say of their place
 
 
 def view(kind, preset=BARE, size=40, width=None, **options):
@@ -134,7 +134,7 @@ def test_pasted_views_take_other_images():
     samples = Samples(None, data, view("copy_paste"), seed=0)
     for step in range(40):
         data.seen.clear()
-        found = samples[Ticket(step, 0, 2, False)]
+        found = samples[SampleIndex(step, 0, 2, False)]
         assert int(found["index"]) == 2 == data.seen[0] and 2 not in data.seen[1:] and len(data.seen) == 3
         seen |= set(data.seen[1:])
     assert seen == {0, 1, 3, 4}
@@ -142,14 +142,14 @@ def test_pasted_views_take_other_images():
 
 def test_indices_tell_labelled_and_unlabelled_images_apart():
     """Unlabelled images are numbered behind the labelled ones; a run knows how many there are."""
-    data = TrainingImages(Numbered(3), Numbered(4), view("single"), 0, Order((0, 1, 2), (0, 1, 2, 3), 4, 2, 0))
+    data = TrainingImages(Numbered(3), Numbered(4), view("single"), 0, SamplingPlan((0, 1, 2), (0, 1, 2, 3), 4, 2, 0))
     seen = {int(i) for batch in data.batches(0, 12) for i in batch["index"]}
     assert seen == set(range(7)) and data.images == 7
 
 
 @pytest.mark.parametrize("kind", VIEWS)
 def test_views_are_functions_of_their_generator(kind):
-    """The same seed gives the same views with all their colours, another seed gives others."""
+    """The same seed gives the same views with all their colors, another seed gives others."""
     made = make_view(kind, "moco_v2" if kind != "pair" else None, 32, 32, ViewConfig())
     one, same, other = (made(coordinates(), np.random.default_rng(seed), [solid(3)] * made.others) for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one) and any(not torch.equal(one[key], other[key]) for key in one)
@@ -166,15 +166,15 @@ def test_least_area_reaches_the_crops_and_the_cache(kind):
 
 
 def test_presets_say_what_their_papers_say():
-    """Crops and colours as published, operation by operation; only BYOL's second view is solarised, CMC's have no colours."""
+    """Crops and colors as published, operation by operation; only BYOL's second view is solarized, CMC's have no colors."""
     assert {name: preset.area for name, preset in PRESETS.items() if name != "chaitanya"} == {
         "simclr": 0.08, "moco_v1": 0.2, "moco_v2": 0.2, "byol": 0.08, "cmc": 0.08}  # fmt: skip
-    first, second = PRESETS["byol"].colours
-    assert (first.blur, first.solarise, second.blur, second.solarise) == (1.0, 0.0, 0.1, 0.2)
-    jitter = {n: (c.brightness, c.contrast, c.saturation, c.hue, c.jitter, c.grey) for n, p in PRESETS.items() if (c := p.colours[0])}
+    first, second = PRESETS["byol"].colors
+    assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
+    jitter = {n: (c.brightness, c.contrast, c.saturation, c.hue, c.jitter, c.gray) for n, p in PRESETS.items() if (c := p.colors[0])}
     assert jitter["simclr"] == (0.8, 0.8, 0.8, 0.2, 0.8, 0.2) and jitter["byol"] == (0.4, 0.4, 0.2, 0.1, 0.8, 0.2)
     assert jitter["moco_v1"] == (0.4, 0.4, 0.4, 0.4, 1.0, 0.2) and jitter["moco_v2"] == (0.4, 0.4, 0.4, 0.1, 0.8, 0.2)
-    assert PRESETS["cmc"].colours == (None, None) and PRESETS["moco_v1"].colours[0].grey_first
+    assert PRESETS["cmc"].colors == (None, None) and PRESETS["moco_v1"].colors[0].gray_first
 
 
 CROPS, PAIR, LOCAL = ("two_crop", "simclr"), ("pair", None), ("pair", "chaitanya")
@@ -182,10 +182,10 @@ CROPS, PAIR, LOCAL = ("two_crop", "simclr"), ("pair", None), ("pair", "chaitanya
 
 @pytest.mark.parametrize(("kinds", "options", "says"), [
     ([CROPS], {"geometry": "crops"}, "--geometry is no option .* which has --preset, --min-area; leave it out"),
-    ([("single", "cmc")], {"colour": 0.5}, "--color-strength is no option"),
+    ([("single", "cmc")], {"color_strength": 0.5}, "--color-strength is no option"),
     ([PAIR], {"min_area": 0.5}, "--min-area is no option .* which has --geometry, --min-scale"),
     ([PAIR], {"preset": "byol"}, "--preset is no option"),
-    ([LOCAL], {"colour": 0.5}, "--color-strength is no option"),
+    ([LOCAL], {"color_strength": 0.5}, "--color-strength is no option"),
 ])  # fmt: skip
 def test_options_that_no_view_reads_are_refused(kinds, options, says):
     """Not accepted and then forgotten; the message says what there is."""
@@ -212,11 +212,11 @@ def test_unknown_presets_are_refused():
 ])  # fmt: skip
 
 
-def test_a_presets_first_colours_go_to_the_first_view(kind, wanted):
-    """A preset whose second view has no colours distorts the first one (and what is pasted into it), a single view likewise; no other."""
-    made = view(kind, Preset(0.2, (Colours(blur=1.0), None)))
+def test_a_presets_first_colors_go_to_the_first_view(kind, wanted):
+    """A preset whose second view has no colors distorts the first one (and what is pasted into it), a single view likewise; no other."""
+    made = view(kind, Preset(0.2, (Colors(blur=1.0), None)))
     found = made(coordinates(), np.random.default_rng(0), [coordinates()] * made.others)
-    assert {name.removesuffix("_colour") for name in found if name.endswith("_colour")} == wanted
+    assert {name.removesuffix("_color") for name in found if name.endswith("_color")} == wanted
 
 
 def test_what_stands_in_for_a_bad_file_goes_by_its_own_index():
@@ -230,6 +230,6 @@ def test_what_stands_in_for_a_bad_file_goes_by_its_own_index():
 
     data = Damaged(4)
     object.__setattr__(data, "slices", tuple(Slice(f"volume{i // 2}", i / 4) for i in range(4)))
-    found = Samples(None, data, view("single"), seed=0)[Ticket(0, 0, 1, False)]
+    found = Samples(None, data, view("single"), seed=0)[SampleIndex(0, 0, 1, False)]
     assert found["name"] == "solid 20" and found["bad"] == ["number 1 is broken"]
     assert (int(found["index"]), int(found["volume"]), float(found["position"])) == (2, 1, 0.5)

@@ -10,10 +10,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from mscl_hf.config import ViewConfig
 from mscl_hf.data.dataset import Sample, SegmentationData
-from mscl_hf.data.sampler import Batches, Order, Ticket, sample_rng
+from mscl_hf.data.sampler import BatchSampler, SampleIndex, SamplingPlan, sample_rng
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.losses import labels_at
-from mscl_hf.transforms.color import SIZE, Colours, distort_colour, draw_colour
+from mscl_hf.transforms.color import SIZE, Colors, distort_color, draw_color
 from mscl_hf.transforms.crops import Crop, central_crop, cut, random_crop
 from mscl_hf.transforms.presets import PRESETS
 from mscl_hf.transforms.views import PairView, TrainView
@@ -38,9 +38,9 @@ def inside(image):
 
 
 def pixel_source(crop, size):
-    """Source coordinates of the pixel centres of a view, from the definition of a crop alone."""
-    centres = (torch.arange(size) + 0.5) / size * crop.side - 0.5
-    x, y = crop.x + centres, crop.y + centres
+    """Source coordinates of the pixel centers of a view, from the definition of a crop alone."""
+    centers = (torch.arange(size) + 0.5) / size * crop.side - 0.5
+    x, y = crop.x + centers, crop.y + centers
     return (x.flip(0) if crop.flip else x)[None, :].expand(size, size), y[:, None].expand(size, size)
 
 
@@ -49,7 +49,7 @@ def pixel_source(crop, size):
     Crop(-30.0, -12.5, 128.0, False), Crop(-30.0, -12.5, 128.0, True), Crop(100.0, 40.0, 100.0, True), Crop(40.0, 30.0, 16.0, False),
 ])  # fmt: skip
 def test_cut_puts_every_pixel_where_the_crop_says(crop):
-    """Colours and labels lie within a pixel of their place; what lies outside the image is grey, and ignored."""
+    """Colors and labels lie within a pixel of their place; what lies outside the image is gray, and ignored."""
     sample = coordinates()
     image, mask = cut(sample, crop, 64)
     assert image.shape == (3, 64, 64) and mask.shape == (64, 64) and image.dtype == mask.dtype == torch.uint8
@@ -66,7 +66,7 @@ def test_cut_puts_every_pixel_where_the_crop_says(crop):
 
 
 def test_random_crops_keep_the_mask_on_the_image():
-    """Whatever scale, place and flip: the label under a pixel is the one that its own colour names."""
+    """Whatever scale, place and flip: the label under a pixel is the one that its own color names."""
     sample, rng, flips = coordinates(), np.random.default_rng(0), 0
     for _ in range(60):
         crop = random_crop((160, 120), 48, 48, (0.5, 2.0), rng)
@@ -83,25 +83,25 @@ def test_random_crops_keep_the_mask_on_the_image():
 
 
 def pair(geometry, seed=0, sample=None, **options):
-    view = PairView(48, 48, ViewConfig(geometry=geometry, **{"colour": 0.0, "blur": 0.0, **options}))
+    view = PairView(48, 48, ViewConfig(geometry=geometry, **{"color_strength": 0.0, "blur": 0.0, **options}))
     return complete(view, sample or coordinates(), np.random.default_rng(seed))
 
 
 def complete(view, sample, rng):
-    """A view of one sample with its colours."""
+    """A view of one sample with its colors."""
     batch = view.on_device({name: value[None] for name, value in view(sample, rng).items()})
     return {name: value[0] for name, value in batch.items()}
 
 
 @pytest.mark.parametrize("geometry", ["shared", "none"])
 def test_one_geometry_for_both_views(geometry):
-    """A marker lands at the same place in the image, its copy and both masks; colour never reaches a mask or the image."""
-    plain, coloured = pair(geometry), pair(geometry, colour=1.0, blur=1.0)
+    """A marker lands at the same place in the image, its copy and both masks; color never reaches a mask or the image."""
+    plain, distorted = pair(geometry), pair(geometry, color_strength=1.0, blur=1.0)
     assert torch.equal(plain["image"], plain["enhanced"]) and torch.equal(plain["mask"], plain["enhanced_mask"])
-    assert torch.equal(coloured["image"], plain["image"]) and torch.equal(coloured["enhanced_mask"], plain["mask"])
-    assert not torch.equal(coloured["enhanced"], plain["enhanced"])
+    assert torch.equal(distorted["image"], plain["image"]) and torch.equal(distorted["enhanced_mask"], plain["mask"])
+    assert not torch.equal(distorted["enhanced"], plain["enhanced"])
     assert "boxes" not in plain  # the whole of both
-    both = pair(geometry, colour=1.0, blur=1.0, augment_both=True)
+    both = pair(geometry, color_strength=1.0, blur=1.0, augment_both=True)
     assert not torch.equal(both["image"], plain["image"]) and not torch.equal(both["image"], both["enhanced"])
     seen = {pair(geometry, seed)["image"].numpy().tobytes() for seed in range(8)}
     assert len(seen) == (1 if geometry == "none" else 8)
@@ -118,7 +118,7 @@ def test_crops_share_what_their_boxes_say(scales):
             for view, (x0, y0, x1, y1) in zip(("image", "enhanced"), found["boxes"]):
                 column, row = (int(torch.clamp(48 * (a + fraction * (b - a)), 0, 47)) for a, b in ((x0, x1), (y0, y1)))
                 points.append(found[view][:, row, column].float())
-            assert all(point[2] == 200 for point in points)  # none is grey padding
+            assert all(point[2] == 200 for point in points)  # none is gray padding
             assert (points[0] - points[1]).abs().max() <= 8  # a view's pixel covers up to 5 px of the source
         sides = (found["boxes"][:, 2:] - found["boxes"][:, :2]).abs()
         if not any((found[mask] == 255).any() for mask in ("mask", "enhanced_mask")):
@@ -131,7 +131,7 @@ def test_crops_share_what_their_boxes_say(scales):
 @pytest.mark.parametrize("geometry", ["shared", "crops", "none"])
 def test_views_that_are_wider_than_high(geometry):
     """Height and width as asked for, nothing stretched: red is x, green is y, both a pixel a step; boxes show the same place."""
-    view = PairView(40, 60, ViewConfig(geometry, min_scale=0.8, max_scale=1.5, colour=0.0, blur=0.0), image_width=64)
+    view = PairView(40, 60, ViewConfig(geometry, min_scale=0.8, max_scale=1.5, color_strength=0.0, blur=0.0), image_width=64)
     for seed in range(10):
         found = complete(view, coordinates(), np.random.default_rng(seed))
         assert found["image"].shape == found["enhanced"].shape == (3, 40, 64) and found["mask"].shape == (40, 64)
@@ -142,8 +142,8 @@ def test_views_that_are_wider_than_high(geometry):
             down = (y[1:] - y[:-1]).abs()[there[1:] & there[:-1]].mean()
             assert across == pytest.approx(down.item(), abs=0.05) and down > 1
         (x0, y0, x1, y1), (u0, v0, u1, v1) = found.get("boxes", [(0.0, 0.0, 1.0, 1.0)] * 2)
-        centre, other = (((x0 + x1) / 2, (y0 + y1) / 2), ((u0 + u1) / 2, (v0 + v1) / 2))
-        points = [found[n][:, int(v * 40), int(u * 64)].float() for n, (u, v) in (("image", centre), ("enhanced", other))]
+        center, other = (((x0 + x1) / 2, (y0 + y1) / 2), ((u0 + u1) / 2, (v0 + v1) / 2))
+        points = [found[n][:, int(v * 40), int(u * 64)].float() for n, (u, v) in (("image", center), ("enhanced", other))]
         assert (points[0] - points[1]).abs().max() <= 6
     wide = TrainView(40, 60, image_width=64)(coordinates(), np.random.default_rng(0))
     assert wide["image"].shape == (3, 40, 64) and wide["mask"].shape == (40, 64)
@@ -161,62 +161,62 @@ def test_views_depend_on_the_generator_alone():
         assert all(torch.equal(first[key], again[key]) for key in first) and not torch.equal(first["image"], other["image"])
 
 
-def test_colour_moves_no_pixel():
-    """A grey ramp keeps its order under any jitter of grey, so that pixel correspondences are one to one."""
+def test_color_moves_no_pixel():
+    """A gray ramp keeps its order under any jitter of gray, so that pixel correspondences are one to one."""
     ramp = torch.arange(256).repeat(3, 16, 1).to(torch.uint8)
     changed = 0
     for seed in range(30):
-        out = distort_colour(ramp[None], draw_colour(Colours.simclr(1.0, 0.0), np.random.default_rng(seed))[None])[0]
+        out = distort_color(ramp[None], draw_color(Colors.simclr(1.0, 0.0), np.random.default_rng(seed))[None])[0]
         assert out.shape == ramp.shape and out.dtype == torch.uint8 and (out[:, :1] == out).all()
         assert (out[:, 0].int().diff(dim=1) >= 0).all()
         changed += not torch.equal(out, ramp)
     assert 15 < changed < 30  # eight in ten are jittered
-    assert torch.equal(distort_colour(ramp[None], draw_colour(Colours.simclr(0.0, 0.0), np.random.default_rng(0))[None])[0], ramp)
+    assert torch.equal(distort_color(ramp[None], draw_color(Colors.simclr(0.0, 0.0), np.random.default_rng(0))[None])[0], ramp)
 
 
-def one_by_one(image, colours, rng):
+def one_by_one(image, colors, rng):
     """The distortion of one image with torchvision's operations, in the order of the preset, as they are drawn."""
     x = image.float() / 255
 
-    def grey(x):
-        return tv.rgb_to_grayscale(x, num_output_channels=3) if colours.grey and rng.random() < colours.grey else x
+    def gray(x):
+        return tv.rgb_to_grayscale(x, num_output_channels=3) if colors.gray and rng.random() < colors.gray else x
 
-    x = grey(x) if colours.grey_first else x
-    if colours.jitter and rng.random() < colours.jitter:
-        spans = (colours.brightness, colours.contrast, colours.saturation)
+    x = gray(x) if colors.gray_first else x
+    if colors.jitter and rng.random() < colors.jitter:
+        spans = (colors.brightness, colors.contrast, colors.saturation)
         factors = rng.uniform([max(0, 1 - span) for span in spans], [1 + span for span in spans])
-        shift = float(np.clip(rng.uniform(-colours.hue, colours.hue), -0.5, 0.5))
+        shift = float(np.clip(rng.uniform(-colors.hue, colors.hue), -0.5, 0.5))
         for which in rng.permutation(4):
             name = ("brightness", "contrast", "saturation", "hue")[which]
             x = getattr(tv, f"adjust_{name}")(x, shift if which == 3 else float(factors[which]))
-    x = x if colours.grey_first else grey(x)
-    if rng.random() < colours.blur:
+    x = x if colors.gray_first else gray(x)
+    if rng.random() < colors.blur:
         kernel = max(3, round(0.1 * min(x.shape[-2:])) // 2 * 2 + 1)
         x = tv.gaussian_blur(x, [kernel, kernel], [float(rng.uniform(0.1, 2.0))] * 2)
-    if colours.solarise and rng.random() < colours.solarise:
+    if colors.solarize and rng.random() < colors.solarize:
         x = tv.solarize(x, 0.5)
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-DISTORTIONS = {f"simclr {s}": (Colours.simclr(s, 0.5), size) for s, size in ((1.0, (32, 32)), (0.3, (40, 24)), (2.5, (9, 9)))}
-DISTORTIONS |= {f"{name} {k}": (c, (24, 24)) for name, preset in PRESETS.items() for k, c in enumerate(preset.colours) if c is not None}
+DISTORTIONS = {f"simclr {s}": (Colors.simclr(s, 0.5), size) for s, size in ((1.0, (32, 32)), (0.3, (40, 24)), (2.5, (9, 9)))}
+DISTORTIONS |= {f"{name} {k}": (c, (24, 24)) for name, preset in PRESETS.items() for k, c in enumerate(preset.colors) if c is not None}
 
 
 @pytest.mark.parametrize("name", DISTORTIONS)
-def test_a_batch_of_colours_is_torchvisions_one_by_one(name):
-    """All orders of jitter, grey, blur, solarisation: the same levels to rounding; whatever batch an image stands in, the very same."""
-    colours, size = DISTORTIONS[name]
+def test_a_batch_of_colors_is_torchvisions_one_by_one(name):
+    """All orders of jitter, gray, blur, solarization: the same levels to rounding; whatever batch an image stands in, the very same."""
+    colors, size = DISTORTIONS[name]
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (200, 3, *size), dtype=np.uint8))
     images[:4] = torch.tensor([0, 255, 7, 100])[:, None, None, None]
-    drawn = torch.stack([draw_colour(colours, np.random.default_rng(seed)) for seed in range(200)])
+    drawn = torch.stack([draw_color(colors, np.random.default_rng(seed)) for seed in range(200)])
     assert drawn.shape == (200, SIZE)
-    found = distort_colour(images, drawn)
-    wanted = torch.stack([one_by_one(image, colours, np.random.default_rng(seed)) for seed, image in enumerate(images)])
+    found = distort_color(images, drawn)
+    wanted = torch.stack([one_by_one(image, colors, np.random.default_rng(seed)) for seed, image in enumerate(images)])
     off = (found.int() - wanted.int()).abs()
-    # Beside the threshold of the solarisation a rounding decides.
-    off = torch.where((found.int() - (255 - wanted.int())).abs() <= 1, 0, off) if colours.solarise else off
+    # Beside the threshold of the solarization a rounding decides.
+    off = torch.where((found.int() - (255 - wanted.int())).abs() <= 1, 0, off) if colors.solarize else off
     assert off.max() <= 1 and (off > 0).float().mean() < 1e-3
-    assert torch.equal(torch.cat([distort_colour(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 200, 7)]), found)
+    assert torch.equal(torch.cat([distort_color(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 200, 7)]), found)
 
 
 def test_no_mask_means_ignored_everywhere():
@@ -235,11 +235,11 @@ def test_impossible_views_are_refused(options):
 
 
 def slow_labels(mask, h, w, how):
-    """Every cell with loops: the pixel under its centre, or the votes of the pixels in it."""
+    """Every cell with loops: the pixel under its center, or the votes of the pixels in it."""
     height, width, out = len(mask), len(mask[0]), []
     for i in range(h):
         for j in range(w):
-            if how == "centre":
+            if how == "center":
                 out.append(int(mask[int((i + 0.5) * height / h)][int((j + 0.5) * width / w)]))
                 continue
             cell = [int(mask[y][x]) for y in range(height) for x in range(width) if y * h // height == i and x * w // width == j]
@@ -249,7 +249,7 @@ def slow_labels(mask, h, w, how):
     return out
 
 
-@pytest.mark.parametrize("how", ["centre", "majority", "pure"])
+@pytest.mark.parametrize("how", ["center", "majority", "pure"])
 @pytest.mark.parametrize("shape", [(16, 16, 4, 4), (15, 22, 4, 5), (13, 9, 13, 9), (32, 32, 1, 1), (5, 6, 8, 8)])
 def test_labels_at_feature_resolution(how, shape):
     """Centre, majority and pure equal loops over cells, with ignored pixels and ties."""
@@ -263,7 +263,7 @@ def test_labels_at_feature_resolution(how, shape):
 
 
 def order(labelled=range(10), unlabelled=range(100, 125), batch=8, share=4, seed=0):
-    return Order(tuple(labelled), tuple(unlabelled), batch, share, seed)
+    return SamplingPlan(tuple(labelled), tuple(unlabelled), batch, share, seed)
 
 
 def test_the_world_does_not_change_the_batches():
@@ -300,7 +300,7 @@ def test_uneven_worlds_and_missing_parts_are_refused():
     for parts in ({"labelled": ()}, {"unlabelled": ()}):
         with pytest.raises(ValueError, match="there are none"):
             order(**parts)
-    assert len(Batches(order(), 3, 7)) == len(list(Batches(order(), 3, 7))) == 4
+    assert len(BatchSampler(order(), 3, 7)) == len(list(BatchSampler(order(), 3, 7))) == 4
 
 
 class Rows:
@@ -329,7 +329,7 @@ class Rows:
 def training_data(seed=0):
     labelled = SegmentationData(Rows(6, True), tuple("abcdefgh"), "drawn", "train")
     unlabelled = SegmentationData(Rows(9, False), (), "drawn", "train")
-    mixed = Order(tuple(range(6)), tuple(range(9)), 4, 2, seed)
+    mixed = SamplingPlan(tuple(range(6)), tuple(range(9)), 4, 2, seed)
     return TrainingImages(labelled, unlabelled, PairView(32, 32, ViewConfig("crops")), seed, mixed)
 
 
@@ -362,6 +362,6 @@ def test_unlabelled_samples_never_open_a_mask():
 
 def test_every_visit_of_a_sample_draws_anew():
     """The generator of a sample changes with step, slot, index and seed."""
-    tickets = [Ticket(0, 0, 0, True), Ticket(1, 0, 0, True), Ticket(0, 1, 0, True), Ticket(0, 0, 1, True)]
+    tickets = [SampleIndex(0, 0, 0, True), SampleIndex(1, 0, 0, True), SampleIndex(0, 1, 0, True), SampleIndex(0, 0, 1, True)]
     drawn = {sample_rng(seed, t).random() for t in tickets for seed in (0, 1)}
     assert len(drawn) == 8 and sample_rng(0, tickets[0]).random() in drawn

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mscl_hf.config import DataConfig, InferenceConfig
-from mscl_hf.data.build import open_whole_split
+from mscl_hf.data import open_whole_split
 from mscl_hf.evaluation.inference import predict_ids
 from mscl_hf.models.loading import open_model
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation

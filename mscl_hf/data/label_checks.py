@@ -1,67 +1,67 @@
-"""What follows from the labels that the masks hold: fewer than two classes in training are an error, other gaps are warnings."""
+"""Checks of the labels in the masks: fewer than two classes in training are an error, other gaps are warnings."""
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import suppress
 
 import datasets
 import numpy as np
 
 from ..config import DataConfig
+from ..losses.labels import IGNORE_INDEX
 from ..messages import first_three
-from .dataset import IGNORE_INDEX, SegmentationData
+from .dataset import SegmentationData
 from .duplicates import compared_rows, shared_images
-from .files import SCAN_AT_MOST, make_table, parse_label_map
-from .hub_layout import scanned_masks
-from .palettes import different_palettes
+from .files import SCAN_AT_MOST, scanned_masks, spaced_rows
+from .image_io import DECODE_ERRORS, opened
+from .label_map import OWN_MASKS, parse_label_map
 from .pixels import BadSample, index_array
 from .stream import SegmentationStream
 
-OWN_MASKS = ("folder", "hf")  # data sets whose masks may need a label map; the others have their own
+Color = tuple[int, int, int]
 
 
 def stored_ids(data: SegmentationData) -> list[int]:
-    """The ids in the masks as they are stored, sorted: of at most SCAN_AT_MOST masks, evenly spaced. Drawn masks hold train ids."""
+    """Return the ids stored in at most SCAN_AT_MOST evenly spaced masks, sorted. Drawn masks hold train ids."""
     if not isinstance(data.rows, datasets.Dataset):
         return data.labels.present if data.labels else []
     ids = set()
     for where, mask in scanned_masks(data.rows):
-        with contextlib.suppress(BadSample):  # the check of the data names the file
+        with suppress(BadSample):  # reported by the check of the data
             if not isinstance(mask, Exception):
                 ids.update(np.unique(index_array(mask, {"mask": where}.get)).tolist())
     return sorted(ids)
 
 
 def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: DataConfig) -> None:
-    """Raise ValueError where the masks to train on leave fewer than two classes, of which every prediction would be right.
+    """Raise ValueError if the training masks hold fewer than two classes: every prediction would be right.
 
-    data: with the counts of its labels. ids: stored in its masks. Where only the first rows of a stream are known, one class in them is an
-    error if the ignored label, or --pixel-reduction-labels, explains it. A class that vanishes at the training size counts.
+    data: with counts of its labels. ids: those stored in its masks. If only the first rows of a stream are known, one class is an error
+    only where the ignored label or --reduce-labels explains it. A class that vanishes at the training size counts.
     """
     counts, explained = data.labels, options.reduce_labels or IGNORE_INDEX in ids and not options.label_map
     if len(counts.stored) > 1 or (counts.stored and counts.total is None and not explained):
         return
-    seen = f"the {'first ' if counts.total is None else ''}{counts.read} masks" if isinstance(data, SegmentationStream) else "the masks"
+    masks = f"the {'first ' if counts.total is None else ''}{counts.read} masks" if isinstance(data, SegmentationStream) else "the masks"
     left = f"only {data.classes[counts.stored[0]]!r} is labelled" if counts.stored else "no pixel is labelled"
-    causes = ["--pixel-reduction-labels ignores the id 0"] if options.reduce_labels else []
-    causes += [f"the label map is {options.label_map}"] if options.label_map else []
+    causes = ["--reduce-labels ignores the id 0"] if options.reduce_labels else []
+    causes += [f"--label-map is {options.label_map}"] if options.label_map else []
     causes += ["255 is the ignored label"] if IGNORE_INDEX in ids and not options.label_map else []
     because = f" ({', '.join(causes)})" if causes else ""
     raise ValueError(
-        f"{seen} of {data.name}/{data.split} hold the ids {_listed_ids(ids)}, and {left}{because}; expected pixels of at least two "
-        f"classes. {_remedy(ids, options, counts.total is None)}"
+        f"{masks} of {data.name}/{data.split} hold the ids {_listed_ids(ids)}, and {left}{because}; expected pixels of at least two "
+        f"classes. {_remedy(ids, options, counts.total is None)}."
     )
 
 
 def require_two_classes(training: SegmentationData | SegmentationStream | None, held_out: SegmentationData | None) -> None:
-    """Raise ValueError where the labels known of a stream, and all that are held out, are of one class: every prediction would be right."""
+    """Raise ValueError if the first masks of a stream and all held-out masks hold one class: every prediction would be right."""
     counts = [None if data is None else data.labels for data in (training, held_out)]
     if None in counts or len(counts[0].stored) != 1 or counts[0].stored != counts[1].stored:
         return
     name = training.classes[counts[0].stored[0]]
     raise ValueError(
         f"the first {counts[0].read} masks of {training.name}/{training.split} and all of {held_out.name}/{held_out.split} hold only the "
-        f"class {name!r}; expected pixels of at least two classes. Give more masks, or correct them or --classes"
+        f"class {name!r}; expected pixels of at least two classes. Give more masks, or correct them or --classes."
     )
 
 
@@ -71,8 +71,8 @@ def _listed_ids(ids: Sequence[int]) -> str:
 
 def _remedy(ids: Sequence[int], options: DataConfig, is_part: bool) -> str:
     if options.label_map:
-        return "Correct the label map or the masks"
-    leave_out = "Leave out --pixel-reduction-labels" if options.reduce_labels else ""
+        return "Correct --label-map or the masks"
+    leave_out = "Leave out --reduce-labels" if options.reduce_labels else ""
     if IGNORE_INDEX in ids:
         free = next(i for i in range(IGNORE_INDEX + 1) if i not in {*ids} - {IGNORE_INDEX})
         give = f"{'and if' if leave_out else 'If'} 255 marks an object, give --label-map 255:{free}"
@@ -84,9 +84,9 @@ def _remedy(ids: Sequence[int], options: DataConfig, is_part: bool) -> str:
 def label_warnings(
     training: Sequence[SegmentationData | SegmentationStream | None], held_out: SegmentationData | None, options: DataConfig
 ) -> list[str]:
-    """What the masks cannot teach or measure, and which images are in two splits, a sentence each.
+    """Return warnings about classes that cannot be trained or measured, and about images that are in two splits.
 
-    training: the parts of the training data, labelled or not. The labels of parts that were not counted are passed over.
+    training: the parts of the training data, labelled or not. Labels that were not counted are not checked.
     """
     parts = [part for part in training if part is not None]
     warnings = [sentence for part in parts for sentence in _never_trained(part)]
@@ -100,13 +100,14 @@ def label_warnings(
 
 
 def _never_trained(data: SegmentationData | SegmentationStream) -> list[str]:
+    """Return warnings about classes without a pixel in the masks."""
     counts = data.labels
     vanished = [] if counts is None else [data.classes[i] for i in counts.vanished]
     missing = [] if counts is None else [name for i, name in enumerate(data.classes) if i not in counts.stored]
     sentences = []
     if vanished:
         sentences = [
-            f"{len(vanished)} of {data.num_classes} classes vanish where the masks of {data.name}/{data.split} are brought to "
+            f"{len(vanished)} of {data.num_classes} classes vanish when the masks of {data.name}/{data.split} are resized to "
             f"{data.short_side} px on the short side: {first_three(vanished)}; a larger --base-size keeps them (0 = as stored)"
         ]
     if not missing:
@@ -117,6 +118,7 @@ def _never_trained(data: SegmentationData | SegmentationStream) -> list[str]:
 
 
 def _hardly_measured(data: SegmentationData) -> list[str]:
+    """Return a warning if the held-out masks hold fewer than two classes."""
     where = f"{data.name}/{data.split}"
     if data.labels is None or len(data.labels.present) > 1:
         return []
@@ -126,17 +128,18 @@ def _hardly_measured(data: SegmentationData) -> list[str]:
 
 
 def _unused_entries(parts: Sequence[SegmentationData | SegmentationStream | None], label_map: str) -> list[str]:
+    """Return a warning about ids of the label map that no mask holds."""
     labelled = [part for part in parts if isinstance(part, SegmentationData) and part.labelled]
     if not labelled:
         return []
     ids = {i for part in labelled for i in stored_ids(part)}
     unused = [f"{stored}:{train}" for stored, train in parse_label_map(label_map).items() if stored not in ids]
-    looked_at = sum(min(len(part), SCAN_AT_MOST) for part in labelled)
-    where = f"in none of {looked_at} masks"
-    return [f"the label map has entries whose stored id occurs {where}: {first_three(unused)}"] if unused else []
+    scanned = sum(min(len(part), SCAN_AT_MOST) for part in labelled)
+    return [f"--label-map has entries whose stored id is in none of {scanned} masks: {first_three(unused)}"] if unused else []
 
 
 def _in_two_splits(first: SegmentationData | SegmentationStream, second: SegmentationData | None) -> list[str]:
+    """Return a warning about images whose files are in both splits."""
     if second is None or isinstance(first, SegmentationStream):
         return []
     names = shared_images(first, second)
@@ -148,44 +151,33 @@ def _in_two_splits(first: SegmentationData | SegmentationStream, second: Segment
     return [f"{len(names)} {where}, byte for byte: {first_three(names)}{''.join(limits)}"]
 
 
-def label_fields(options: DataConfig) -> dict[str, dict[str, int] | bool | None]:
-    """How the options read masks, as fields of a model's configuration."""
-    train_ids = parse_label_map(options.label_map) if options.label_map else None
-    label_map = train_ids and {str(stored): train for stored, train in train_ids.items()}
-    return {"label_map": label_map, "reduce_labels": options.reduce_labels}
+def different_palettes(data: SegmentationData) -> str | None:
+    """Return a warning if palette masks give the id of a class different colors: each file numbers its colors anew. No pixel is decoded.
 
-
-def with_labels_of_model(
-    options: DataConfig, label_map: dict[str, int] | None, reduce_labels: bool, log: Callable[[str], None] = print
-) -> tuple[DataConfig, list[str]]:
-    """The options with the label map of a model's training where they give none, which is logged, and warnings.
-
-    label_map, reduce_labels: of the model's configuration. Raises ValueError where the options and the model's training map one id to
-    different classes. A map of other ids may be right for another data set, and is a warning.
+    data: with counts of its labels. Compares at most SCAN_AT_MOST evenly spaced masks by the classes that occur.
     """
-    in_model = (",".join(f"{stored}:{train}" for stored, train in (label_map or {}).items()) or None, reduce_labels)
-    in_options = (options.label_map, options.reduce_labels)
-    if options.dataset not in OWN_MASKS or in_options == in_model:
-        return options, []
-    model_flags, option_flags = _in_flags(*in_model), _in_flags(*in_options)
-    if not options.label_map and not options.reduce_labels:
-        log(f"the masks are read as in the model's training: {model_flags}")
-        return replace(options, label_map=in_model[0], reduce_labels=reduce_labels), []
-    model_ids, option_ids = _mapped(*in_model), _mapped(*in_options)
-    if any(model_ids[i] != option_ids[i] for i in model_ids.keys() & option_ids.keys()):
-        raise ValueError(
-            f"the option is {option_flags}; expected that of the model's training, {model_flags}. Leave it out to take the model's"
-        )
-    differ = model_ids != option_ids
-    return options, [f"the masks are read by {option_flags}, and those of the model's training by {model_flags}"] if differ else []
+    if not isinstance(data.rows, datasets.Dataset) or data.labels is None:
+        return None
+    stored_ids = data.labels.stored
+    if data.label_table is not None:
+        stored_ids = np.flatnonzero(np.isin(data.label_table[:256], stored_ids)).tolist()
+    first: dict[int, tuple[Color, str]] = {}
+    for index in spaced_rows(len(data)):
+        mask = data.stored(index).get("mask") or {}
+        file, colors = mask.get("path") or f"the mask of row {index}", _palette(mask)
+        for id in (id for id in stored_ids if id < len(colors)):
+            color, where = first.setdefault(id, (colors[id], file))
+            if color != colors[id]:
+                return (
+                    f"palette masks of {data.name}/{data.split} give the id {id} different colors: {color} in {where}, {colors[id]} in "
+                    f"{file}; ids are read, not colors, so one id must be one class in all masks"
+                )
+    return None
 
 
-def _in_flags(label_map: str | None, reduce_labels: bool) -> str:
-    return f"--label-map {label_map}" if label_map else "--pixel-reduction-labels" if reduce_labels else "no label map"
-
-
-def _mapped(label_map: str | None, reduce_labels: bool) -> dict[int, int]:
-    """{stored id: train id} of the ids that the options name; --pixel-reduction-labels names all."""
-    if reduce_labels:
-        return dict(enumerate(make_table(None, True).tolist()))
-    return parse_label_map(label_map) if label_map else {}
+def _palette(stored: dict) -> list[Color]:
+    """Return the colors of a palette image by index; [] for other images and unreadable files."""
+    with suppress(*DECODE_ERRORS), opened(stored.get("path"), stored.get("bytes")) as (image, _):
+        values = image.getpalette("RGB") if image.mode == "P" and image.format != "GIF" else None  # a GIF is read by its colors
+        return list(zip(*[iter(values or [])] * 3))
+    return []

@@ -6,8 +6,9 @@ from conftest import ROOT
 from PIL import Image
 
 from mscl_hf.data import BadSample, check_data, load_data
-from mscl_hf.data.files import class_names, open_masks, parse_label_map
-from mscl_hf.data.found_classes import between_neighbors, found_classes
+from mscl_hf.data.class_inference import between_neighbors, infer_classes
+from mscl_hf.data.files import open_masks
+from mscl_hf.data.label_map import class_names, parse_label_map
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -40,22 +41,22 @@ def test_interpolated_ids_are_no_classes(ids, resample):
         if resample is Image.Resampling.BOX and factor > 1:
             continue  # equal to nearest neighbor
         with pytest.raises(ValueError, match=r"the masks were resized or anti-aliased: .*\(most in \d+.png\).*nearest-neighbor"):
-            found_classes(named(masks), None)
+            infer_classes(named(masks), None)
         kept = [resampled(disks((0, 1, 2), seed=seed), Image.Resampling.NEAREST, factor) for seed in range(3)]
-        assert len(found_classes(named(kept), None)) == 3
+        assert len(infer_classes(named(kept), None)) == 3
 
 
 def test_many_and_thin_classes_are_classes():
     """150 classes, borders between background and object, lines one pixel wide, ramps of one row."""
     many = [np.sort(np.random.default_rng(seed).integers(0, 150, (8, 8))).astype(np.uint8).repeat(6, 0).repeat(6, 1) for seed in range(40)]
-    assert len(found_classes(named([*many, np.arange(150, dtype=np.uint8).reshape(10, 15).repeat(3, 0).repeat(3, 1)]), None)) == 150
+    assert len(infer_classes(named([*many, np.arange(150, dtype=np.uint8).reshape(10, 15).repeat(3, 0).repeat(3, 1)]), None)) == 150
     border = 2 * (disks((0, 2)) > 0).astype(np.uint8)
     border[between_neighbors(np.where(border, 2, 0)) | (border != np.roll(border, 1, 0))] = 1
-    assert len(found_classes(named([border]), None)) == 3
+    assert len(infer_classes(named([border]), None)) == 3
     lines = np.full((60, 60), 255, np.uint8)
     lines[::6] = np.arange(10)[:, None]
-    assert len(found_classes(named([lines]), None)) == 10
-    assert len(found_classes(named([np.arange(12, dtype=np.uint8)[None]]), None)) == 12
+    assert len(infer_classes(named([lines]), None)) == 10
+    assert len(infer_classes(named([np.arange(12, dtype=np.uint8)[None]]), None)) == 12
 
 
 @pytest.mark.parametrize("pattern, classes", [("CamVid/trainannot/*.png", 12), ("VOCdevkit/VOC2012/SegmentationClass/*.png", None)])
@@ -66,7 +67,7 @@ def test_real_masks_are_not_taken_for_interpolated_ones(pattern, classes):
         pytest.skip(f"no {DATA / pattern}")
     for some in (masks, *([mask] for mask in masks[:20])):
         try:
-            count = len(found_classes(open_masks(some), None))
+            count = len(infer_classes(open_masks(some), None))
             assert classes is None or count <= classes
         except ValueError as error:
             assert "without gaps" in str(error)
@@ -78,15 +79,15 @@ def test_a_rare_id_is_named_with_its_mask():
     masks[3][5, 5] = 77
     stated = r'77 in 1 of 6 masks \(3.png\), 0.0018 % of the pixels; .*Correct the masks, or ignore these pixels by --label-map "77:255"'
     with pytest.raises(ValueError, match=stated):
-        found_classes(named(masks), None)
+        infer_classes(named(masks), None)
 
 
 def test_gaps_beside_the_ignored_label():
     """255 is ignored, and the message gives the entry that makes it a class; no label map is given for many ids."""
     with pytest.raises(ValueError, match=r'--label-map "127:1" if these are all classes \(with "255:2" if 255 is a class too\)'):
-        found_classes(named([disks((0, 127, 255))]), None)
+        infer_classes(named([disks((0, 127, 255))]), None)
     with pytest.raises(ValueError, match=r"a --label-map that numbers the ids") as caught:
-        found_classes(named([np.arange(0, 96, 4, dtype=np.uint8).repeat(4)[None].repeat(96, 0)]), None)
+        infer_classes(named([np.arange(0, 96, 4, dtype=np.uint8).repeat(4)[None].repeat(96, 0)]), None)
     assert '--label-map "' not in str(caught.value)
 
 
@@ -95,13 +96,13 @@ def test_ids_that_no_class_can_have():
     ids = disks((0, 1, 2)).astype(np.int32)
     ids[:3] = 65535
     with pytest.raises(ValueError, match=r'65535 in 1 of 1 masks \(0.png\), .*--label-map "65535:255"'):
-        found_classes(named([ids]), None)
+        infer_classes(named([ids]), None)
     instances = np.arange(96 * 96, dtype=np.int32).reshape(96, 96) // 32 + 1000
     with pytest.raises(ValueError, match=r"1000 in 1 of 1 masks \(0.png\).*if they are instance ids, store the class") as caught:
-        found_classes(named([instances]), None)
+        infer_classes(named([instances]), None)
     assert '--label-map "' not in str(caught.value)
     with pytest.raises(ValueError, match=r"255 is the ignored label; .*Give --label-map 255:1 if it is the object"):
-        found_classes(named([np.full((9, 9), 255, np.uint8)]), None)
+        infer_classes(named([np.full((9, 9), 255, np.uint8)]), None)
 
 
 @pytest.mark.parametrize("content, line", [("a\n\nb\n", 2), ("# all classes\na\n# animals\n \nb", 4), ("a,,b", 2)])

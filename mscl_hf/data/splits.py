@@ -1,0 +1,143 @@
+"""Open the splits that the options name, and check them: image range, unreadable samples, labels."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+
+from ..config import DataConfig
+from .cache import CachedData
+from .checks import check_data, run_once
+from .dataset import LabelCounts, SegmentationData
+from .folder_names import UnknownSplit
+from .hub_layout import row_names
+from .image_range import check_values, find_image_range
+from .layouts import load_data
+from .shards import Row
+from .stream import SegmentationStream
+
+HELD_OUT = {"hf": "validation"}  # the held-out split; "val" of other layouts
+# Options that only some layouts have: passed on if they are set.
+LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_map", "image_column", "mask_column", "subset",
+                  "data_revision", "streaming", "reduce_labels", "classes", "num_classes", "image_range")  # fmt: skip
+
+
+def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
+    """Open one split of the data set that the options name."""
+    arguments = {name: getattr(options, name) for name in LAYOUT_OPTIONS if getattr(options, name) not in (None, False)}
+    if isinstance(arguments.get("classes"), list) and len(arguments["classes"]) == 1:
+        arguments["classes"] = arguments["classes"][0]  # a text file, or "a,b,c"
+    if "data_revision" in arguments:  # --revision is that of the model
+        arguments["revision"] = arguments.pop("data_revision")
+    return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **arguments)
+
+
+def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:
+    """Open the images of a folder of unlabelled images."""
+    return load_data("folder", "train", folder, unlabelled=True, image_range=options.image_range)
+
+
+def open_whole_split(options: DataConfig, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
+    """Open a split that is read from end to end: a stream is read into memory, still encoded.
+
+    classes: names for data sets without class names; without these, they are inferred from the masks, and a split may lack some.
+    """
+    if classes and needs_classes(options):
+        options = replace(options, classes=list(classes))
+    data = open_split(options, split)
+    return data if isinstance(data, SegmentationData) else in_memory(data, list(data.rows()))
+
+
+def needs_classes(options: DataConfig) -> bool:
+    """Return whether neither the layout nor the options name the classes."""
+    return options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None
+
+
+def in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData:
+    """Return rows of a stream as data that is not streamed, still encoded. Raises ValueError without rows."""
+    if not stored:
+        raise ValueError(f"{stream.name}/{stream.split} has no rows; expected at least one image. Give another split or data set.")
+    columns = ("image", "mask") if stream.labelled else ("image",)
+    features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
+    rows = datasets.Dataset.from_list(stored, features=features)
+    rows = rows.add_column("name", row_names(rows))
+    return SegmentationData(rows, stream.classes, stream.name, stream.split, stream.label_table, image_range=stream.image_range)
+
+
+def training_split(options: DataConfig) -> str:
+    """Return the name of the split to train on."""
+    return options.train_split or "train"
+
+
+def place_of(options: DataConfig, unlabelled: str = "none") -> str:
+    """Return where the images and masks of a run lie: folders as absolute paths, other names unchanged."""
+    places = (options.data_dir, options.image_dir, options.mask_dir, None if unlabelled in ("none", "rest") else unlabelled)
+    return ", ".join(str(Path(place).resolve()) if Path(place).exists() else place for place in places if place)
+
+
+def open_held_out(options: DataConfig, log: Callable[[str], None] = print, classes: tuple[str, ...] = ()) -> SegmentationData | None:
+    """Open the held-out split without its bad samples; None if there is none and the options name none.
+
+    classes: see `open_whole_split`.
+    """
+    if options.val_split == "none":
+        return None
+    split = options.val_split or HELD_OUT.get(options.dataset, "val")
+    try:
+        data = open_whole_split(options, split, classes)
+    except UnknownSplit as error:
+        if options.val_split is not None or options.dataset not in ("folder", "hf"):
+            raise
+        log(f"no held-out masks: {error}")
+        return None
+    if not data.labelled:
+        log(f"no held-out masks in {data.name}/{data.split}: {data.note}")
+        return None
+    check_values(data, log)
+    return usable(data, options, log)
+
+
+def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callable[[str], None] = print) -> DataConfig:
+    """Return the options with the image range of the training images, if they have none. unlabelled: see `pretraining_data`.
+
+    A given range is compared with the images. Raises ValueError for images that do not fit. The images of a stream are not read.
+    """
+    if options.streaming:
+        return options
+    parts = []
+    if options.dataset in ("folder", "hf"):  # images of the other layouts have 8 bits
+        parts.append(open_split(options, training_split(options), unlabelled=True))
+    if unlabelled not in ("none", "rest"):
+        parts.append(open_unlabelled(unlabelled, options))
+    if options.image_range is None:
+        image_range = find_image_range(parts, log) if parts else None
+        return options if image_range is None else replace(options, image_range=list(image_range))
+    if not any([check_values(part, log) for part in parts]):
+        low, high = options.image_range
+        log(f"image range {low} to {high}: no training image holds more than 8 bits; 8-bit values are not scaled by it")
+    return options
+
+
+def usable(data: SegmentationData, options: DataConfig, log: Callable[[str], None] = print) -> SegmentationData:
+    """Return the data without its bad samples, which are logged, and with counts of its labels. The main process reads the samples.
+
+    Raises BadSample if more samples are bad than --max-bad-images.
+    """
+    if data.note:
+        log(f"{data.name}/{data.split}: {data.note}")
+
+    def check() -> tuple[list[int], list[str], LabelCounts | None]:
+        labels = LabelCounts(data.num_classes, len(data)) if data.labelled else None
+        good, bad = check_data(data, options.max_bad_images, labels=labels)
+        if labels is not None:
+            labels.total = len(good)
+            if isinstance(data, CachedData):
+                labels.vanished = (data.select(good) if bad else data).vanished_classes(labels.present)
+        return good, bad, labels
+
+    good, bad, labels = run_once(check)
+    for message in bad:
+        log(f"skipped: {message}")
+    usable_data = data.select(good) if bad else data
+    return usable_data if labels is None else usable_data.with_labels(labels)
