@@ -1,4 +1,4 @@
-"""Data sets of images and masks, and what is drawn from them. Names are imported when they are first used."""
+"""Data sets of images and masks, and the batches of a run. Names are imported on first use."""
 
 import lazy_loader
 

@@ -108,7 +108,7 @@ def _remedy(faults: Sequence[Fault], data: SegmentationData) -> str:
     if all(fault.unknown_ids for fault in faults) and is_next and data.label_table is None:
         names = ", ".join(map(repr, data.classes[:3])) + ", ..." * (data.num_classes > 3)
         remedy = (
-            f"The masks hold ids up to {ids[-1]} and there are {data.num_classes} classes ({names}): give --num-classes {ids[-1] + 1}, or "
-            "as many names to --classes, separated by spaces or commas (in a file: one a line)"
+            f"The masks hold ids up to {ids[-1]} and the data has {data.num_classes} class(es), {names}: give --num-classes {ids[-1] + 1}, "
+            "or as many names to --classes, separated by spaces or commas (in a file: one a line)"
         )
     return remedy if len(faults) == len(data) else f"{remedy}, or give --max-bad-images N with N >= {len(faults)} to leave them out"

@@ -176,7 +176,7 @@ def _gaps(stored: StoredIds, ids: Sequence[int], train_ids: dict[int, int], mapp
         remedy = "Correct --label-map if these are all classes"
     elif errors:
         label_map = ",".join(f"{id}:{IGNORE_INDEX}" for id in errors)
-        remedy = f'Correct the masks, or ignore these pixels with --label-map "{label_map}"'
+        remedy = f'Correct the masks, or ignore these pixels by --label-map "{label_map}"'
     elif len(ids) > MAPPED_IN_MESSAGE:
         remedy = "Export the masks again if a lossy format changed them; give a --label-map that numbers the ids if these are all classes"
     else:

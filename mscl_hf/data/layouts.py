@@ -147,10 +147,10 @@ class Layout:
 
 DATASETS: dict[str, Layout] = {
     "synthetic": Layout(build_synthetic, "no folder: scenes are drawn", needs_folder=False),
-    "camvid": Layout(build_camvid, "a folder with lists such as train.txt (an image and a mask a line) and folders such as train/ and trainannot/"),
+    "camvid": Layout(build_camvid, "a folder with train.txt, val.txt (an image and a mask a line), train/, trainannot/, val/, valannot/"),
     "voc2012": Layout(build_voc2012, "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/, ImageSets/Segmentation/*.txt"),
     "cityscapes": Layout(build_cityscapes, "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/ with *_labelIds.png"),
-    "ade20k": Layout(build_ade20k, "ADEChallengeData2016 with images/training, annotations/training, images/validation, annotations/validation"),
+    "ade20k": Layout(build_ade20k, "ADEChallengeData2016 with training/ and validation/ in both images/ and annotations/"),
     "folder": Layout(build_folder, EXPECTED, False),
     "hf": Layout(build_hf, "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset", False),
 }

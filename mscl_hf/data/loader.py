@@ -43,20 +43,20 @@ class Samples(Dataset):
         if all(slices is not None for slices in parts):
             self.volumes = {name: number for number, name in enumerate(sorted({s.volume for slices in parts for s in slices}))}
 
-    def __getitem__(self, wanted: SampleIndex) -> dict:
-        data = self.labelled if wanted.labelled else self.unlabelled
-        rng, bad = sample_rng(self.seed, wanted), []
-        index, sample = _read(data, wanted.index, bad)
+    def __getitem__(self, sample_index: SampleIndex) -> dict:
+        data = self.labelled if sample_index.labelled else self.unlabelled
+        rng, bad = sample_rng(self.seed, sample_index), []
+        index, sample = _read(data, sample_index.index, bad)
         # 1 .. n - 1 samples further on: any but the sample itself.
         offsets = rng.integers(1, len(data), self.view.others) if self.view.others else ()
         others = [_read(data, (index + int(offset)) % len(data), bad)[1] for offset in offsets]
         views = self.view(sample, rng, others)
         # Unlabelled images are numbered behind the labelled ones.
-        number = index + (0 if wanted.labelled or self.labelled is None else len(self.labelled))
+        number = index + (0 if sample_index.labelled or self.labelled is None else len(self.labelled))
         if self.volumes is not None:
             volume, position = data.slices[index]
             views |= {"volume": torch.tensor(self.volumes[volume]), "position": torch.tensor(position)}
-        return {**views, "index": torch.tensor(number), "labelled": wanted.labelled, "name": sample.name, "bad": bad}
+        return {**views, "index": torch.tensor(number), "labelled": sample_index.labelled, "name": sample.name, "bad": bad}
 
 
 def _read(data: SegmentationData, index: int, bad: list[str]) -> tuple[int, Sample]:

@@ -76,9 +76,9 @@ class SegmentationStream:
         its own turn. On the way to `first`, shards and row groups are skipped by their metadata where they have any.
         Raises BadSample if no row of a block can be used, ValueError if no shard has a row.
         """
-        sequences, wanted = self.sequences(batch_size), set(slots)
+        sequences, chosen = self.sequences(batch_size), set(slots)
         each = batch_size // sequences  # rows of a sequence in a batch
-        used = sorted({slot % sequences for slot in wanted})
+        used = sorted({slot % sequences for slot in chosen})
         iterators = [self._sequence(seed, number, sequences, first * each) for number in used]
         with ThreadPoolExecutor(16) as pool:  # each sequence seeks by itself, over a network by many short requests
             heads = list(pool.map(next, iterators))
@@ -88,7 +88,7 @@ class SegmentationStream:
             for number, rows in zip(used, iterators):
                 for slot in range(number, batch_size, sequences):
                     position = next(rows)
-                    if slot in wanted:
+                    if slot in chosen:
                         samples[slot] = self._usable(*position)
             yield [samples[slot] for slot in slots]
 

@@ -1,8 +1,8 @@
-"""Drawn scenes with exact masks: the embedded data set, which needs no download.
+"""Drawn scenes with exact masks: a data set without files.
 
-Every scene has its own few paints, light, shadows, haze and noise, and all classes take their colors from the same
-paints. So a color says nothing about the class; what tells it is the texture (clouds, grains, bricks, leaves) and,
-among the objects, which sometimes wear each other's patterns, the outline (box, ball, tent, post).
+Each scene has its own four paints, light, shadows, haze and noise, and all classes are painted with the same paints. Color therefore does
+not separate the classes; texture (clouds, grains, bricks, leaves) does, and outline (box, ball, tent, post) among the objects, which
+sometimes have each other's patterns.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ SPLIT_SIZES = {"train": 512, "val": 64, "test": 128}
 
 @dataclass(frozen=True)
 class DrawnScenes:
-    """The rows of a split: len() and [i] -> {"image", "mask", "name"}. Scene i depends on (seed, split, i) alone."""
+    """The rows of a split: len() and [i] -> {"image", "mask", "name"}. Scene i depends only on (seed, split, i)."""
 
     split: str
     count: int
@@ -31,7 +31,7 @@ class DrawnScenes:
 
     def __post_init__(self) -> None:
         if self.count < 1 or min(self.height, self.width) < 32:
-            raise ValueError(f"got {self.count} scenes of {self.width}x{self.height} pixels; wanted at least 1 of at least 32x32")
+            raise ValueError(f"scenes are {self.count} of {self.width}x{self.height} px; expected at least 1 of at least 32x32 px.")
 
     def __len__(self) -> int:
         return self.count if self.chosen is None else len(self.chosen)
@@ -54,13 +54,13 @@ class DrawnScenes:
         return [self._name(index) for index in range(len(self))]
 
     def select(self, indices: Sequence[int]) -> "DrawnScenes":
-        """Only these scenes, in this order."""
+        """Return only these scenes, in this order."""
         return replace(self, chosen=tuple(i if self.chosen is None else self.chosen[i] for i in indices))
 
 
 @lru_cache(maxsize=1024)
 def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """One scene: image (H, W, 3) uint8 and mask (H, W) uint8, both read-only."""
+    """Draw a scene: image (H, W, 3) uint8 and mask (H, W) uint8, both read-only."""
     rng = np.random.default_rng([seed, list(SPLIT_SIZES).index(split), index])
     canvas = Canvas(rng, height, width)
     horizon = draw_background(canvas)
@@ -78,7 +78,7 @@ def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tu
 
 
 class Canvas:
-    """A scene being painted, from far to near. pixels: (H, W, 3) float in 0..1; mask: (H, W) uint8."""
+    """A scene, painted from back to front. pixels: (H, W, 3) float in [0, 1]. mask: (H, W) uint8."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int):
         self.rng, self.height, self.width = rng, height, width
@@ -89,36 +89,32 @@ class Canvas:
         self.paints = rng.uniform(0.12, 0.88, (4, 3)).astype(np.float32)  # shared by all classes of the scene
 
     def paint(self, region: np.ndarray, train_id: int, texture: np.ndarray, shade: np.ndarray | float = 1.0) -> None:
-        """Fill region (H, W) bool with two paints mixed by texture (H, W) in 0..1, times the shade."""
+        """Fill region (H, W) bool with two paints mixed by texture (H, W) in [0, 1], times the shade."""
         first, second = self.rng.choice(4, 2, replace=False)
         dark, light = self.paints[first], self.paints[second]
         gap = np.abs(light - dark).max()
-        if gap < 0.3:  # too near to show the texture, which alone tells the class
+        if gap < 0.3:  # too similar to show the texture, by which the class is recognized
             light = np.where(dark.mean() > 0.5, dark - 0.3, dark + 0.3)
         mixed = dark + texture[..., None] * (light - dark)
         shaded = mixed * (shade[..., None] if isinstance(shade, np.ndarray) else shade)
         self.pixels[region] = shaded[region]
         self.mask[region] = train_id
 
-    def noise(self, cell: float) -> np.ndarray:
-        """Smooth noise (H, W) in 0..1 whose bumps are about `cell` pixels wide."""
-        rows, columns = (max(2, round(side / (cell * self.unit)) + 1) for side in (self.height, self.width))
+    def noise(self, width: float) -> np.ndarray:
+        """Return smooth noise (H, W) in [0, 1] with bumps of about `width` px."""
+        rows, columns = (max(2, round(side / (width * self.unit)) + 1) for side in (self.height, self.width))
         grid = self.rng.random((rows, columns), dtype=np.float32)
-        return np.clip(
-            np.asarray(Image.fromarray(grid).resize((self.width, self.height), Image.Resampling.BICUBIC)),
-            0,
-            1,
-        )
+        return np.clip(np.asarray(Image.fromarray(grid).resize((self.width, self.height), Image.Resampling.BICUBIC)), 0, 1)
 
     def polygon(self, points: np.ndarray) -> np.ndarray:
-        """(H, W) bool, the inside of a polygon of (x, y) points."""
+        """Return (H, W) bool, the inside of a polygon of (x, y) points."""
         drawing = Image.new("1", (self.width, self.height))
         ImageDraw.Draw(drawing).polygon([tuple(p) for p in np.asarray(points, float).tolist()], fill=1)
         return np.asarray(drawing)
 
 
 def draw_background(canvas: Canvas) -> np.ndarray:
-    """Sky above, ground below a slanted, wavy horizon. Returns the horizon's row for each column, (W,)."""
+    """Draw sky above and ground below a slanted, wavy horizon. Returns the row of the horizon in each column, (W,)."""
     rng = canvas.rng
     slope, wave = rng.uniform(-0.12, 0.12), rng.uniform(0, 4) * canvas.unit
     horizon = canvas.height * rng.uniform(0.3, 0.6) + slope * (canvas.x[0] - canvas.width / 2)
@@ -131,7 +127,7 @@ def draw_background(canvas: Canvas) -> np.ndarray:
 
 
 def draw_wall(canvas: Canvas, horizon: np.ndarray) -> None:
-    """A building: a leaning quadrangle of bricks or windows that rises from the ground."""
+    """Draw a building: a quadrangle of bricks or windows that stands on the ground."""
     rng, unit = canvas.rng, canvas.unit
     left, span = rng.uniform(-0.1, 0.9) * canvas.width, rng.uniform(18, 55) * unit
     ground = horizon[int(np.clip(left, 0, canvas.width - 1))] + rng.uniform(2, 14) * unit
@@ -147,7 +143,7 @@ def draw_wall(canvas: Canvas, horizon: np.ndarray) -> None:
 
 
 def draw_tree(canvas: Canvas, horizon: np.ndarray) -> None:
-    """A crown with a ragged outline, full of leaves a few pixels wide."""
+    """Draw a crown with a ragged outline and leaves a few pixels wide."""
     rng, unit = canvas.rng, canvas.unit
     x = rng.uniform(0, canvas.width)
     radius = rng.uniform(7, 20) * unit
@@ -163,24 +159,19 @@ PLAIN, STRIPES, CHECKS, DOTS = range(4)
 
 
 def object_texture(canvas: Canvas, usual: int) -> np.ndarray:
-    """What boxes, balls, tents and posts wear: mostly their usual pattern, sometimes another's. (H, W) in 0..1."""
+    """Return the pattern (H, W) in [0, 1] of a box, ball, tent or post: mostly the usual one, sometimes another."""
     rng = canvas.rng
-    kind = usual if rng.random() < 0.7 else rng.integers(4)
+    pattern = usual if rng.random() < 0.7 else rng.integers(4)
     period, turn = rng.uniform(4, 9) * canvas.unit, rng.uniform(0, np.pi)
     u = (canvas.x * np.cos(turn) + canvas.y * np.sin(turn)) * 2 * np.pi / period
     v = (canvas.y * np.cos(turn) - canvas.x * np.sin(turn)) * 2 * np.pi / period
-    patterns = (
-        lambda: 0 * u,
-        lambda: np.sin(u),
-        lambda: np.sin(u) * np.sin(v),
-        lambda: np.sin(u) + np.sin(v) - 1,
-    )
-    sharp = np.clip(0.5 + 2 * patterns[kind](), 0, 1)
+    patterns = (lambda: 0 * u, lambda: np.sin(u), lambda: np.sin(u) * np.sin(v), lambda: np.sin(u) + np.sin(v) - 1)
+    sharp = np.clip(0.5 + 2 * patterns[pattern](), 0, 1)
     return 0.8 * sharp + 0.2 * canvas.noise(12)
 
 
 def place_object(canvas: Canvas, horizon: np.ndarray) -> tuple[float, float, float]:
-    """A place on the ground and a size that grows towards the viewer: (x, y, size) in pixels."""
+    """Draw a point on the ground and a size that grows towards the viewer: (x, y, size) in px."""
     rng = canvas.rng
     x = rng.uniform(0.03, 0.97) * canvas.width
     near = rng.uniform(0, 1)
@@ -189,7 +180,7 @@ def place_object(canvas: Canvas, horizon: np.ndarray) -> tuple[float, float, flo
 
 
 def draw_box(canvas: Canvas, horizon: np.ndarray) -> None:
-    """A turned rectangle, lit from one side."""
+    """Draw a rotated rectangle, lit from one side."""
     x, y, size = place_object(canvas, horizon)
     turn, wide, high = canvas.rng.uniform(-0.5, 0.5), size * canvas.rng.uniform(0.8, 1.4), size
     corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]]) * 0.85
@@ -198,7 +189,7 @@ def draw_box(canvas: Canvas, horizon: np.ndarray) -> None:
 
 
 def draw_ball(canvas: Canvas, horizon: np.ndarray) -> None:
-    """An ellipse, lit from one side."""
+    """Draw an ellipse, lit from one side."""
     x, y, size = place_object(canvas, horizon)
     squeeze = canvas.rng.uniform(0.8, 1.25)
     inside = np.hypot((canvas.x - x) / squeeze, (canvas.y - y + size) * squeeze) < size
@@ -206,7 +197,7 @@ def draw_ball(canvas: Canvas, horizon: np.ndarray) -> None:
 
 
 def draw_tent(canvas: Canvas, horizon: np.ndarray) -> None:
-    """A triangle that stands on its base, lit from one side."""
+    """Draw a triangle that stands on its base, lit from one side."""
     x, y, size = place_object(canvas, horizon)
     half, tip = size * canvas.rng.uniform(0.9, 1.4), size * canvas.rng.uniform(-0.5, 0.5)
     region = canvas.polygon([(x - half, y), (x + half, y + canvas.rng.uniform(-2, 2)), (x + tip, y - 2 * size)])
@@ -214,7 +205,7 @@ def draw_tent(canvas: Canvas, horizon: np.ndarray) -> None:
 
 
 def draw_post(canvas: Canvas, horizon: np.ndarray) -> None:
-    """A thin upright bar that crosses whatever is behind it."""
+    """Draw a thin upright bar over the scene."""
     rng, unit = canvas.rng, canvas.unit
     x, y, _ = place_object(canvas, horizon)
     width, height, lean = rng.uniform(1.2, 3) * unit, rng.uniform(25, 60) * unit, rng.uniform(-3, 3) * unit
@@ -223,14 +214,14 @@ def draw_post(canvas: Canvas, horizon: np.ndarray) -> None:
 
 
 def light(canvas: Canvas, x: float, y: float, size: float) -> np.ndarray:
-    """Brightness (H, W) that falls across an object in a random direction."""
+    """Return brightness (H, W) that falls across an object in a random direction."""
     turn = canvas.rng.uniform(0, 2 * np.pi)
     across = ((canvas.x - x) * np.cos(turn) + (canvas.y - y) * np.sin(turn)) / size
     return np.clip(1 + canvas.rng.uniform(0, 0.35) * across, 0.5, 1.5)
 
 
 def finish(canvas: Canvas) -> np.ndarray:
-    """Cast shadows, tint the light, blur a little, add noise: (H, W, 3) uint8."""
+    """Add shadows, tinted light, haze, blur and noise; return (H, W, 3) uint8."""
     rng = canvas.rng
     pixels = canvas.pixels
     shadow = np.clip(6 * (canvas.noise(rng.uniform(25, 60)) - rng.uniform(0.45, 0.7)), 0, 1)
@@ -240,7 +231,7 @@ def finish(canvas: Canvas) -> np.ndarray:
     haze = rng.uniform(0, 0.3)
     pixels = (1 - haze) * pixels + haze * rng.uniform(0.3, 0.8)
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    side = rng.uniform(0.05, 0.25)  # soft edges, as a lens gives
+    side = rng.uniform(0.05, 0.25)  # soft edges, as of a lens
     pixels = (1 - 2 * side) * padded[1:-1] + side * (padded[:-2] + padded[2:])
     pixels = (1 - 2 * side) * pixels[:, 1:-1] + side * (pixels[:, :-2] + pixels[:, 2:])
     pixels = pixels + rng.normal(0, rng.uniform(0.01, 0.06), pixels.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Crops and views of samples: geometry in the workers, color on the device. Names are imported when they are first used."""
+"""Crops and views of samples: geometry in the workers, color on the device. Names are imported on first use."""
 
 import lazy_loader
 

@@ -101,7 +101,7 @@ def test_ids_that_no_class_can_have():
     with pytest.raises(ValueError, match=r"1000 in 1 of 1 masks \(0.png\).*if they are instance ids, store the class") as caught:
         infer_classes(named([instances]), None)
     assert '--label-map "' not in str(caught.value)
-    with pytest.raises(ValueError, match=r"255 is the ignored label; .*Give --label-map 255:1 if it is the object"):
+    with pytest.raises(ValueError, match=r"255 is the ignored label; .*Give --label-map 255:1"):
         infer_classes(named([np.full((9, 9), 255, np.uint8)]), None)
 
 
@@ -110,7 +110,7 @@ def test_a_blank_between_class_names_is_an_error(tmp_path, content, line):
     """It would shift the ids of all names behind it; the message names the line, or the entry of a list."""
     path = tmp_path / "names.txt"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"(line|entry) {line} of the .*is blank; expected a name for each class id"):
+    with pytest.raises(ValueError, match=rf"--classes: (line|entry) {line}.* is blank"):
         class_names(content if "," in content else path, None)
 
 
@@ -123,11 +123,11 @@ def test_comments_in_a_file_of_class_names(tmp_path):
 
 def test_a_label_map_that_names_an_id_twice():
     """Which of the two is meant is not known."""
-    with pytest.raises(ValueError, match="the label map is '2:1,2:2' and names the id 2 twice"):
+    with pytest.raises(ValueError, match="--label-map is '2:1,2:2' and repeats the id 2"):
         parse_label_map("2:1,2:2")
 
 
-@pytest.mark.parametrize("options, known", [({"classes": "a b c"}, "1 class(es) are known: 'a b c'"), ({"num_classes": 2}, "2 class(es)")])
+@pytest.mark.parametrize("options, known", [({"classes": "a b c"}, "1 class(es), 'a b c'"), ({"num_classes": 2}, "2 class(es)")])
 def test_too_few_classes_for_all_masks(tmp_path, options, known):
     """How many there are, and how names are separated; what would leave no sample is no advice."""
     for number in range(3):
@@ -136,8 +136,8 @@ def test_too_few_classes_for_all_masks(tmp_path, options, known):
             Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
     with pytest.raises(BadSample) as caught:
         check_data(load_data("folder", "train", tmp_path, **options))
-    assert f"the masks hold ids up to 2, and {known}" in str(caught.value) and "--max-bad-images N" not in str(caught.value)
-    assert "Give --num-classes 3, or as many names to --classes, separated by spaces or commas" in str(caught.value)
+    assert "ids up to 2" in str(caught.value) and known in str(caught.value) and "--max-bad-images N" not in str(caught.value)
+    assert "give --num-classes 3, or as many names to --classes, separated by spaces or commas" in str(caught.value)
     Image.fromarray(disks((0, 0, 0))).save(tmp_path / "masks" / "0.png")
     with pytest.raises(BadSample, match="--max-bad-images N with N >= 2 to leave them out"):
         check_data(load_data("folder", "train", tmp_path, **options))

@@ -106,7 +106,7 @@ def test_cityscapes_ids_become_the_19_train_ids(tmp_path):
 def test_the_cityscapes_test_split_has_only_images(tmp_path):
     """Its masks are not public: labelled loading refuses, unlabelled loading works."""
     save(picture(), tmp_path / "leftImg8bit" / "test" / "ulm" / "ulm_000_leftImg8bit.png")
-    with pytest.raises(ValueError, match="no public masks"):
+    with pytest.raises(ValueError, match="no masks. Use 'val'"):
         load_data("cityscapes", "test", tmp_path)
     assert load_data("cityscapes", "test", tmp_path, unlabelled=True).read(0).mask is None
 
@@ -314,11 +314,11 @@ def test_columns_are_recognised_or_asked_for(tmp_path):
     assert load_data("hf", "train", tmp_path / "a").read(5).mask.max() == 2
     rows = stored_rows().rename_column("mask", "weird")
     rows.save_to_disk(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"no mask column.*--mask-column.*weird"):
+    with pytest.raises(ValueError, match=r"masks.*weird.*--mask-column"):
         load_data("hf", "train", tmp_path / "b")
     assert load_data("hf", "train", tmp_path / "b", mask_column="weird").num_classes == 3
     stored_rows(img=[picture(i) for i in range(6)]).save_to_disk(tmp_path / "c")
-    with pytest.raises(ValueError, match=r"several columns.*image, img"):
+    with pytest.raises(ValueError, match=r"image, img may each.*--image-column"):
         load_data("hf", "train", tmp_path / "c")
 
 
@@ -328,7 +328,7 @@ def test_hf_names_its_splits_and_what_cannot_be_opened(tmp_path):
     assert len(load_data("hf", "val", root)) == 2
     with pytest.raises(ValueError, match=r"'test'.*train, validation"):
         load_data("hf", "test", root)
-    with pytest.raises(ValueError, match="cannot open 'nobody/nothing'"):
+    with pytest.raises(ValueError, match="--data-dir is nobody/nothing"):
         load_data("hf", "train", "nobody/nothing")
 
 
@@ -354,7 +354,7 @@ def test_hf_path_of_a_pattern_with_a_card(tmp_path):
     (tmp_path / "a[1]").mkdir()
     root = as_parquet_folder(tmp_path / "a[1]")
     (root / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n")
-    with pytest.raises(ValueError, match=r"README.md names data files.*rename the folder"):
+    with pytest.raises(ValueError, match=r"README.md names data files.*Rename the folder"):
         load_data("hf", "train", root)
 
 
@@ -387,7 +387,7 @@ def test_text_files_of_another_encoding_are_named(tmp_path):
     """Text that is neither: the error names the file."""
     folder(tmp_path)
     (tmp_path / "names.txt").write_text("Straße\ncar\nsky\n", encoding="latin-1")
-    with pytest.raises(ValueError, match=r"names\.txt is neither UTF-8"):
+    with pytest.raises(ValueError, match=r"names\.txt.* is neither UTF-8"):
         load_data("folder", "train", tmp_path, classes=tmp_path / "names.txt")
     save(picture(), tmp_path / "train" / "0.png")
     (tmp_path / "train.txt").write_text("train/é.png annot/é.png\n", encoding="latin-1")
@@ -457,12 +457,12 @@ def spoil_mask_size(root):
 
 def spoil_label(root):
     save(labels([0, 9]), root / "masks" / "2.png")
-    return r"masks/2.png holds the label\(s\) \[9\]"
+    return r"masks/2.png holds the ids \[9\]"
 
 
 def spoil_wide_label(root):
     save(Image.fromarray(np.full((6, 8), 300, np.uint16)), root / "masks" / "2.png")
-    return r"masks/2.png holds the label\(s\) \[300\]"
+    return r"masks/2.png holds the ids \[300\]"
 
 
 def spoil_colors(root):
@@ -527,9 +527,9 @@ def test_all_bad_is_an_error_however_many_are_allowed(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("camvit", "train"), "unknown data set 'camvit'.*camvid"),
+        (("camvit", "train"), "--dataset is 'camvit'.*camvid"),
         (("camvid", "train"), "--data-dir.*train.txt"),
-        (("camvid", "train", "/nowhere"), "/nowhere is not there"),
+        (("camvid", "train", "/nowhere"), "--data-dir is /nowhere"),
         (("folder", "train"), "images/ and masks/"),
         (("hf", "train"), "--data-dir"),
         (("synthetic", "training"), "'training'.*train, val, test"),
@@ -543,7 +543,7 @@ def test_wrong_names_are_refused_with_what_there_is(arguments, message):
 
 def test_unknown_options_offer_the_near_ones(tmp_path):
     """A misspelt option never passes silently."""
-    with pytest.raises(ValueError, match=r"'num_clases'; close: \['num_classes'"):
+    with pytest.raises(ValueError, match=r"num_clases.*Did you mean num_classes"):
         load_data("folder", "train", tmp_path, num_clases=3)
 
 
@@ -559,7 +559,7 @@ def test_an_unknown_split_lists_those_of_the_data(tmp_path):
         ("hf", as_saved(tmp_path)): ("train",),
     }
     for (layout, place), available in places.items():
-        with pytest.raises(UnknownSplit, match="no split 'dev'") as caught:
+        with pytest.raises(UnknownSplit, match="split is 'dev'") as caught:
             load_data(layout, "dev", place)
         assert (caught.value.split, caught.value.available) == ("dev", available)
 
@@ -575,7 +575,7 @@ def test_missing_splits_name_the_ones_there(real_data):
 def test_a_folder_without_images_says_what_it_looked_for(tmp_path):
     """No images: the error names the folder and the file endings."""
     (tmp_path / "notes.md").write_text("hello")
-    with pytest.raises(ValueError, match=r"no images in .*\.jpg \.jpeg \.png"):
+    with pytest.raises(ValueError, match=r"no images.*\.jpg \.jpeg \.png"):
         load_data("folder", "train", tmp_path)
 
 
@@ -634,7 +634,7 @@ def test_fractions_round_half_up(fraction, total, size):
 @pytest.mark.parametrize("wrong", [{"fraction": 0}, {"fraction": 1.2}, {"count": 0}, {"count": 11}, {"fraction": 0.1, "count": 1}])
 def test_impossible_subsets_are_refused(wrong):
     """Out of range, or both given: an error."""
-    with pytest.raises(ValueError, match="train (fraction|count)"):
+    with pytest.raises(ValueError, match="--train-(fraction|count)"):
         choose_subset(10, **wrong)
 
 
