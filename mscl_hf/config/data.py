@@ -21,7 +21,7 @@ class DataConfig(Section):
     )
     train_split: str | None = option(None, "split to train on (default: train; voc2012 also has trainaug)")
     val_split: str | None = option(None, "held-out split to measure on (default: val, or validation for hf); none = no split")
-    train_fraction: float | None = option(None, "share of the training masks to use (default: all); a smaller share is part of a larger one")
+    train_fraction: float | None = option(None, "share of the training masks to use (default: all); smaller shares are parts of larger")
     train_count: int | None = option(None, "number of training masks to use (default: all); fewer masks are part of more")
     subset_seed: int = option(0, "seed of the choice of training masks")
     max_bad_images: int = option(0, "unreadable images or masks to skip before the run stops", at_least=0)

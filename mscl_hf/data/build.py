@@ -119,9 +119,7 @@ def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int,
     return TrainingImages(None, data, view, seed, plan, place_of(options))
 
 
-def _streamed(
-    options: DataConfig, view: View, batch_size: int, seed: int, labelled: bool = True, unlabelled: str = "none"
-) -> TrainingData:
+def _streamed(options: DataConfig, view: View, batch_size: int, seed: int, labelled: bool = True, unlabelled: str = "none") -> TrainingData:
     """Build the data of a stream. Raises ValueError for options that need a length or several images at once."""
     defaults = {"--train-fraction": None, "--train-count": None, "--unlabelled": "none"}
     for flag, value in zip(defaults, (options.train_fraction, options.train_count, unlabelled)):

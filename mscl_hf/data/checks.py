@@ -95,20 +95,20 @@ def check_data(
     if len(faults) > max_bad_images or (faults and len(faults) == len(data)):
         raise BadSample(
             f"{len(faults)} of the {len(rows)} samples read from {data.name}/{data.split} cannot be used (--max-bad-images is "
-            f"{max_bad_images}); the first: {messages[0].rstrip('.')}. {_remedy(list(faults.values()), data)}."
+            f"{max_bad_images}); the first: {messages[0].rstrip('.')}; {_remedy(list(faults.values()), data)}."
         )
     return [row for row in range(len(data)) if row not in faults], messages
 
 
 def _remedy(faults: Sequence[Fault], data: SegmentationData) -> str:
     """Return what to do about the faults: give more classes, if the unknown ids follow directly on the known ones."""
-    remedy = "Correct them" if len(faults) > 1 else "Correct it"
+    remedy = "correct them" if len(faults) > 1 else "correct it"
     ids = sorted({id for fault in faults for id in fault.unknown_ids})
     is_next = ids == list(range(data.num_classes, data.num_classes + len(ids))) and IGNORE_INDEX not in ids
     if all(fault.unknown_ids for fault in faults) and is_next and data.label_table is None:
         names = ", ".join(map(repr, data.classes[:3])) + ", ..." * (data.num_classes > 3)
         remedy = (
-            f"The masks hold ids up to {ids[-1]} and the data has {data.num_classes} class(es), {names}: give --num-classes {ids[-1] + 1}, "
+            f"the masks hold ids up to {ids[-1]} and the data has {data.num_classes} class(es), {names}: give --num-classes {ids[-1] + 1}, "
             "or as many names to --classes, separated by spaces or commas (in a file: one a line)"
         )
     return remedy if len(faults) == len(data) else f"{remedy}, or give --max-bad-images N with N >= {len(faults)} to leave them out"

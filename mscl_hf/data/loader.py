@@ -67,7 +67,7 @@ def _read(data: SegmentationData, index: int, bad: list[str]) -> tuple[int, Samp
             return row, data.read(row)
         except BadSample as error:
             bad.append(str(error))
-    raise BadSample(f"none of the {len(data)} samples of {data.name}/{data.split} can be read. The first error: {bad[0]}")
+    raise BadSample(f"none of the {len(data)} samples of {data.name}/{data.split} can be read; the first: {bad[0]}")
 
 
 class StreamedSamples(IterableDataset):

@@ -86,16 +86,12 @@ def _unmatched(
     return f"{text}{remedy} (mscl-pretrain --unlabelled rest still reads them, without labels)."
 
 
-def _expected(
-    image: Path, images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str
-) -> Path:
+def _expected(image: Path, images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str) -> Path:
     """Return the path that the image's mask should have; beside images, it is named like the other masks."""
     path = masks_root / f"{key(image, images_root)}{suffix}.png"
     if path not in images:
         return path
-    endings = [
-        mask.name[len(other.stem) :] for other, mask in zip(images, masks) if mask is not None and mask.name.startswith(other.stem)
-    ]
+    endings = [mask.name[len(other.stem) :] for other, mask in zip(images, masks) if mask is not None and mask.name.startswith(other.stem)]
     ending = next((ending for ending in endings if not ending.startswith(".")), "_mask.png")
     return path.with_name(image.stem + ending)
 

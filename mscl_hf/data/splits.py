@@ -30,7 +30,11 @@ def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> Seg
         arguments["classes"] = arguments["classes"][0]  # a text file, or "a,b,c"
     if "data_revision" in arguments:  # --revision is that of the model
         arguments["revision"] = arguments.pop("data_revision")
-    return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **arguments)
+    try:
+        return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **arguments)
+    except UnknownSplit as error:
+        flags = {options.val_split: "--val-split", options.train_split: "--train-split"}
+        raise error.with_flag(flags.get(split, "the split")) from error
 
 
 def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:

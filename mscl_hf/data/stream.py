@@ -125,7 +125,7 @@ class SegmentationStream:
                 return self._sample(shard, *rows[(at + offset) % len(rows)]), bad
             except BadSample as error:
                 bad.append(str(error))
-        raise BadSample(f"none of {len(rows)} rows of a block of {self.shards[shard].name} can be used. The first error: {bad[0]}")
+        raise BadSample(f"none of {len(rows)} rows of a block of {self.shards[shard].name} can be used; the first: {bad[0]}")
 
     def _sample(self, shard: int, number: int, row: Row) -> Sample:
         files = {column: self._file(shard, number, row, column) for column in ("image", "mask")}

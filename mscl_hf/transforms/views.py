@@ -32,9 +32,7 @@ class PairView:
     name = "pair"
     others = 0
 
-    def __init__(
-        self, image_size: int, base_size: int, options: ViewConfig, image_width: int | None = None, preset: Preset | None = None
-    ):
+    def __init__(self, image_size: int, base_size: int, options: ViewConfig, image_width: int | None = None, preset: Preset | None = None):
         """preset: colors of both views; None = SimCLR's colors, for the enhanced view."""
         options = options if options.geometry else replace(options, geometry="shared")
         self.size, self.base, self.options = image_size, base_size, options

@@ -1,4 +1,4 @@
-"""The cache of decoded images: what comes out of it is what decoding gives, whatever happens to the files, the folder or the process."""
+"""The image cache: it returns what decoding returns, whatever happens to the files, the folder or the process."""
 
 import multiprocessing
 import os
@@ -29,21 +29,21 @@ from mscl_hf.transforms.views import PairView
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """Each test starts with an empty cache; what `datasets` caches stays in the test's own folder."""
+    """Each test has an empty image cache and its own cache of `datasets`."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
     monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Files, or buffers of embedded bytes, that Pillow was asked to open."""
+    """Files, or buffers of embedded bytes, that Pillow opened."""
     seen, really = [], PIL.Image.open
     monkeypatch.setattr(PIL.Image, "open", lambda file, *rest, **more: seen.append(str(file)) or really(file, *rest, **more))
     return seen
 
 
 def mixed(root, image_range=None):
-    """Every kind of file: upside down, palette, gray, transparent, with a range also 16-bit; masks of stored ids 0, 7 and 9, as palette,
+    """Files of all forms: upside down, palette, gray, transparent, with a range also 16-bit; masks of stored ids 0, 7 and 9, as palette,
     gray and 16-bit."""
     turned = Image.Exif()
     turned[0x0112] = 6  # shown as 9x12 (width x height)
@@ -83,7 +83,7 @@ def entries(pattern="*.npy"):
 @pytest.mark.parametrize("image_range", [None, (0, 65535)])
 @pytest.mark.parametrize("side", [0, 10, 1000])
 def test_every_kind_of_file_reads_as_without_the_cache(tmp_path, side, image_range):
-    """The first and the second time, in this run and in the next one; with an image range as float32."""
+    """Decoded and cached, in this run and in the next one; with an image range as float32."""
     data = mixed(tmp_path, image_range)
     assert {data.read(index).image.dtype.name for index in range(5)} == {"float32" if image_range else "uint8"}
     plain = kept(data, side, gb=0)
@@ -107,7 +107,7 @@ def test_the_second_run_opens_no_file(tmp_path, opened, store):
 
 
 def test_only_large_images_are_made_smaller(tmp_path):
-    """The short side becomes short_side, the other in proportion; the mask goes along and gets no label that it did not have."""
+    """The short side becomes short_side, the other side in proportion; the mask is resized too and gets no new labels."""
     data = mixed(tmp_path)
     for index, sample in enumerate(data.read(i) for i in range(len(data))):
         found, (height, width) = kept(data, 10).read(index), sample.mask.shape
@@ -138,7 +138,7 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path, monkeypatch):
 
 
 def test_what_decides_the_pixels_decides_the_entry(tmp_path):
-    """Another file of the same size or time, short side, label table or number of classes: never what was kept for the one before."""
+    """Another file of the same size or time, short side, label table or number of classes has another entry."""
     data = load_data("folder", "train", folder(tmp_path), num_classes=3)
     assert same(kept(data), data)
     for path, image, step in (("images/1.png", picture(99), 1), ("masks/2.png", labels([1, 2, 0]), 0)):
@@ -150,12 +150,12 @@ def test_what_decides_the_pixels_decides_the_entry(tmp_path):
     swapped = replace(data, label_table=np.array([2, 1, 0] + [255] * 253, np.uint8))
     for variant, side in ((data, 4), (swapped, 0), (swapped, 4), (data, 0)):
         assert same(kept(variant, side), with_cache(variant, side, 0))
-    with pytest.raises(BadSample, match=r"0\.png holds the label\(s\) \[2\]"):
+    with pytest.raises(BadSample, match=r"0\.png holds the ids \[2\]"):
         kept(replace(data, classes=("a", "b"))).read(0)
 
 
 def test_a_kept_mask_is_not_taken_for_an_image_of_another_size(tmp_path):
-    """Image and mask are each kept, but were never read together: the fault is found as without the cache."""
+    """Image and mask are cached, but were never read together: different sizes are an error as without the cache."""
     data = load_data("folder", "train", folder(tmp_path), num_classes=3)
     assert same(kept(data, 4), with_cache(data, 4, 0))
     save(picture(0, 12, 16), tmp_path / "images" / "0.png")
@@ -166,7 +166,7 @@ def test_a_kept_mask_is_not_taken_for_an_image_of_another_size(tmp_path):
 
 
 def test_chosen_rows_are_the_right_ones(tmp_path):
-    """What a data set remembers by row does not outlive a choice of rows."""
+    """The cached paths of rows are not used for a selection of rows."""
     data = load_data("folder", "train", folder(tmp_path, count=6), num_classes=3)
     read = kept(data)
     for chosen in ([5, 1, 3], [2], [4, 4, 0]):
@@ -187,7 +187,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_entries_are_written_anew(tmp_path, damage):
-    """Nothing is raised, the samples are right, and afterwards so are the entries."""
+    """No error is raised, the samples are right, and afterwards the entries are right."""
     data = load_data("folder", "train", folder(tmp_path), num_classes=3)
     assert same(kept(data), data)
     whole = {path: path.read_bytes() for path in entries()}
@@ -198,12 +198,12 @@ def test_damaged_entries_are_written_anew(tmp_path, damage):
 
 
 def test_bad_files_are_never_kept(tmp_path):
-    """A truncated image and a wrong label are named the first and the second time, by reading and by the check, beside good ones."""
+    """A truncated image and a wrong label are reported both times, by reading and by the check, among good files."""
     data = load_data("folder", "train", folder(tmp_path), num_classes=3)
     (tmp_path / "images" / "1.png").write_bytes((tmp_path / "images" / "1.png").read_bytes()[:90])
     save(labels([0, 5]), tmp_path / "masks" / "2.png")
     for _ in range(2):
-        for index, says in ((1, r"images/1\.png cannot be read"), (2, r"masks/2\.png holds the label\(s\) \[5\]")):
+        for index, says in ((1, r"images/1\.png cannot be read"), (2, r"masks/2\.png holds the ids \[5\]")):
             with pytest.raises(BadSample, match=says):
                 kept(data).read(index)
         good, bad = check_data(kept(data), max_bad_images=2)
@@ -215,16 +215,16 @@ def test_bad_files_are_never_kept(tmp_path):
 
 
 def test_drawn_scenes_are_not_kept():
-    """They are no files: nothing is written, and they are brought to the size as others are."""
+    """They are no files: nothing is written, and they are resized like other images."""
     data = harness.scenes(2)
     assert kept(data, 24).read(1).image.shape == (24, 32, 3) and same(kept(data, 100), data) and not cache_folder().exists()
 
 
-# -- processes and disks -------------------------------------------------------------------------------------------------------
+# processes and disks
 
 
 def forked(function):
-    """The function in a process of its own, as decoding workers are."""
+    """Call the function in another process, like a worker."""
     process = multiprocessing.get_context("fork").Process(target=function)
     process.start()
     return process
@@ -238,7 +238,7 @@ def large(root, count=3, side=1200):
 
 
 def test_a_process_killed_in_mid_write_leaves_nothing_wrong(tmp_path):
-    """SIGKILL while a file is being written, again and again into one folder: what can be read is right; the rest is cleared up later."""
+    """SIGKILL while a file is written, several times into one folder: readable entries are right; partial files are deleted later."""
     data, left = large(tmp_path), set()
     for attempt in range(40):
         process = forked(lambda: check_data(kept(data), workers=1))
@@ -263,7 +263,7 @@ def test_a_process_killed_in_mid_write_leaves_nothing_wrong(tmp_path):
 
 
 def test_two_processes_fill_one_folder(tmp_path):
-    """At once, and with entries taken away meanwhile: both read right samples, and what stays is right."""
+    """At the same time, while entries are deleted: both read right samples, and the remaining entries are right."""
     data = load_data("folder", "train", folder(tmp_path, count=40), num_classes=3)
 
     def fill():
@@ -291,7 +291,7 @@ def as_a_file():
 
 @pytest.mark.parametrize("trouble", [as_a_full_disk, as_a_file])
 def test_a_folder_that_takes_nothing_costs_a_warning(tmp_path, trouble):
-    """One warning for all files; the samples are right, and no part of a file is left."""
+    """One warning for all files; the samples are right, and no partial file remains."""
     data = large(tmp_path, side=100)
 
     def attempt():
@@ -308,11 +308,11 @@ def test_a_folder_that_takes_nothing_costs_a_warning(tmp_path, trouble):
     assert process.exitcode == 0 and entries("*") == []
 
 
-# -- how much is kept ----------------------------------------------------------------------------------------------------------
+# how much is kept
 
 
 def test_the_oldest_give_way(tmp_path):
-    """Never more than the limit is left, no more than needed goes, and nothing that the cache did not write."""
+    """At most the limit remains, no more entries than necessary are deleted, and no files that the cache did not write."""
     data = load_data("folder", "train", folder(tmp_path), num_classes=3)
     assert same(kept(data), data)
     by_age = entries()[::-1]
@@ -332,7 +332,7 @@ def test_the_oldest_give_way(tmp_path):
 
 
 def test_a_data_set_keeps_its_own_entries(tmp_path, opened):
-    """Each run makes room for its data by the entries of others, though its own may be the oldest and fill most of the limit."""
+    """A run deletes entries of other data, even if its own are the oldest and fill most of the limit."""
     mine, others = (load_data("folder", "train", folder(tmp_path / name, count), num_classes=3) for name, count in (("a", 8), ("b", 4)))
     limit = 8.1 * 192e-9  # 8 samples of 144 + 48 bytes; the headers of files, 128 bytes, are not counted
     assert same(kept(mine), mine) and same(kept(others), others) and len(entries()) == 24
@@ -342,7 +342,7 @@ def test_a_data_set_keeps_its_own_entries(tmp_path, opened):
 
 
 def test_too_large_a_data_set_is_decoded_each_time(tmp_path):
-    """And says so, once, with the option's name; nothing is written, nor what others keep deleted."""
+    """One log line names the option; nothing is written, and no entries of other data are deleted."""
     small, data = (load_data("folder", "train", folder(tmp_path / str(count), count), num_classes=3) for count in (2, 9))
     assert same(kept(small), small)
     said = []
@@ -350,8 +350,8 @@ def test_too_large_a_data_set_is_decoded_each_time(tmp_path):
     assert len(said) == 1 and "--image-cache-gb" in said[0] and "decoded each time" in said[0] and "\n" not in said[0]
 
 
-def test_an_impossible_limit_is_refused():
-    """0 is none at all; less than that, and what is no number, is a mistake."""
+def test_an_impossible_limit_is_rejected():
+    """0 is no cache; negative limits, and values that are no numbers, are errors."""
     assert DataConfig(image_cache_gb=0).image_cache_gb == 0
     for limit in (-1, -0.001, float("nan")):
         with pytest.raises(ValueError, match="--image-cache-gb"):
@@ -359,7 +359,7 @@ def test_an_impossible_limit_is_refused():
 
 
 def test_a_run_learns_the_same_with_and_without(tmp_path):
-    """The log of a pre-training with images that lost their labels: no cache, an empty one, a full one."""
+    """The log of a pre-training with unlabelled images is equal without a cache, with an empty one and with a full one."""
     root, logs = write_folder(tmp_path / "data", splits=("train",)), []
     flags = ("--dataset", "folder", "--data-dir", root, "--num-classes", 8, "--val-split", "none", "--train-count", 3, "--max-steps", 3)
     for number, gb in enumerate((0, 1, 1)):

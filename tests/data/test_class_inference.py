@@ -1,4 +1,4 @@
-"""Classes that nobody named are the ids of the masks; ids that are no classes end the run, with the file and a remedy that helps."""
+"""Without names, the classes are the ids of the masks; ids that are no classes are an error with the file and a remedy."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def named(masks) -> list[tuple[str, Image.Image]]:
 @pytest.mark.parametrize("ids", [(0, 255), (0, 100, 200), (0, 20), (0, 40, 80, 120), (255, 0, 90)])
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX])
 def test_interpolated_ids_are_no_classes(ids, resample):
-    """Masks made smaller or larger with interpolation, whether gaps remain between their ids or not; nearest neighbor keeps the ids."""
+    """Masks resized with interpolation, with or without gaps between their ids; nearest neighbor keeps the ids."""
     for factor in (0.6, 1.7):
         masks = [resampled(disks(ids, seed=seed), resample, factor) for seed in range(20)]
         if resample is Image.Resampling.BOX and factor > 1:
@@ -74,7 +74,7 @@ def test_real_masks_are_not_taken_for_interpolated_ones(pattern, classes):
 
 
 def test_a_rare_id_is_named_with_its_mask():
-    """A stray id is to be corrected or ignored, not made a class."""
+    """A rare id is corrected or ignored, not made a class."""
     masks = [disks((0, 1, 2, 255), seed=seed) for seed in range(6)]
     masks[3][5, 5] = 77
     stated = r'77 in 1 of 6 masks \(3.png\), 0.0018 % of the pixels; .*Correct the masks, or ignore these pixels by --label-map "77:255"'
@@ -107,7 +107,7 @@ def test_ids_that_no_class_can_have():
 
 @pytest.mark.parametrize("content, line", [("a\n\nb\n", 2), ("# all classes\na\n# animals\n \nb", 4), ("a,,b", 2)])
 def test_a_blank_between_class_names_is_an_error(tmp_path, content, line):
-    """It would shift the ids of all names behind it; the message names the line, or the entry of a list."""
+    """It would shift the ids of all names after it; the message names the line, or the entry of a list."""
     path = tmp_path / "names.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"--classes: (line|entry) {line}.* is blank"):
@@ -122,14 +122,14 @@ def test_comments_in_a_file_of_class_names(tmp_path):
 
 
 def test_a_label_map_that_names_an_id_twice():
-    """Which of the two is meant is not known."""
+    """It is ambiguous, so it is an error."""
     with pytest.raises(ValueError, match="--label-map is '2:1,2:2' and repeats the id 2"):
         parse_label_map("2:1,2:2")
 
 
 @pytest.mark.parametrize("options, known", [({"classes": "a b c"}, "1 class(es), 'a b c'"), ({"num_classes": 2}, "2 class(es)")])
 def test_too_few_classes_for_all_masks(tmp_path, options, known):
-    """How many there are, and how names are separated; what would leave no sample is no advice."""
+    """The error gives the number of classes and how names are separated; it does not suggest to skip all samples."""
     for number in range(3):
         for folder, pixels in (("images", disks((9, 99, 50), seed=number)), ("masks", disks((0, 1, 2), seed=number))):
             (tmp_path / folder).mkdir(exist_ok=True)

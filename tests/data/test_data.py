@@ -1,4 +1,4 @@
-"""Data sets: every layout, every fault of a file, nested subsets, streams."""
+"""Data sets: layouts, unusable files, nested subsets, streams."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ from mscl_hf.transforms.views import PairView
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """What `datasets` caches stays in the test's own folder."""
+    """The cache of `datasets` is in the test's folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -104,7 +104,7 @@ def test_cityscapes_ids_become_the_19_train_ids(tmp_path):
 
 
 def test_the_cityscapes_test_split_has_only_images(tmp_path):
-    """Its masks are not public: labelled loading refuses, unlabelled loading works."""
+    """Its masks are not public: loading with masks is an error, without masks it works."""
     save(picture(), tmp_path / "leftImg8bit" / "test" / "ulm" / "ulm_000_leftImg8bit.png")
     with pytest.raises(ValueError, match="no masks. Use 'val'"):
         load_data("cityscapes", "test", tmp_path)
@@ -121,7 +121,7 @@ def test_ade20k_ids_go_down_by_one(tmp_path):
 
 
 def test_a_folder_with_and_without_splits(tmp_path):
-    """images/ and masks/ match by stem whatever the suffix; a split folder is used where there is one."""
+    """images/ and masks/ match by stem, whatever the suffix; folders of splits are used if they exist."""
     folder(tmp_path / "flat", count=3)
     save(picture(9), tmp_path / "flat" / "images" / "sub" / "deep.jpg")
     save(labels([3]), tmp_path / "flat" / "masks" / "sub" / "deep.png")
@@ -165,7 +165,7 @@ def test_unlabelled_never_opens_a_mask(tmp_path):
 
 
 def test_black_and_white_masks_are_not_taken_for_ignored(tmp_path):
-    """Masks of 0 and 255 would silently be one class and void: an error, and the label map 255:1 cures it."""
+    """Masks of 0 and 255 would be one class and ignored pixels: an error, and the label map 255:1 helps."""
     folder(tmp_path, ids=(0, 255))
     with pytest.raises(ValueError, match="255:1"):
         load_data("folder", "train", tmp_path)
@@ -200,7 +200,7 @@ def test_sub_folders_are_volumes_in_the_order_of_their_names(tmp_path):
 
 
 def test_an_image_outside_of_the_sub_folders_belongs_to_no_volume(tmp_path):
-    """Then there are no volumes at all."""
+    """Then the data has no volumes."""
     assert load_data("folder", "train", volumes(tmp_path, ["a/1", "b", "b/1"]), unlabelled=True).slices is None
     assert load_data("synthetic", "val").slices is None
 
@@ -295,21 +295,21 @@ def test_every_stored_form_gives_the_same_samples(tmp_path, store, streaming):
 
 
 def test_classes_are_found_in_stored_masks_but_not_in_a_stream(tmp_path):
-    """Without names the ids in the masks count; a stream cannot be searched and asks for them."""
+    """Without names the ids in the masks are the classes; a stream needs names."""
     assert load_data("hf", "train", as_saved(tmp_path)).classes == ("class_0", "class_1", "class_2")
     with pytest.raises(ValueError, match="--num-classes"):
         load_data("hf", "train", tmp_path / "saved", streaming=True)
 
 
 def test_class_names_from_a_column_of_labels(tmp_path):
-    """`classes` may name a ClassLabel column, whose names are taken."""
+    """`classes` may be a ClassLabel column, whose names are used."""
     rows = stored_rows(kind=[0, 1, 2, 0, 1, 2]).cast_column("kind", datasets.ClassLabel(names=["sky", "road", "car"]))
     rows.save_to_disk(tmp_path / "named")
     assert load_data("hf", "train", tmp_path / "named", classes="kind", streaming=True).classes == ("sky", "road", "car")
 
 
-def test_columns_are_recognised_or_asked_for(tmp_path):
-    """pixel_values and label are found by name; two candidates or none are an error that names the columns."""
+def test_columns_are_recognized_or_named(tmp_path):
+    """pixel_values and label are recognized by name; two candidates or none are an error that names the columns."""
     stored_rows().rename_columns({"image": "pixel_values", "mask": "label"}).save_to_disk(tmp_path / "a")
     assert load_data("hf", "train", tmp_path / "a").read(5).mask.max() == 2
     rows = stored_rows().rename_column("mask", "weird")
@@ -323,7 +323,7 @@ def test_columns_are_recognised_or_asked_for(tmp_path):
 
 
 def test_hf_names_its_splits_and_what_cannot_be_opened(tmp_path):
-    """val is validation; another split lists those there; a name that cannot be reached says so."""
+    """val is validation; an unknown split lists the available ones; an unreachable name is an error."""
     root = as_parquet_folder(tmp_path)
     assert len(load_data("hf", "val", root)) == 2
     with pytest.raises(ValueError, match=r"'test'.*train, validation"):
@@ -350,7 +350,7 @@ def test_hf_paths_are_no_patterns(tmp_path, store, streaming, monkeypatch):
 
 
 def test_hf_path_of_a_pattern_with_a_card(tmp_path):
-    """A card that names data files cannot be kept apart from such a path: an error that names the card."""
+    """A card with data files in such a path is an error that names the card."""
     (tmp_path / "a[1]").mkdir()
     root = as_parquet_folder(tmp_path / "a[1]")
     (root / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n")
@@ -384,7 +384,7 @@ def test_text_files_with_a_byte_order_mark(tmp_path, encoding):
 
 
 def test_text_files_of_another_encoding_are_named(tmp_path):
-    """Text that is neither: the error names the file."""
+    """Other encodings: the error names the file."""
     folder(tmp_path)
     (tmp_path / "names.txt").write_text("Straße\ncar\nsky\n", encoding="latin-1")
     with pytest.raises(ValueError, match=r"names\.txt.* is neither UTF-8"):
@@ -401,7 +401,7 @@ def test_hf_reduces_labels(tmp_path):
     assert data.num_classes == 2 and [data.read(i).mask[0, 0] for i in range(3)] == [255, 0, 1]
 
 
-# Files as they come
+# File formats
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "RGB"])
@@ -483,7 +483,7 @@ def spoil_mask(root):
 
 @pytest.mark.parametrize("spoil", [spoil_mask_size, spoil_label, spoil_wide_label, spoil_colors, spoil_image, spoil_mask])
 def test_a_fault_names_its_file_and_can_be_skipped(tmp_path, spoil):
-    """Every fault is one BadSample with file and value; check_data stops at it, or counts it when allowed to."""
+    """Every fault is a BadSample with file and value; check_data raises it, or counts it up to max_bad_images."""
     folder(tmp_path)
     message = spoil(tmp_path)
     data = load_data("folder", "train", tmp_path, num_classes=3)
@@ -495,8 +495,8 @@ def test_a_fault_names_its_file_and_can_be_skipped(tmp_path, spoil):
     assert good == [0, 1, 3] and len(bad) == 1 and [s.name for s in map(data.select(good).read, range(3))] == ["0", "1", "3"]
 
 
-def test_pixel_bombs_are_refused(tmp_path, monkeypatch):
-    """Pillow's limit stays in force and ends in a BadSample that names the file."""
+def test_pixel_bombs_are_rejected(tmp_path, monkeypatch):
+    """Pillow's limit is not lifted and raises a BadSample that names the file."""
     folder(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(BadSample, match=r"images/0.png cannot be read.*limit"):
@@ -504,7 +504,7 @@ def test_pixel_bombs_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_large_split_is_checked_at_evenly_spaced_rows(tmp_path):
-    """decode_at_most bounds the work; rows that were not read count as usable."""
+    """decode_at_most limits the work; rows that were not read count as usable."""
     folder(tmp_path, count=10)
     spoil_image(tmp_path)
     data = load_data("folder", "train", tmp_path, num_classes=3)
@@ -513,7 +513,7 @@ def test_a_large_split_is_checked_at_evenly_spaced_rows(tmp_path):
 
 
 def test_all_bad_is_an_error_however_many_are_allowed(tmp_path):
-    """A run without a single usable sample never starts."""
+    """A run without a usable sample does not start."""
     folder(tmp_path, count=2)
     for i in range(2):
         (tmp_path / "images" / f"{i}.png").write_bytes(b"")
@@ -521,7 +521,7 @@ def test_all_bad_is_an_error_however_many_are_allowed(tmp_path):
         check_data(load_data("folder", "train", tmp_path, num_classes=3), max_bad_images=99)
 
 
-# Refusals at the door
+# Wrong arguments
 
 
 @pytest.mark.parametrize(
@@ -535,14 +535,14 @@ def test_all_bad_is_an_error_however_many_are_allowed(tmp_path):
         (("synthetic", "training"), "'training'.*train, val, test"),
     ],
 )
-def test_wrong_names_are_refused_with_what_there_is(arguments, message):
-    """Data set, folder and split: the error names what came and what was wanted."""
+def test_wrong_names_are_refused_with_the_choices(arguments, message):
+    """Data set, folder and split: the error names the value and what was expected."""
     with pytest.raises(ValueError, match=message):
         load_data(*arguments)
 
 
 def test_unknown_options_offer_the_near_ones(tmp_path):
-    """A misspelt option never passes silently."""
+    """A misspelled option is an error."""
     with pytest.raises(ValueError, match=r"num_clases.*Did you mean num_classes"):
         load_data("folder", "train", tmp_path, num_clases=3)
 
@@ -573,7 +573,7 @@ def test_missing_splits_name_the_ones_there(real_data):
 
 
 def test_a_folder_without_images_says_what_it_looked_for(tmp_path):
-    """No images: the error names the folder and the file endings."""
+    """The error names the folder and the file endings."""
     (tmp_path / "notes.md").write_text("hello")
     with pytest.raises(ValueError, match=r"no images.*\.jpg \.jpeg \.png"):
         load_data("folder", "train", tmp_path)
@@ -590,7 +590,7 @@ def test_images_without_masks_are_counted_and_named(tmp_path):
 
 
 def test_two_masks_for_one_image_are_not_guessed_between(tmp_path):
-    """x.png and x.bmp among the masks: an error instead of a choice."""
+    """x.png and x.bmp among the masks are an error."""
     folder(tmp_path, count=1)
     shutil.copy(tmp_path / "masks" / "0.png", tmp_path / "masks" / "0.bmp")
     with pytest.raises(ValueError, match="two masks"):
@@ -601,7 +601,7 @@ def test_two_masks_for_one_image_are_not_guessed_between(tmp_path):
 
 
 def test_subsets_are_nested_and_complete():
-    """For a seed 10 % lies in 20 % lies in 50 %; subset and rest are all rows once; seeds differ."""
+    """For one seed 10 % is part of 20 %, which is part of 50 %; both parts are all rows once; seeds differ."""
     tenth, fifth, half = (choose_subset(367, fraction=f, seed=4) for f in (0.1, 0.2, 0.5))
     assert set(tenth[0]) < set(fifth[0]) < set(half[0])
     assert sorted(tenth[0] + tenth[1]) == list(range(367))
@@ -610,7 +610,7 @@ def test_subsets_are_nested_and_complete():
 
 
 def test_every_prefix_keeps_the_groups_shares():
-    """With CamVid's sequence sizes every subset size takes each group's share to within one and a half rows."""
+    """With CamVid's sequence sizes every subset has each group's share to within one and a half rows."""
     groups = ["a"] * 204 + ["b"] * 101 + ["c"] * 62
     for seed in range(5):
         for count in range(1, 368, 7):
@@ -619,7 +619,7 @@ def test_every_prefix_keeps_the_groups_shares():
 
 
 def test_small_groups_are_not_left_out_for_large_ones():
-    """Among one hundred single rows and one hundred pairs, the singles get their third on average over the seeds."""
+    """Of one hundred single rows and one hundred pairs, a third of the subset are single rows on average over seeds."""
     groups = [f"single{i}" for i in range(100)] + [f"pair{i // 2}" for i in range(200)]
     share = np.mean([sum(i < 100 for i in choose_subset(300, count=30, seed=s, groups=groups)[0]) for s in range(40)])
     assert abs(share - 10) < 2
@@ -632,8 +632,8 @@ def test_fractions_round_half_up(fraction, total, size):
 
 
 @pytest.mark.parametrize("wrong", [{"fraction": 0}, {"fraction": 1.2}, {"count": 0}, {"count": 11}, {"fraction": 0.1, "count": 1}])
-def test_impossible_subsets_are_refused(wrong):
-    """Out of range, or both given: an error."""
+def test_impossible_subsets_are_rejected(wrong):
+    """Out of range, or both options: an error."""
     with pytest.raises(ValueError, match="--train-(fraction|count)"):
         choose_subset(10, **wrong)
 
@@ -646,7 +646,7 @@ def test_camvid_tenth_is_37_frames_of_all_sequences(real_data):
 
 
 def test_data_travels_to_workers(tmp_path):
-    """Pickled data reads the same sample, so loader workers need nothing else; select keeps rows and groups together."""
+    """Pickled data reads the same sample, as workers need it; select keeps rows and groups together."""
     data = load_data("folder", "train", folder(tmp_path))
     assert np.array_equal(pickle.loads(pickle.dumps(data)).read(3).image, data.read(3).image)  # noqa: S301
     drawn = load_data("synthetic", "val").select([5, 2]).select([1])

@@ -87,7 +87,7 @@ def noise(bands, dtype=np.uint8, height=6, width=8, seed=0):
 
 
 def readers(root, content):
-    """How a file is read, as image and as mask: in a folder (as .png: the content decides), whole from rows, streamed, by the page."""
+    """Ways to read a file, as image and as mask: in a folder (as .png: the content decides), from rows, streamed, by mscl-demo."""
     root.mkdir()
     (root / "file.png").write_bytes(content)
     for number in range(2):
@@ -140,7 +140,7 @@ for name in ("GIF", "PNG", "WEBP"):
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_files_of_which_a_part_would_be_lost_are_rejected(tmp_path, name, capfd):
-    """Bands and pages are never lost silently, as image or mask, from a folder, rows, a stream or the page, and nothing else is printed."""
+    """Bands and pages are never lost silently, as image or mask, from a folder, rows, a stream or mscl-demo; nothing else is printed."""
     content, message = REJECTED[name]
     for way, read in readers(tmp_path / "data", content).items():
         with pytest.raises(ValueError, match=message) as raised:
@@ -220,7 +220,7 @@ def test_tiff_colors_of_16_bits_keep_them(tmp_path, order, bands, extra):
 
 
 def test_damaged_tiffs_are_bad_samples(tmp_path):
-    """Cut off anywhere, or with any byte changed: an image, or one sentence, and never another exception."""
+    """Truncated anywhere, or with any byte changed: an image, or one error with a sentence."""
     whole = tiff(noise(3, height=2, width=2), RGB, following=[(noise(3, height=2, width=2), 1)])
     rng = np.random.default_rng(0)
     spoiled = [whole[:end] for end in range(0, len(whole), 7)]
@@ -239,9 +239,9 @@ def test_damaged_tiffs_are_bad_samples(tmp_path):
 
 
 def test_a_tiff_that_ends_early_is_called_damaged(tmp_path):
-    """Not one of a form that Pillow cannot read."""
+    """It is not reported as a format that Pillow cannot read."""
     (tmp_path / "x.png").write_bytes(tiff(noise(3), RGB)[:160])
-    with pytest.raises(BadSample, match=r"x.png cannot be read as an image \(it is a damaged TIFF: the tags of its image are not there\)"):
+    with pytest.raises(BadSample, match=r"x.png cannot be read as an image \(it is a damaged TIFF without the tags of its image\)"):
         load_data("folder", "train", tmp_path).read(0)
 
 

@@ -1,4 +1,4 @@
-"""Label maps, class names, subsets and orders, whatever is asked for."""
+"""Random label maps, class names, subsets and sampling plans."""
 
 import numpy as np
 from fuzz import INTEGERS, SCALARS, TEXT, fuzzed, stated
@@ -24,7 +24,7 @@ LABEL_MAPS = st.one_of(st.none(), MAP_TEXTS, st.dictionaries(st.one_of(st.intege
 @example(label_map={0: 1.5}, reduce=False)
 @fuzzed(label_map=LABEL_MAPS, reduce=st.booleans())
 def test_label_maps(label_map, reduce):
-    """A table of 256 ids, or of 65536 where one of 16 bits is named, that does what the map says and leaves the rest alone, or one
+    """A table of 256 ids, or of 65536 where one of 16 bits is named, that follows the map and keeps the other ids, or one
     sentence."""
     with stated():
         table = make_table(label_map, reduce)
@@ -47,7 +47,7 @@ def test_label_maps(label_map, reduce):
 @example(classes=",".join(f"class {i}" for i in range(60)), count=60)
 @fuzzed(classes=st.one_of(st.none(), TEXT, st.lists(TEXT, max_size=4), st.lists(SCALARS, max_size=2)), count=st.one_of(st.none(), INTEGERS))
 def test_class_names(classes, count):
-    """As many different names as there are classes, or one sentence."""
+    """As many different names as classes, or one sentence."""
     with stated():
         names = class_names(classes, count)
         assert names is None and classes is None or 1 <= len(set(names)) == len(names) <= 255
@@ -58,7 +58,7 @@ def test_class_names(classes, count):
 @example(content=b"\x80")
 @fuzzed(content=st.one_of(st.binary(max_size=30), NAME_LINES))
 def test_file_of_class_names(tmp_path_factory, content):
-    """Any bytes as the file of names: read, or one sentence that names it."""
+    """Any bytes as the file of names: read, or one sentence that names the file."""
     path = tmp_path_factory.getbasetemp() / "names.txt"
     path.write_bytes(content)
     with stated() as said:
@@ -81,7 +81,7 @@ def test_classes_found_in_masks(ids, table):
 @fuzzed(total=st.integers(0, 40), first=st.one_of(st.floats(), st.floats(0, 1)), second=st.one_of(INTEGERS, st.floats(0, 1)),
         seed=INTEGERS, groups=st.one_of(st.none(), st.lists(TEXT, min_size=1, max_size=3)))  # fmt: skip
 def test_subsets_lie_in_each_other(total, first, second, seed, groups):
-    """Two parts make up all rows, a smaller subset lies in a larger one, and it takes of every group its share to the next number or so."""
+    """Two parts are all rows, a smaller subset is part of a larger one, and it has the share of every group to about a whole number."""
     of_row = None if groups is None else [groups[i * i % len(groups)] for i in range(total)]
     parts = []
     for size in (first, second):
@@ -104,7 +104,7 @@ def test_subsets_lie_in_each_other(total, first, second, seed, groups):
 @fuzzed(labelled=st.integers(0, 12), unlabelled=st.integers(0, 12), batch=st.integers(-1, 8), share=st.integers(-1, 9),
         world=st.integers(-1, 4), seed=st.integers(0, 2**32 - 1), step=st.one_of(st.integers(0, 50), st.integers(0, 2**40)))  # fmt: skip
 def test_orders(labelled, unlabelled, batch, share, world, seed, step):
-    """A global batch is the same however many processes share it, and no image comes twice in an epoch."""
+    """A global batch does not depend on the number of processes, and no image occurs twice in an epoch."""
     with stated():
         order = SamplingPlan(tuple(range(labelled)), tuple(range(unlabelled)), batch, share, seed)
         order.check_world(world)
@@ -123,7 +123,7 @@ def test_orders(labelled, unlabelled, batch, share, world, seed, step):
 
 @fuzzed(names=st.lists(st.text("ab/0123_²٣", min_size=1, max_size=5), min_size=1, max_size=5))
 def test_slices_of_any_names(names):
-    """Every image has a place of its own within its volume, whatever digits its name holds."""
+    """Every image has its own position in its volume, whatever digits its name has."""
     volumes = [name[0] for name in names]
     slices = slices_by_name(volumes, names)
     assert [each.volume for each in slices] == volumes

@@ -1,4 +1,4 @@
-"""Pictures of any kind and size, whole and damaged, and every kind of views of them: read or refused, and the mask stays on its image."""
+"""Random pictures, intact and damaged, and all views of them: read or rejected, and the mask stays on its image."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ SIZES = st.one_of(st.tuples(SIDES, SIDES), st.sampled_from([(1, 1), (3, 500), (5
 
 @st.composite
 def pictures(draw, sizes=SIZES):
-    """A picture of any mode, with any orientation in its EXIF, of values that are few or many."""
+    """A picture of any mode and EXIF orientation, with few or many values."""
     (width, height), mode = draw(sizes), draw(st.sampled_from(MODES))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     high = draw(st.sampled_from([1, 2, 5, 255, 256, 40000]))
@@ -112,7 +112,7 @@ def files(draw):
 
 @fuzzed(cost=2, image=files(), mask=files(), classes=st.sampled_from([0, 2, 255]))
 def test_damaged_files(tmp_path_factory, image, mask, classes):
-    """Of a good row and a drawn one: the first is read, the second too or named, and the check says the same as reading."""
+    """A good row is read, a random one is read or reported, and the check agrees with reading."""
     root = tmp_path_factory.getbasetemp() / "drawn_files"
     root.mkdir(exist_ok=True)
     (root / "image").write_bytes(image)
@@ -129,7 +129,7 @@ def test_damaged_files(tmp_path_factory, image, mask, classes):
         assert str(root) in bad[0]
 
 
-# -- views ---------------------------------------------------------------------------------------------------------------------
+# views
 
 SHARES = st.one_of(st.floats(0.01, 1), st.sampled_from([0.0, 1e-300, 1e-6, 1.0, 2.0]))
 SCALES = st.lists(AMOUNTS, min_size=2, max_size=2).map(sorted).map(lambda pair: dict(zip(("min_scale", "max_scale"), pair)))
@@ -137,7 +137,7 @@ SCALES = st.lists(AMOUNTS, min_size=2, max_size=2).map(sorted).map(lambda pair: 
 
 @st.composite
 def view_options(draw) -> dict:
-    """Options of the views, extremes among them."""
+    """Options of the views, with extremes."""
     kinds = {"geometry": st.sampled_from(("shared", "crops", "none")), "min_overlap": SHARES, "color_strength": AMOUNTS, "blur": SHARES}
     kinds |= {"augment_both": st.booleans(), "preset": st.sampled_from(sorted(PRESETS)), "min_area": SHARES}
     chosen = draw(st.lists(st.sampled_from(sorted(kinds)), max_size=3, unique=True))
@@ -162,7 +162,7 @@ def places(width: int, height: int, across: bool) -> Sample:
 
 
 def check_alignment(image, mask, sample: Sample, across: bool) -> None:
-    """Labels are labels of the sample, and under each pixel that which its color names, within a pixel of the coarser of view and image;
+    """Labels are labels of the sample, and the label of each pixel is that of its color, within a pixel of the coarser of view and image;
     what is padding is gray and ignored, and nothing else is."""
     padding = (image == torch.tensor([124, 116, 104])[:, None, None]).all(0)
     assert torch.equal(mask == 255, padding) and (image[2][~padding] == 200).all()
@@ -175,7 +175,7 @@ def check_alignment(image, mask, sample: Sample, across: bool) -> None:
 
 
 def check_box(image, box, size) -> None:
-    """The middle of a view shows the middle of its box, within a pixel of the coarser of view and image."""
+    """The center of a view shows the center of its box, within a pixel of the coarser of view and image."""
     for channel, low, high, side, pixels in zip((0, 1), box, box[2:], size, image.shape[:0:-1]):
         of_a_pixel = 254 / max(1, side - 1)
         wanted = min(max((low + high) / 2 - 0.5, 0), side - 1) * of_a_pixel if side > 1 else 0
@@ -187,7 +187,7 @@ def check_box(image, box, size) -> None:
 @example(kind="pair", options={"color_strength": 1e300}, shape=PLAIN, size=(9, 9), across=True, seed=0)
 @fuzzed(kind=st.sampled_from(sorted(VIEWS)), options=view_options(), shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
 def test_views(kind, options, shape, size, across, seed):
-    """Options are refused, or every view of every image has its shape, its mask on it, and colors that are none of the padding's."""
+    """Options are rejected, or every view of every image has its shape, a mask that matches, and colors of the image."""
     sample = places(*size, across)
     with stated():
         preset = None if kind == "pair" else "simclr"
@@ -212,7 +212,7 @@ def test_views(kind, options, shape, size, across, seed):
 @example(scales={"min_scale": 1.0, "max_scale": 1.0}, color_strength=1e300, shape=PLAIN, size=(9, 9), across=True, seed=0)
 @fuzzed(scales=SCALES, color_strength=AMOUNTS, shape=SHAPES, size=SIZES, across=st.booleans(), seed=SEEDS)
 def test_finetuning_view(scales, color_strength, shape, size, across, seed):
-    """The same of the views of fine-tuning."""
+    """The views of fine-tuning, likewise."""
     sample = places(*size, across)
     with stated():
         run = harness.load_recipe("finetune").FinetuneRun(**scales, color_strength=color_strength, **shape)

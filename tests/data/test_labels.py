@@ -46,7 +46,7 @@ def write_masks(root: Path, dtype=np.uint8, **ids_of_splits) -> Path:
 
 
 def write_parquet(root: Path, **ids_of_splits) -> Path:
-    """The same as parquet files."""
+    """The same data as parquet files."""
     write_masks(root / "files", **ids_of_splits)
     for split in ids_of_splits:
         columns = {c: [str(root / "files" / f"{c}s" / split / f"{i}.png") for i in range(4)] for c in ("image", "mask")}
@@ -73,35 +73,35 @@ TOO_FEW = {
     "0 and 255, names": ((0, 255), ("--classes", "background", "car"), ("only 'background' is labelled", "--label-map 255:1")),
     "0 and 255, a number": ((0, 255), ("--num-classes", 2), ("255 is the ignored label", "--label-map 255:1")),
     "0 and 255, nothing given": ((0, 255), (), ("255 is the ignored label", "--label-map 255:1")),
-    "0 and 255, reduced": ((0, 255), ("--pixel-reduction-labels",), ("they hold the ids 0, 255", "--pixel-reduction-labels does not ignore")),
-    "0 and 255, reduced, a number": ((0, 255), ("--pixel-reduction-labels", "--num-classes", 2),
-                                     ("no pixel is labelled", "Leave out --pixel-reduction-labels", "--label-map 255:1")),
-    "0 and 1, reduced": ((0, 1), ("--pixel-reduction-labels",), ("only 'class_0' is labelled", "Leave out --pixel-reduction-labels")),
-    "0 and 1, reduced, names": ((0, 1), ("--pixel-reduction-labels", "--classes", "a", "b"), ("only 'a' is labelled", "Leave out --pixel-reduction-labels")),
+    "0 and 255, reduced": ((0, 255), ("--reduce-labels",), ("they hold the ids 0, 255", "--reduce-labels does not ignore")),
+    "0 and 255, reduced, a number": ((0, 255), ("--reduce-labels", "--num-classes", 2),
+                                     ("no pixel is labelled", "Leave out --reduce-labels", "--label-map 255:1")),
+    "0 and 1, reduced": ((0, 1), ("--reduce-labels",), ("only 'class_0' is labelled", "Leave out --reduce-labels")),
+    "0 and 1, reduced, names": ((0, 1), ("--reduce-labels", "--classes", "a", "b"), ("only 'a' is labelled", "Leave out --reduce-labels")),
     "255 alone": ((255,), ("--num-classes", 2), ("hold the ids 255", "no pixel is labelled")),
     "one id": ((1,), ("--num-classes", 3), ("only 'class_1' is labelled", "Give more masks")),
     "everything mapped away": ((0, 1), ("--label-map", "0:255,1:255", "--num-classes", 2),
-                               ("no pixel is labelled", "the label map is 0:255,1:255", "Correct the label map")),
-    "both mapped to one": ((0, 7), ("--label-map", "7:0", "--num-classes", 2), ("only 'class_0' is labelled", "Correct the label map")),
+                               ("no pixel is labelled", "--label-map is 0:255,1:255", "Correct --label-map")),
+    "both mapped to one": ((0, 7), ("--label-map", "7:0", "--num-classes", 2), ("only 'class_0' is labelled", "Correct --label-map")),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", TOO_FEW)
 def test_masks_that_leave_fewer_than_two_classes(tmp_path, start, case):
-    """Every prediction of one class is right: an error that names the ids, the cause and the flag, before anything is written."""
+    """With one class every prediction is right: an error names the ids, the cause and the flag, before anything is written."""
     ids, flags, says = TOO_FEW[case]
     data = folder_flags(write_masks(tmp_path / "data", train=ids), "--val-split", "none", *flags)
     for recipe, more in (("finetune", ("--model", start)), ("pretrain", harness.TINY)):
         message = harness.refused(recipe, *more, *data, "--output-dir", tmp_path / recipe)
         assert all(part in message for part in says), message
         assert {path.name for path in (tmp_path / recipe).iterdir()} == {"run.json", ".lock"}
-    # What reads no mask is not concerned.
+    # Runs that read no masks are not affected.
     if case == "255 alone":
         harness.run("pretrain", *harness.TINY, *data, "--losses", "g+l", "--output-dir", tmp_path / "g", pictures=False)
 
 
 def test_black_and_white_masks_in_a_process(tmp_path, start, recipe):
-    """As a user meets it: status 1 and one sentence; with the label map that it names, both classes are trained and scored."""
+    """In a process: status 1 and one sentence; with the label map that it suggests, both classes are trained and scored."""
     root = write_masks(tmp_path / "data", train=(0, 255), val=(0, 255))
     flags = ("--model", start, *folder_flags(root, "--classes", "background", "car"), "--output-dir", tmp_path / "out")
     done = recipe("finetune", *flags, check=False)
@@ -114,14 +114,14 @@ def test_black_and_white_masks_in_a_process(tmp_path, start, recipe):
 
 @pytest.fixture
 def short_start(monkeypatch):
-    """Of a stream only the first two rows are examined."""
+    """Only the first two rows of a stream are examined."""
     monkeypatch.setattr(SegmentationStream, "first_rows", partialmethod(SegmentationStream.first_rows, limit=2))
 
 
 @pytest.mark.usefixtures("no_sleep")
 @pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_stored_and_streamed_masks_are_counted_too(tmp_path, start, streaming):
-    """255 that nobody maps ends the run; of a stream of a few rows all are known."""
+    """Unmapped 255 ends the run; all rows of a short stream are counted."""
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, *streaming)
     message = harness.refused("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
     assert "the 4 masks" in message or not streaming
@@ -130,7 +130,7 @@ def test_stored_and_streamed_masks_are_counted_too(tmp_path, start, streaming):
 
 @pytest.mark.usefixtures("no_sleep", "short_start")
 def test_first_rows_of_a_stream_that_255_explains(tmp_path, start):
-    """255 that nobody maps ends the run, and an entry that maps it to itself states that this is meant."""
+    """Unmapped 255 ends the run; 255:255 in the label map allows it."""
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, "--streaming")
     flags = ("--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
     message = harness.refused("finetune", *flags)
@@ -140,7 +140,7 @@ def test_first_rows_of_a_stream_that_255_explains(tmp_path, start):
 
 @pytest.mark.usefixtures("no_sleep", "short_start")
 def test_first_rows_of_one_class_are_a_warning(tmp_path, start, capsys):
-    """The others may hold more; where all held-out masks are of that class too, the run ends before its first step."""
+    """Other rows may hold more classes; if all held-out masks hold that class too, the run ends before its first step."""
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0,), validation=(0,)), "--num-classes", 2)
     flags = ("--model", start, *data, "--streaming", *BRIEF, "--output-dir", tmp_path / "out")
     harness.run("finetune", *flags, "--val-split", "none", pictures=False)
@@ -151,7 +151,7 @@ def test_first_rows_of_one_class_are_a_warning(tmp_path, start, capsys):
 
 @pytest.mark.usefixtures("no_sleep")
 def test_a_stream_of_one_class_is_an_error(tmp_path, start):
-    """Read to its end, it leaves nothing to learn, as data that is not streamed."""
+    """A stream that was read to its end is treated like data that is not streamed."""
     root = write_parquet(tmp_path / "data", train=(0,))
     data = ("--dataset", "hf", "--data-dir", root, "--num-classes", 2, "--streaming", *BRIEF, "--val-split", "none")
     message = harness.refused("finetune", "--model", start, *data, "--output-dir", tmp_path / "out")
@@ -161,7 +161,7 @@ def test_a_stream_of_one_class_is_an_error(tmp_path, start):
 
 
 def test_small_objects_that_vanish_at_the_training_size(tmp_path, start, capsys):
-    """A class that only the stored masks hold is no error and not missing in the data: a warning names the size."""
+    """A class that vanishes at the training size is no error and not missing in the data: a warning names the size."""
     for names, missing in (((), None), (("--num-classes", 4), "class_3")):
         root = write_masks(tmp_path / f"{len(names)}", train=(0,))
         for i, mask in enumerate(sorted((root / "masks" / "train").iterdir())):
@@ -203,7 +203,7 @@ def test_warnings_stay_with_the_figures(tmp_path, start, capsys):
 
 
 def test_palettes_that_differ_are_a_warning(tmp_path):
-    """An id with another color in another file is likely to be another class there; colors of ids that do not occur are not compared."""
+    """An id with different colors is likely to be different classes; colors of ids that do not occur are not compared."""
     root = write_masks(tmp_path, train=(0, 1, 2))
     options = DataConfig(dataset="folder", data_dir=str(root))
     for changed, count in ((7, 0), (2, 1)):
@@ -218,7 +218,7 @@ def test_palettes_that_differ_are_a_warning(tmp_path):
 
 
 def test_nothing_is_warned_of_where_nothing_is_amiss(tmp_path, start, capsys):
-    """Every class in both splits, no image twice."""
+    """All classes in both splits, no image twice."""
     root = write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
     harness.run("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out", **QUIET)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -236,14 +236,14 @@ def test_held_out_masks_without_a_label(tmp_path, start, recipe):
     assert [results[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "classes_scored")] == [None, None, None, 0]
     assert {"model.safetensors", "predictions.png", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "| - | - | - |" in (tmp_path / "out" / "README.md").read_text()
-    done = recipe("evaluate_model", "--model", tmp_path / "out", "--dataset", "folder", "--data-dir", root, "--split", "val", "--output-dir",
-                  tmp_path / "measured")  # fmt: skip
+    measure = ("--model", tmp_path / "out", "--dataset", "folder", "--data-dir", root, "--split", "val")
+    done = recipe("evaluate_model", *measure, "--output-dir", tmp_path / "measured")
     assert "mean IoU on val: undefined" in done.stdout
     assert json.loads((tmp_path / "measured" / "results.json").read_text())["mean_iou"] is None
 
 
 def test_pretraining_warns_too(tmp_path, capsys):
-    """Of labels where it reads them, and of images in two splits in any case; the record and the card keep it."""
+    """About labels that it reads, and about images in two splits; the record and the card have the warnings."""
     root = write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
     (root / "images" / "val" / "1.png").write_bytes((root / "images" / "train" / "1.png").read_bytes())
     for losses, count in (("g+p", 2), ("g", 1)):
@@ -255,7 +255,7 @@ def test_pretraining_warns_too(tmp_path, capsys):
         assert "are also in folder/train, byte for byte: 1" in shown and "byte for byte" in (out / "README.md").read_text()
 
 
-# -- the label map of training -------------------------------------------------------------------------------------------------
+# the label map of training
 
 
 def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
@@ -271,7 +271,7 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["label_map"] == "9:1"
     assert "the masks are read as in the model's training: --label-map 9:1" in done.stdout
     assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
-    for flags in (("--label-map", "9:2"), ("--pixel-reduction-labels",)):
+    for flags in (("--label-map", "9:2"), ("--reduce-labels",)):
         message = harness.refused("evaluate_model", *measure, *flags, "--output-dir", tmp_path / "other")
         assert "expected that of the model's training, --label-map 9:1" in message
     done = recipe("evaluate_model", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
@@ -281,13 +281,13 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
 def test_reduced_labels_belong_to_the_model(tmp_path, start):
     """Likewise."""
     root = write_masks(tmp_path / "data", train=(0, 1, 2), val=(0, 1, 2))
-    harness.run("finetune", "--model", start, *folder_flags(root, "--pixel-reduction-labels"), "--output-dir", tmp_path / "tuned", **QUIET)
+    harness.run("finetune", "--model", start, *folder_flags(root, "--reduce-labels"), "--output-dir", tmp_path / "tuned", **QUIET)
     measure = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val")
     harness.run("evaluate_model", *measure, "--output-dir", tmp_path / "same")
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["reduce_labels"] is True
     assert "expected that of the model's training" in harness.refused(
-        "evaluate", *measure, "--label-map", "1:1", "--output-dir", tmp_path / "other"
+        "evaluate_model", *measure, "--label-map", "1:1", "--output-dir", tmp_path / "other"
     )
     # Fine-tuned further on masks that are read as they are, it keeps nothing of it.
     harness.run("finetune", "--model", tmp_path / "tuned", *folder_flags(root), "--output-dir", tmp_path / "next", **QUIET)
@@ -307,7 +307,7 @@ def test_maps_of_model_and_options():
 
 @pytest.mark.parametrize("value", [{"a": 1}, {"1": 300}, {"1": "2"}, {"1": -1}, [1], "1:2"])
 def test_label_map_of_an_untrusted_configuration(value):
-    """Ids or nothing."""
+    """Ids or None."""
     with pytest.raises(ValueError, match="label_map"):
         MsclConfig(label_map=value)
 
@@ -316,7 +316,20 @@ def test_label_map_in_a_file_of_options(tmp_path, start, recipe):
     """YAML 1.1 reads 255:1 as a number to base 60; here it is a label map."""
     root = write_masks(tmp_path / "data", train=(0, 255))
     (tmp_path / "run.yaml").write_text("label_map: 255:1\nmax_steps: 1\n")
-    flags = ("--model", start, "--dataset", "folder", "--data-dir", root, "--batch-size", 2, "--dataloader-num-workers", 0, "--val-split", "none")
+    flags = (
+        "--model",
+        start,
+        "--dataset",
+        "folder",
+        "--data-dir",
+        root,
+        "--batch-size",
+        2,
+        "--dataloader-num-workers",
+        0,
+        "--val-split",
+        "none",
+    )
     recipe("finetune", "--config", tmp_path / "run.yaml", *flags, "--output-dir", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_map"] == {"255": 1}
 
@@ -339,7 +352,7 @@ def test_ids_of_sixteen_bits_can_be_mapped(tmp_path):
             make_table(wrong)
 
 
-# -- other classes -------------------------------------------------------------------------------------------------------------
+# other classes
 
 
 def test_other_classes_of_the_same_number_get_a_new_classifier(tmp_path, start, capsys):
@@ -347,7 +360,9 @@ def test_other_classes_of_the_same_number_get_a_new_classifier(tmp_path, start, 
     root = write_masks(tmp_path / "data", train=(0, 1))
     flags = folder_flags(root, "--val-split", "none")
     tuned = tmp_path / "tuned"
-    harness.run("finetune", "--model", start, *flags, "--classes", "background", "car", "--learning-rate", 1, "--output-dir", tuned, **QUIET)
+    harness.run(
+        "finetune", "--model", start, *flags, "--classes", "background", "car", "--learning-rate", 1, "--output-dir", tuned, **QUIET
+    )
     for names in (("tree", "sky"), ("car", "background"), ("background", "car")):
         capsys.readouterr()
         harness.run("finetune", "--model", tuned, *flags, "--classes", *names, "--output-dir", tmp_path / "_".join(names), pictures=False)
@@ -361,7 +376,7 @@ def test_other_classes_of_the_same_number_get_a_new_classifier(tmp_path, start, 
             assert not is_new or float(layer.weight.detach().std()) < 0.02 and not layer.bias.any()
 
 
-# -- the parts -----------------------------------------------------------------------------------------------------------------
+# the parts
 
 
 def test_labels_are_counted_while_masks_are_checked(tmp_path):
@@ -381,7 +396,7 @@ def test_labels_are_counted_while_masks_are_checked(tmp_path):
 
 
 def test_images_in_two_splits_are_found_by_their_bytes(tmp_path):
-    """Under another name too; equal names, sizes and beginnings prove nothing, and drawn images are not compared."""
+    """Also under other names; equal names, sizes and first bytes are not enough, and drawn images are not compared."""
     root = write_masks(tmp_path / "a", train=(0, 1), val=(0, 1))
     train, val = (load_data("folder", split, root, unlabelled=True) for split in ("train", "val"))
     assert shared_images(train, val) == []
@@ -414,7 +429,7 @@ def test_ids_above_254_name_the_label_map(tmp_path):
 
 @pytest.mark.parametrize(("layout", "limit"), [("folder", "MOST_FILES"), ("hf", "MOST_STORED")])
 def test_the_search_for_shared_images_is_limited(tmp_path, monkeypatch, layout, limit):
-    """Of splits with more rows than the limit, evenly spaced ones are compared, and the warning states how many."""
+    """Of larger splits, evenly spaced rows are compared, and the warning states how many."""
     monkeypatch.setattr(duplicates, limit, 2)
     if layout == "folder":
         write_masks(tmp_path, train=(0, 1))
@@ -428,7 +443,7 @@ def test_the_search_for_shared_images_is_limited(tmp_path, monkeypatch, layout, 
 
 
 def test_no_warning_without_held_out_masks(tmp_path):
-    """Of training data alone only its own classes can be said to be missing."""
+    """For training data alone only its missing classes are reported."""
     options = DataConfig(dataset="folder", data_dir=str(write_masks(tmp_path, train=(0, 1))))
     data = usable(open_split(options, "train"), options)
     assert label_warnings([None, data], open_held_out(options, lambda text: None), options) == []

@@ -1,4 +1,4 @@
-"""Folders as people have them: where images and masks are found, that no mask is taken for an image, and the errors that name the flags."""
+"""Folders in many layouts: images and masks are found, no mask is read as an image, and errors name the flags."""
 
 import os
 import re
@@ -83,7 +83,7 @@ READ = {
 
 @pytest.mark.parametrize("case", READ)
 def test_layouts_are_read(tmp_path, case):
-    """Images and masks are paired without flags, masks are no images, and what systems leave behind is passed over."""
+    """Images and masks are paired without flags, masks are no images, and files of operating systems are ignored."""
     files, names = READ[case]
     write(tmp_path, *files)
     for litter in ("Thumbs.db", "._00.jpg", ".DS_Store", "@eaDir/00.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._00.png"):
@@ -93,7 +93,7 @@ def test_layouts_are_read(tmp_path, case):
 
 
 def test_accents_match_however_they_are_composed(tmp_path):
-    """A name from macOS, with the accent apart, matches the same name from elsewhere."""
+    """A name from macOS, with a separate accent, matches the same name from other systems."""
     apart, composed = (unicodedata.normalize(form, "Bäume 1") for form in ("NFD", "NFC"))
     write(tmp_path / "two", f"images/{apart}.jpg", f"masks/{composed}.png")
     write(tmp_path / "one", f"{composed}.jpg", f"{apart}_mask.png")
@@ -212,7 +212,7 @@ UNMATCHED = {
 
 @pytest.mark.parametrize("case", UNMATCHED)
 def test_masks_that_do_not_match(tmp_path, case):
-    """The error names what was looked for, what lies there, and the flags for it; with these flags the data is read."""
+    """The error names the expected file, the existing files, and flags; with these flags the data is read."""
     files, parts = UNMATCHED[case]
     write(tmp_path, *files)
     with pytest.raises(ValueError) as caught:
@@ -257,7 +257,7 @@ def test_annotations_in_json(tmp_path, names):
 
 
 def test_a_folder_of_pairs_that_are_partly_masks(tmp_path):
-    """Some of the files of one name look like masks: one error with the flags, which are taken at their word."""
+    """If some files of one name look like masks, an error gives the flags; with these, all of them are masks."""
     write(tmp_path, "0.jpg", "0.png", "1.jpg")
     Image.fromarray(np.random.default_rng(9).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "1.png")
     assert f"--image-dir {tmp_path} --mask-dir {tmp_path}" in error(tmp_path)
@@ -292,7 +292,7 @@ def test_links_that_are_read(tmp_path):
 
 
 def test_broken_links_are_bad_images(tmp_path):
-    """A link to a file that is gone is named by the check of the data, and not passed over."""
+    """A broken link to a file is reported by the check of the data."""
     write(tmp_path, "0.jpg")
     (tmp_path / "1.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(BadSample, match=r"1\.jpg cannot be read"):
@@ -317,7 +317,7 @@ def test_unreadable_folders_are_errors(tmp_path, monkeypatch):
 
 
 def test_every_format_has_a_rank():
-    """Of two files of one name, each format that is read may be the image or the mask."""
+    """Of two files of one name, each format may be the image or the mask."""
     assert set(FORMATS) == set(IMAGE_SUFFIXES)
 
 
@@ -360,7 +360,7 @@ def test_cases(cases, case, count):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("case", ["folders", "beside", "split above"])
 def test_hf_reads_no_mask_files_as_images(tmp_path, case, streaming):
-    """`datasets` takes every file of a folder for an image: where some are masks, the error names the data set that pairs them."""
+    """`datasets` reads every file of a folder as an image: if some are masks, the error names --dataset folder."""
     names = {
         "folders": ("images/train/0.jpg", "masks/train/0.png", "images/train/1.jpg", "masks/train/1.png"),
         "beside": ("0.jpg", "0_mask.png", "1.jpg", "1_mask.png"),
@@ -400,7 +400,7 @@ def test_folders_that_are_merged_are_named(tmp_path):
 
 
 def test_output_of_a_run_in_the_data_folder_is_no_data(tmp_path):
-    """The pictures that a run draws into a sub-folder of its data are not trained on, and the log names the folder."""
+    """Pictures that a run writes into a sub-folder of its data are not used, and the log names the folder."""
     write(tmp_path, "0.jpg", "0.png", "1.jpg", "1.png", "out/training.jpg", "out/stage1/features.jpg", "model/predictions.jpg")
     (tmp_path / "out" / "run.json").write_text('{"output_dir": "out"}')
     (tmp_path / "model" / "config.json").write_text('{"model_type": "mscl"}')
@@ -413,7 +413,7 @@ def test_output_of_a_run_in_the_data_folder_is_no_data(tmp_path):
 
 
 def test_images_in_other_formats_are_counted_and_named(tmp_path):
-    """Photos of a phone and arrays among the images are not read, and the log names them instead of passing over them."""
+    """Photos in unsupported formats and arrays are not read, and the log names them."""
     write(tmp_path, "images/0.jpg", "masks/0.png")
     for name in ("IMG_1.HEIC", "2.jfif", "3.npy"):
         (tmp_path / "images" / name).write_bytes(b"x")
@@ -437,7 +437,7 @@ ADVICE = {
 
 @pytest.mark.parametrize("case", ADVICE)
 def test_advice_for_missing_masks(tmp_path, case):
-    """The expected file is one that would be read, and the advice an option that helps."""
+    """The expected file would be read, and the suggested option helps."""
     split, options, files, expected, advice = ADVICE[case]
     write(tmp_path, *files)
     message = error(tmp_path, split, **options)

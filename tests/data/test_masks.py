@@ -1,4 +1,4 @@
-"""Masks in every form that people store them in: read as ids, or one error with a remedy; never other ids than were meant."""
+"""Masks in many formats: read as the intended ids, or one error with a remedy."""
 
 import io
 import struct
@@ -119,7 +119,7 @@ LOSSY = {
 
 @pytest.mark.parametrize("form", LOSSY)
 def test_lossy_masks_are_rejected(tmp_path, form):
-    """By the content of the file, whatever it is called (here: .png), with the remedy; before training, however the mask is read."""
+    """By the content of the file, whatever its name (here: .png), with the remedy; before training, however the mask is read."""
     suffix, options, message = LOSSY[form]
     mask = banded(IDS, IDS, IDS, np.arange(48, dtype=np.uint8).reshape(6, 8)) if "alpha" in form else Image.fromarray(IDS)
     for way, read in reads(tmp_path, encoded(tmp_path, mask, suffix, **options)).items():
@@ -129,7 +129,7 @@ def test_lossy_masks_are_rejected(tmp_path, form):
 
 
 def test_one_lossy_mask_among_many_is_left_to_the_check(tmp_path):
-    """It counts as one bad image, which --max-bad-images allows, and does not stop the search for classes."""
+    """It counts as one bad image, which --max-bad-images allows, and the classes are still inferred."""
     root = folder(tmp_path, lambda path: Image.fromarray(IDS).save(path), count=5)
     Image.fromarray(IDS).save(root / "masks" / "2.png", "JPEG")
     good, bad = check_data(load_data("folder", "train", root), max_bad_images=1)
@@ -151,7 +151,7 @@ def test_masks_of_colors_are_one_error_with_the_colors(tmp_path):
 
 
 def test_at_most_a_dozen_colors_are_listed(tmp_path):
-    """Of photographs, say, that were taken for masks."""
+    """Such as photos that were read as masks."""
     root = folder(tmp_path, lambda path: picture(7).save(path), count=1)
     color = r"\(\d+, \d+, \d+\) 2.1%"
     with pytest.raises(BadSample, match=f"mode RGB with colors, and it holds ({color}, ){{11}}{color} and others"):
@@ -159,7 +159,7 @@ def test_at_most_a_dozen_colors_are_listed(tmp_path):
 
 
 def test_gif_masks_of_colors_are_rejected(tmp_path):
-    """Who writes a GIF numbers its colors anew in every file, so that an index of one file is another class in the next."""
+    """Colors of a GIF are numbered anew in every file, so an index means different classes in different files."""
     mask = Image.fromarray(np.resize(np.array([0, 2], np.uint8), (6, 8)))
     mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
     data = encoded(tmp_path, mask, "gif")
@@ -171,17 +171,15 @@ def test_gif_masks_of_colors_are_rejected(tmp_path):
 
 
 def test_alpha_that_is_not_opaque_is_rejected(tmp_path):
-    """What is transparent has no id that could be read."""
+    """Transparent pixels have no id."""
     half = Image.merge("LA", [Image.fromarray(IDS), Image.fromarray(IDS)])
     with pytest.raises(BadSample, match="0.png has an alpha band that is not opaque everywhere; .*Store it as gray or palette"):
         load_data("folder", "train", folder(tmp_path, half.save))
 
 
-@pytest.mark.parametrize(
-    "ids, remedy", [((0, 127, 255), "127:1"), ((0, 3, 200), "3:1,200:2"), ((1, 2), "1:0,2:1"), ((0, 1, 3), "3:2")]
-)
+@pytest.mark.parametrize("ids, remedy", [((0, 127, 255), "127:1"), ((0, 3, 200), "3:1,200:2"), ((1, 2), "1:0,2:1"), ((0, 1, 3), "3:2")])
 def test_ids_with_gaps_are_listed(tmp_path, ids, remedy):
-    """No class is made of an id that no mask holds; the label map of the message cures it, and so does a number of classes."""
+    """No class is made for an id that no mask holds; the suggested label map helps, and so does a number of classes."""
     root = folder(tmp_path, labels(ids).save)
     listed = ", ".join(map(str, ids))
     with pytest.raises(ValueError, match=rf'the ids {listed} .*expected 0, 1, 2.*--label-map "{remedy}".*--num-classes or --classes'):
@@ -229,7 +227,7 @@ def white_is_zero(ids, bits, compression):
 
 
 def test_unreadable_masks_are_named_where_classes_are_sought(tmp_path):
-    """The error names the mask that cannot be read."""
+    """The error names the unreadable mask."""
     root = folder(tmp_path, lambda path: path.write_bytes(b"no image"))
     with pytest.raises(BadSample, match=r"the mask .*0.png cannot be read as an image"):
         load_data("folder", "train", root)

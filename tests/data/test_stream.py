@@ -1,4 +1,4 @@
-"""Streams: shards, sequences, and who reads what of them."""
+"""Streams: shards, shard sequences, and which process reads what."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ EQUAL, UNEQUAL = (20, 20, 20, 20), (30, 7, 19, 1, 23, 12)  # rows of the shards
 
 @pytest.fixture(autouse=True)
 def small_blocks(tmp_path, monkeypatch):
-    """Blocks of 8 rows, so that a shard has several; what `datasets` caches stays in the test's own folder."""
+    """Blocks of 8 rows, so that a shard has several; the cache of `datasets` is in the test's folder."""
     monkeypatch.setattr(stream, "SHUFFLED_ROWS", 8)
     monkeypatch.setattr(stream, "LEAST_BLOCK", 8)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -115,7 +115,7 @@ def names(found):
 
 @pytest.mark.parametrize("world, workers", [(1, 0), (2, 0), (4, 0), (1, 2), (2, 2)])
 def test_a_pass_holds_each_row_once(equal, world, workers):
-    """Over all processes and workers nothing is lost and nothing comes twice; the next pass has the same rows in another order."""
+    """Over all processes and workers each row occurs once; the next pass has the same rows in another order."""
     data = opened(equal)
     found = names(batches(data, 0, 20, world, workers))
     first, second = found[:80], found[80:]
@@ -125,7 +125,7 @@ def test_a_pass_holds_each_row_once(equal, world, workers):
 
 @pytest.mark.parametrize("batch, sequences", [(4, 4), (8, 4), (6, 6), (9, 3), (7, 1)])
 def test_sequences_read_whole_shards_in_turn(unequal, batch, sequences):
-    """Lane l reads the shards l, l + L, ... of one permutation after another, each with all its rows, however unequal they are."""
+    """Sequence l reads the shards l, l + L, ... of one permutation after another, each with all its rows, however unequal they are."""
     data = opened(unequal, batch).stream
     assert data.sequences(batch) == sequences
     starts = np.cumsum([0, *UNEQUAL])
@@ -189,7 +189,7 @@ def as_image_folder(rows, root):
     (root / "train" / "metadata.jsonl").write_text("".join(lines))
 
 
-# -- who reads it
+# -- which process reads
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_shards_that_cannot_be_split_are_told_once(equal, capsys):
     assert capsys.readouterr().out.count("4 shard(s) of data/train cannot be split over 8 process(es)") == 1
 
 
-# -- where it goes on
+# -- resuming
 
 
 @pytest.mark.parametrize("counts", [EQUAL, UNEQUAL])
@@ -289,11 +289,11 @@ def test_what_was_used_is_neither_decoded_nor_read(equal, opens, monkeypatch):
     assert len(opens()[os.getpid()]) == 4 and len(groups) <= 4 * 4
 
 
-# -- what cannot be used
+# -- bad rows
 
 
 def test_a_bad_row_moves_no_other(tmp_path):
-    """The batches with bad rows are those without them, but where these rows would be: there the next of the block stands, and says so."""
+    """Bad rows change only their own slots: these have the next row of the block, with a message."""
     good, bad = (opened(write(tmp_path / name, EQUAL, rows)) for name, rows in (("good", ()), ("bad", (42, 7))))
     one, other = batches(good, 0, 10), batches(bad, 0, 10)
     differ = [(a, b) for a, b in zip(names(one), names(other)) if a != b]
@@ -305,7 +305,7 @@ def test_a_bad_row_moves_no_other(tmp_path):
 
 
 def test_bad_rows_end_the_run_beyond_the_limit(tmp_path):
-    """They are counted once, whatever the passes: two of them are allowed, or too many."""
+    """Each is counted once over all passes: two are within the limit, or beyond it."""
     data = opened(write(tmp_path / "data", (12, 12), bad=(3, 20)), harness.BATCH)
     data = replace(data, view=TrainView(harness.SIZE, harness.SIZE))
     accelerator = harness.fresh_accelerator()
@@ -335,8 +335,8 @@ def test_a_label_outside_the_classes_is_a_bad_row(tmp_path):
     assert len(batch["bad"]) == 1 and "[7]" in batch["bad"][0] and "the mask of row 2 of" in batch["bad"][0]
 
 
-def test_shards_without_rows_are_passed_over_or_refused(tmp_path):
-    """An empty file among others is nothing; only empty ones are an error, not an endless search."""
+def test_shards_without_rows_are_passed_over_or_rejected(tmp_path):
+    """An empty file is skipped; only empty files are an error, not an endless loop."""
     assert len(set(names(batches(opened(write(tmp_path / "some", (0, 6, 0, 6)), 2), 0, 24)))) == 12
     with pytest.raises(ValueError, match="none of the 2 shards"):
         batches(opened(write(tmp_path / "none", (0, 0)), 2), 0, 1)
@@ -366,11 +366,11 @@ def test_a_broken_shard_is_named(tmp_path):
         batches(data, 0, 6)
 
 
-# -- from elsewhere
+# -- remote files
 
 
 def test_any_address_of_fsspec_is_read_like_its_files(equal, unequal):
-    """As a bucket would be: the files of a split, at any depth below the address; the same batches with workers."""
+    """Like a bucket: the files of a split, at any depth below the address; the same batches with workers."""
     files = fsspec.filesystem("memory")
     for file in sorted(equal.iterdir()):
         files.pipe_file(f"/bucket/pictures/{int(file.name[10]) % 2}/{file.name}", file.read_bytes())
@@ -425,7 +425,7 @@ def make_repository(hub, root):
 
 
 def test_sequences_that_find_their_place_side_by_side_lose_no_row():
-    """Parts of one stream of `datasets` share what it keeps of it; read by two threads at once, a part now and then seemed empty."""
+    """Parts of a stream share state inside `datasets`; read by two threads at once, a part sometimes seemed empty."""
     scenes = harness.scenes()
     rows = [{column: scenes.rows[i][column] for column in ("image", "mask")} for i in range(len(scenes))]
     features = datasets.Features({column: datasets.Image(decode=False) for column in ("image", "mask")})

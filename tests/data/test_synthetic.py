@@ -51,7 +51,7 @@ def test_every_class_is_common():
 
 
 def test_color_alone_does_not_tell_the_class():
-    """The best guess from a pixel's color, learnt on 60 scenes, hardly beats always guessing the commonest class."""
+    """The best guess from a pixel's color, learned on 60 scenes, is hardly better than the most common class."""
     data = load_data("synthetic", "train", scenes=90)
     samples = [data.read(i) for i in range(90)]
     cells = [(s.image >> 5).reshape(-1, 3) @ np.array([64, 8, 1]) for s in samples]  # 512 color cells
@@ -77,7 +77,7 @@ def test_masks_follow_the_picture():
 
 
 def test_cached_scenes_cannot_be_changed():
-    """What one reader does to its copy never reaches the next reader."""
+    """A change of one sample does not change later samples."""
     data = load_data("synthetic", "train")
     before = data.read(1).image.copy()
     changed = np.array(data.read(1).image)
@@ -88,7 +88,7 @@ def test_cached_scenes_cannot_be_changed():
 
 
 def test_other_sizes_and_seeds():
-    """Scenes come in any size from 32x32 on; another scene seed draws other scenes; nonsense is refused."""
+    """Scenes have any size from 32x32 px; another scene seed draws other scenes; other values are errors."""
     small = load_data("synthetic", "val", scenes=3, scene_height=48, scene_width=40).read(2)
     assert small.image.shape == (48, 40, 3)
     other = load_data("synthetic", "val", scene_seed=7).read(0)
@@ -98,7 +98,7 @@ def test_other_sizes_and_seeds():
 
 
 def test_the_log_names_drawn_scenes():
-    """A run on drawn scenes says so in one line, so that nobody takes its figures for those of own images."""
+    """A run on drawn scenes logs it in one line, so that its scores are not mistaken for those of real images."""
     lines = []
     usable(load_data("synthetic", "train", scenes=4).select(range(2)), DataConfig(), lines.append)
     assert lines == ["synthetic/train: 4 drawn scenes, no files (--dataset synthetic)"]

@@ -1,4 +1,4 @@
-"""Images and folders of a stranger: nothing is unpacked, no image takes more memory than Pillow allows, links are followed as stated."""
+"""Untrusted images and folders: nothing is unpacked, no image takes more memory than Pillow allows, links are followed as documented."""
 
 import gzip
 import io
@@ -49,7 +49,7 @@ def tarred(file: Path, mode: str = "w") -> Path:
 
 @pytest.mark.parametrize("dataset", FOLDERS)
 def test_an_archive_is_no_data_folder(tmp_path, dataset):
-    """--data-dir FILE.zip, .tar and .tar.gz: one sentence that says to unpack it, and nothing is written."""
+    """--data-dir FILE.zip, .tar and .tar.gz: one sentence with the advice to unpack it, and nothing is written."""
     for file in (zipped(tmp_path / "data.zip"), tarred(tmp_path / "data.tar"), tarred(tmp_path / "data.tar.gz", "w:gz")):
         before = sorted(tmp_path.iterdir())
         flags = (*harness.TINY, *harness.SHORT, "--max-steps", 1, "--dataset", dataset, "--data-dir", file)
@@ -59,7 +59,7 @@ def test_an_archive_is_no_data_folder(tmp_path, dataset):
 
 
 def test_an_archive_in_a_folder_is_not_unpacked(tmp_path, monkeypatch):
-    """`datasets` would read what a zip in an image folder holds; such a folder is refused before it is asked, by the file's content."""
+    """`datasets` would read a ZIP file in an image folder; such a folder is rejected before, by the content of the file."""
     monkeypatch.setattr(datasets, "load_dataset", None)
     for number, name in enumerate(("train.zip", "more/notes.txt", "data.csv")):
         folder = tmp_path / str(number)
@@ -74,7 +74,7 @@ def test_an_archive_in_a_folder_is_not_unpacked(tmp_path, monkeypatch):
 
 
 def test_archives_are_told_by_their_judge(tmp_path):
-    """All that `datasets` would unpack, whatever stands in front of it and whatever it is called, and no image: one named as an image alone
+    """Every file that `datasets` would unpack, whatever its first bytes and its name, and no image: one named as an image alone
     is one to it too, which cannot be read."""
     old = io.BytesIO()
     with tarfile.open(fileobj=old, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -99,7 +99,7 @@ def test_archives_are_told_by_their_judge(tmp_path):
 
 
 def test_the_sources_unpack_nothing():
-    """No archive is opened anywhere in the package, the recipes and the Hub files; `is_zipfile` only judges."""
+    """No archive is opened in the package, the recipes and the Hub files; `is_zipfile` only tests."""
     unpacks = r"zipfile|tarfile|unpack_archive|extractall|\.extract\(|ExtractManager|gzip\.|lzma|bz2"
     for place in ("mscl_hf", "recipes", "hub"):
         for path in (ROOT / place).rglob("*.py"):
@@ -123,11 +123,12 @@ def test_links_in_a_data_folder(tmp_path):
     assert "secret\n" not in str(caught.value)
 
 
-# -- bombs ---------------------------------------------------------------------------------------------------------------------
+# bombs
 
 
 def bomb(side: int = 60_000) -> bytes:
-    """A PNG of a few bytes that says it has side x side pixels."""
+    """A PNG of a few bytes whose header states side x side pixels."""
+
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -154,17 +155,17 @@ def voc(root: Path) -> Path:
     return root
 
 
-DOORS = {
+SOURCES = {
     "folder": (lambda root: write_folder(root, splits=("train",)), "images/train/1.png", "masks/train/1.png"),
     "camvid": (camvid, "train/1.png", "trainannot/1.png"),
     "voc2012": (voc, "JPEGImages/1.jpg", "SegmentationClass/1.png"),
 }
 
 
-@pytest.mark.parametrize("dataset", DOORS)
+@pytest.mark.parametrize("dataset", SOURCES)
 def test_a_bomb_in_a_folder_is_a_bad_sample(tmp_path, dataset):
-    """Named by the check before the first step, as an image and as a mask, and left out where the user allows it."""
-    make, *places = DOORS[dataset]
+    """Reported by the check before the first step, as an image and as a mask, and skipped if the user allows it."""
+    make, *places = SOURCES[dataset]
     for number, place in enumerate(places):
         root = make(tmp_path / str(number))
         (root / place).write_bytes(bomb())
@@ -172,8 +173,9 @@ def test_a_bomb_in_a_folder_is_a_bad_sample(tmp_path, dataset):
         with pytest.raises(BadSample, match=f"{re.escape(str(root / place))} cannot be read as an image .*decompression bomb"):
             check_data(data)
         assert len(check_data(data, max_bad_images=1)[0]) == len(data) - 1
-        message = harness.refused("pretrain", *harness.TINY, "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1, "--val-split", "none",
-                                  "--dataset", dataset, "--data-dir", root, "--output-dir", tmp_path / f"out{number}")  # fmt: skip
+        brief = ("--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1, "--val-split", "none")
+        data_flags = ("--dataset", dataset, "--data-dir", root, "--output-dir", tmp_path / f"out{number}")
+        message = harness.refused("pretrain", *harness.TINY, *brief, *data_flags)
         assert "decompression bomb" in message
 
 
@@ -192,7 +194,7 @@ def with_row(root: Path, column: str, stored: dict) -> Path:
 
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_a_bomb_in_a_parquet_file_or_a_stream(tmp_path, column):
-    """Rows read at once and rows that stream: the row is named, or left out and counted."""
+    """Stored and streamed rows: the row is reported, or skipped and counted."""
     root = with_row(write_parquet(tmp_path / "data", count=3), column, {"bytes": bomb(), "path": None})
     with pytest.raises(BadSample, match=f"the {column} of row 1 .*decompression bomb"):
         check_data(load_data("hf", "train", root, num_classes=8))
@@ -202,7 +204,7 @@ def test_a_bomb_in_a_parquet_file_or_a_stream(tmp_path, column):
 
 
 def test_a_bomb_given_to_a_page_or_a_pipeline(tmp_path):
-    """The page of mscl-demo says what is wrong in a sentence; transformers' pipeline raises Pillow's error."""
+    """mscl-demo raises one sentence; transformers' pipeline raises Pillow's error."""
     (tmp_path / "bomb.png").write_bytes(bomb())
     with pytest.raises(ValueError, match="bomb.png cannot be read .*decompression bomb"):
         read_image(str(tmp_path / "bomb.png"), 1280)
@@ -212,7 +214,7 @@ def test_a_bomb_given_to_a_page_or_a_pipeline(tmp_path):
 
 
 def test_pillows_limits_stay_on():
-    """Nothing here, or imported here, turns them off: a truncated file is an error, and so are 180 million pixels."""
+    """No import turns them off: a truncated file is an error, and so are 180 million pixels."""
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False and Image.MAX_IMAGE_PIXELS == 1024**3 // 4 // 3
     for place in ("mscl_hf", "recipes", "hub"):
         for path in (ROOT / place).rglob("*.py"):

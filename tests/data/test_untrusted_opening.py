@@ -1,4 +1,4 @@
-"""What a row, a card or a picture of a stranger may have opened: no address, no file outside the folder, no other program."""
+"""Untrusted rows, cards and pictures open no address, no file outside the folder, and no other program."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ ADDRESSES = (
 
 @pytest.fixture
 def server(monkeypatch):
-    """(port, requests) of a server of this machine; and every attempt to reach anybody is one of the requests."""
+    """(port, requests) of a local server; every attempt to connect is one of the requests."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def server(monkeypatch):
 
 
 def test_the_server_sees_what_a_row_would_have_asked(server):
-    """`datasets` itself decodes such a row by asking for it: the tests below can fail."""
+    """`datasets` itself sends a request to decode such a row: the tests below can fail."""
     port, asked = server
     with contextlib.suppress(Exception):
         datasets.Image().decode_example({"bytes": None, "path": f"http:/127.0.0.1:{port}/x.png"})
@@ -65,6 +65,7 @@ def test_the_server_sees_what_a_row_would_have_asked(server):
 
 def doors(root: Path) -> dict:
     """How a parquet folder is read: whole, streamed, as the split of an evaluation, as the held-out one."""
+
     def streamed(name):
         return DataConfig("hf", str(root), val_split=name, num_classes=8, streaming=True, max_bad_images=1)
 
@@ -88,7 +89,7 @@ def doors(root: Path) -> dict:
 
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_rows_fetch_nothing(tmp_path, column, server):
-    """A row that holds the address of an image instead of one is a bad sample at every door, and nobody is asked for it."""
+    """A row with the address of an image is a bad sample however it is read, and no request is sent."""
     port, asked = server
     with_archive = zipped(tmp_path / "a.zip")
     for number, form in enumerate(ADDRESSES):
@@ -103,7 +104,7 @@ def test_rows_fetch_nothing(tmp_path, column, server):
 
 
 def test_rows_of_json_and_arrow_fetch_nothing(tmp_path, server):
-    """The same of rows that are stored in other forms, which `datasets` streams itself."""
+    """Likewise rows in other formats, which `datasets` streams itself."""
     port, asked = server
     rows = [{column: {"bytes": None, "path": f"http:/127.0.0.1:{port}/{column}.png"} for column in ("image", "mask")}] * 3
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -126,7 +127,7 @@ def test_files_of_any_name_are_read(tmp_path):
         decode("C:\\pictures\\x.png")
 
 
-# -- cards ---------------------------------------------------------------------------------------------------------------------
+# cards
 
 STRAYS = ("http://127.0.0.1:{port}/x.parquet", "hf://datasets/a/b/x.parquet", "zip://x.parquet::http://127.0.0.1:{port}/a.zip",
           "{outside}/*.parquet", "../outside/*.parquet", "*/../../outside/*", "link/*.parquet")  # fmt: skip
@@ -141,7 +142,7 @@ FORMS = (
 
 @pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
 def test_cards_name_files_of_their_folder(tmp_path, card, server):
-    """A folder whose card names data files elsewhere, by an address or a path, is refused before anything of it is opened."""
+    """A folder whose card names data files elsewhere, by an address or a path, is rejected before any file is opened."""
     port, asked = server
     outside, root = write_parquet(tmp_path / "outside", count=3), write_parquet(tmp_path / "data", count=3)
     (root / "link").symlink_to(outside)
@@ -156,7 +157,7 @@ def test_cards_name_files_of_their_folder(tmp_path, card, server):
 
 
 def test_cards_of_the_hub_are_read(tmp_path):
-    """What `push_to_hub` writes into a card is taken, and what is no card is one sentence."""
+    """A card written by `push_to_hub` is read; a file that is no card is one sentence."""
     root = write_parquet(tmp_path / "data", count=3)
     (root / "parts").mkdir()
     for file in root.glob("train*"):
@@ -175,7 +176,7 @@ def test_cards_of_the_hub_are_read(tmp_path):
 
 
 def test_saved_folders_fetch_nothing(tmp_path, server):
-    """What `save_to_disk` notes of a folder, false or leading elsewhere, is one sentence and asks nobody."""
+    """Wrong paths in the files of `save_to_disk` are one sentence, without a request."""
     port, asked = server
     rows = datasets.Dataset.from_dict({"image": [None]}, features=datasets.Features({"image": datasets.Image()}))
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path)
@@ -185,14 +186,19 @@ def test_saved_folders_fetch_nothing(tmp_path, server):
         (tmp_path / "train" / "state.json").write_text(json.dumps(noted))
         with pytest.raises(ValueError, match="`datasets` cannot open"):
             load_data("hf", "train", tmp_path, unlabelled=True)
-    for split in ("x::http://127.0.0.1:{}/a", "http://127.0.0.1:{}/a", "/simplecache::http://127.0.0.1:{}/a", "/zip://x::http://127.0.0.1:{}/a"):
+    for split in (
+        "x::http://127.0.0.1:{}/a",
+        "http://127.0.0.1:{}/a",
+        "/simplecache::http://127.0.0.1:{}/a",
+        "/zip://x::http://127.0.0.1:{}/a",
+    ):
         (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [split.format(port)]}))
         with pytest.raises(ValueError, match="`datasets` cannot open"):
             load_data("hf", "train", tmp_path, unlabelled=True)
     assert asked == []
 
 
-# -- formats -------------------------------------------------------------------------------------------------------------------
+# formats
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -219,7 +225,7 @@ def test_pillow_itself_would_run_ghostscript(tmp_path, ghost):
 
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_no_picture_runs_another_program(tmp_path, column, ghost):
-    """EPS under the name of a PNG, in a folder, rows, streams, the decoded cache and the page: none of the formats, and no `gs` is run."""
+    """EPS named .png, in a folder, rows, streams, the image cache and mscl-demo: rejected, and no `gs` is run."""
     reason = f"it is none of {', '.join(FORMATS)}"
     root = with_row(write_parquet(tmp_path / "rows", count=3), column, {"bytes": EPS, "path": None})
     for door, read in doors(root).items():
@@ -236,7 +242,7 @@ def test_no_picture_runs_another_program(tmp_path, column, ghost):
 
 
 def test_images_are_opened_in_one_place():
-    """No file of the package, its Hub files included, has Pillow or `datasets` open or decode an image but `decode`."""
+    """In the package and its Hub files, only `decode` has Pillow or `datasets` open an image."""
     opened = re.compile(r"Image\.open\(|decode_example|Image\(decode=True\)|imread|read_file\(|decode_image")
     found = [path.name for place in ("mscl_hf", "hub") for path in (ROOT / place).rglob("*.py") if opened.search(path.read_text())]
     assert found == ["opening.py"]

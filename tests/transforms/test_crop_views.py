@@ -1,4 +1,4 @@
-"""Random resized crops: boxes say where a view lies, presets what is done to it, and pasted views are what their masks say."""
+"""Random resized crops: boxes match the views, presets match the papers, and pasted views match their masks."""
 
 import math
 
@@ -37,7 +37,7 @@ def solid(level, width=50, height=70):
     return Sample(np.full((height, width, 3), level, np.uint8), None, f"solid {level}")
 
 
-def test_random_resized_crops_have_the_area_and_the_aspect_asked_for():
+def test_random_resized_crops_have_the_requested_area_and_aspect():
     """Inside the image, at least the least area, ratios within 3/4 .. 4/3 of the view's, both mirrored and not; all of it is reached."""
     rng, crops = np.random.default_rng(0), []
     for _ in range(2000):
@@ -51,8 +51,8 @@ def test_random_resized_crops_have_the_area_and_the_aspect_asked_for():
     assert min(crop.x for crop in crops) < 2 and max(crop.box[2] for crop in crops) > 158
 
 
-def test_a_crop_that_cannot_have_its_aspect_takes_what_there_is():
-    """A strip of 400 x 10 px has no crop of half its area near a square: the largest square is taken, and no endless search."""
+def test_a_crop_that_cannot_have_its_aspect_takes_the_choices():
+    """A strip of 400 x 10 px has no crop of half its area near a square: the largest square is taken, without an endless loop."""
     for seed in range(50):
         crop = random_resized_crop((400, 10), 0.5, 1.0, np.random.default_rng(seed))
         assert crop.side == 10 and crop.aspect == 1.0 and 0 <= crop.x <= 390
@@ -60,7 +60,7 @@ def test_a_crop_that_cannot_have_its_aspect_takes_what_there_is():
 
 @pytest.mark.parametrize("width", [None, 64])
 def test_two_crops_lie_where_their_boxes_say(width):
-    """Each view's red and green are its source coordinates: those of its box, walked backwards where it is mirrored."""
+    """Red and green of a view are its source coordinates: those of its box, reversed in a mirrored view."""
     batch, seen = batch_of("two_crop", 12, width=width), set()
     assert batch["boxes"].shape == (12, 2, 4)
     for which in (0, 1):
@@ -157,7 +157,7 @@ def test_views_are_functions_of_their_generator(kind):
 
 @pytest.mark.parametrize("kind", ["two_crop", "single", "copy_paste"])
 def test_least_area_reaches_the_crops_and_the_cache(kind):
-    """--min-area 1 shows the whole image; smaller areas ask the cache for more pixels."""
+    """--min-area 1 shows the whole image; smaller areas need more pixels in the cache."""
     whole = view(kind, min_area=1.0)
     assert whole.short_side == math.ceil(40 / math.sqrt(0.75)) < view(kind).short_side < view(kind, min_area=0.05).short_side
     if kind == "two_crop":
@@ -187,20 +187,20 @@ CROPS, PAIR, LOCAL = ("two_crop", "simclr"), ("pair", None), ("pair", "chaitanya
     ([PAIR], {"preset": "byol"}, "--preset is byol"),
     ([LOCAL], {"color_strength": 0.5}, "--color-strength is 0.5"),
 ])  # fmt: skip
-def test_options_that_no_view_reads_are_refused(kinds, options, says):
-    """Not accepted and then forgotten; the message says what there is."""
+def test_options_that_no_view_reads_are_rejected(kinds, options, says):
+    """They are not ignored; the message lists the options that are read."""
     with pytest.raises(ValueError, match=says):
         check_view_options(kinds, ViewConfig(**options))
 
 
 @pytest.mark.parametrize("options", [{"min_area": 0.5}, {"geometry": "none"}, {"min_scale": 0.8}, {"preset": "byol"}])
 def test_an_option_that_one_of_two_stages_reads_is_taken(options):
-    """A method whose stages have views of two kinds has the options of both."""
+    """A method whose stages have different views has the options of both."""
     check_view_options([("slices", "chaitanya"), LOCAL], ViewConfig(**options))
 
 
-def test_unknown_presets_are_refused():
-    """With the names that there are."""
+def test_unknown_presets_are_rejected():
+    """The error lists the presets."""
     with pytest.raises(ValueError, match="--preset.*expected one of simclr, moco_v1"):
         ViewConfig(preset="mocov1")
     with pytest.raises(ValueError, match="--min-area is 0"):
@@ -210,8 +210,6 @@ def test_unknown_presets_are_refused():
 @pytest.mark.parametrize(("kind", "wanted"), [
     ("two_crop", {"view1"}), ("slices", {"view1"}), ("single", {"image"}), ("copy_paste", {"view1", "other1"}),
 ])  # fmt: skip
-
-
 def test_a_presets_first_colors_go_to_the_first_view(kind, wanted):
     """A preset whose second view has no colors distorts the first one (and what is pasted into it), a single view likewise; no other."""
     made = view(kind, Preset(0.2, (Colors(blur=1.0), None)))
@@ -220,7 +218,7 @@ def test_a_presets_first_colors_go_to_the_first_view(kind, wanted):
 
 
 def test_what_stands_in_for_a_bad_file_goes_by_its_own_index():
-    """Banks remember, and slices match, by what was read: index, volume and position are the stand-in's, not the bad file's."""
+    """Index, volume and position are those of the sample that replaces a bad file: banks and slices refer to it."""
 
     class Damaged(Numbered):
         def read(self, index):

@@ -1,4 +1,4 @@
-"""Views: masks follow their images, boxes follow their crops, chance comes from one generator; and the order of samples."""
+"""Views: masks match images, boxes match crops, randomness comes from one generator; and the sampler."""
 
 from collections import Counter
 
@@ -33,7 +33,7 @@ def source_x(image):
 
 
 def inside(image):
-    """Pixels that show the image and not what lies around it; the rim, where both are mixed, left out."""
+    """Pixels that show only the image, without the border where image and padding are mixed."""
     return image[2] == 200
 
 
@@ -49,7 +49,7 @@ def pixel_source(crop, size):
     Crop(-30.0, -12.5, 128.0, False), Crop(-30.0, -12.5, 128.0, True), Crop(100.0, 40.0, 100.0, True), Crop(40.0, 30.0, 16.0, False),
 ])  # fmt: skip
 def test_cut_puts_every_pixel_where_the_crop_says(crop):
-    """Colors and labels lie within a pixel of their place; what lies outside the image is gray, and ignored."""
+    """Colors and labels are within a pixel of their position; outside of the image is gray, and ignored."""
     sample = coordinates()
     image, mask = cut(sample, crop, 64)
     assert image.shape == (3, 64, 64) and mask.shape == (64, 64) and image.dtype == mask.dtype == torch.uint8
@@ -66,7 +66,7 @@ def test_cut_puts_every_pixel_where_the_crop_says(crop):
 
 
 def test_random_crops_keep_the_mask_on_the_image():
-    """Whatever scale, place and flip: the label under a pixel is the one that its own color names."""
+    """At any scale, position and flip, the label of a pixel is that of its color."""
     sample, rng, flips = coordinates(), np.random.default_rng(0), 0
     for _ in range(60):
         crop = random_crop((160, 120), 48, 48, (0.5, 2.0), rng)
@@ -95,7 +95,7 @@ def complete(view, sample, rng):
 
 @pytest.mark.parametrize("geometry", ["shared", "none"])
 def test_one_geometry_for_both_views(geometry):
-    """A marker lands at the same place in the image, its copy and both masks; color never reaches a mask or the image."""
+    """A marker is at the same position in the image, its copy and both masks; colors change neither a mask nor the image."""
     plain, distorted = pair(geometry), pair(geometry, color_strength=1.0, blur=1.0)
     assert torch.equal(plain["image"], plain["enhanced"]) and torch.equal(plain["mask"], plain["enhanced_mask"])
     assert torch.equal(distorted["image"], plain["image"]) and torch.equal(distorted["enhanced_mask"], plain["mask"])
@@ -109,7 +109,7 @@ def test_one_geometry_for_both_views(geometry):
 
 @pytest.mark.parametrize("scales", [(0.5, 2.0), (1.0, 3.0)])
 def test_crops_share_what_their_boxes_say(scales):
-    """The same fraction of both boxes shows the same source point, mirrored or not; enough is shared, and nothing beside the image."""
+    """The same fraction of both boxes shows the same source point, mirrored or not; the overlap is large enough and inside the image."""
     mirrored = 0
     for seed in range(40):
         found = pair("crops", seed, min_scale=scales[0], max_scale=scales[1], min_overlap=0.25)
@@ -130,7 +130,7 @@ def test_crops_share_what_their_boxes_say(scales):
 
 @pytest.mark.parametrize("geometry", ["shared", "crops", "none"])
 def test_views_that_are_wider_than_high(geometry):
-    """Height and width as asked for, nothing stretched: red is x, green is y, both a pixel a step; boxes show the same place."""
+    """Height and width are right and nothing is stretched: red is x, green is y, a level a pixel; boxes show the same position."""
     view = PairView(40, 60, ViewConfig(geometry, min_scale=0.8, max_scale=1.5, color_strength=0.0, blur=0.0), image_width=64)
     for seed in range(10):
         found = complete(view, coordinates(), np.random.default_rng(seed))
@@ -150,7 +150,7 @@ def test_views_that_are_wider_than_high(geometry):
 
 
 def test_views_depend_on_the_generator_alone():
-    """Equal seeds, equal views, to the bit; other seeds, other views; global random states are neither read nor moved."""
+    """Equal seeds give bit-equal views, other seeds other views; global random states are neither read nor changed."""
     sample = coordinates()
     for view in (PairView(32, 32, ViewConfig("crops")), TrainView(32, 32)):
         state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -175,7 +175,7 @@ def test_color_moves_no_pixel():
 
 
 def one_by_one(image, colors, rng):
-    """The distortion of one image with torchvision's operations, in the order of the preset, as they are drawn."""
+    """Distort one image by torchvision's operations, in the order of the preset."""
     x = image.float() / 255
 
     def gray(x):
@@ -204,7 +204,7 @@ DISTORTIONS |= {f"{name} {k}": (c, (24, 24)) for name, preset in PRESETS.items()
 
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_a_batch_of_colors_is_torchvisions_one_by_one(name):
-    """All orders of jitter, gray, blur, solarization: the same levels to rounding; whatever batch an image stands in, the very same."""
+    """All orders of jitter, gray, blur, solarization: the same levels to rounding, and exactly the same in any batch."""
     colors, size = DISTORTIONS[name]
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (200, 3, *size), dtype=np.uint8))
     images[:4] = torch.tensor([0, 255, 7, 100])[:, None, None, None]
@@ -213,14 +213,14 @@ def test_a_batch_of_colors_is_torchvisions_one_by_one(name):
     found = distort_color(images, drawn)
     wanted = torch.stack([one_by_one(image, colors, np.random.default_rng(seed)) for seed, image in enumerate(images)])
     off = (found.int() - wanted.int()).abs()
-    # Beside the threshold of the solarization a rounding decides.
+    # Near the threshold of solarization, rounding decides.
     off = torch.where((found.int() - (255 - wanted.int())).abs() <= 1, 0, off) if colors.solarize else off
     assert off.max() <= 1 and (off > 0).float().mean() < 1e-3
     assert torch.equal(torch.cat([distort_color(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 200, 7)]), found)
 
 
 def test_no_mask_means_ignored_everywhere():
-    """An unlabelled sample gives masks of 255."""
+    """An unlabelled sample has masks of 255."""
     found = pair("shared", sample=Sample(coordinates().image, None, "bare"))
     assert (found["mask"] == 255).all() and (found["enhanced_mask"] == 255).all()
 
@@ -228,14 +228,14 @@ def test_no_mask_means_ignored_everywhere():
 @pytest.mark.parametrize("options", [
     {"geometry": "crop"}, {"min_scale": 0.0}, {"min_scale": 2.0, "max_scale": 1.0}, {"min_overlap": 0.0}, {"min_overlap": 1.5},
 ])  # fmt: skip
-def test_impossible_views_are_refused(options):
-    """Before the first step, and not by showing the same crop twice without a word."""
+def test_impossible_views_are_rejected(options):
+    """An error before the first step, instead of showing the same crop twice."""
     with pytest.raises(ValueError):
         ViewConfig(**options)
 
 
 def slow_labels(mask, h, w, how):
-    """Every cell with loops: the pixel under its center, or the votes of the pixels in it."""
+    """Loops over positions: the pixel under the center, or the votes of its pixels."""
     height, width, out = len(mask), len(mask[0]), []
     for i in range(h):
         for j in range(w):
@@ -252,7 +252,7 @@ def slow_labels(mask, h, w, how):
 @pytest.mark.parametrize("how", ["center", "majority", "pure"])
 @pytest.mark.parametrize("shape", [(16, 16, 4, 4), (15, 22, 4, 5), (13, 9, 13, 9), (32, 32, 1, 1), (5, 6, 8, 8)])
 def test_labels_at_feature_resolution(how, shape):
-    """Centre, majority and pure equal loops over cells, with ignored pixels and ties."""
+    """center, majority and pure equal loops over positions, with ignored pixels and ties."""
     height, width, h, w = shape
     rng = np.random.default_rng(0)
     masks = [np.kron(rng.integers(0, 3, (height, width)), np.ones((1, 1))), np.where(rng.random((height, width)) < 0.6, 255, 254)]
@@ -291,8 +291,8 @@ def test_an_epoch_shows_a_sample_once_and_no_batch_shows_it_twice():
         assert sorted(times.values()) == [2, 3, 3]
 
 
-def test_uneven_worlds_and_missing_parts_are_refused():
-    """Before the first step, with what to change."""
+def test_uneven_worlds_and_missing_parts_are_rejected():
+    """An error before the first step names the options."""
     order().check_world(4)
     for broken, world in ((order(), 3), (order(share=3), 2), (order(batch=9, share=4), 2)):
         with pytest.raises(ValueError, match=f"--batch-size.*expected multiples of {world}.*--labelled-share"):
@@ -304,7 +304,7 @@ def test_uneven_worlds_and_missing_parts_are_refused():
 
 
 class Rows:
-    """Rows drawn on demand, which raise when a mask is touched that nobody may see."""
+    """Rows drawn on demand, which raise an error if a hidden mask is read."""
 
     def __init__(self, count, masks):
         self.count, self.masks = count, masks
@@ -338,7 +338,7 @@ def same(a, b):
 
 
 def test_batches_do_not_depend_on_workers_ranks_or_where_a_run_starts():
-    """Two and eight workers give what none gives; two processes hold the parts of one; a run resumed at 3 goes on as it would have."""
+    """Two and eight workers give the batches of none; two processes have the parts of one; a run resumed at 3 has the same batches."""
     whole = list(training_data().batches(0, 5))
     for workers in (2, 8):
         assert all(same(a, b) for a, b in zip(whole, training_data().batches(0, 5, workers=workers), strict=True))
@@ -352,7 +352,7 @@ def test_batches_do_not_depend_on_workers_ranks_or_where_a_run_starts():
 
 
 def test_unlabelled_samples_never_open_a_mask():
-    """Their rows raise on access; their part of the batch is ignored, the labelled part is not."""
+    """Their masks raise an error on access; their part of the batch is ignored, the labelled part is not."""
     for batch in training_data().batches(0, 6):
         assert batch["labelled"].tolist() == [0, 1] and batch["bad"] == []
         assert (batch["mask"][2:] == 255).all() and (batch["mask"][:2] != 255).flatten(1).any(1).all()
