@@ -44,7 +44,9 @@ class ContrastConfig(Section):
         None, "set of keys of the pixel loss: pixels of the same image, of two images, or of the batch (default: batch; zhao: by its name)"
     )
     pixel_denominator: Literal["all", "neg"] = option("all", "denominator of the pixel loss: all labelled pixels, or other classes only")
-    pixel_sample: Literal["all", "random", "class"] = option("all", "pixels to contrast: all, or a random sample of each image or of each class of an image")
+    pixel_sample: Literal["all", "random", "class"] = option(
+        "all", "pixels to contrast: all, or a random sample of each image (random) or of each class of an image (class)"
+    )
     pixel_count: int = option(1024, "pixels of an image (random), or of each class of an image (class)", at_least=1)
     label_downsampling: Literal["center", "majority", "pure"] = option("center", "how masks are reduced to the size of the features")
     pixel_reduction: Literal["out", "in"] = option("out", "pixel loss: mean of the log over positives (out), or log of their sum (in)")
@@ -66,7 +68,7 @@ class ContrastConfig(Section):
         if self.queue_size and "global" not in heads:
             raise ValueError(f"--queue-size is {self.queue_size}, and --losses {self.losses} has no global loss. Leave one of them out.")
         if self.queue_size and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
-            raise ValueError(f"--queue-size is {self.queue_size}; expected the defaults of --negatives, --denominator and --symmetric with it.")
+            raise ValueError(f"--queue-size is {self.queue_size}; leave out --negatives, --denominator and --symmetric.")
 
     @property
     def heads(self) -> tuple[str, ...]:

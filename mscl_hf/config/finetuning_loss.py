@@ -17,11 +17,13 @@ class FinetuningLossConfig(Section):
     loss: Literal["ce", "ce+affinity", "ce+aaf", "bce+rmi", "ce+dice", "ohem"] = option("ce", "loss to minimize; see --list-losses")
     affinity_edge: float | None = option(None, "affinity: weight of pairs across an edge (default: 1)", at_least=0)
     affinity_same: float | None = option(None, "affinity: weight of pairs within a class (default: 1)", at_least=0)
-    affinity_margin: float | None = option(None, "affinity: divergence from which the loss of pairs across an edge is zero (default: 3)", above=0)
+    affinity_margin: float | None = option(None, "affinity: divergence above which pairs across an edge have no loss (default: 3)", above=0)
     affinity_ignore: Literal["pair", "released"] | None = option(
         None, "affinity: pairs to leave out: with an ignored pixel (pair), or also without an opposite pixel as released (default: pair)"
     )
-    rmi_lam: float | None = option(None, "rmi: weight of the binary cross-entropy, 1 minus that of the mutual information (default: 0.5)", at_least=0, at_most=1)
+    rmi_lam: float | None = option(
+        None, "rmi: weight of the binary cross-entropy, 1 minus that of the mutual information (default: 0.5)", at_least=0, at_most=1
+    )
     rmi_radius: int | None = option(None, "rmi: side of the windows in pooled pixels (default: 3)", at_least=1)
     rmi_pool: int | None = option(None, "rmi: side of the pooling in px (default: 4)", at_least=1)
     dice_weight: float | None = option(None, "dice: weight beside cross-entropy (default: 1)", at_least=0)

@@ -25,7 +25,7 @@ class MethodConfig(Section):
     dense_weight: float | None = option(None, "densecl, cp2: weight of the dense loss", at_least=0)
     dense_warmup: float | None = option(None, "densecl: share of training without the dense loss", at_least=0, at_most=1)
     dense_temperature: float | None = option(None, "cp2: temperature of the dense loss", above=0)
-    dense_axis: Literal["key", "query"] | None = option(None, "cp2: softmax over positions of the key (as printed) or of the query (as released)")
+    dense_axis: Literal["key", "query"] | None = option(None, "cp2: softmax over positions of the key (printed) or query (released)")
     grid: int | None = option(None, "densecl: side of the grid that feature maps are pooled to", at_least=1)
     ppm_gamma: float | None = option(None, "pixpro: exponent of the pixel propagation", at_least=1)
     ppm_layers: int | None = option(None, "pixpro: layers of the transformation in the pixel propagation; 0 = none", at_least=0)

@@ -37,7 +37,7 @@ class CMC(Method):
         """images: rows of the banks. bank_loss: softmax over the bank, nce as in the paper, or batch: without a bank."""
         super().__init__(network)
         if "decoder" in self.parts():
-            raise ValueError("--attach is decoder; expected backbone with --method cmc, which has a head on each tower.")
+            raise ValueError("--attach is decoder; expected backbone or ancestor with --method cmc, which has a head on each tower.")
         self.temperature = temperature
         self.tower_heads = torch.nn.ModuleList(pooled(mlp(self.channels() // 2, embed_dim)) for _ in range(2))
         self.banks = None

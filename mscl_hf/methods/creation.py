@@ -93,12 +93,14 @@ def _check_map(name: str, method: Method) -> None:
     method.train()
     if min(height, width) < least:
         raise ValueError(
-            f"--image-size is {config.image_size}, with which the feature map of {config.backbone} is {width} x {height}; expected at least "
-            f"{least} x {least} with --method {name}. Raise --image-size, or lower --output-stride."
+            f"--image-size is {config.image_size}, which gives a feature map of {width} x {height}; expected at least {least} x {least} "
+            f"with --method {name}. Raise --image-size, or lower --output-stride."
         )
 
 
-def scaled_options(name: str, method_cls: type[Method], options: dict[str, Any], scale: Scale, log: Callable[[str], None]) -> dict[str, Any]:
+def scaled_options(
+    name: str, method_cls: type[Method], options: dict[str, Any], scale: Scale, log: Callable[[str], None]
+) -> dict[str, Any]:
     """Return the options and, where they are not set, the number of images, temperature, queue size and EMA momentum for the scale."""
     defaults, options = defaults_of(method_cls), dict(options)
     if "images" in defaults and options.get("bank_loss") != "batch":
@@ -114,7 +116,7 @@ def scaled_options(name: str, method_cls: type[Method], options: dict[str, Any],
         published = defaults["queue_size"]
         options["queue_size"] = length = _fitting_queue(published, scale)
         if length < published:
-            log(f"--queue-size is {length} for {scale.images} images, since a key in the queue is a negative of its image (paper: {published})")
+            log(f"--queue-size is {length} for {scale.images} images, of which it holds at most half (paper: {published})")
     if "ema_momentum" in defaults and "ema_momentum" not in options:
         published = defaults["ema_momentum"]
         options["ema_momentum"] = momentum = min(published, max(0.9, round(1 - 20 / scale.steps, 4)))  # averages 1/20 of the run at most

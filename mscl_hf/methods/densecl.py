@@ -64,7 +64,7 @@ class DenseCL(EMATeacherMethod):
 
     @torch.no_grad()
     def keys(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the teacher's key of the image (B, E), its feature map on the grid (B, C, h, w) and dense keys (B, E, h, w), of any length."""
+        """Return the teacher's keys (B, E), its feature map on the grid (B, C, h, w) and its dense keys (B, E, h, w), of any length."""
         features, parts = self.teacher.features(self.normalize(image)), self.teacher.parts
         grid = self.on_grid(features)
         return parts["head"](features), grid, at_least_float32(parts["dense"](grid))
@@ -76,9 +76,8 @@ class DenseCL(EMATeacherMethod):
         key, key_grid, dense_keys = self.keys(view2)
         match = nearest_positions(flatten_positions(grid), flatten_positions(key_grid))
         loss_global = info_nce(unit(self.head(features)), unit(key), self.queue.read(), self.temperature)
-        loss_dense = dense_contrast(
-            flatten_positions(unit(self.dense_head(grid))), flatten_positions(unit(dense_keys)), match, self.dense_queue.read(), self.temperature
-        )
+        anchors = flatten_positions(unit(self.dense_head(grid)))
+        loss_dense = dense_contrast(anchors, flatten_positions(unit(dense_keys)), match, self.dense_queue.read(), self.temperature)
         if self.training:
             self.queue.write(gather_rows(at_least_float32(key))[0])
             self.dense_queue.write(gather_rows(dense_keys.mean((2, 3)))[0])

@@ -102,9 +102,8 @@ def check_options(loss: FinetuningLossConfig) -> None:
     for name in loss.explicit:
         if name not in FINETUNING_LOSSES[loss.loss].options:
             readers = [other for other, row in FINETUNING_LOSSES.items() if name in row.options]
-            raise ValueError(
-                f"{flag(name)} is {loss.explicit[name]}, and --loss {loss.loss} does not read it. Leave it out, or use --loss {' or '.join(readers)}."
-            )
+            value, use = loss.explicit[name], " or ".join(readers)
+            raise ValueError(f"{flag(name)} is {value}, and --loss {loss.loss} does not read it. Leave it out, or use --loss {use}.")
 
 
 def loss_terms(loss: FinetuningLossConfig, predicted: Predicted) -> tuple[Terms, dict[str, Tensor]]:

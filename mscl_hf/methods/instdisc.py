@@ -20,7 +20,7 @@ class InstanceLoss(torch.nn.Module):
         super().__init__()
         if loss_name not in BANK_LOSSES:
             raise ValueError(f"--bank-loss is {loss_name!r}; expected one of {', '.join(BANK_LOSSES)}.")
-        self.loss_name, self.temperature, self.draws = kind, temperature, draws
+        self.loss_name, self.temperature, self.draws = loss_name, temperature, draws
         self.bank = MemoryBank(images, dim)
         self.register_buffer("normalizer", torch.zeros(()))
         self.has_normalizer = False  # avoids waiting for the device in every step

@@ -92,7 +92,7 @@ class PixPro(_PixelMethod):
         return super().student() | ({"instance": self.instance_head} if self.instance_weight else {})
 
     def forward(self, view1: Tensor, view2: Tensor, boxes: Tensor, **_) -> dict[str, Tensor]:
-        """view1, view2 (B, 3, H, W) uint8; boxes (B, 2, 4): their boxes in the image, see `match_positions`. Loss in [-2, 2] without instances."""
+        """view1, view2 (B, 3, H, W) uint8; boxes (B, 2, 4): see `match_positions`. The loss of pixels is in [-2, 2]."""
         maps, teacher_maps = self.maps(view1, view2)
         y1, y2 = self.encode_views(self.predict, *maps)
         z1, z2 = self.targets(teacher_maps)
@@ -139,7 +139,7 @@ class PixContrast(_PixelMethod):
         self.teacher = EMATeacher(self.student())
 
     def forward(self, view1: Tensor, view2: Tensor, boxes: Tensor, **_) -> dict[str, Tensor]:
-        """view1, view2 (B, 3, H, W) uint8; boxes (B, 2, 4): their boxes in the image, see `match_positions`. Mean of both directions."""
+        """view1, view2 (B, 3, H, W) uint8; boxes (B, 2, 4): see `match_positions`. Mean of both directions."""
         maps, teacher_maps = self.maps(view1, view2)
         x1, x2 = self.encode_views(lambda features: flatten_positions(unit(self.head(features))), *maps)
         z1, z2 = self.targets(teacher_maps)

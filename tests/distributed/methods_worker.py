@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import harness
 
-from mscl_hf.losses import multi_scale
 from mscl_hf.losses.gather import world_size
 from mscl_hf.methods import METHODS
 from mscl_hf.training.setup import freeze_unreached, keep_memories_at_home
@@ -88,7 +87,7 @@ def draws(high, size, device=None):
 def same_chance():
     """What a process draws for itself, partners and noise, drawn alike: equality is claimed of what is computed with it."""
     with (
-        mock.patch.object(multi_scale, "_partners", neighbours),
+        mock.patch.object(sys.modules["mscl_hf.losses.pixel_contrast"], "random_partners", neighbours),
         mock.patch.object(torch, "randperm", neighbours),
         mock.patch.object(torch, "randint", draws),
     ):

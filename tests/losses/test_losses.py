@@ -247,7 +247,9 @@ def test_floor_is_what_perfect_features_reach(scope, anchor_weight):
     assert floor > 1 and loss.item() == pytest.approx(floor.item(), abs=1e-9)
 
 
-@pytest.mark.parametrize("options", [{"denominator": "neg"}, {"reduction": "in"}, {"scope": "cross"}, {"scope": "batch", "reduction": "in"}])
+@pytest.mark.parametrize(
+    "options", [{"denominator": "neg"}, {"reduction": "in"}, {"scope": "cross"}, {"scope": "batch", "reduction": "in"}]
+)
 def test_row_blocks_change_nothing(monkeypatch, options):
     """A little memory at a time gives the same value and the same gradient as all at once."""
     found = []

@@ -35,8 +35,11 @@ def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
             loss(image, enhanced, None)
     terms = loss(image, enhanced, labels if "pixel" in heads else None)
     pixel = pixel_contrast(image["pixel"], enhanced["pixel"], labels) if "pixel" in heads else None
-    single = {"global": lambda: global_contrast(image["global"], enhanced["global"]), "local": lambda: local_contrast(image["local"], enhanced["local"])}
-    single["pixel"] = lambda: pixel.loss
+    single = {
+        "global": lambda: global_contrast(image["global"], enhanced["global"]),
+        "local": lambda: local_contrast(image["local"], enhanced["local"]),
+        "pixel": lambda: pixel.loss,
+    }
     assert terms["loss"].item() == pytest.approx(sum({"global": 2, "local": 0.5, "pixel": 3}[h] * single[h]().item() for h in heads))
     assert set(terms) == {"loss", *(f"loss_{h}" for h in heads), *(("floor_pixel", "excess_pixel") if pixel else ())}
     assert terms["loss"].requires_grad and not any(v.requires_grad for k, v in terms.items() if k != "loss")
@@ -46,7 +49,8 @@ def test_every_subset_is_the_weighted_sum_of_its_terms(losses):
 
 def test_weights_are_small_beside_the_pixel_loss_only():
     """By default g and l weigh a tenth of p, and all of themselves without it; a given weight is kept."""
-    weights = {losses: (loss.global_weight, loss.local_weight, loss.pixel_weight) for losses in SUBSETS for loss in [MultiScaleLoss(losses)]}
+    made = {losses: MultiScaleLoss(losses) for losses in SUBSETS}
+    weights = {losses: (loss.global_weight, loss.local_weight, loss.pixel_weight) for losses, loss in made.items()}
     assert weights == {losses: (0.1, 0.1, 1.0) if "pixel" in losses else (1.0, 1.0, 1.0) for losses in SUBSETS}
     assert MultiScaleLoss("g", global_weight=0.1).global_weight == 0.1 and MultiScaleLoss("g+p", global_weight=0.0).global_weight == 0
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mscl_hf.losses import streamed
-from mscl_hf.losses.streamed import MASKED_SCORE, with_autograd, logsumexp, streamed_sum
+from mscl_hf.losses.streamed import MASKED_SCORE, logsumexp, streamed_sum, with_autograd
 
 
 def few_rows_at_once(monkeypatch, cells):

@@ -148,13 +148,13 @@ def test_warm_up_leaves_the_dense_loss_out():
 def test_grid_pools_what_is_matched_and_what_is_contrasted():
     """grid 2 makes four places of a map of 4 x 4, for the match and for the dense head alike; a larger one changes nothing."""
     method, features = densecl(grid=2), torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(method.places(features), F.avg_pool2d(features, 2))
+    torch.testing.assert_close(method.on_grid(features), F.avg_pool2d(features, 2))
     batch = batch_for(method)
     _, places, dense_keys = method.keys(batch["view2"])
     assert places.shape[-2:] == dense_keys.shape[-2:] == (2, 2)
     assert method.embeddings(batch["view1"])["dense"].shape == (4, 4, 16)
     assert torch.isfinite(method(**batch)["loss"])
-    assert torch.equal(densecl(grid=9).places(features), features)
+    assert torch.equal(densecl(grid=9).on_grid(features), features)
 
 
 def test_teacher():
@@ -184,5 +184,5 @@ def test_widths_and_limits():
     channels = method.channels()
     assert method.head[2][0].out_features == method.dense_head[0].out_channels == channels and method.queue.rows.shape == (8, 128)
     assert not [name for head in (method.head, method.dense_head) for name, _ in head.named_buffers()]
-    with pytest.raises(ValueError, match="0..1"):
+    with pytest.raises(ValueError, match=r"--dense-weight is 1.5; expected .*\[0, 1\]"):
         densecl(dense_weight=1.5)

@@ -21,8 +21,7 @@ from mscl_hf.losses import (
     nt_xent,
 )
 from mscl_hf.methods import METHODS, Scale, create_method
-from mscl_hf.methods.memory import MemoryBank
-from mscl_hf.methods.memory import Queue
+from mscl_hf.methods.memory import MemoryBank, Queue
 from mscl_hf.methods.teacher import EMATeacher, cosine_momentum
 from mscl_hf.models.heads_mscl import unit
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
@@ -32,12 +31,13 @@ IMAGES = 10
 
 
 def make(name, seed=0, **options):
-    kind = METHODS[name]
+    method_cls = METHODS[name]
     torch.manual_seed(seed)
-    config = harness.config("resnet18" if kind.two_towers else "test_resnet", kind.two_towers, heads=[], bn_views=kind.bn_views or "joint")
-    if "images" in kind.__init__.__code__.co_varnames:
+    backbone, bn_views = "resnet18" if method_cls.two_towers else "test_resnet", method_cls.bn_views or "joint"
+    config = harness.config(backbone, method_cls.two_towers, heads=[], bn_views=bn_views)
+    if "images" in method_cls.__init__.__code__.co_varnames:
         options["images"] = IMAGES
-    return kind(MsclForPreTraining(config), **options).train()
+    return method_cls(MsclForPreTraining(config), **options).train()
 
 
 def batch(seed=0, count=4, size=harness.SIZE):
@@ -388,9 +388,9 @@ def test_unit_and_teacher_take_no_part_in_a_graph():
 
 def created(name, scale, **given):
     said = []
-    kind = METHODS[name]
-    config = harness.config("resnet18" if kind.two_towers else "test_resnet", kind.two_towers, heads=[])
-    return create_method(name, kind, MsclForPreTraining(config), given, MultiScaleLoss(), scale, said.append), said
+    method_cls = METHODS[name]
+    config = harness.config("resnet18" if method_cls.two_towers else "test_resnet", method_cls.two_towers, heads=[])
+    return create_method(name, method_cls, MsclForPreTraining(config), given, MultiScaleLoss(), scale, said.append), said
 
 
 def test_queues_and_momenta_fit_small_data_and_short_runs():
@@ -414,11 +414,11 @@ def test_published_sizes_at_published_scale():
 
 def test_queues_that_cannot_work_are_refused_or_named():
     """Shorter than a batch: refused. Longer than the data: said, with the length that would do."""
-    with pytest.raises(ValueError, match="--queue-size 8 cannot hold the 16 keys of a batch"):
+    with pytest.raises(ValueError, match="--queue-size is 8; expected at least 16"):
         created("moco_v2", Scale(367, 16, 200), queue_size=8)
     _, said = created("moco_v2", Scale(367, 16, 200), queue_size=4096, ema_momentum=0.9)
-    assert len(said) == 1 and "11.2 times" in said[0] and "176 would do" in said[0]
-    with pytest.raises(ValueError, match="leave out --streaming"):
+    assert len(said) == 1 and "11.2 times" in said[0] and "176 avoids" in said[0]
+    with pytest.raises(ValueError, match="--streaming is given"):
         created("instdisc", Scale(None, 16, 200))
     assert created("cmc", Scale(None, 16, 200), bank_loss="batch")[0].banks is None  # which remembers nothing
 

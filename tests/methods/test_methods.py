@@ -95,14 +95,14 @@ def test_queue_adds_negatives_of_the_past_only():
     """The current copies are not among their own negatives: the first step equals one without a queue, the second does not."""
     batch, losses = stack(pairs()), {}
     for length in (0, 8):
-        method = MSCL(network(), MultiScaleLoss(losses="g", queue_size=length)).train()
+        method = MSCL(network(), MultiScaleLoss(losses="global", queue_size=length)).train()
         losses[length] = [float(method(**batch)["loss"].detach()) for _ in range(2)]
     assert losses[0][0] == losses[8][0] and losses[8][1] > losses[0][1] + 0.1
 
 
 def test_queue_is_saved_with_the_method():
     """Rows, pointer and fill level are part of the method's state, so a resumed run has the same negatives."""
-    names = MSCL(network(), MultiScaleLoss(losses="g", queue_size=8)).state_dict()
+    names = MSCL(network(), MultiScaleLoss(losses="global", queue_size=8)).state_dict()
     assert {"queue.rows", "queue.pointer", "queue.filled"} <= set(names)
 
 

@@ -24,9 +24,9 @@ def vectors(*shape, seed=0):
     return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
-def random_match(images=3, cells=5, seed=0):
+def random_match(images=3, count=5, seed=0):
     """With an image that has no match at all, and a cell without one."""
-    match = torch.rand(images, cells, cells, generator=torch.Generator().manual_seed(seed)) < 0.4
+    match = torch.rand(images, count, count, generator=torch.Generator().manual_seed(seed)) < 0.4
     match[1], match[0, 2] = False, False
     return match
 
@@ -168,10 +168,10 @@ def test_unknown_name_is_refused():
         pixel_consistency(vectors(1, 2, 3), vectors(1, 2, 3), torch.ones(1, 2, 2, dtype=torch.bool), "ignore")
 
 
-@pytest.mark.parametrize("kind", [PixPro, PixContrast])
-def test_method_equals_its_parts(kind):
+@pytest.mark.parametrize("method_cls", [PixPro, PixContrast])
+def test_method_equals_its_parts(method_cls):
     """The loss is that of both directions, the other view's from the teacher: written out once more from the modules."""
-    method = kind(network(bn_views="separate"), embed_dim=16).eval()
+    method = method_cls(network(bn_views="separate"), embed_dim=16).eval()
     with torch.no_grad():
         for parameter in method.teacher.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.05)
@@ -181,7 +181,7 @@ def test_method_equals_its_parts(kind):
     for own, other, mask in (("view1", "view2", match), ("view2", "view1", match.transpose(1, 2))):
         x = method.head(method.network.backbone(method.normalize(batch[own])).feature_maps[-1]).flatten(2).transpose(1, 2)
         z = method.teacher(method.normalize(batch[other])).flatten(2).transpose(1, 2)
-        if kind is PixPro:
+        if method_cls is PixPro:
             weight, bias = method.transform[0].weight[:, :, 0, 0], method.transform[0].bias
             loss = loss + pixel_consistency(propagate(u(x), u(x @ weight.T + bias)), u(z), mask)
         else:
@@ -189,29 +189,29 @@ def test_method_equals_its_parts(kind):
     torch.testing.assert_close(method(**batch)["loss"], loss)
 
 
-@pytest.mark.parametrize("kind", [PixPro, PixContrast])
-def test_which_view_is_first_does_not_matter(kind):
+@pytest.mark.parametrize("method_cls", [PixPro, PixContrast])
+def test_which_view_is_first_does_not_matter(method_cls):
     """Exchanging the views, and their boxes, leaves the loss as it is."""
-    method = kind(network(bn_views="separate"), embed_dim=16)
+    method = method_cls(network(bn_views="separate"), embed_dim=16)
     batch = batch_for(method)
     other = batch | {"view1": batch["view2"], "view2": batch["view1"], "boxes": batch["boxes"].flip(1)}
     torch.testing.assert_close(method(**batch)["loss"], method(**other)["loss"])
 
 
-@pytest.mark.parametrize("kind, options", [(PixPro, {}), (PixPro, {"instance_weight": 1.0}), (PixContrast, {})])
-def test_teacher(kind, options):
+@pytest.mark.parametrize("method_cls, options", [(PixPro, {}), (PixPro, {"instance_weight": 1.0}), (PixContrast, {})])
+def test_teacher(method_cls, options):
     """Every part of the teacher counts in the loss and gets no gradient; it follows the student along half a cosine."""
-    method = kind(network(bn_views="separate"), embed_dim=16, **options)
+    method = method_cls(network(bn_views="separate"), embed_dim=16, **options)
     check_teacher(method, batch_for(method))
     check_follows(method, 0.995, 0.5)
     check_follows(method, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("kind, options", [(PixPro, {"instance_weight": 1.0}), (PixContrast, {})])
-def test_learns_a_batch(kind, options, autocast):
+@pytest.mark.parametrize("method_cls, options", [(PixPro, {"instance_weight": 1.0}), (PixContrast, {})])
+def test_learns_a_batch(method_cls, options, autocast):
     """Twenty steps on a fixed batch bring the loss down, in bfloat16 too."""
-    method = kind(network(bn_views="separate"), embed_dim=16, ema_momentum=0.9, **options)
+    method = method_cls(network(bn_views="separate"), embed_dim=16, ema_momentum=0.9, **options)
     found = losses_of_training(method, batch_for(method), 20, autocast=autocast)
     assert all(map(math.isfinite, found)) and found[-1] < found[0] - 0.3
 

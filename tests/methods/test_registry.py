@@ -1,6 +1,8 @@
 """One contract for every method of the registry: it learns, is finite in bfloat16, resumes exactly, and what it hands on fits."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import harness
 import numpy as np
@@ -8,15 +10,28 @@ import pytest
 import torch
 from same_run import differences
 
-from mscl_hf.methods import METHODS, markdown, method_class, option_table, table
-from mscl_hf.methods.memory import MemoryBank
-from mscl_hf.methods.memory import Queue
-from mscl_hf.methods.registry import defaults_of
+from mscl_hf.config import ContrastConfig, FinetuningLossConfig, MethodConfig, PretrainRun, ViewConfig
+from mscl_hf.config.fields import choices_of
+from mscl_hf.losses.affinity import IGNORE_MODES
+from mscl_hf.losses.copy_paste import AXES
+from mscl_hf.losses.info_nce import DENOMINATORS, GLOBAL_NEGATIVES, LOCAL_SCOPES
+from mscl_hf.losses.labels import LABEL_DOWNSAMPLING, PIXEL_SAMPLES
+from mscl_hf.losses.pixel_contrast import ANCHOR_WEIGHTS, REDUCTIONS, SCOPES
+from mscl_hf.losses.pixel_contrast import DENOMINATORS as PIXEL_DENOMINATORS
+from mscl_hf.losses.pixel_propagation import EMPTY
+from mscl_hf.methods import METHODS, markdown, option_table, stages_of, table
+from mscl_hf.methods.chaitanya import VERSIONS
+from mscl_hf.methods.creation import defaults_of
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
+from mscl_hf.methods.instdisc import BANK_LOSSES
+from mscl_hf.methods.memory import MemoryBank, Queue
+from mscl_hf.methods.zhao import VARIANTS as ZHAO_VARIANTS
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training.setup import freeze_unreached
+from mscl_hf.transforms.presets import PRESETS
 from mscl_hf.transforms.views import VIEWS
 
-TRAINED = [name for name, kind in METHODS.items() if kind.trains]
+TRAINED = [name for name, method_cls in METHODS.items() if method_cls.trains]
 BACKBONES = ("resnet18", "vit_tiny_patch16_224")
 # What costs little more on tiny networks of the two families is shown on those in every run, and on the real ones with --runslow.
 TINY_FIRST = ("test_resnet", "test_vit", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES))
@@ -139,20 +154,31 @@ def test_no_parameter_waits_for_a_gradient(name, backbone):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_row(name):
-    """The table's cells are there, the views exist, options have flags, and an unknown name finds its neighbours."""
-    kind = method_class(name)
-    assert all(isinstance(getattr(kind, key), str) for key in ("title", "paper", "views", "labels", "transfers", "state"))
-    assert kind.views in VIEWS and (kind.preset is None) == (kind.labels != "no" or not kind.trains)
-    assert kind.__doc__
-    with pytest.raises(ValueError, match=f"near: .*{name}"):
-        method_class(name + "x")
+    """All columns of the table are set, the views exist, and the last stage has the name."""
+    method_cls = METHODS[name]
+    assert all(isinstance(getattr(method_cls, key), str) for key in ("title", "paper", "views", "labels", "transfers", "state"))
+    assert method_cls.views in VIEWS and (method_cls.preset is None) == (method_cls.labels != "no" or not method_cls.trains)
+    assert method_cls.__doc__ and stages_of(name)[-1] is method_cls
 
 
 def test_every_option_of_a_method_is_a_flag():
     """What a constructor takes can be given on the command line, and every flag is read by a method."""
-    flags = set(harness.load_recipe("pretrain").MethodConfig.__dataclass_fields__)
-    read = {option for kind in METHODS.values() for option in defaults_of(kind)} - {"images", "queue", "loss"}
-    assert read == flags
+    read = {option for method_cls in METHODS.values() for option in defaults_of(method_cls)} - {"images", "queue_size"}
+    assert read == {f.name for f in fields(MethodConfig)} and "queue_size" in {f.name for f in fields(ContrastConfig)}
+
+
+@pytest.mark.parametrize("section, option, names", [
+    (PretrainRun, "method", METHODS), (FinetuningLossConfig, "loss", FINETUNING_LOSSES), (ViewConfig, "preset", PRESETS),
+    (ContrastConfig, "negatives", GLOBAL_NEGATIVES), (ContrastConfig, "local_scope", LOCAL_SCOPES), (ContrastConfig, "pixel_scope", SCOPES),
+    (ContrastConfig, "denominator", DENOMINATORS), (ContrastConfig, "pixel_denominator", PIXEL_DENOMINATORS),
+    (ContrastConfig, "pixel_reduction", REDUCTIONS), (ContrastConfig, "anchor_weight", ANCHOR_WEIGHTS),
+    (ContrastConfig, "pixel_sample", PIXEL_SAMPLES), (ContrastConfig, "label_downsampling", LABEL_DOWNSAMPLING),
+    (MethodConfig, "variant", (*ZHAO_VARIANTS, *VERSIONS)), (MethodConfig, "dense_axis", AXES), (MethodConfig, "match_empty", EMPTY),
+    (MethodConfig, "bank_loss", (*BANK_LOSSES, "batch")), (FinetuningLossConfig, "affinity_ignore", IGNORE_MODES),
+])  # fmt: skip
+def test_choices_of_the_configuration_are_those_of_the_code(section, option, names):
+    """A name that a `Literal` lacks cannot be given on the command line; one that the code lacks fails late."""
+    assert choices_of(get_type_hints(section)[option]) == tuple(names)
 
 
 def test_docs_carry_the_tables():
@@ -165,6 +191,6 @@ def test_docs_carry_the_tables():
 @pytest.mark.parametrize("name", METHODS)
 def test_only_what_needs_masks_reads_them(name):
     """By name, and for mscl by its losses."""
-    kind = METHODS[name]
-    assert kind.uses_labels({"losses": "g+l"}) is (kind.labels == "yes")
-    assert kind.uses_labels({"losses": "g+p"}) is (kind.labels != "no")
+    method_cls = METHODS[name]
+    assert method_cls.uses_labels(ContrastConfig(losses="g+l")) is (method_cls.labels == "yes")
+    assert method_cls.uses_labels(ContrastConfig(losses="g+p")) is (method_cls.labels != "no")

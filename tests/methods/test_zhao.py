@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden import fill, u
 
+from mscl_hf.config import ContrastConfig
 from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss, listed_pixel_contrast, pixel_contrast, streamed
 from mscl_hf.methods.mscl import MSCL
 from mscl_hf.methods.zhao import ZhaoBatch, ZhaoCross, ZhaoWithin
@@ -38,11 +39,11 @@ def some_labels(*shape, seed=0):
 
 
 def released(scope, **options):
-    return ReleasedPixelLoss(losses="p", pixel_scope=scope, **options)
+    return ReleasedPixelLoss(losses="pixel", pixel_scope=scope, **options)
 
 
 def value(loss, a, b, y, z=None):
-    return loss({"p": a}, {"p": b}, y, z)["loss"]
+    return loss({"pixel": a}, {"pixel": b}, y, z)["loss"]
 
 
 def slow_list(pixels, labels, image_of, t, anchor_weight="pixel", excluded=()):
@@ -133,23 +134,25 @@ def test_released_losses_without_labels_are_zero_with_a_graph(scope, labelled):
     assert loss == 0 and (a.grad == 0).all() and (b.grad == 0).all()
 
 
-@pytest.mark.parametrize("kind", [ZhaoWithin, ZhaoCross, ZhaoBatch])
-def test_published_methods_are_mscls_pixel_loss(kind):
+@pytest.mark.parametrize("method_cls", [ZhaoWithin, ZhaoCross, ZhaoBatch])
+def test_published_methods_are_mscls_pixel_loss(method_cls):
     """With the options that mscl reads, and mscl's losses=p with the scope, the same network gives the same loss."""
     options = {"pixel_temperature": 0.2, "label_downsampling": "majority", "exclude_classes": [0], "pixel_sample": "all"}
     batch, found = some_batch(), []
     for method in (
-        kind(network(contrast=options)), MSCL(network(), MultiScaleLoss(losses="p", pixel_scope=kind.scope, **options))
+        method_cls(network(), MultiScaleLoss(**options)),
+        MSCL(network(), MultiScaleLoss(losses="pixel", pixel_scope=method_cls.scope, **options)),
     ):  # fmt: skip
         torch.manual_seed(0)
         found.append(method.eval()(**batch)["loss"])
     assert found[0] == found[1] and found[0] > 0
 
 
-@pytest.mark.parametrize("kind", [ZhaoWithin, ZhaoCross])
-def test_released_methods_learn_with_the_pixel_head_alone(kind):
+@pytest.mark.parametrize("method_cls", [ZhaoWithin, ZhaoCross])
+def test_released_methods_learn_with_the_pixel_head_alone(method_cls):
     """A network that has the pixel head only: thirty steps bring the released loss down, in sampled pixels of crops of their own too."""
-    method = kind(network(heads=["p"], contrast={"pixel_sample": "class", "pixel_count": 8}), "released")
+    loss = MultiScaleLoss(pixel_sample="class", pixel_count=8)
+    method = method_cls(network(heads=["pixel"]), loss, "released")
     batch, optimizer = some_batch(geometry="crops"), torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for _ in range(30):
@@ -171,22 +174,22 @@ def test_the_variants_differ():
 
 def test_labels_are_read_whatever_the_losses_say():
     """mscl's --losses g+l, which needs no masks, is nothing to these methods."""
-    assert all(kind.uses_labels({"losses": "g+l"}) for kind in (ZhaoWithin, ZhaoCross, ZhaoBatch))
+    assert all(method_cls.uses_labels(ContrastConfig(losses="g+l")) for method_cls in (ZhaoWithin, ZhaoCross, ZhaoBatch))
 
 
 @pytest.mark.parametrize(
-    "kind, variant, contrast, message",
+    "method_cls, variant, contrast, message",
     [
-        (ZhaoBatch, "released", {}, "zhao_batch has published"),
-        (ZhaoWithin, "relased", {}, "'relased'.*published and released"),
-        (ZhaoWithin, "published", {"losses": "g+p"}, "--losses is g.p.*--losses p"),
-        (ZhaoWithin, "published", {"pixel_scope": "batch"}, "--pixel-scope is batch.*--pixel-scope within"),
-        (ZhaoCross, "published", {"pixel_scope": "within"}, "--pixel-scope is within.*--pixel-scope cross"),
-        (ZhaoCross, "released", {"reduce": "in"}, "reduce=in"),
-        (ZhaoCross, "released", {"symmetric": True}, "symmetric=True"),
+        (ZhaoBatch, "released", {}, "--variant is released; expected published with --method zhao_batch"),
+        (ZhaoWithin, "relased", {}, "--variant is relased; expected published or released"),
+        (ZhaoWithin, "published", {"losses": "g+p"}, "--losses is global.pixel; expected pixel"),
+        (ZhaoWithin, "published", {"pixel_scope": "batch"}, "--pixel-scope is batch; expected within"),
+        (ZhaoCross, "published", {"pixel_scope": "within"}, "--pixel-scope is within; expected cross"),
+        (ZhaoCross, "released", {"pixel_reduction": "in"}, "--pixel-reduction is in; expected out"),
+        (ZhaoCross, "released", {"symmetric": True}, "--symmetric is True; expected False"),
     ],
 )
-def test_what_does_not_fit_is_refused(kind, variant, contrast, message):
+def test_what_does_not_fit_is_refused(method_cls, variant, contrast, message):
     """One sentence with what came and what to do."""
     with pytest.raises(ValueError, match=message):
-        kind(network(contrast=contrast), variant)
+        method_cls(network(), MultiScaleLoss(**contrast), variant)
