@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config.contrast import ContrastConfig
 from .info_nce import global_contrast, local_contrast
-from .pixel_contrast import pixel_contrast
+from .pixel_contrast import pixel_contrast, random_partners
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class MultiScaleLoss(ContrastConfig):
     """The weighted sum of the global, the local and the pixel loss, a function of embeddings; the fields are its options."""
 
     pixel_loss = staticmethod(pixel_contrast)
+    draw_partners = staticmethod(random_partners)
 
     @property
     def min_batch(self) -> int:
@@ -52,8 +53,9 @@ class MultiScaleLoss(ContrastConfig):
         if "pixel" in self.heads:
             if labels is None:
                 raise ValueError(f"--losses is {self.losses} and the batch has no masks. Give masks, or leave out the pixel loss.")
+            partner = self.draw_partners(len(labels), device=labels.device) if self.pixel_scope == "cross" else None
             loss, floor = self.pixel_loss(
-                image["pixel"], enhanced["pixel"], labels, enhanced_labels,
+                image["pixel"], enhanced["pixel"], labels, enhanced_labels, partner=partner,
                 temperature=self.pixel_temperature, scope=self.pixel_scope or "batch", denominator=self.pixel_denominator,
                 reduction=self.pixel_reduction, anchor_weight=self.anchor_weight, exclude_classes=tuple(self.exclude_classes),
                 symmetric=self.symmetric,

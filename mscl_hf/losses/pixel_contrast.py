@@ -53,8 +53,8 @@ def pixel_contrast(
 
     anchors (B, N, E): unit vectors of the images; keys (B, M, E): of the enhanced copies; labels (B, N), key_labels (B, M; default:
     labels) with 255 = ignored: such pixels are no anchors, no positives and no part of the denominator.
-    scope: "within" the own copy; "cross" adds the same-class pixels of another image's copy (partner (B,), a permutation; default: a
-    random one without fixed points); "batch" contrasts with all copies of the batch, over all processes.
+    scope: "within" the own copy; "cross" adds the same-class pixels of another image's copy (partner (B,), a permutation; default:
+    the next image); "batch" contrasts with all copies of the batch, over all processes.
     denominator: "all" keys as printed, or "neg": each positive against the keys of other classes (as Zhao et al. released).
     reduction: "out" averages the log over positives, "in" takes the log of their sum (SupCon's two forms).
     anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
@@ -66,10 +66,6 @@ def pixel_contrast(
     check_choice("--anchor-weight", anchor_weight, ANCHOR_WEIGHTS)
     labels = labels.long()
     key_labels = labels if key_labels is None else key_labels.long()
-    if scope == "cross" and partner is None:
-        if len(anchors) == 1:
-            raise ValueError("--pixel-scope is cross and a process has 1 labelled image; expected at least 2. Raise --batch-size.")
-        partner = random_partners(len(anchors), anchors.device)
     if symmetric:
         options = {
             "temperature": temperature, "scope": scope, "denominator": denominator, "reduction": reduction,
@@ -108,7 +104,9 @@ def pixel_contrast(
 
 
 def random_partners(count: int, device: torch.device) -> Tensor:
-    """Return a random permutation (count,) of one cycle, so that no image is its own partner."""
+    """Return a random permutation (count,) of one cycle, so that no image is its own partner. Raises ValueError for one image."""
+    if count == 1:
+        raise ValueError("--pixel-scope is cross and a process has 1 labelled image; expected at least 2. Raise --batch-size.")
     order = torch.randperm(count, device=device)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
@@ -116,6 +114,7 @@ def random_partners(count: int, device: torch.device) -> Tensor:
 def _sets_of_keys(anchors, keys, labels, key_labels, scope: str, partner: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the arguments with the keys of the scope: the partner's appended, or those of all processes in one set."""
     if scope == "cross":
+        partner = torch.arange(len(keys), device=keys.device).roll(1) if partner is None else partner
         keys, key_labels = torch.cat([keys, keys[partner]], 1), torch.cat([key_labels, key_labels[partner]], 1)
     elif scope == "batch":
         keys, key_labels = (gather_rows(x)[0].flatten(0, 1)[None] for x in (keys, key_labels))

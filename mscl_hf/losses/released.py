@@ -48,12 +48,13 @@ def listed_pixel_contrast(
 
 
 def released_pixel_contrast(
-    a: Tensor, b: Tensor, labels: Tensor, b_labels: Tensor | None = None, *, scope: str, temperature: float = 0.07,
-    anchor_weight: str = "pixel", exclude_classes: tuple[int, ...] = (), **fixed,
+    a: Tensor, b: Tensor, labels: Tensor, b_labels: Tensor | None = None, *, scope: str = "within",
+    temperature: float = 0.07, anchor_weight: str = "pixel", exclude_classes: tuple[int, ...] = (), partner: Tensor | None = None, **fixed,
 ) -> PixelContrast:  # fmt: skip
     """The released loss of images a (B, N, E) and copies b (B, M, E), with the arguments of `pixel_contrast`.
 
-    scope: "within" = the loss of the image plus that of its copy; "cross" = the loss of the image and another one's copy as one list.
+    scope: "within" = the loss of the image plus that of its copy; "cross" = the loss of the image and the copy of its
+    partner as one list.
     fixed: options that it does not have; `ReleasedPixelLoss` checks them.
     """
     b_labels = labels if b_labels is None else b_labels
@@ -61,7 +62,6 @@ def released_pixel_contrast(
     if scope == "within":
         loss = listed_pixel_contrast(a, labels, **options) + listed_pixel_contrast(b, b_labels, **options)
     else:
-        partner = torch.randperm(len(b), device=b.device)  # an image may be its own partner, as in the release
         image_of = (torch.arange(a.shape[1] + b.shape[1], device=a.device) >= a.shape[1]).long()
         lists, list_labels = torch.cat([a, b[partner]], 1), torch.cat([labels, b_labels[partner]], 1)
         loss = listed_pixel_contrast(lists, list_labels, image_of, **options)
@@ -73,6 +73,7 @@ class ReleasedPixelLoss(MultiScaleLoss):
     """`MultiScaleLoss` with the released pixel loss."""
 
     pixel_loss = staticmethod(released_pixel_contrast)
+    draw_partners = staticmethod(torch.randperm)  # an image may be its own partner, as in the release
 
     def __post_init__(self):
         super().__post_init__()

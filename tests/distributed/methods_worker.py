@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import harness
 
+from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss
 from mscl_hf.losses.gather import world_size
 from mscl_hf.methods import METHODS
 from mscl_hf.training.setup import freeze_unreached, keep_memories_at_home
@@ -87,8 +88,8 @@ def draws(high, size, device=None):
 def same_chance():
     """What a process draws for itself, partners and noise, drawn alike: equality is claimed of what is computed with it."""
     with (
-        mock.patch.object(sys.modules["mscl_hf.losses.pixel_contrast"], "random_partners", neighbours),
-        mock.patch.object(torch, "randperm", neighbours),
+        mock.patch.object(MultiScaleLoss, "draw_partners", staticmethod(neighbours)),
+        mock.patch.object(ReleasedPixelLoss, "draw_partners", staticmethod(neighbours)),
         mock.patch.object(torch, "randint", draws),
     ):
         yield

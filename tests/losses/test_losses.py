@@ -232,8 +232,7 @@ def test_identities_between_the_losses():
     assert alone.loss.item() == pytest.approx(local_contrast(a, b, scope="image").item(), rel=1e-12) and alone.floor == 0
     assert local_contrast(a[:, :1], b[:, :1], 0.1).item() == pytest.approx(global_contrast(a[:, 0], b[:, 0]).item(), rel=1e-12)
     for scope in ("within", "cross", "batch"):
-        options = {"scope": scope, "partner": torch.tensor([2, 0, 1])}
-        assert pixel_contrast(a, b, y, denominator="neg", **options).loss <= pixel_contrast(a, b, y, **options).loss
+        assert pixel_contrast(a, b, y, scope=scope, denominator="neg").loss <= pixel_contrast(a, b, y, scope=scope).loss
 
 
 @pytest.mark.parametrize("anchor_weight", ["pixel", "class"])
@@ -303,7 +302,7 @@ def test_degenerate_batches_stay_finite(dtype, vectors, labels):
         for number, loss in enumerate(every_loss(y[:images], temperature=temperature)):
             x, z = (v[:images].clone().to(dtype).requires_grad_() for v in (a, b))
             if images == 1 and (number < 3 or number in (7, 8)):
-                with pytest.raises(ValueError, match="needs at least 2 images per batch, got 1"):
+                with pytest.raises(ValueError, match="--batch-size is 1; expected at least 2"):
                     loss(x, z)
                 continue
             value = loss(x, z)
