@@ -123,7 +123,7 @@ def test_losses_import_torch_and_their_options_only():
 
 def test_models_can_travel_as_remote_code():
     """The files that travel with a checkpoint import only the standard library, a few packages and each other."""
-    allowed = {"torch", "timm", "transformers", "safetensors"}
+    allowed = {"huggingface_hub", "safetensors", "timm", "torch", "transformers"}
     paths = sorted((ROOT / "mscl_hf" / "models").glob("*_mscl.py"))
     assert len(paths) >= 6
     allowed |= set(sys.stdlib_module_names)
