@@ -3,6 +3,7 @@
 import argparse
 import copy
 import functools
+import inspect
 import math
 import os
 import reprlib
@@ -23,6 +24,7 @@ from .records.files import read_text, write_text
 # What PyYAML raises for text that is no YAML, for dates and tagged values that cannot be, and for brackets a thousand deep.
 YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 MAPPINGS = ("label_map",)  # options whose text is key:value,...; a file may hold them as a mapping
+LONGEST_CHOICES = 60  # characters of {a,b,...} beside an option in --help; longer lists are left to the help text
 TYPE_NAMES = {int: "a whole number", float: "a number", string_to_bool: "true or false", str: "text"}
 
 
@@ -39,12 +41,20 @@ _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_
 class _Help(argparse.HelpFormatter):
     """An option by its hyphenated name, and its default where the help does not give one."""
 
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable:
+        return lambda count: (default_metavar,) * count
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         option = action.option_strings[-1]
-        return option if action.nargs == 0 else f"{option} {self._format_args(action, action.dest.upper())}"
+        if action.type is string_to_bool:
+            return option if not action.default else f"{option}, --no-{option[2:]}"
+        choices = f"{{{','.join(map(str, action.choices or ()))}}}"
+        metavar = {int: "N", float: "X"}.get(action.type, action.dest.split("_")[-1].upper())
+        value = choices if action.choices and len(choices) <= LONGEST_CHOICES else metavar
+        return option if action.nargs == 0 else f"{option} {self._format_args(action, value)}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, argparse.SUPPRESS, []) or "(default:" in action.help:
+        if action.default in (None, argparse.SUPPRESS, []) or "(default:" in action.help or action.type is string_to_bool:
             return action.help
         return f"{action.help} (default: {' '.join(map(str, action.default)) if isinstance(action.default, list) else action.default})"
 
@@ -53,6 +63,7 @@ class _Parser(HfArgumentParser):
     """transformers' parser of dataclasses: with the common options first in --help, and errors as ValueError."""
 
     common: Sequence[str] = ()
+    descriptions: dict[str, str] = {}
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
@@ -91,6 +102,7 @@ class _Parser(HfArgumentParser):
         groups += [(group.title, [a for a in group._group_actions if a in shown and a not in common]) for group in self._action_groups[1:]]
         for title, actions in groups:
             formatter.start_section(title)
+            formatter.add_text(self.descriptions.get(title))
             formatter.add_arguments(actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
@@ -111,7 +123,7 @@ def parse(config_cls: type, description: str, argv: Sequence[str] | None = None)
 def parse_sections(kinds: Sequence[type], description: str, argv: Sequence[str] | None = None, common: Sequence[str] = ()) -> tuple:
     """One instance of each dataclass, as `parse`. common: options that --help lists first."""
     parser = _Parser(list(kinds), description=description, allow_abbrev=False, formatter_class=_Help)
-    parser.common = common
+    parser.common, parser.descriptions = common, {getattr(k, "_argument_group_name", ""): inspect.getdoc(k) for k in kinds}
     parser.add_argument("--config", help="YAML file, one 'option: value' a line, such as a run's config.yaml; flags win over it")
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
