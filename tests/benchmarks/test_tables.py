@@ -35,12 +35,12 @@ SETTINGS = {
 CELLS = ("--start", "random", "--table", 3, "--rows", "none", "simclr", "--shares", "1/5", "--seeds", 0)
 
 
-def options(**given):
-    return plan.TablesOptions(**{"dataset": "camvid", "weights": "w.safetensors", "work_dir": "W"} | given)
+def options(**changes):
+    return plan.TablesOptions(**{"dataset": "camvid", "weights": "w.safetensors", "work_dir": "W"} | changes)
 
 
-def grid(table, spec=SETTINGS, **given):
-    return list(plan.cells_of(table, spec, options(**given)))
+def grid(table, spec=SETTINGS, **changes):
+    return list(plan.cells_of(table, spec, options(**changes)))
 
 
 def command(tmp_path, *words):
@@ -65,7 +65,7 @@ def scores(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, testrun_uid):
-    """The cells, run once for all workers; only to be read."""
+    """Folder of the cells, run once for all test workers; tests only read it."""
     folder = tmp_path_factory.getbasetemp().parent / f"undisturbed-{testrun_uid}"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory, testrun_uid):
 
 
 def test_tables_have_the_papers_rows_and_all_methods():
-    """Table 1: four label counts; table 2: none and the seven sums; table 3: the paper's five and every other method, fewer seeds."""
+    """Table 1 has four label counts, table 2 none and the seven sums, table 3 the paper's five rows and the other methods."""
     one, two, three = (grid(table) for table in (1, 2, 3))
     assert {(c.name, c.share) for c in one if c.seed == 0} >= {(n, s) for n in ("none", "none_long", "mscl") for s in SETTINGS["shares"]}
     assert {c.name for c in two} == {"none", "imagenet", "g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"} and {c.share for c in two} == {"1/2"}
@@ -91,7 +91,7 @@ def test_tables_have_the_papers_rows_and_all_methods():
 
 
 def test_cells_share_the_runs_that_they_have_in_common():
-    """none is fine-tuned in all tables by one run; g+l+p is mscl; a method without masks is pre-trained once for all label counts."""
+    """All tables share the fine-tuning of none; g+l+p is mscl; a method without masks is pre-trained once for all label counts."""
     cells = {(table, c.name, c.share): c for table in (1, 2, 3) for c in grid(table, seeds=[0])}
     assert cells[1, "none", "1/2"].stages == cells[2, "none", "1/2"].stages
     assert cells[1, "mscl", "1/2"].stages == cells[2, "g+l+p", "1/2"].stages
@@ -102,7 +102,7 @@ def test_cells_share_the_runs_that_they_have_in_common():
     assert first[3, "zhao_within", "1/5"] != first[3, "zhao_within", "all"]  # reads masks
     everything = [stage for cell in cells.values() for stage in cell.stages]
     by_folder = {stage.folder: stage.flags for stage in everything}
-    assert all(by_folder[stage.folder] == stage.flags for stage in everything)  # a folder means one run
+    assert all(by_folder[stage.folder] == stage.flags for stage in everything)  # one run per folder
 
 
 @pytest.mark.parametrize("reading", ["best", "printed"])
@@ -110,39 +110,39 @@ def test_budgets_are_equal(reading):
     """Every pre-training passes the same number of views, every fine-tuning makes the same steps; `_long` adds the former to the latter."""
     for cell in [c for table in (1, 2, 3) for c in grid(table, reading=reading, seeds=[0])]:
         pretrain, finetune, _ = (stage.flags for stage in cell.stages)
-        kind = METHODS[pretrain["method"]]
-        if kind.trains:
-            assert pretrain["max-steps"] * pretrain["batch-size"] * plan.VIEWS_PER_SAMPLE[kind.views] == SETTINGS["passes"]
+        method_cls = METHODS[pretrain["method"]]
+        if method_cls.trains:
+            assert pretrain["max-steps"] * pretrain["batch-size"] * plan.VIEWS_PER_SAMPLE[method_cls.views] == SETTINGS["passes"]
         assert finetune["max-steps"] == 3 + 48 // 4 * cell.name.endswith("_long")
-        assert (finetune.get("learning-rate") == 0.2) is (pretrain["method"] == "none" or kind.two_towers)
+        assert (finetune.get("learning-rate") == 0.2) is (pretrain["method"] == "none" or method_cls.two_towers)
         assert finetune.get("train-count") == SETTINGS["shares"][cell.share]
         masks = pretrain.get("train-count", SETTINGS["shares"][cell.share])
-        assert masks == SETTINGS["shares"][cell.share] or kind.labels == "no"  # pre-training sees no mask that fine-tuning does not
+        assert masks == SETTINGS["shares"][cell.share] or method_cls.labels == "no"  # pre-training sees no mask that fine-tuning does not
         assert (pretrain.get("geometry") == "shared") is (reading == "printed" and pretrain["method"] == "mscl")
         weights = "backbone-weights" in pretrain
         assert weights is (pretrain["method"] not in ("none", "cmc"))
 
 
 def test_rows_in_the_repository_are_those_of_its_settings():
-    """Each row's digest is that of the cell as it is planned today, from a file of weights: the same command goes on with these tables."""
-    planned, there = {}, {}
+    """Each row has the digest of its cell in the current plan, with a file of weights: the same command adds to these tables."""
+    planned, stored = {}, {}
     for scale, dataset, reading in itertools.product(("small", "medium"), ("camvid", "voc2012"), ("best", "printed")):
-        given = options(scale=scale, dataset=dataset, reading=reading, results=harness.ROOT / "results")
-        spec = plan.read_spec(given)
+        chosen = options(scale=scale, dataset=dataset, reading=reading, results=harness.ROOT / "results")
+        spec = plan.read_spec(chosen)
         for table in (1, 2, 3):
-            there |= {tables.key_of(row): row["config"] for row in read_csv(tables.path_of(table, given))}
-            cells = plan.cells_of(table, spec, given)
-            planned |= {tables.key_of(tables.identity_of(cell, given)): tables.config_of(cell) for cell in cells}
-    assert there and there.items() <= planned.items()
+            stored |= {tables.key_of(row): row["config"] for row in read_csv(tables.path_of(table, chosen))}
+            cells = plan.cells_of(table, spec, chosen)
+            planned |= {tables.key_of(tables.identity_of(cell, chosen)): tables.config_of(cell) for cell in cells}
+    assert stored and stored.items() <= planned.items()
 
 
 def test_settings_in_the_repository_make_a_grid():
-    """Each file gives all three tables, in both readings, from both starts."""
+    """Each settings file makes all three tables, in both readings, from both starts."""
     files = sorted((harness.ROOT / "recipes" / "benchmarks" / "configs").glob("tables_*_*.yaml"))
     assert len(files) >= 2
     for path in files:
-        for given in ({}, {"reading": "printed"}, {"start": "random"}):
-            assert all(grid(table, yaml.safe_load(path.read_text()), **given) for table in (1, 2, 3))
+        for changes in ({}, {"reading": "printed"}, {"start": "random"}):
+            assert all(grid(table, yaml.safe_load(path.read_text()), **changes) for table in (1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_settings_in_the_repository_make_a_grid():
         (("--weights", "no.safetensors"), "--weights is no.safetensors"),
     ],
 )  # fmt: skip
-def test_bad_requests_are_refused_in_one_sentence(tmp_path, words, message):
+def test_wrong_options_are_rejected(tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
         tables.main(command(tmp_path, *words)[4:])
     assert not (tmp_path / "work").exists() and not (tmp_path / "results").exists()
@@ -164,7 +164,7 @@ def test_bad_requests_are_refused_in_one_sentence(tmp_path, words, message):
 
 
 def test_cells_are_measured_and_written_down(undisturbed):
-    """A row a cell, with budgets, versions and times; Markdown and a picture beside it; checkpoints are gone, models stay."""
+    """Each cell has a row with steps, versions and times; Markdown and a picture are written; checkpoints are removed, models are kept."""
     with (undisturbed / "results" / "table3.csv").open() as file:
         none, simclr = csv.DictReader(file)
     assert (none["cell"], none["pretrain_passes"], none["finetune_passes"], none["labels"]) == ("none", "0", "12", "-")
@@ -181,7 +181,7 @@ def test_cells_are_measured_and_written_down(undisturbed):
 
 
 def test_finished_cells_are_not_run_again(tmp_path, undisturbed):
-    """The same command a second time touches no run; other rows of the table stay."""
+    """The same command a second time changes no run; other rows of the table are kept."""
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.log")}
     table = tmp_path / "results" / "table3.csv"
@@ -192,8 +192,8 @@ def test_finished_cells_are_not_run_again(tmp_path, undisturbed):
     assert sorted(table.read_text().splitlines()[1:]) == sorted([*rows, rows[0].replace("synthetic,none", "camvid,none")])
 
 
-def test_one_writes_the_tables_at_a_time(tmp_path, undisturbed, monkeypatch):
-    """CSV files, Markdown and pictures: whoever else would write them waits."""
+def test_one_process_writes_the_tables_at_a_time(tmp_path, undisturbed, monkeypatch):
+    """A lock is held while CSV files, Markdown and pictures are written."""
     shutil.copytree(undisturbed / "work", tmp_path / "work")
     seen = []
 
@@ -208,14 +208,14 @@ def test_one_writes_the_tables_at_a_time(tmp_path, undisturbed, monkeypatch):
 
         return inner
 
-    for name in ("position_of", "write_tables"):  # a row's place is asked for while a file is written
+    for name in ("position_of", "write_tables"):  # rows are sorted while the lock is held
         monkeypatch.setattr(tables, name, seeing(name, getattr(tables, name)))
     tables.main(command(tmp_path, *CELLS, "--finished-only", "true")[4:])
     assert seen == ["position_of", "position_of", "write_tables"] and (tmp_path / "results" / "table3.md").is_file()
 
 
-def test_rows_with_other_settings_are_written_over_knowingly(tmp_path, undisturbed):
-    """They are refused by name, and untouched, until it is asked for."""
+def test_rows_with_other_settings_are_replaced_on_request(tmp_path, undisturbed):
+    """Without --replace they are an error that names the cell, and are not changed."""
     shutil.copytree(undisturbed / "work", tmp_path / "work")
     words, table = command(tmp_path, *CELLS, "--finished-only", "true")[4:], tmp_path / "results" / "table3.csv"
     tables.main(words)
@@ -229,7 +229,7 @@ def test_rows_with_other_settings_are_written_over_knowingly(tmp_path, undisturb
 
 
 def test_a_row_names_the_commits_and_versions_of_its_runs(tmp_path, undisturbed):
-    """Each once, whichever run of the cell they are of, and however many attempts a run took; not those of who writes the table."""
+    """Commits and versions of all runs and attempts are listed once each; those of the process that writes the table are not."""
     shutil.copytree(undisturbed / "work", tmp_path / "work")
     made = {"pretrain": ("aaa", "1.0"), "finetune": ("aaa bbb", "2.0"), "evaluate": ("ccc", "1.0")}
     for path in (tmp_path / "work").rglob("*.done.json"):
@@ -242,7 +242,7 @@ def test_a_row_names_the_commits_and_versions_of_its_runs(tmp_path, undisturbed)
 
 
 def test_a_stage_names_all_commits_that_it_was_run_with(tmp_path):
-    """Those of attempts that were stopped first; the sources may be copies that no commit is known of."""
+    """Earlier attempts count too; "-" stands for sources without a commit."""
     stage = stages.Stage("pretrain", tmp_path / "cell", {})
     stage.folder.mkdir()
     for changed, known in (([], "ccc"), ([{"lr": [1, 2]}, {"commit": [None, "bbb"]}, {"commit": ["bbb", "ccc"]}], "- bbb ccc")):
@@ -251,20 +251,20 @@ def test_a_stage_names_all_commits_that_it_was_run_with(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
-    """SIGKILL to everything in mid pre-training, then to the benchmark alone in mid fine-tuning: the same figures, nothing lost."""
+def test_a_killed_benchmark_continues_to_the_same_table(tmp_path, undisturbed):
+    """After SIGKILL of all processes during pre-training, then of the benchmark during fine-tuning, the figures are the same."""
     for alone, sign in ((False, "pretrain/simclr*/checkpoints/step-00000002"), (True, "finetune/simclr*/checkpoints/step-00000001")):
         process = subprocess.Popen(command(tmp_path, *CELLS), stderr=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True)
         deadline = time.monotonic() + 400
         while not list((tmp_path / "work").glob(f"*/{sign}")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert process.poll() is None  # the fault fires in mid-cell
+        assert process.poll() is None  # killed in the middle of a cell
         (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
         process.wait()
         finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.done.json")}
         assert len(finished) >= (3 if not alone else 4)
-    done = run(tmp_path, *CELLS)  # while what the second one left behind may still be running
+    done = run(tmp_path, *CELLS)  # a stage of the second benchmark may still be running
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     assert scores(tmp_path) == scores(undisturbed)
@@ -272,7 +272,7 @@ def test_a_killed_benchmark_goes_on_to_the_same_table(tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_two_benchmarks_share_the_cells(tmp_path, undisturbed):
-    """Started together on one folder, they run every stage once, both finish, and the table is that of one alone."""
+    """Two benchmarks in one folder run every stage once, and make the table that one of them makes alone."""
     both = [subprocess.Popen(command(tmp_path, *CELLS), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
     assert [process.communicate(timeout=500)[1][-300:] * process.returncode for process in both] == ["", ""]
     logs = [path.read_text() for path in (tmp_path / "work").rglob("*.log")]
@@ -281,9 +281,9 @@ def test_two_benchmarks_share_the_cells(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("launched", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undisturbed, launched):
-    """SIGTERM in mid pre-training ends the benchmark with 75 when its stages have ended, though a launcher dies without telling its worker;
-    what was done is written down, and the same command goes on to the same figures."""
+def test_a_stopped_benchmark_continues_the_next_time(tmp_path, undisturbed, launched):
+    """After SIGTERM during pre-training the benchmark ends with 75 when its stages have ended, also when a launcher dies and its worker
+    lives; finished cells are in the table, and the same command continues to the same figures."""
     launcher = tmp_path / "launch.sh"
     launcher.write_text(f'#!/bin/sh\n{sys.executable} "$@" &\nwait $!\n')
     launcher.chmod(0o755)
@@ -294,8 +294,8 @@ def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undistu
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=500)[1]
-    assert process.returncode == 75 and "the same command continues" in said
+    errors = process.communicate(timeout=500)[1]
+    assert process.returncode == 75 and "the same command continues" in errors
     for path in (tmp_path / "work").rglob("*.lock"):
         with path.open("w") as lock:
             assert stages._take(lock), path
@@ -304,8 +304,8 @@ def test_a_benchmark_that_is_told_to_stop_goes_on_another_time(tmp_path, undistu
     assert scores(tmp_path) == scores(undisturbed)
 
 
-def test_failures_are_named_and_the_rest_goes_on(tmp_path):
-    """A method that cannot run here fails alone, with its log; other settings for a finished run or a row are refused, by name."""
+def test_failures_are_named_and_other_cells_are_run(tmp_path):
+    """A method that fails does not stop the others; other settings for a finished run or a row are errors that name it."""
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": {"simclr": {"start-from": "no/such/folder"}}}))
     done = run(tmp_path, *CELLS)
     logs = list((tmp_path / "work").glob("*/pretrain/simclr*.log"))
@@ -324,40 +324,40 @@ def test_failures_are_named_and_the_rest_goes_on(tmp_path):
     assert not (tmp_path / "another").exists()
 
 
-def test_a_stage_is_known_by_defaults_and_weights_but_not_by_places(tmp_path):
-    """Another value of an option that was not given, or another content of the file of weights: another run, as is what goes on from it."""
+def test_settings_include_defaults_and_weights_but_no_paths(tmp_path):
+    """Another default or other content of the file of weights makes other settings, also of the stages after it; another path does not."""
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"1")
     flags = {"method": "imagenet", "backbone-weights": weights, "data-dir": tmp_path, "dataloader-num-workers": 2}
     stage = stages.Stage("pretrain", tmp_path / "cell", flags)
     stage.record_path.write_text(json.dumps({"settings": stages.settings(stage)}))
     (tmp_path / "copy").write_bytes(b"1")
-    places = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "dataloader-num-workers": 0}
-    moved = stages.Stage("pretrain", stage.folder, flags | places)
+    paths = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "dataloader-num-workers": 0}
+    moved = stages.Stage("pretrain", stage.folder, flags | paths)
     assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["learning_rate"] == 0.05
-    tuned = stages.Stage("finetune", tmp_path / "tuned", {"model": "here"}, stage)
+    tuned = stages.Stage("finetune", tmp_path / "tuned", {"model": "a"}, stage)
     tuned.record_path.write_text(json.dumps({"settings": stages.settings(tuned)}))
-    assert stages.finished(stages.Stage("finetune", tuned.folder, {"model": "there"}, moved))
+    assert stages.finished(stages.Stage("finetune", tuned.folder, {"model": "b"}, moved))
     (tmp_path / "other").write_bytes(b"2")
     for changed, name in (({"backbone-weights": tmp_path / "other"}, "backbone_weights"), ({"learning-rate": 0.1}, "learning_rate")):
         with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
             stages.finished(other := stages.Stage("pretrain", stage.folder, flags | changed))
         with pytest.raises(ValueError, match=r"tuned was made with other settings \(model\)"):
-            stages.finished(stages.Stage("finetune", tuned.folder, {"model": "here"}, other))
+            stages.finished(stages.Stage("finetune", tuned.folder, {"model": "a"}, other))
 
 
-def test_what_is_left_to_the_method_counts(tmp_path):
-    """Its own values stand among the settings, so that others in a later release are other settings; those that were given win."""
+def test_settings_include_the_defaults_of_the_method(tmp_path):
+    """Values that the method chooses are settings, so that other values in a later release are noticed; explicit values replace them."""
     left = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "cp2"}))
     assert (left["temperature"], left["ema_momentum"], left["preset"], left["pixel_layers"]) == (0.2, 0.999, "moco_v2", 3)
-    given = {"method": "cp2", "temperature": 0.5, "queue_size": 64, "preset": "byol", "pixel-layers": 2}
-    assert stages.settings(stages.Stage("pretrain", tmp_path, given)) == left | {name.replace("-", "_"): given[name] for name in given}
+    flags = {"method": "cp2", "temperature": 0.5, "queue_size": 64, "preset": "byol", "pixel-layers": 2}
+    assert stages.settings(stages.Stage("pretrain", tmp_path, flags)) == left | {name.replace("-", "_"): flags[name] for name in flags}
     both = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "chaitanya_global_local"}))
     assert (both["partitions"], both["variant"], both["bn_views"]) == (4, "GR", "joint")  # of the stage before
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    """A stage that a dead process had locked can be taken; a live one's is busy."""
+    """A stage is busy while a live process has its lock, and free after that."""
     stage = stages.Stage("evaluate", tmp_path / "cell", {})
     with stages._lock_file(stage) as lock:
         assert stages._take(lock)

@@ -1,4 +1,4 @@
-"""What the grid of the paper's tables costs: kinds of runs, sums over stages, arithmetic, a measured grid; the settings of full scale."""
+"""The cost of the grid behind the paper's tables: types of runs, sums over stages, FLOPs, a timed grid; the settings of full scale."""
 
 import json
 import os
@@ -45,43 +45,43 @@ def full(dataset, **options):
 
 
 def all_stages(grid):
-    """By their folders: a stage that several cells name is there once."""
+    """Stages by folder; a stage of several cells occurs once."""
     return {stage.folder: stage for cells in grid.values() for cell in cells for stage in cell.stages}
 
 
 def rows_of(markdown):
-    """The lines of all tables in it, without rules."""
+    """The rows of all tables, without the lines below their heads."""
     rows = [line for line in markdown.splitlines() if line.startswith("| ") and "---" not in line]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 @pytest.mark.parametrize("start", ["imagenet", "random"])
-def test_a_kind_is_what_a_step_takes_its_time_from(start):
-    """Seeds, numbers of masks, rates and lengths make no kinds; methods, losses, unlabelled images do; where none trains there is one."""
+def test_types_differ_in_the_time_of_a_step(start):
+    """Methods, losses and unlabelled images make types; seeds, masks, learning rates and steps do not; what trains nothing is one type."""
     grid = grid_of(TINY, start=start)
     stages = all_stages(grid)
-    kinds = tables_cost.types_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
-    assert sorted(stage.folder for members in kinds.values() for stage in members) == sorted(stages)
+    types = tables_cost.types_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
+    assert sorted(stage.folder for members in types.values() for stage in members) == sorted(stages)
 
-    def told(stage):
+    def expected_type(stage):
         flags = stage.flags
         if stage.recipe != "pretrain":
             return stage.recipe, flags.get("loss")
         method = flags["method"] if METHODS[flags["method"]].trains else "nothing"
         return stage.recipe, method, flags.get("losses"), flags.get("unlabelled")
 
-    assert [{told(stage) for stage in members} for members in kinds.values()] == [{told(members[0])} for members in kinds.values()]
-    assert len(kinds) == len({told(stage) for stage in stages.values()})
-    order = [kind[0] for kind in kinds]
+    assert all(len({expected_type(stage) for stage in members}) == 1 for members in types.values())
+    assert len(types) == len({expected_type(stage) for stage in stages.values()})
+    order = [name[0] for name in types]
     assert order == sorted(order, key=list(RECIPES).index)
 
 
-def test_what_a_method_changes_makes_types_of_its_own():
-    """Image size and batch of a method; two towers also in what follows, a method's image size not."""
+def test_what_a_method_changes_makes_types():
+    """Image size and batch of a method make a type; two towers also make one of later stages, the image size of a method does not."""
     spec = TINY | {"leave_out": [], "methods": {"simclr": {"image-size": 48, "batch-size": 8}}}
     grid = grid_of(spec, table=[3], rows=["simclr", "byol", "cmc"], seeds=[0], shares=["1/5"])
-    kinds = tables_cost.types_of(tables_cost.stages_of(grid[3]))
-    titles = [tables_cost.title(members[0]) for members in kinds.values()]
+    types = tables_cost.types_of(tables_cost.stages_of(grid[3]))
+    titles = [tables_cost.title(members[0]) for members in types.values()]
     assert titles == [
         "pretrain simclr 8 x 48 px", "pretrain byol 4 x 32 px", "pretrain cmc two towers 4 x 32 px",
         "finetune ce 4 x 32 px", "finetune ce two towers 4 x 32 px", "evaluate", "evaluate two towers",
@@ -89,27 +89,27 @@ def test_what_a_method_changes_makes_types_of_its_own():
 
 
 def test_totals_are_the_sums_over_the_stages():
-    """Hours and arithmetic of each table, and of all of them with what they share counted once."""
+    """Hours and FLOPs of each table, and of all tables with shared stages counted once."""
     grid = grid_of(TINY)
-    kinds = tables_cost.types_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
-    timings = {kind: tables_cost.Timing(3600 * 2.0**number, 36.0 * (number + 1)) for number, kind in enumerate(kinds)}
-    pace = {stage.folder: timings[kind] for kind, members in kinds.items() for stage in members}
+    types = tables_cost.types_of(tables_cost.stages_of(cell for cells in grid.values() for cell in cells))
+    timings = {name: tables_cost.Timing(3600 * 2.0**number, 36.0 * (number + 1)) for number, name in enumerate(types)}
+    pace = {stage.folder: timings[name] for name, members in types.items() for stage in members}
 
     def hours(*tables):
         once = {stage.folder: stage for cells in tables for cell in cells for stage in cell.stages}
         return sum((pace[folder].once + stage.flags.get("max-steps", 0) * pace[folder].step) / 3600 for folder, stage in once.items())
 
-    rows = rows_of(tables_cost.report(grid, kinds, timings, steps=8))
-    *found, together = [float(row[3].replace(",", "")) for row in rows[1:5]]
-    assert found == pytest.approx([hours(cells) for cells in grid.values()], rel=0.006)
-    assert together == pytest.approx(hours(*grid.values()), rel=0.006) and together < sum(found)
-    by_kind = rows[rows.index(next(row for row in rows if row[0] == "type of run")) + 1 :]
-    assert len(by_kind) == len(kinds) and sum(int(row[1]) for row in by_kind) == len(all_stages(grid))
-    assert sum(float(row[5].replace(",", "")) for row in by_kind) == pytest.approx(together, rel=0.006)
+    rows = rows_of(tables_cost.report(grid, types, timings, steps=8))
+    *by_table, together = [float(row[3].replace(",", "")) for row in rows[1:5]]
+    assert by_table == pytest.approx([hours(cells) for cells in grid.values()], rel=0.006)
+    assert together == pytest.approx(hours(*grid.values()), rel=0.006) and together < sum(by_table)
+    by_type = rows[rows.index(next(row for row in rows if row[0] == "type of run")) + 1 :]
+    assert len(by_type) == len(types) and sum(int(row[1]) for row in by_type) == len(all_stages(grid))
+    assert sum(float(row[5].replace(",", "")) for row in by_type) == pytest.approx(together, rel=0.006)
 
 
 def test_timing_of_a_run(tmp_path):
-    """The median step without the first quarter; all else, the slow start too, happens once; two stages of a method are averaged."""
+    """A step is the median without the first quarter; the slower start counts as once; two stages of a method are averaged."""
     stage = Stage("pretrain", tmp_path / "run", {})
     (stage.folder / "stage1").mkdir(parents=True)
     (stage.folder / "run.json").write_text(json.dumps({"batch_size": 8, "gradient_accumulation_steps": 2}))
@@ -124,8 +124,8 @@ def test_timing_of_a_run(tmp_path):
     assert tables_cost.timing(stage) == (100.0, 0.0)
 
 
-def test_arithmetic_is_that_of_the_convolutions():
-    """Three times the multiplications and additions of a forward pass through what is trained, counted here by hooks on real images."""
+def test_flops_are_those_of_the_convolutions():
+    """FLOPs are three times those of a forward pass through the trained parts, which hooks count here on an image."""
     model = MsclForSemanticSegmentation(config_of(NetworkConfig("test_resnet", decoder_channels=16, image_size=32))).eval()
     done = {}
 
@@ -150,21 +150,21 @@ def test_arithmetic_is_that_of_the_convolutions():
     assert tables_cost.passes_of(stages["simclr"]) == tables_cost.passes_of(stages["instdisc"]) == TINY["passes"]
 
 
-def test_a_short_run_fetches_nothing():
-    """Where weights would come from the Hub or a file, it starts from random ones; it logs each step and keeps all else."""
+def test_a_short_run_downloads_nothing():
+    """It starts from random weights instead of those of the Hub or a file, logs each step, and keeps all other flags."""
     for weights in (None, "weights.safetensors"):
         stages = all_stages(grid_of(TINY, rows=["imagenet", "mscl"], seeds=[0], table=[1], weights=weights)).values()
         for stage in stages:
-            short = tables_cost.shortened(stage, 7, Path("short"), None if stage.after is None else Path("there"))
+            short = tables_cost.shortened(stage, 7, Path("short"), None if stage.after is None else Path("m"))
             assert short.folder == Path("short") and not {"pretrained", "backbone-weights"} & short.flags.keys()
-            assert short.flags.get("method") in (None, "none", "mscl") and short.flags.get("model") == (stage.after and "there")
+            assert short.flags.get("method") in (None, "none", "mscl") and short.flags.get("model") == (stage.after and "m")
             changed = {"method", "model", "max-steps", "save-steps", "val-split", "pretrained", "backbone-weights"}
             assert short.flags.items() >= {name: value for name, value in stage.flags.items() if name not in changed}.items()
             assert stage.recipe == "evaluate" or (short.flags["max-steps"], short.flags["logging-steps"]) == (7, 1)
 
 
-def test_a_grid_is_measured(tmp_path):
-    """One run of each kind, nothing left behind; what fails is said in a sentence with the cell's name."""
+def test_a_grid_is_timed(tmp_path):
+    """One run of each type is made and leaves no files; a failure is an error that names the cell."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     script = """
 import sys, yaml
@@ -186,10 +186,10 @@ except ValueError as error:
     assert done.returncode == 0, done.stderr[-3000:]
     head, *rows = rows_of(done.stdout)
     assert head == ["table", "stages", "PFLOP", "hours"] and [row[0] for row in rows[:3]] == ["1", "3", "together, shared stages once"]
-    kinds = {row[0]: row[1:] for row in rows[4:]}
-    assert list(kinds) == ["pretrain mscl g+l+p 4 x 32 px", "finetune ce 4 x 32 px", "evaluate"]
-    assert [(int(row[0]), int(row[1])) for row in kinds.values()] == [(2, 2 * 4), (2, 2 * 3), (2, 0)]
-    assert [float(row[5]) > 0 for row in kinds.values()] == [True, True, False] and all(float(row[6]) > 0 for row in kinds.values())
+    types = {row[0]: row[1:] for row in rows[4:]}
+    assert list(types) == ["pretrain mscl g+l+p 4 x 32 px", "finetune ce 4 x 32 px", "evaluate"]
+    assert [(int(row[0]), int(row[1])) for row in types.values()] == [(2, 2 * 4), (2, 2 * 3), (2, 0)]
+    assert [float(row[5]) > 0 for row in types.values()] == [True, True, False] and all(float(row[6]) > 0 for row in types.values())
     assert f"torch {torch.__version__}" in done.stdout and "4 steps" in done.stdout
     assert "error: the pretrain stage of mscl-g+l+p-best-imagenet-8-seed0 failed: error: " in done.stdout
     assert not any((tmp_path / "temporary").glob("*/0")) and not (tmp_path / "work").exists()
@@ -197,7 +197,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize(("dataset", "start", "reading"), FULL)
 def test_settings_of_full_scale(dataset, start, reading):
-    """The recipes accept the flags of every cell; all methods get the same passes, are fine-tuned alike, and can run on 8 processes."""
+    """The recipes accept the flags of every cell; all methods have the same passes and the same fine-tuning, and can run on 8 processes."""
     grid = full(dataset, start=start, reading=reading)
     spec = yaml.safe_load((harness.ROOT / "recipes" / "benchmarks" / "configs" / f"tables_full_{dataset}.yaml").read_text())
     seen, tuned = set(), set()
@@ -220,8 +220,8 @@ def test_settings_of_full_scale(dataset, start, reading):
     assert {stage.recipe for stage in all_stages(grid).values()} == set(RECIPES)
 
 
-def test_arithmetic_of_full_scale():
-    """A pass of a ResNet-50 with DeepLabV3 at 513 px takes what is known of it; the rates of the decoder are given, whatever the crop."""
+def test_flops_of_full_scale():
+    """A pass of a ResNet-50 with DeepLabV3 at 513 px has the published FLOPs; the rates of the decoder do not depend on the crop."""
     grid = full("voc2012", rows=["mscl", "simclr"], seeds=[0], table=[3], shares=["1/5"])
     mscl, simclr = (cell.stages for cell in sorted(grid[3], key=lambda cell: cell.name))
     tflop = {stage: tables_cost.tflop_per_pass(stage) for stage in (mscl[0], simclr[0], mscl[1])}
@@ -231,8 +231,8 @@ def test_arithmetic_of_full_scale():
 
 
 def test_decoder_rates_can_be_given():
-    """They are those of the network, for any image size; by default they follow it; there are none below 1."""
-    given = config_of(NetworkConfig("test_resnet", decoder_rates=[6, 12, 18], image_size=32))
-    assert given.decoder_rates == [6, 12, 18] != config_of(NetworkConfig("test_resnet", image_size=32)).decoder_rates
+    """Explicit rates hold for any image size; the default rates depend on it; rates below 1 are errors."""
+    config = config_of(NetworkConfig("test_resnet", decoder_rates=[6, 12, 18], image_size=32))
+    assert config.decoder_rates == [6, 12, 18] != config_of(NetworkConfig("test_resnet", image_size=32)).decoder_rates
     with pytest.raises(ValueError, match="--decoder-rates is 0"):
         NetworkConfig(decoder_rates=[0, 3])

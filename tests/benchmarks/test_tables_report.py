@@ -1,4 +1,4 @@
-"""The report of the paper's tables: figures by hand-made runs, answers in all their outcomes, pictures and the page whole."""
+"""The report of the paper's tables: figures of made-up runs, every outcome of the answers, pictures, the page."""
 
 import base64
 import csv
@@ -38,7 +38,7 @@ def runs(cells, share, **changes):
 
 
 def around(mean, sd=0.5):
-    """Three scores of that mean and sample deviation."""
+    """Three scores with this mean and sample deviation."""
     return [mean - sd, mean, mean + sd]
 
 
@@ -47,15 +47,15 @@ METHODS = dict(zip(("none", "simclr", "aaf", "rmi", "mscl"), 36 + 0.02 * np.aran
 
 
 def ordered(**changes):
-    """Runs in the paper's order by small steps, deviation 0.5 each, with changed means: table 3 by name, table 2 as `losses`."""
+    """Runs in the paper's order, in small steps, deviation 0.5. changes: other means, of table 3 by name, of table 2 as `losses`."""
     losses = {cell: around(mean) for cell, mean in (LOSSES | changes.pop("losses", {})).items()}
     methods = {cell: around(mean) for cell, mean in (METHODS | changes).items()}
     return {2: runs(losses, "1/2"), 3: runs(methods, "1/5")}
 
 
 def claims_of(rows_by_table):
-    (found,) = data.blocks(rows_by_table).values()
-    return tables_claims.claims(found)
+    (tables,) = data.blocks(rows_by_table).values()
+    return tables_claims.claims(tables)
 
 
 def answer(claim, rows_by_table):
@@ -64,10 +64,10 @@ def answer(claim, rows_by_table):
 
 
 def ordering(rows_by_table):
-    """What is said of the fifteen comparisons, and their rows."""
-    found = claims_of(rows_by_table)
-    (table,) = [table for table in found.tables if table.title.startswith(tables_claims.ORDERING)]
-    return found.answers[tables_claims.ORDERING], table.rows
+    """The answer from the fifteen comparisons, and their rows."""
+    claims = claims_of(rows_by_table)
+    (table,) = [table for table in claims.tables if table.title.startswith(tables_claims.ORDERING)]
+    return claims.answers[tables_claims.ORDERING], table.rows
 
 
 def write(folder, rows_by_table):
@@ -80,7 +80,7 @@ def write(folder, rows_by_table):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All three tables in two settings, with gaps, single seeds and an unknown method: CSV files and what is made from them."""
+    """All three tables in two settings, with gaps, single seeds and an unknown method: CSV files and the report."""
     folder = tmp_path_factory.mktemp("results")
     one = runs({"mscl": [24, 26, 28], "none": [20, 21, 22]}, "1/10") + runs({"none": around(30)}, "1/5")
     one += runs({"mscl": [44]}, "all") + runs({"none": [39, 41]}, "all") + runs({"none": [50], "mscl": [60]}, "1/10", start="random")
@@ -92,14 +92,14 @@ def folder(tmp_path_factory):
 
 
 def test_interval_and_pooled_deviation():
-    """Against the textbook: t of 2 degrees of freedom is 4.303; one number adds nothing to a pooled deviation."""
+    """As in textbooks: t of 2 degrees of freedom is 4.303; a single number does not change a pooled deviation."""
     mean, low, high = interval([1, 2, 3])
     assert (mean, low, high) == pytest.approx((2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
     assert data.pooled_sd([1, 2, 3], [9]) == 1 and data.pooled_sd([1, 3], [2, 2]) == 1 and data.pooled_sd([1], [2]) is None
 
 
 def test_tables_hold_means_deviations_and_paired_differences(folder):
-    """Figures by hand, in the paper's order; what was not run is '-', a share that nothing was run at is left out; settings stay apart."""
+    """Rows are in the paper's order; missing runs are "-", shares without any run are left out; settings have separate tables."""
     one, two, three = ((folder / f"table{number}.md").read_text() for number in (1, 2, 3))
     assert "Made by `python -m recipes.benchmarks tables`" in one and "| cell | 1/10 (37) | 1/5 (73) | all | passes | seeds |" in one
     assert "| none | 21.0 ± 1.0 | 30.0 ± 0.5 | 40.0 ± 1.4 | 0 + 2,400 | 3 / 3 / 2 |\n| mscl | 26.0 ± 2.0 | - | 44.0 | " in one
@@ -114,7 +114,7 @@ def test_tables_hold_means_deviations_and_paired_differences(folder):
 
 
 def test_the_papers_figures_are_whole():
-    """As many as printed, and the checks that can be made among them: gains named in the text, cells that two tables share."""
+    """All figures are present, and agree with the gains in the paper's text and with each other."""
     one, cities = ({row[0]: [float(cell) for cell in row[1:]] for row in table.rows} for table in report.PAPER[1])
     two, three = ({row[0]: [float(cell) for cell in row[1:]] for row in report.PAPER[number][0].rows} for number in (2, 3))
     assert [round(a - b, 1) for a, b in zip(cities["ours"], cities["random"])] == [16.1, 13.8, 12.0, 10.0]
@@ -127,8 +127,8 @@ def test_the_papers_figures_are_whole():
     ("gains", "verdict"),
     [([4, 5, 6], "supported"), ([-1, 5, 6], "not supported"), ([-4, -5, -6], "contradicted"), ([5], "open"), ([], "open")],
 )
-def test_h1_and_h5_ask_for_an_interval_above_zero(gains, verdict):
-    """Paired gains over none, over SimCLR: their interval above, around, below 0; one seed or none answers nothing."""
+def test_h1_and_h5_need_an_interval_above_zero(gains, verdict):
+    """The interval of the paired gains over none, or over SimCLR, is above, around or below 0; with one seed or none the claim is open."""
     base, ours = [20, 22, 27], [[20, 22, 27][seed] + gain for seed, gain in enumerate(gains)]  # seeds differ more than methods
     few = runs({"none": base, "mscl": ours}, "1/10") + runs({"none": base, "mscl": [score + 5 for score in base]}, "1/5")
     assert answer("H1", {1: few}) == verdict
@@ -141,8 +141,8 @@ def test_h1_and_h5_ask_for_an_interval_above_zero(gains, verdict):
     ("late", "verdict"),
     [([1, 2, 3], "supported"), ([4, 9, 1], "supported"), ([4, 9, 7], "not supported"), ([8, 9, 10], "contradicted"), ([4], "open")],
 )
-def test_h2_asks_whether_the_gain_grows(late, verdict):
-    """Gains of 4, 5, 6 at 1/10 against those with all masks, by seed; the slope over the logarithm of the share stands beside."""
+def test_h2_compares_the_gains(late, verdict):
+    """Gains of 4, 5, 6 with 1/10 are compared with those with all masks, by seed; the slope over the logarithm of the share is given."""
     rows = runs({"none": [20, 20, 20], "mscl": [24, 25, 26]}, "1/10")
     rows += runs({"none": [40, 40, 40], "mscl": [40 + gain for gain in late]}, "all")
     assert answer("H2", {1: rows}) == verdict
@@ -161,15 +161,15 @@ def test_h2_asks_whether_the_gain_grows(late, verdict):
     ],
 )
 def test_h3_and_h4_allow_for_the_spread(change, h3, h4):
-    """g+l+p beside its parts, p beside g and l: behind by less than one pooled deviation, by more, by more than two."""
+    """g+l+p against its parts, p against g and l: below them by less than one pooled deviation, by more, by more than two."""
     rows = ordered(losses=change)
     assert (answer("H3", rows), answer("H4", rows)) == (h3, h4)
     single = {2: runs({cell: [mean] for cell, mean in LOSSES.items()}, "1/2")}
     assert answer("H3", single) == "open"
 
 
-def test_a_claim_is_as_good_as_its_worst_part():
-    """One share supports, the other contradicts: contradicted."""
+def test_a_claim_has_its_worst_verdict():
+    """Supported with one share and contradicted with the other is contradicted."""
     rows = runs({"none": around(20), "mscl": around(25)}, "1/10") + runs({"none": around(30), "mscl": around(25)}, "1/5")
     assert answer("H1", {1: rows}) == "contradicted" and tables_claims.worst(["supported", "open"]) == "open" == tables_claims.worst([])
 
@@ -187,24 +187,24 @@ FAILURES = [
 
 @pytest.mark.parametrize("line", range(15))
 def test_each_of_the_fifteen_comparisons_fails_alone(line):
-    """In the paper's order all hold; a planted failure changes its own line and the count, nothing else."""
-    said, rows = ordering(ordered())
-    assert said == "15 of 15 comparisons hold, 15 strictly" and [row[3] for row in rows] == ["yes"] * 15
-    said, rows = ordering(ordered(**FAILURES[line]))
-    assert said.startswith("14 of 15 ") and [row[3] for row in rows] == ["no" if i == line else "yes" for i in range(15)]
+    """In the paper's order all hold; a failure changes only its row and the count."""
+    score, rows = ordering(ordered())
+    assert score == "15 of 15 comparisons hold, 15 strictly" and [row[3] for row in rows] == ["yes"] * 15
+    score, rows = ordering(ordered(**FAILURES[line]))
+    assert score.startswith("14 of 15 ") and [row[3] for row in rows] == ["no" if i == line else "yes" for i in range(15)]
 
 
 def test_within_the_spread_holds_but_not_strictly():
-    """Behind by less than a pooled deviation: counted, but not as strict; both figures stand there; nothing is allowed to one seed."""
-    said, rows = ordering(ordered(simclr=36.4))
-    assert said == "15 of 15 comparisons hold, 14 strictly"
+    """Less than a pooled deviation below holds, but not strictly; both figures are in the row; one seed allows no deviation."""
+    score, rows = ordering(ordered(simclr=36.4))
+    assert score == "15 of 15 comparisons hold, 14 strictly"
     assert ("1/5: mscl ≥ simclr", "36.1 ± 0.5", "simclr 36.4 ± 0.5", "yes", "no") in rows
     single = {3: runs({cell: [mean] for cell, mean in (METHODS | {"simclr": 36.4}).items()}, "1/5")}
     assert ("1/5: mscl ≥ simclr", "36.1", "simclr 36.4", "no", "no") in ordering(single)[1]
 
 
-def test_what_is_missing_is_said(folder):
-    """Comparisons that were not run are counted apart; all masks stand beside, uncounted; targets are paired; no table, no claims."""
+def test_missing_runs_are_counted(folder):
+    """Comparisons without runs are counted separately; those with all masks are not counted; targets are paired; no table, no claims."""
     text = (folder / "hypotheses.md").read_text()
     first, other = text.split("## CamVid")[1:]
     assert "from ImageNet weights" in first.splitlines()[0] and "from random weights" in other.splitlines()[0]
@@ -215,8 +215,8 @@ def test_what_is_missing_is_said(folder):
     assert text.split("\n## ")[0].count("supported when") == 3  # the rules
 
 
-def test_nothing_is_made_of_nothing(tmp_path):
-    """No CSV file: no tables, and no page."""
+def test_without_tables_there_is_no_report(tmp_path):
+    """Without CSV files no file is written, and the page is an error."""
     report.write_tables(tmp_path, "command")
     assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match="Run the tables first"):
@@ -224,7 +224,7 @@ def test_nothing_is_made_of_nothing(tmp_path):
 
 
 def test_equal_methods_pass_most_comparisons():
-    """What results/README.md says of the paper's order: of methods that are all alike, random weights apart, 13.5 of fifteen hold."""
+    """As results/README.md states: if all rows but random weights are equal, 13.5 of the fifteen comparisons hold on average."""
     rng, held = np.random.default_rng(0), []
     for _ in range(300):
         draws = {cell: rng.normal(18 if cell == "none" else 35, 1, 3) for cell in (*LOSSES, *METHODS)}
@@ -235,26 +235,26 @@ def test_equal_methods_pass_most_comparisons():
     assert np.mean(loosely >= 12) == pytest.approx(0.92, abs=0.04)
 
 
-def test_what_is_said_of_the_paper_follows_from_its_tables(folder):
-    """The figures among the facts are computed from those that are printed; Markdown and page show the same rows."""
-    said = {where: f"{printed}; {follows}" for where, printed, follows in report.FACTS.rows}
+def test_facts_about_the_paper_follow_from_its_tables(folder):
+    """Figures in the facts are computed from the printed tables; Markdown and page have the same rows."""
+    facts = {where: f"{printed}; {follows}" for where, printed, follows in report.FACTS.rows}
     one, cities = ({row[0]: list(map(float, row[1:])) for row in table.rows} for table in report.PAPER[1])
     gains = [f"+{ours - none:.1f} " for ours, none in zip(cities["ours"], cities["random"])]
-    assert all(gain in said["4.2, Cityscapes"] for gain in gains[:3])
-    assert all(str(ours) in said["4.4 text, table 3 head"] for ours in one["ours"][1::2])
+    assert all(gain in facts["4.2, Cityscapes"] for gain in gains[:3])
+    assert all(str(ours) in facts["4.4 text, table 3 head"] for ours in one["ours"][1::2])
     shares = [f"{10582 * part:,.0f}" for part in (0.1, 0.2, 0.5)] + [f"{count / 29.75:.1f} %" for count in (343, 1527)]
-    assert all(share in said["table 1, counts"] for share in shares)
+    assert all(share in facts["table 1, counts"] for share in shares)
     losses = {row[0]: float(row[2]) for row in report.PAPER[2][0].rows}
-    assert f"g {losses['g']}, l {losses['l']}, p {losses['p']}, g+l {losses['g+l']}" in said["tables 2 and 3, VOC"]
+    assert f"g {losses['g']}, l {losses['l']}, p {losses['p']}, g+l {losses['g+l']}" in facts["tables 2 and 3, VOC"]
     steps = np.diff([float(row[1]) for row in report.PAPER[2][0].rows[1:]]).round(1)
-    assert (steps.min(), steps.max()) == (0.2, 0.5) and "0.2 to 0.5" in said["4"]
+    assert (steps.min(), steps.max()) == (0.2, 0.5) and "0.2 to 0.5" in facts["4"]
     report.write_page(folder, [], folder / "page.html")
-    for where in said:
+    for where in facts:
         assert f"| {where} |" in (folder / "paper.md").read_text() and f"<b>{where}.</b>" in (folder / "page.html").read_text()
 
 
 def test_pictures_are_drawn(folder):
-    """Three pictures, none blank, at least 1000 px wide, in the colors of what is in them."""
+    """Three pictures, none blank, at least 1000 px wide, with the colors of their cells or shares."""
     for number, colors in ((1, ("none", "mscl")), (2, ("1/2",)), (3, ("1/5", "all"))):
         pixels = np.asarray(Image.open(folder / f"table{number}.png").convert("RGB")).astype(int)
         assert pixels.shape[1] >= 1000 and pixels.std() > 5
@@ -263,7 +263,7 @@ def test_pictures_are_drawn(folder):
 
 
 def test_points_are_means_with_deviations_hollow_for_one_seed():
-    """What stands on the axes are the figures of the table."""
+    """Points and bars are at the figures of the table."""
     axis = Figure().add_subplot()
     figures._curves(axis, data.Block(1, runs({"none": [20, 21, 22]}, "1/10") + runs({"none": [30]}, "all")))
     (curve, _, (bars,)), hollow = axis.containers[0], axis.lines[-1]
@@ -277,7 +277,7 @@ def test_points_are_means_with_deviations_hollow_for_one_seed():
 
 
 def test_table_1_of_a_single_share_has_a_line_a_cell(tmp_path, monkeypatch):
-    """Where one share was run there is no curve: the cells stand below each other, each with its mean."""
+    """With one share there is no curve but a line for each cell, with its mean."""
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     figures.draw(1, runs({"none": [20, 22], "imagenet_long": [30, 34]}, "1/10"), tmp_path / "table1.png")
@@ -287,7 +287,7 @@ def test_table_1_of_a_single_share_has_a_line_a_cell(tmp_path, monkeypatch):
 
 
 class Reader(HTMLParser):
-    """The elements of a page, and what it shows; fails on a tag that is not closed in order."""
+    """The elements and the text of a page; fails on a tag that is not closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -307,17 +307,17 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_whole(folder):
-    """Every cell of every table, pictures and strips inside the file and described, nothing from elsewhere, headers that have a scope."""
+    """It has every cell of every table, and pictures with descriptions; it loads no other file; table headers have a scope."""
     Image.new("RGB", (40, 30), "red").save(folder / "strip_of_camvid.png")
     report.write_page(folder, [folder / "strip_of_camvid.png"], folder / "new" / "page.html")
     text = (folder / "new" / "page.html").read_text()
     page = Reader(text)
-    found, rows = set(page.shown), data.read_tables(folder)
+    shown, rows = set(page.shown), data.read_tables(folder)
     main, other = data.blocks(rows).items()
     tables = [table for number in rows for table in report.measured(number, rows)]
     tables += [*tables_claims.claims(main[1]).tables, tables_claims.agreement({main[0]: tables_claims.claims(main[1])})]
     tables += [table for number in rows for table in report.PAPER[number]]
-    assert len(tables) > 12 and all({table.title, *table.head, *(cell for row in table.rows for cell in row)} <= found for table in tables)
+    assert len(tables) > 12 and all({table.title, *table.head, *(cell for row in table.rows for cell in row)} <= shown for table in tables)
     assert text.startswith("<!DOCTYPE html>") and "http" not in re.sub(r"base64,[^\"]*", "", text) and "url(" not in text
     links = [attributes[key] for _, attributes in page.elements for key in ("src", "href") if key in attributes]
     names = {f"#{attributes['id']}" for _, attributes in page.elements if "id" in attributes}
@@ -331,8 +331,8 @@ def test_the_page_is_whole(folder):
     assert f"the paper's tables were run: {other[0]}. hypotheses.md" in text
 
 
-def test_claims_stand_side_by_side_where_the_papers_rows_were_run(tmp_path):
-    """Of other settings than the main one: none on the page while a row of the paper is missing, all as soon as it is there."""
+def test_claims_need_all_rows_of_the_paper(tmp_path):
+    """Claims of a second setting are on the page only if no row of the paper is missing in it."""
     one = runs({"none": around(30), "mscl": around(40)}, "1/10")
     whole = {1: one, **ordered()}
     for missing in (True, False):
@@ -344,14 +344,14 @@ def test_claims_stand_side_by_side_where_the_papers_rows_were_run(tmp_path):
         text = (tmp_path / "page.html").read_text()
         assert ("were run: CamVid, small scale, as printed, from ImageNet weights. " in text) == missing
         assert text.count("<h3>CamVid") == 2 - missing
-    said = {setting: tables_claims.claims(tables) for setting, tables in data.blocks(both).items()}
-    table = tables_claims.agreement(said)
-    assert table.head == ("claim", *map(str, said)) and table.rows[2] == ("H3: g+l+p not behind g, l, p", "supported", "supported")
+    claims = {setting: tables_claims.claims(tables) for setting, tables in data.blocks(both).items()}
+    table = tables_claims.agreement(claims)
+    assert table.head == ("claim", *map(str, claims)) and table.rows[2] == ("H3: g+l+p not behind g, l, p", "supported", "supported")
     scores = "15 of 15 comparisons hold, 15 strictly", "11 of 15 comparisons hold, 11 strictly, 4 not run"
     assert table.rows[-1] == (tables_claims.ORDERING, *scores)
 
 
-def test_a_part_of_a_data_set_is_named_as_such():
+def test_a_part_of_a_data_set_is_named():
     """The small scale has the animals of PASCAL VOC only, the full scale all of it."""
     small, full, other = (
         str(data.Setting(*words, "printed", "random")) for words in (("small", "voc2012"), ("full", "voc2012"), ("small", "x"))
@@ -360,9 +360,9 @@ def test_a_part_of_a_data_set_is_named_as_such():
     assert full.startswith("PASCAL VOC 2012, full scale, ") and other.startswith("x, small scale, ")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser here")
-def test_the_page_fits_a_phone_and_the_night(folder):
-    """At 390 px the tables scroll and the page does not; where dark is preferred the paper is dark."""
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_the_page_fits_a_phone_and_dark_mode(folder):
+    """At 390 px the tables scroll and the page does not; in dark mode the background is dark."""
     browsers = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
     report.write_page(folder, [], folder / "page.html")
     with browsers.sync_playwright() as tools:
@@ -377,8 +377,8 @@ def test_the_page_fits_a_phone_and_the_night(folder):
         browser.close()
 
 
-def test_other_subsets_stand_apart():
-    """Runs on other masks are in no mean, no claim; their spread over subsets, with seed 0, has a table of its own."""
+def test_other_subsets_have_their_own_table():
+    """Runs with other masks are in no mean and no claim; their deviation over subsets, with seed 0, has its own table."""
     usual = runs({"none": around(20), "mscl": around(30)}, "1/10")
     other = [row for n in "12" for row in runs({"none": [20 + int(n)], "mscl": [33.0]}, "1/10", subset_seed=n)]
     assert report.measured(1, {1: usual + other}) == report.measured(1, {1: usual})
@@ -388,7 +388,7 @@ def test_other_subsets_stand_apart():
 
 
 def test_classes_have_means_over_seeds():
-    """A tenth of the masks only; a class that a run lacks counts where it is."""
+    """Only runs with a tenth of the masks count; the mean of a class is over the runs that have it."""
     rows = runs({"none": [20.0, 22.0], "mscl": [30.0, 30.0]}, "1/10") + runs({"none": [50.0]}, "all")
     rows[0]["per_class_iou"] = "sky=0.2000"
     (table,) = report.per_class(rows)
@@ -397,7 +397,7 @@ def test_classes_have_means_over_seeds():
 
 
 def test_the_method_is_also_compared_with_its_starting_weights():
-    """Rows beside H1, where the controls were run: above random weights by far, and not above ImageNet weights."""
+    """Claims beside H1 are answered where the controls were run: here above random weights, and not above ImageNet weights."""
     rows = [row for share in ("1/10", "1/5") for row in runs({"none": around(10), "imagenet": [30, 30, 30], "mscl": around(30, 2)}, share)]
     assert answer("H1", {1: rows}) == "supported" and answer("beside H1: mscl above imagenet", {1: rows}) == "not supported"
     assert not [claim for claim in claims_of({1: rows}).answers if "long" in claim]
