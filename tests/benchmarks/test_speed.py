@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from mscl_hf import MsclForPreTraining
+from recipes.benchmarks import common, compare, runner
 from recipes.benchmarks.speed import report as speed_report
+from recipes.benchmarks.speed import run as speed_run
 
 SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size", 32, "--batch-size", 4, "--largest", 1024)
 
@@ -73,12 +75,25 @@ def test_loss_step_and_metric_are_measured(tmp_path):
 
 
 def test_wrong_options_are_rejected(tmp_path):
-    """Unknown parts, peers without a folder, zero rounds: an error without a traceback, and nothing is written."""
-    cases = {"--parts lose": "--parts is lose", "--parts peers": "--peers DIR", "--fly": "--fly", "--rounds 0": "--rounds is 0"}
-    for words, named in cases.items():
-        done = run_speed(*words.split(), "--results", tmp_path / "x.json")
-        assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr
+    """Unknown parts, peers without a folder, zero rounds: one error, and nothing is written."""
+    cases = {"--parts lose": "--parts is lose", "--parts peers": "--peers", "--parts loss --fly": "--fly", "--rounds 0": "--rounds is 0"}
+    for words, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            speed_run.main([*words.split(), "--results", str(tmp_path / "x.json")])
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["camvid", "losses_camvid", "synthetic", "voc2012"])
+def test_summaries_follow_from_the_rows(name):
+    """Each comparison in results/ has the Markdown of its rows; a cell that fine-tunes the network of another has its pre-training."""
+    source, results = f"recipes/benchmarks/configs/compare_{name}.yaml", harness.ROOT / "results"
+    spec, rows = common.read_yaml(harness.ROOT / source), common.read_csv(results / f"compare_{name}.csv")
+    rows = [row | {"mean_iou": float(row["mean_iou"])} for row in rows]
+    assert compare.summary(spec, rows, source) == (results / f"compare_{name}.md").read_text()
+    cells = {cell.name: cell for cell in compare.cells_of(spec, compare.CompareOptions(source, seeds=[0]))}
+    for cell, content in spec["cells"].items():
+        assert cells[cell].stages[0] == cells[content.get("from", cell)].stages[0]
+    runner.check(list(cells.values()))
 
 
 def test_the_page_has_the_figures():
