@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import normalize
 from transformers import AutoImageProcessor, EvalPrediction, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -34,6 +33,7 @@ from mscl_hf.data import (
 )
 from mscl_hf.evaluation import MeanIoU
 from mscl_hf.models.loading import open_model, open_segmenter
+from mscl_hf.models.normalization import image_statistics, normalize
 from mscl_hf.sharing.provenance import pin_revisions
 from mscl_hf.transforms.views import TrainView
 
@@ -83,7 +83,7 @@ def random_crop(sample: Sample, n: int, view: TrainView, config: MsclConfig, see
     """A function of (seed, n) alone, so that a resumed run sees what an uninterrupted one does."""
     crop = view(sample, np.random.default_rng([seed, n]))
     crop = view.on_device({name: value[None] for name, value in crop.items()})  # colours are made for a batch
-    pixels = normalize(crop["image"][0].float() / 255, config.image_mean, config.image_std)
+    pixels = normalize(crop["image"], *image_statistics(config))[0]
     return {"pixel_values": pixels, "labels": crop["mask"][0].long()}
 
 

@@ -10,6 +10,7 @@ from mscl_hf.data import open_whole_split
 from mscl_hf.evaluation.inference import predict_ids
 from mscl_hf.models.loading import open_model
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.models.normalization import image_statistics, normalize
 from mscl_hf.visual.figures import comparison_strip
 
 IMAGES = 5
@@ -31,6 +32,5 @@ def draw_strip(models: dict[str, Path], flags: dict, path: Path) -> None:
 def predict(network: MsclForSemanticSegmentation, image):
     """Class ids (H, W) of an image (H, W, 3), which is scaled as in training."""
     config = network.config
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
-    return predict_ids(network, (pixels - mean) / std, image.shape[:2], InferenceConfig(base_size=config.base_size)).numpy()
+    pixels = normalize(torch.from_numpy(image.copy()).permute(2, 0, 1)[None], *image_statistics(config))
+    return predict_ids(network, pixels, image.shape[:2], InferenceConfig(base_size=config.base_size)).numpy()
