@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..config import ContrastConfig
+from ..models.normalization import image_statistics, normalize
 
 
 class Method(nn.Module, ABC):
@@ -43,9 +44,8 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.progress = 0.0  # the share of training done before the current step, set by the training loop
-        config = network.config
-        self.register_buffer("image_mean", torch.tensor(config.image_mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(config.image_std).view(1, -1, 1, 1), persistent=False)
+        for name, values in zip(("image_mean", "image_std"), image_statistics(network.config)):
+            self.register_buffer(name, values, persistent=False)
 
     @classmethod
     def uses_unlabelled(cls, contrast: ContrastConfig) -> bool:
@@ -76,7 +76,7 @@ class Method(nn.Module, ABC):
 
     def normalize(self, image: Tensor) -> Tensor:
         """Return images (B, 3, H, W), uint8 or float32 in [0, 255], with the mean and deviation that the backbone expects."""
-        return (image.float() / 255 - self.image_mean) / self.image_std
+        return normalize(image, self.image_mean, self.image_std)
 
     def channels(self) -> int:
         """Return the channels of the feature map of `parts`."""
