@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from mscl_hf.config import parse_losses
 from mscl_hf.config.contrast import SUBSETS
 from mscl_hf.losses import MultiScaleLoss, global_contrast, local_contrast, pixel_contrast, sample_pixels
-from mscl_hf.methods.memory import Queue
 
 
 def unit(*shape, seed=0):
@@ -141,22 +140,6 @@ def test_contrast_needs_something_to_contrast_with():
     cases = {"g": 2, "l": 1, "p": 1, "g+l+p": 2, "l+p": 1}
     assert {losses: MultiScaleLoss(losses).min_batch for losses in cases} == cases
     assert MultiScaleLoss("l", local_scope="others").min_batch == 2
-
-
-def test_queue_order():
-    """A ring: the newest rows stay, writes wrap around the end, rows are unit length, and nothing unwritten is read."""
-    queue, keys = Queue(6, 8), F.normalize(torch.eye(8), dim=1)
-    assert len(queue.read()) == 0
-    for start in (0, 2, 4, 6):
-        queue.write(3 * keys[start : start + 2])
-    assert torch.equal(queue.read(), keys[[6, 7, 2, 3, 4, 5]]) and queue.pointer == 2
-    split = Queue(6, 8)
-    split.write(keys[:4])
-    assert len(split.read()) == 4
-    split.write(keys[4:])
-    assert torch.equal(split.read(), keys[[6, 7, 2, 3, 4, 5]]) and split.pointer == 2
-    split.write(torch.cat([keys, keys]))
-    assert sorted(split.read().argmax(1).tolist()) == [2, 3, 4, 5, 6, 7]
 
 
 def test_the_queue_adds_negatives_and_stands_alone():

@@ -21,7 +21,6 @@ from mscl_hf.losses import (
     nt_xent,
 )
 from mscl_hf.methods import METHODS, Scale, create_method
-from mscl_hf.methods.memory import MemoryBank, Queue
 from mscl_hf.methods.teacher import EMATeacher, cosine_momentum
 from mscl_hf.models.heads_mscl import unit
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
@@ -130,42 +129,6 @@ def test_no_gradient_reaches_targets_and_banks():
 
 
 # -- state -------------------------------------------------------------------------------------------------------------------
-
-
-def test_memory_bank_moves_the_rows_of_the_batch_only():
-    """The golden row of InstDisc; rows start within 1 / sqrt(d / 3) and have length 1 once written; no other row changes."""
-    bank = MemoryBank(10, 4)
-    assert bank.rows.abs().max() <= (3 / 4) ** 0.5 and bank.rows.std() > 0.3
-    bank.rows.copy_(u(fill((10, 4), 0.71, 0.13)))
-    before = bank.rows.clone()
-    bank.write(torch.tensor([2]), u(fill((4,)))[None])
-    wanted = torch.tensor([0.184059016, 0.5107225363, 0.6528481135, 0.5282746543])
-    torch.testing.assert_close(bank.rows[2], wanted, atol=1e-6, rtol=0)
-    assert torch.equal(bank.rows[[0, 1, *range(3, 10)]], before[[0, 1, *range(3, 10)]])
-    again, twice = MemoryBank(10, 4), torch.randn(3, 4)
-    again.rows.copy_(bank.rows)
-    bank.write(torch.tensor([0, 7, 0]), twice)  # of an image that comes twice the last one counts
-    again.write(torch.tensor([7, 0]), twice[1:])
-    assert torch.equal(bank.rows, again.rows)
-    torch.testing.assert_close(bank.rows[[0, 2, 7]].norm(dim=1), torch.ones(3))
-
-
-def test_queue_order():
-    """Six rows, four batches of two keys; then batches of four, the second written around the end."""
-    def key(name):  # keys that tell their names: unit vectors at their own angles
-        angle = torch.tensor(0.1 + 0.3 * (2 * "abcd".index(name[0]) + int(name[1])))
-        return torch.stack([angle.cos(), angle.sin()])
-
-    queue = Queue(6, 2)
-    for letter in "abcd":
-        queue.write(torch.stack([key(f"{letter}1"), key(f"{letter}2")]))
-    torch.testing.assert_close(queue.rows, torch.stack([key(name) for name in ("d1", "d2", "b1", "b2", "c1", "c2")]))
-    assert int(queue.pointer) == 2
-    queue = Queue(6, 2)
-    for letter in "ab":
-        queue.write(torch.stack([key(letter + digit) for digit in "1234"]))
-    torch.testing.assert_close(queue.rows, torch.stack([key(name) for name in ("b3", "b4", "a3", "a4", "b1", "b2")]))
-    assert int(queue.pointer) == 2
 
 
 def test_momentum_schedule():

@@ -1,6 +1,5 @@
 """The paper's method as a module: it learns, transformers' Trainer trains it; its queue, and its choice of pixels."""
 
-from collections import deque
 
 import harness
 import numpy as np
@@ -13,7 +12,6 @@ from mscl_hf.data import load_data, loader
 from mscl_hf.losses import MultiScaleLoss, sample_pixels
 from mscl_hf.losses.labels import IGNORE_INDEX
 from mscl_hf.methods import MSCL, MethodCallback
-from mscl_hf.methods.memory import Queue
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.transforms.views import PairView
@@ -78,17 +76,6 @@ def test_trainer_moves_a_methods_teacher_with_its_callback(tmp_path, name):
     Trainer(method, options, train_dataset=samples, callbacks=[MethodCallback()]).train()
     assert method.progress == 0.75
     assert sum(not torch.equal(old, new) for old, new in zip(before, method.teacher.parameters())) > len(before) / 2
-
-
-def test_queue_equals_a_deque():
-    """Two hundred random writes, some larger than the queue: what it holds is what a deque of that length holds."""
-    rng, queue, reference = np.random.default_rng(0), Queue(7, 3), deque(maxlen=7)
-    for _ in range(200):
-        keys = torch.from_numpy(rng.normal(size=(rng.integers(0, 10), 3))).float()
-        queue.write(keys)
-        reference.extend(torch.nn.functional.normalize(keys, dim=1))
-        held = sorted(map(tuple, queue.read().tolist()))
-        assert held == sorted(tuple(row.tolist()) for row in reference)
 
 
 def test_queue_adds_negatives_of_the_past_only():
