@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import product
+from pathlib import Path
 
 import harness
 import pytest
@@ -27,11 +28,12 @@ from mscl_hf.losses import (
 )
 from mscl_hf.losses.affinity import MIN_PROBABILITY, SIZES
 from mscl_hf.methods import SegmentationTraining
-from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, check_options
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.probe import logistic_regression, start_classifier
 from mscl_hf.training.setup import build_optimizer
+from recipes.benchmarks import runner
 
 CLASSES = 8
 LINE = torch.tensor([[0.8, 0.6], [0.2, 0.4]], dtype=torch.float64).log().view(1, 2, 1, 2)  # logits of two pixels side by side
@@ -395,7 +397,7 @@ def test_shapes_and_names_are_refused():
 def tuning(loss: str, seed: int = 0, dropout: float = 0.3, **options) -> SegmentationTraining:
     torch.manual_seed(seed)
     network = MsclForSemanticSegmentation(harness.config(decoder_dropout=dropout, num_labels=CLASSES))
-    return SegmentationTraining(network, loss, **options)
+    return SegmentationTraining(network, FinetuningLossConfig(loss, **options))
 
 
 def fixed_batch() -> dict:
@@ -549,7 +551,7 @@ def test_progress_reaches_the_loss(tmp_path):
         ({"loss": "ce+aff"}, ("'ce+aff'", "ce+affinity", "ohem")),
         ({"loss": "ce", "rmi_lam": 0.3}, ("--rmi-lam", "bce+rmi")),
         ({"loss": "bce+rmi", "affinity_margin": 2.0}, ("--affinity-margin", "ce+affinity or ce+aaf")),
-        ({"loss": "bce+rmi", "rmi_lam": 1.5}, ("--rmi-lam is 1.5", "0..1")),
+        ({"loss": "bce+rmi", "rmi_lam": 1.5}, ("--rmi-lam is 1.5", "at most 1")),
         ({"loss": "bce+rmi", "rmi_pool": 0}, ("--rmi-pool", "at least 1")),
         ({"loss": "ce+aaf", "affinity_margin": math.nan}, ("--affinity-margin is nan", "above 0")),
         ({"loss": "ce+aaf", "affinity_ignore": "both"}, ("--affinity-ignore", "pair, released")),
@@ -560,7 +562,7 @@ def test_progress_reaches_the_loss(tmp_path):
 def test_bad_names_and_options_are_refused(given, words):
     """An unknown loss, an option that the loss does not read, a value out of range: one sentence, by the name of the flag."""
     with pytest.raises(ValueError) as refused:
-        FinetuningLossConfig(**given)
+        check_options(FinetuningLossConfig(**given))
     assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value)
 
 
@@ -613,29 +615,21 @@ def test_the_classifier_of_a_sigmoid_loss_starts_one_against_the_rest():
     assert fitted[2].mean() < fitted[0].mean() - 0.5  # each class is rarer than all others together; a softmax does not know
 
 
-def test_comparison_names_the_loss_of_each_cell(tmp_path):
-    """The row of a finished cell has the loss of its fine-tuning; runs from before there was a choice had cross-entropy."""
-    benchmark = harness.load_recipe("benchmark")
-    options = benchmark.CompareOptions("spec", work_dir=str(tmp_path), finished_only=True)
-    spec = {"dataset": "synthetic", "common": {}, "pretrain": {}, "finetune": {}, "evaluate": {}, "cells": {"a": {}, "b": {"from": "a"}}}
-    scores = {"mean_iou": 0.5, "commit": "-", "split": "test", "num_images": 1, "overall_accuracy": 0.5}
-    for cell, record in (("a", {"max_steps": 1}), ("b", {"max_steps": 1, "loss": "ohem"})):
-        for stage, files in (
-            ("pretrain", {"run.json": {"method": "none", "losses": "-", "max_steps": 1, "image_size": 32}, "model.safetensors": {}}),
-            ("finetune", {"run.json": record, "model.safetensors": {}}),
-            ("evaluate", {"results.json": scores}),
-        ):
-            folder = tmp_path / f"{cell}-seed0" / stage
-            folder.mkdir(parents=True)
-            (folder.parent / f"{stage}.seconds").write_text("1")
-            for name, content in files.items():
-                (folder / name).write_text(json.dumps(content))
-    assert [benchmark.run_cell(spec, options, cell, 0)["loss"] for cell in "ab"] == ["ce", "ohem"]
+def test_comparison_names_the_loss_of_each_cell(monkeypatch):
+    """The row of a finished cell has the loss of its fine-tuning."""
+    runs = {"pretrain": {"dataset": "synthetic", "method": "none", "losses": "global", "max_steps": 1}}
+    runs["finetune"] = {"loss": "ohem", "train_count": None, "max_steps": 1, "image_size": 32}
+    entry = {"seconds": 1.0, "machine": "-", "commit": "-"} | dict.fromkeys(runner.LIBRARIES, "1")
+    monkeypatch.setattr(runner, "run_of", lambda stage: runs[stage.recipe])
+    monkeypatch.setattr(runner, "record", lambda stage: entry)
+    monkeypatch.setattr(runner.Cell, "results", lambda cell: {"mean_iou": 0.5, "split": "test", "num_images": 1, "overall_accuracy": 0.5})
+    stages = tuple(runner.Stage(recipe, Path(recipe), {}) for recipe in ("pretrain", "finetune", "evaluate"))
+    assert runner.row_of(runner.Cell("a", 0, stages))["loss"] == "ohem"
 
 
 def test_comparison_of_losses_differs_in_the_loss_only():
     """The specification has a cell for every loss, all from one pre-training, with the settings of `none` in compare_camvid."""
-    folder = harness.ROOT / "recipes" / "configs"
+    folder = harness.ROOT / "recipes" / "benchmarks" / "configs"
     spec, other = (yaml.safe_load((folder / f"compare_{name}.yaml").read_text()) for name in ("losses_camvid", "camvid"))
     assert [cell.get("finetune", {}).get("loss", "ce") for cell in spec["cells"].values()] == list(FINETUNING_LOSSES)
     assert all(cell.get("from") == "ce" and set(cell["finetune"]) == {"loss"} for name, cell in spec["cells"].items() if name != "ce")
