@@ -1,4 +1,4 @@
-"""Importing this module registers the configuration with transformers' AutoConfig. `import mscl_hf` does so when that is imported."""
+"""Register the configuration with transformers' AutoConfig. `import mscl_hf` imports this module when that class is imported."""
 
 from transformers.models.auto.configuration_auto import AutoConfig
 

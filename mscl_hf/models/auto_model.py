@@ -1,4 +1,4 @@
-"""Importing this module registers the models with transformers' Auto classes. `import mscl_hf` does so when these are imported."""
+"""Register the models with transformers' Auto classes. `import mscl_hf` imports this module when those classes are imported."""
 
 from transformers.models.auto.modeling_auto import AutoBackbone, AutoModel, AutoModelForPreTraining, AutoModelForSemanticSegmentation
 

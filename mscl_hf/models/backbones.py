@@ -26,10 +26,8 @@ ATTACHMENTS = choices_of(get_type_hints(NetworkConfig)["attach"])
 def check_timm_name(name: str) -> None:
     """Raise ValueError, with near names, unless timm has a model of this name."""
     if not timm.is_model(name):
-        near = ", ".join(near_names(name.split(".")[0], timm.list_models(), count=5)) or "none"
-        raise ValueError(
-            f"--backbone is {name!r}; expected a model of timm {timm.__version__}, the nearest are {near}. Choose one of timm.list_models()."
-        )
+        near = near_names(name.split(".")[0], timm.list_models()) or "Choose one of timm.list_models()."
+        raise ValueError(f"--backbone is {name!r}; expected a model of timm {timm.__version__}. {near}")
     architecture, _, tag = name.partition(".")
     tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
@@ -148,7 +146,7 @@ def _on_meta(name: str, kwargs: dict) -> nn.Module:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0, **kwargs).eval()
     if not hasattr(model, "forward_intermediates"):
-        raise ValueError(f"--backbone is {name!r}, which has no intermediate features in timm {timm.__version__}. Choose another timm name.")
+        raise ValueError(f"--backbone is {name!r}, without intermediate features in timm {timm.__version__}. Choose another name.")
     return model
 
 
@@ -175,7 +173,7 @@ def _size_rule(name: str, kwargs: dict, image_size: int) -> tuple[dict, dict]:
         result = _sizes(name, kwargs, image_size, norm)
         if result is not None:
             return result[0], result[1] | {"norm_features": norm}
-    raise ValueError(f"--backbone is {name!r}, which gave no intermediate features at any image size. Choose another timm name.")
+    raise ValueError(f"--backbone is {name!r}, which gives no intermediate features at any image size. Choose another timm name.")
 
 
 def _sizes(name: str, kwargs: dict, image_size: int, norm: bool) -> tuple[dict, dict] | None:

@@ -38,7 +38,7 @@ def open_model(model_cls: type, name: str, **options) -> Any:
         logging.set_verbosity_error()  # transformers warns of new heads
         options["revision"] = resolve_revision(repo, options.get("revision"))  # one commit for all files
         if is_adapter(repo, options):
-            raise ValueError(f"{name} holds an adapter and no model. Merge it into its model (PEFT's merge_and_unload), and give that model.")
+            raise ValueError(f"{name} holds an adapter and no model. Merge it into its model (PEFT's merge_and_unload).")
         return model_cls.from_pretrained(repo, **options)
     except Exception as error:  # untrusted files can fail anywhere
         if isinstance(error, ValueError) and "\n" not in str(error):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
 from .base_mscl import MsclPreTrainedModel
@@ -22,9 +21,6 @@ from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
 from .timm_mscl import build_timm_model, check_architecture, feature_levels, shared_weights, stage_names
-
-# The image-segmentation pipeline looks only here before it reports a model as unsupported.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
 
 
 class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
@@ -251,6 +247,7 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
     def __init__(self, config: MsclConfig):
         if config.num_labels < 2:
             raise ValueError("the label set has 1 class; expected at least 2. Count the background as a class.")
+        _support_pipelines()
         super().__init__(config)
         self.backbone = MsclBackbone(config)
         channels = self.backbone.channels
@@ -310,6 +307,14 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
         return total / (labels != ignore_index).sum().clamp(min=1)  # without labelled pixels: zero with a graph, not NaN
+
+
+def _support_pipelines() -> None:
+    """Enter the class where the image-segmentation pipeline looks before it reports a model as unsupported."""
+    # Imported here, because mscl_hf imports this file in turn when the Auto classes are imported.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["mscl"] = "MsclForSemanticSegmentation"
 
 
 def _classifier(channels: int, num_labels: int) -> nn.Conv2d:

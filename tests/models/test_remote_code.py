@@ -22,7 +22,10 @@ from mscl_hf.models.configuration_mscl import AUTO_MAP
 from mscl_hf.sharing.model_folder import publish
 
 torch.set_num_threads(1)
-CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "modeling", "heads", "decoders", "towers")}
+CODE = {
+    f"{name}_mscl.py"
+    for name in ("base", "blocks", "checks", "configuration", "decoders", "fields", "heads", "modeling", "timm", "towers")
+}
 SHAPE = {"image_size": 64, "decoder_channels": 16}
 CLASSES = {0: "sky", 1: "road", 2: "tree"}
 ROPE = {"depth": 2, "embed_dim": 48, "num_heads": 2}  # DINOv3's rotations are buffers outside the checkpoint

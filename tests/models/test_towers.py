@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.config import NetworkConfig
 from mscl_hf.models.backbones import build_config, load_timm_weights
+from mscl_hf.models.backbones import config_of as config_from
 from mscl_hf.models.towers_mscl import TwoTowers, lab_views, rgb_to_lab
 from mscl_hf.sharing.model_folder import publish
 
@@ -231,14 +232,14 @@ def test_the_saved_processor_hands_over_plain_rgb(tmp_path):
 @pytest.mark.parametrize("name", ["vgg16_bn", "efficientnet_b0", "densenet121", "inception_v3", "cs3darknet_focus_s"])
 def test_families_without_a_half_width_are_refused(name):
     """One sentence: what came, what was wanted, what to do."""
-    with pytest.raises(ValueError, match=f"backbone '{name}' has no option .* halves its width.*choose a family") as error:
+    with pytest.raises(ValueError, match=f"--backbone is '{name}', which has no option .* halves its width.* Choose a family") as error:
         build_config(name, two_towers=True)
     assert "\n" not in str(error.value)
 
 
 def test_what_two_towers_cannot_take_is_refused():
     """timm has no weights for them, and they need three channels to split; the flag reaches the configuration."""
-    model = MsclForSemanticSegmentation(NetworkConfig("test_resnet", two_towers=True, decoder_channels=16).config())
+    model = MsclForSemanticSegmentation(config_from(NetworkConfig("test_resnet", two_towers=True, decoder_channels=16)))
     assert model.config.two_towers and model.config.image_mean == [0.0] * 3 and model.config.image_std == [1.0] * 3
     load_timm_weights(model, pretrained=False)
     for source in ({"pretrained": True}, {"file": "weights.safetensors"}):

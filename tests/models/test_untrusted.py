@@ -232,7 +232,7 @@ def test_backbone_weights_are_safetensors(tmp_path, sentinel):
     network = MsclForPreTraining(harness.config())
     for name in ("weights.pth", "weights.pt", "weights.bin", "weights", "weights.safetensors"):
         pickled(sentinel, tmp_path / name)
-        with pytest.raises(ValueError, match="convert it as docs/backbones.md says" if "tensors" not in name else "holds no weights"):
+        with pytest.raises(ValueError, match="Convert it as in docs/backbones.md" if "tensors" not in name else "holds no weights"):
             load_timm_weights(network, file=str(tmp_path / name))
     assert not sentinel.exists()
 

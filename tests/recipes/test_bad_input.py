@@ -57,7 +57,7 @@ def places(tmp_path_factory):
 
 
 PRETRAIN = {
-    "unknown backbone": (("--backbone", "resnet5O"), ("unknown backbone 'resnet5O'", "resnet50")),
+    "unknown backbone": (("--backbone", "resnet5O"), ("--backbone is 'resnet5O'", "resnet50")),
     "unknown method": (("--method", "msl"), ("--method is 'msl'", "did you mean mscl")),
     "unknown losses": (("--losses", "g+x"), ("--losses is 'g+x'", "global+local+pixel")),
     "repeated loss": (("--losses", "g+g"), ("--losses is 'g+g'",)),
@@ -91,8 +91,8 @@ PRETRAIN = {
     "too few labels asked": (("--train-count", 0), ("the train count is 0", "1..512")),
     "too many labels asked": (("--train-count", 513), ("the train count is 513", "1..512")),
     "fraction and count": (("--train-fraction", 0.5), ("only one of them",)),
-    "stride no family has": (("--output-stride", 7), ("output_stride is 7", "8, 16 or 32")),
-    "stride this family lacks": (("--backbone", "test_vit", "--output-stride", 8), ("does not support output_stride=8", "16")),
+    "stride no family has": (("--output-stride", 7), ("--output-stride is 7", "8, 16 or 32")),
+    "stride this family lacks": (("--backbone", "test_vit", "--output-stride", 8), ("--output-stride is 8", "expected 16")),
     "unknown decoder": (("--decoder", "unet"), ("'unet'", "deeplabv3")),
     "unknown attachment": (("--attach", "head"), ("'head'", "ancestor")),
     "unknown geometry": (("--geometry", "warp"), ("'warp'", "shared")),
@@ -409,7 +409,7 @@ def test_process_ends_with_status_one_and_one_line(recipe, tmp_path):
     """Seen from a shell: the sentence is the last line of standard error, nothing else is there, no traceback."""
     done = recipe("pretrain", "--backbone", "resnet5O", "--output-dir", tmp_path / "out", check=False, timeout=600)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.strip().splitlines()[-1].startswith("error: unknown backbone 'resnet5O'")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --backbone is 'resnet5O'")
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
