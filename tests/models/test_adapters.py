@@ -61,11 +61,11 @@ def test_an_adapter_is_added_to_a_model(folders):
     assert torch.equal(logits(MsclForSemanticSegmentation.from_pretrained(model)), before)
 
 
-@pytest.mark.parametrize("kind", [AutoModelForSemanticSegmentation, MsclForSemanticSegmentation])
-def test_an_adapter_in_place_of_a_model(folders, kind):
+@pytest.mark.parametrize("model_cls", [AutoModelForSemanticSegmentation, MsclForSemanticSegmentation])
+def test_an_adapter_in_place_of_a_model(folders, model_cls):
     """from_pretrained opens the model that the adapter names, and adds the adapter."""
     _, adapter, expected = folders
-    network, info = kind.from_pretrained(adapter, output_loading_info=True)
+    network, info = model_cls.from_pretrained(adapter, output_loading_info=True)
     assert not (info["missing_keys"] or info["unexpected_keys"]) and torch.equal(logits(network), expected)
 
 
@@ -89,7 +89,7 @@ def changed(adapter: Path, out: Path, **fields) -> str:
 
 
 def test_what_is_no_adapter_of_a_model_is_rejected(folders, tmp_path):
-    """In one sentence that says what is wrong: nothing there, no model named, other adapters named, beside a model."""
+    """The error names the problem: an empty folder, no model named, other adapters named, an adapter beside a model."""
     model, adapter, _ = folders
     (tmp_path / "empty").mkdir()
     beside = shutil.copytree(model, tmp_path / "beside")

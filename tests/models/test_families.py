@@ -60,13 +60,13 @@ TRAINED = ("resnet50", "vgg16", "vgg19_bn", "inception_v3", "inception_v4", "inc
 
 
 def poison():
-    """Leave NaN in freed memory, so that a tensor which nobody filled cannot be right by luck."""
+    """Leave NaN in freed memory, so that a tensor that was not filled is not right by chance."""
     blocks = [torch.full((1 << k,), float("nan")) for k in range(3, 21) for _ in range(40 if k < 16 else 4)]
     del blocks
 
 
 def shaken(model):
-    """No weight or statistic keeps a value that initialisation alone would give."""
+    """Change every weight and statistic, so that none has its initial value."""
     with torch.no_grad():
         for tensor in [*model.parameters(), *(b for name, b in model.named_buffers() if "running" in name)]:
             tensor.add_(torch.rand_like(tensor) - 0.5, alpha=0.01)
@@ -74,7 +74,7 @@ def shaken(model):
 
 
 def answer(model, image, **options):
-    """What is asked for, and the maps of all stages, if they are."""
+    """Return logits or embeddings, and the maps of all stages or None."""
     with torch.no_grad():
         out = model(image, **options)
     return [out.logits] if hasattr(out, "logits") else [out.global_embeds, out.local_embeds, out.pixel_embeds], out.hidden_states
@@ -88,14 +88,14 @@ def assert_stages(backbone, maps):
     assert backbone.out_features == [names[index] for index in backbone.taps] and len(backbone.channels) == len(backbone.strides)
 
 
-def assert_round_trip(kind, name, kwargs, folder, **options):
+def assert_round_trip(model_cls, name, kwargs, folder, **options):
     config = build_config(name, image_size=64, backbone_kwargs=kwargs, decoder_channels=16, num_labels=3, **options)
-    model, image = shaken(kind(config)), torch.randn(1, 3, 90, 123)
+    model, image = shaken(model_cls(config)), torch.randn(1, 3, 90, 123)
     wanted, maps = answer(model, image, output_hidden_states=True)
     assert_stages(model.backbone, maps)
     model.save_pretrained(folder)
     poison()
-    loaded = kind.from_pretrained(folder).eval()
+    loaded = model_cls.from_pretrained(folder).eval()
     found, _ = answer(loaded, image)
     for of in ("named_parameters", "named_buffers"):  # buffers outside the checkpoint too
         there = dict(getattr(loaded, of)())
@@ -106,7 +106,7 @@ def assert_round_trip(kind, name, kwargs, folder, **options):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_round_trip_is_bit_identical(name, tmp_path):
-    """Config, weights and buffers rebuild the same segmentation model in poisoned memory, and name their stages; 90x123 px fits all."""
+    """Config, weights and buffers rebuild the same segmentation model in memory filled with NaN, and name their stages."""
     assert_round_trip(MsclForSemanticSegmentation, name, FAMILIES[name], tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_what_timm_does_not_have():
 
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet"])
-def test_a_network_of_ones_own(name, monkeypatch, tmp_path):
+def test_the_example_of_a_custom_network(name, monkeypatch, tmp_path):
     """The page's example, run: networks registered with timm are built by name, saved, and opened again."""
     page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
     module = ModuleType("own_networks")
@@ -175,8 +175,8 @@ def test_a_network_of_ones_own(name, monkeypatch, tmp_path):
     before = set(timm.list_models())
     try:
         exec(re.search(r"```python\n(.*?)```", page, re.S).group(1), module.__dict__)
-        for kind in (MsclForPreTraining, MsclForSemanticSegmentation):
-            assert_round_trip(kind, name, {}, tmp_path)
+        for model_cls in (MsclForPreTraining, MsclForSemanticSegmentation):
+            assert_round_trip(model_cls, name, {}, tmp_path)
     finally:
         forget(set(timm.list_models()) - before)
 

@@ -1,4 +1,4 @@
-"""The networks: stages that hand weights on, Auto classes, image sizes, strides, initialisation, heads, Trainer."""
+"""The networks: transfer of weights, Auto classes, image sizes, strides, initialization, heads, Trainer."""
 
 import copy
 import json
@@ -41,24 +41,24 @@ def pretrained(tmp_path):
 
 
 def test_auto_classes_open_a_folder(pretrained):
-    """One folder, four doors; the configuration survives with all its fields."""
+    """Each Auto class opens its model in one folder, and the configuration keeps all fields."""
     model, folder = pretrained
     found, wanted = (config.to_dict() for config in (AutoConfig.from_pretrained(folder), model.config))
     assert {k for k in wanted if found[k] != wanted[k]} <= {"_name_or_path"}
-    doors = {
+    auto_classes = {
         AutoModel: MsclBackbone,
         AutoModelForPreTraining: MsclForPreTraining,
         AutoModelForSemanticSegmentation: MsclForSemanticSegmentation,
     }
-    for door, kind in doors.items():
-        opened = door.from_pretrained(folder)
-        assert type(opened) is kind
+    for auto_cls, model_cls in auto_classes.items():
+        opened = auto_cls.from_pretrained(folder)
+        assert type(opened) is model_cls
         wanted, found = (m.state_dict() for m in (model.backbone.timm_model, getattr(opened, "backbone", opened).timm_model))
         assert all(torch.equal(value, found[key]) for key, value in wanted.items())
 
 
-def test_pre_training_hands_on_backbone_and_decoder(pretrained):
-    """Only classifier and auxiliary head are new, and they are initialised, not left-over memory."""
+def test_pre_training_transfers_backbone_and_decoder(pretrained):
+    """Only classifier and auxiliary head are new, and they are initialized."""
     model, folder = pretrained
     new, info = MsclForSemanticSegmentation.from_pretrained(folder, output_loading_info=True, num_labels=7)
     assert {key.split(".")[0] for key in info["missing_keys"]} == {"classifier", "auxiliary_head"} and not info["unexpected_keys"]
@@ -74,20 +74,20 @@ def test_pre_training_hands_on_backbone_and_decoder(pretrained):
 
 
 @pytest.mark.parametrize("part", ["backbone.timm_model.layer1", "backbone.timm_model.bn1.running_var", "decoder.fuse"])
-def test_a_checkpoint_without_a_weight_is_refused(pretrained, part):
+def test_a_checkpoint_without_a_weight_is_rejected(pretrained, part):
     """Missing weights or statistics of backbone or decoder raise, in every class that has them."""
     _, folder = pretrained
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if not k.startswith(part)}, folder / "model.safetensors", {"format": "pt"})
-    for kind in (MsclForPreTraining, MsclForSemanticSegmentation, *([MsclBackbone] if "timm" in part else [])):
+    for model_cls in (MsclForPreTraining, MsclForSemanticSegmentation, *([MsclBackbone] if "timm" in part else [])):
         with pytest.raises(ValueError, match="lacks .* weights .* made for another"):
-            kind.from_pretrained(folder)
+            model_cls.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("size", [(90, 123), (64, 64), (33, 200)])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "vit_small_patch14_dinov2", "swin_tiny_patch4_window7_224", "test_coatnet"])
 def test_any_image_size(name, size):
-    """Logits at feature resolution, a loss at the labels' own size, embeddings of unit length: whatever the image's sides."""
+    """Logits at feature resolution, a loss at the labels' own size, embeddings of unit length, for images of any size."""
     labels = torch.randint(3, (2, *size))
     labels[:, :3] = 255
     out = MsclForSemanticSegmentation(config_of(name))(torch.randn(2, 3, *size), labels=labels)
@@ -119,7 +119,7 @@ def test_nothing_labelled_gives_zero_with_a_graph():
 
 @pytest.mark.parametrize(("name", "stride"), [*product(["test_resnet", "regnetx_002", "test_efficientnet"], [8, 16, 32]), ("test_vit", 16)])
 def test_output_stride_is_honoured(name, stride):
-    """The last map of a 64 px image has 64 / stride cells a side, and says so."""
+    """The last map of a 64 px image has 64 / stride positions a side, and `strides` reports it."""
     backbone = MsclBackbone(config_of(name, output_stride=stride)).eval()
     assert backbone(torch.randn(1, 3, 64, 64)).feature_maps[-1].shape[-1] == 64 // stride == 64 // backbone.strides[-1]
 
@@ -129,7 +129,7 @@ def test_output_stride_by_default():
     assert [MsclBackbone(config_of(n)).strides[-1] for n in ("test_resnet", "mobilenetv3_small_050", "test_vit")] == [16, 32, 16]
 
 
-REFUSED = {
+REJECTED = {
     "stride not offered": (dict(backbone="test_vit", output_stride=8), "--output-stride is 8; expected 16 for 'test_vit'"),
     "stride not offered by swin": (dict(backbone="swin_tiny_patch4_window7_224", output_stride=16), "--output-stride is 16; expected 32"),
     "no stride": (dict(backbone="test_resnet", output_stride=5), "--output-stride is 5; expected 8, 16 or 32"),
@@ -140,17 +140,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_built_is_refused_in_a_sentence(what):
-    """One line that says what came and what to do."""
-    options, message = REFUSED[what]
+@pytest.mark.parametrize("case", REJECTED)
+def test_impossible_networks_are_rejected(case):
+    """The error is one line with the option and the remedy."""
+    options, message = REJECTED[case]
     with pytest.raises(ValueError, match=message) as error:
         build_config(**options)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "vit_small_patch16_dinov3", "test_convnext"])
-def test_own_initialisation(name):
+def test_own_initialization(name):
     """timm's weights start as timm starts them; convolutions of ours as He et al., the classifier small, biases zero."""
     config = config_of(name, decoder_channels=64, num_labels=50)
     torch.manual_seed(5)
@@ -258,10 +258,10 @@ def test_trainer_trains_and_saves(tmp_path):
 def test_bfloat16(name, tmp_path):
     """Loaded in bfloat16, the model answers near its float32 self, with logits and unit embeddings in float32."""
     image = torch.randn(1, 3, 64, 64)
-    for kind, answer in ((MsclForSemanticSegmentation, "logits"), (MsclForPreTraining, "global_embeds")):
-        model = kind(config_of(name)).eval()
+    for model_cls, answer in ((MsclForSemanticSegmentation, "logits"), (MsclForPreTraining, "global_embeds")):
+        model = model_cls(config_of(name)).eval()
         model.save_pretrained(tmp_path)
-        low = kind.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+        low = model_cls.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
         wanted, found = getattr(model(image), answer), getattr(low(image.bfloat16()), answer)
         assert low.dtype == torch.bfloat16 and found.dtype == torch.float32
         assert F.cosine_similarity(wanted.flatten(), found.flatten(), dim=0) > 0.95
@@ -284,8 +284,8 @@ def test_timm_weights_from_a_file(tmp_path):
         load_timm_weights(MsclForSemanticSegmentation(config_of("test_vit")), file=str(file))
 
 
-def test_weights_are_asked_for_or_left(monkeypatch):
-    """pretrained=False without a file does nothing and asks nobody."""
+def test_weights_are_loaded_on_request_only(monkeypatch):
+    """pretrained=False without a file does not call timm."""
     model = MsclForPreTraining(config_of())
     monkeypatch.setattr(timm, "create_model", None)
     load_timm_weights(model, pretrained=False)
@@ -321,7 +321,7 @@ def test_heads_by_name(heads, pretrained):
 
 
 def test_heads_that_do_not_exist():
-    """Asking for one that was not built, or that nobody knows, is refused; by default there are all three."""
+    """A head that was not built, or is unknown, raises; by default there are all three."""
     with pytest.raises(ValueError, match=r"heads has \['pixel'\]; expected some of \['global'\]"):
         MsclForPreTraining(config_of(heads=["global"]))(torch.randn(2, 3, 64, 64), heads=("global", "pixel"))
     with pytest.raises(ValueError, match="heads has x; expected some of global, local, pixel"):
@@ -347,7 +347,7 @@ def test_local_head_pools_before_or_after():
 
 
 def test_local_head_boxes():
-    """The whole box samples at cell centres; a box walked from right to left gives the blocks mirrored."""
+    """The whole box is sampled at the centers of positions; a box from right to left gives the mirrored blocks."""
     head, features = LocalHead(6, 5, grid=4, layers=1), torch.randn(2, 6, 4, 4)
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
     blocks = head(features, boxes)
@@ -365,7 +365,7 @@ def test_shared_crops_meet_at_the_same_places(flips):
     boxes = torch.tensor(_shared_part(*crops, (200, 200)), dtype=torch.float32)
 
     def coordinates(crop, cells=16):
-        """A feature map that holds the source coordinates of its cell centres: (1, 2, cells, cells)."""
+        """A feature map that holds the source coordinates of the centers of its positions: (1, 2, cells, cells)."""
         steps = crop.side * (torch.arange(cells) + 0.5) / cells
         y, x = torch.meshgrid(crop.y + steps, crop.x + (steps.flip(0) if crop.flip else steps), indexing="ij")
         return torch.stack([x, y])[None]
@@ -377,7 +377,7 @@ def test_shared_crops_meet_at_the_same_places(flips):
 
 
 def test_configuration_is_plain_json(tmp_path):
-    """Every field of a built configuration survives a file, and a hand-written one gets the defaults."""
+    """Every field of a built configuration is restored from a file; fields that are not given have defaults."""
     config = config_of("vit_small_patch14_dinov2", contrast={"losses": "global+pixel", "pixel_temperature": 0.1}, base_size=0)
     config.save_pretrained(tmp_path)
     found, wanted = MsclConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
@@ -401,15 +401,15 @@ def test_gradient_checkpointing_that_timm_does_not_have():
         {"backbone_kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x"}}}, {"backbone_kwargs": {"cache_dir": "x"}},
     ],
 )  # fmt: skip
-def test_a_strangers_configuration_opens_nothing(fields, monkeypatch):
-    """Names and options that would make timm read files or fetch models are refused before timm is asked."""
+def test_an_untrusted_configuration_opens_nothing(fields, monkeypatch):
+    """Names and options that would make timm read files or download models are rejected before timm is called."""
     monkeypatch.setattr(timm, "create_model", None)
     with pytest.raises(ValueError, match="plain timm name"):
         MsclBackbone(MsclConfig(**fields))
 
 
 def test_label_sets_that_are_none():
-    """Ids with gaps, names given twice, and a single class are refused where they are given."""
+    """Ids with gaps, duplicate names and a single class raise ValueError."""
     for names in ({0: "a", 2: "b"}, {1: "a", 2: "b"}, {0: "a", 1: "a"}, {"x": "a", "y": "b"}, {0: "a", 1: None}, {0: 0, 1: 1}):
         with pytest.raises(ValueError, match="id2label is .* every class 0, 1, 2"):
             MsclConfig(id2label=names)
@@ -418,15 +418,15 @@ def test_label_sets_that_are_none():
 
 
 def test_a_pre_training_checkpoint_asks_for_its_classes(pretrained):
-    """Opened as a segmentation model without a label set, it is refused: there would be a classifier of noise for LABEL_0 and LABEL_1."""
+    """Opened as a segmentation model without a label set, it is rejected: its classifier would be random."""
     model, folder = pretrained
     model.config.id2label = MsclConfig().id2label
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match="is pre-trained and has no classifier.*name the classes"):
         MsclForSemanticSegmentation.from_pretrained(folder)
-    for door in (MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
-        assert door.from_pretrained(folder, id2label={0: "road", 1: "car"}).config.label2id == {"road": 0, "car": 1}
-        assert door.from_pretrained(folder, num_labels=2).config.num_labels == 2
+    for auto_cls in (MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        assert auto_cls.from_pretrained(folder, id2label={0: "road", 1: "car"}).config.label2id == {"road": 0, "car": 1}
+        assert auto_cls.from_pretrained(folder, num_labels=2).config.num_labels == 2
         with pytest.raises(ValueError, match="is pre-trained"):
-            door.from_pretrained(folder)
+            auto_cls.from_pretrained(folder)
     assert "labels_given" not in MsclConfig.from_pretrained(folder, num_labels=2).to_json_string(use_diff=False)

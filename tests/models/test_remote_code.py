@@ -31,7 +31,7 @@ CLASSES = {0: "sky", 1: "road", 2: "tree"}
 ROPE = {"depth": 2, "embed_dim": 48, "num_heads": 2}  # DINOv3's rotations are buffers outside the checkpoint
 
 # What a user without mscl_hf runs on the folder of the fixture `root`: it leaves report.json and tensors.safetensors there.
-STRANGER = """
+FOREIGN_SCRIPT = """
 import importlib.util, json, logging, sys
 from pathlib import Path
 
@@ -137,28 +137,29 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(root, tmp_path_factory):
-    """What the process without mscl_hf says, and its numbers; its input is closed, so that a question would be an error."""
+def foreign_process(root, tmp_path_factory):
+    """Return report and numbers of a process without mscl_hf. Its input is closed, so that a prompt is an error."""
     place = tmp_path_factory.mktemp("elsewhere")
     python = environment_without_mscl_hf(place / "environment")
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_"))}
     variables |= {"HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [python, "-c", FOREIGN_SCRIPT, root]
     done = subprocess.run(
-        [python, "-c", STRANGER, root], cwd=place, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        command, cwd=place, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((root / "report.json").read_text()), load_file(root / "tensors.safetensors")
 
 
-def test_foreign_code_is_refused_until_it_is_trusted(stranger):
-    """Neither by default nor when told not to does a process run the folder's code; it says what would allow it."""
-    for message in stranger[0]["refused"]:
+def test_foreign_code_is_rejected_until_it_is_trusted(foreign_process):
+    """By default, and with trust_remote_code=False, the code of the folder is not run; the error names the option."""
+    for message in foreign_process[0]["refused"]:
         assert message is not None and "trust_remote_code=True" in message
 
 
-def test_every_door_opens_without_mscl_hf(root, stranger):
+def test_auto_classes_open_without_mscl_hf(root, foreign_process):
     """The Auto classes find configuration, backbone, heads and classifier among the files of the folder, labels included."""
-    report, labels = stranger[0], {name: i for i, name in CLASSES.items()}
+    report, labels = foreign_process[0], {name: i for i, name in CLASSES.items()}
     foreign = "transformers_modules"
     assert report["cnn config"] == report["rope config"] == foreign
     for name in ("cnn", "rope"):
@@ -170,9 +171,9 @@ def test_every_door_opens_without_mscl_hf(root, stranger):
 
 
 @torch.no_grad()
-def test_the_numbers_are_those_of_the_package(root, stranger):
+def test_the_numbers_are_those_of_the_package(root, foreign_process):
     """Logits, features and embeddings agree bit for bit with what the installed package computes, buffers and towers included."""
-    numbers, image = stranger[1], load_file(root / "image.safetensors")["image"]
+    numbers, image = foreign_process[1], load_file(root / "image.safetensors")["image"]
     for name in ("cnn", "rope"):
         wanted = MsclForSemanticSegmentation.from_pretrained(root / name).eval()(image).logits
         assert torch.equal(numbers[f"{name} logits"], wanted) and torch.equal(numbers[f"{name} logits again"], wanted)
@@ -183,9 +184,9 @@ def test_the_numbers_are_those_of_the_package(root, stranger):
         assert torch.equal(numbers[f"towers {key}"], embeddings[key])
 
 
-def test_a_pipeline_opens_it_without_mscl_hf(root, stranger):
+def test_a_pipeline_opens_it_without_mscl_hf(root, foreign_process):
     """The image-segmentation pipeline gives the same masks as here, and has nothing to complain about."""
-    report, numbers = stranger
+    report, numbers = foreign_process
     assert report["complaints"] == []
     pipe = pipeline("image-segmentation", model=str(root / "cnn"), device="cpu")
     parts = pipe(str(root / "picture.png"))
@@ -195,9 +196,9 @@ def test_a_pipeline_opens_it_without_mscl_hf(root, stranger):
 
 
 @pytest.mark.parametrize("name", ["cnn_again", "rope_again", "tuned"])
-def test_what_a_stranger_saves_is_as_complete(root, stranger, name):
+def test_a_folder_saved_without_mscl_hf_is_complete(root, foreign_process, name):
     """A folder saved where mscl_hf is not installed has all files of code, finds its classes in itself, and opens here."""
-    files, auto_map = stranger[0][f"files of {name}"]
+    files, auto_map = foreign_process[0][f"files of {name}"]
     assert set(files) == CODE == {path.name for path in (root / "cnn").glob("*.py")}
     assert auto_map == AUTO_MAP and all("--" not in reference for reference in auto_map.values())
     for file in files:
@@ -207,13 +208,13 @@ def test_what_a_stranger_saves_is_as_complete(root, stranger, name):
 
 @pytest.mark.parametrize("options", [{}, {"trust_remote_code": False}, {"trust_remote_code": True}], ids=str)
 def test_installed_code_comes_first(root, monkeypatch, options):
-    """Where mscl_hf is imported nobody is asked, and its own classes open the folder, whatever is said about trust."""
+    """Where mscl_hf is imported, its own classes open the folder without a prompt, with any trust_remote_code."""
 
     def asked(prompt=""):
         raise AssertionError(f"was asked: {prompt}")
 
     monkeypatch.setattr(builtins, "input", asked)
     assert type(AutoConfig.from_pretrained(root / "cnn", **options)) is MsclConfig
-    for door, kind in ((AutoModel, MsclBackbone), (AutoModelForPreTraining, MsclForPreTraining)):
-        assert type(door.from_pretrained(root / "towers", **options)) is kind
+    for auto_cls, model_cls in ((AutoModel, MsclBackbone), (AutoModelForPreTraining, MsclForPreTraining)):
+        assert type(auto_cls.from_pretrained(root / "towers", **options)) is model_cls
     assert type(pipeline("image-segmentation", model=str(root / "cnn"), device="cpu", **options).model) is MsclForSemanticSegmentation

@@ -75,10 +75,10 @@ def test_what_transformers_fills_in_opens_again(tmp_path, dtype, attention):
 
 
 @pytest.mark.parametrize("name", REJECTED)
-@pytest.mark.parametrize("kind", [MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation])
-def test_fields_that_would_not_open_are_rejected_on_saving(tmp_path, kind, name):
+@pytest.mark.parametrize("model_cls", [MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation])
+def test_fields_that_would_not_open_are_rejected_on_saving(tmp_path, model_cls, name):
     """In a sentence that names the field, before anything is written; so for a configuration alone."""
-    network = kind(harness.config())
+    network = model_cls(harness.config())
     setattr(network.config, name, REJECTED[name])
     for save in (network.save_pretrained, network.config.save_pretrained):
         with pytest.raises(ValueError, match=name):
@@ -86,7 +86,7 @@ def test_fields_that_would_not_open_are_rejected_on_saving(tmp_path, kind, name)
     assert not (tmp_path / "model").exists()
     delattr(network.config, name)
     network.save_pretrained(tmp_path / "model")
-    assert type(kind.from_pretrained(tmp_path / "model")) is kind
+    assert type(model_cls.from_pretrained(tmp_path / "model")) is model_cls
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two towers: the colours they see, the network they make, and that it saves, loads and trains like any other."""
+"""Two towers: conversion of colors, channels, saving, loading and training."""
 
 import pytest
 import torch
@@ -34,13 +34,13 @@ def backbone_of(*arguments, **options):
     return MsclBackbone(config_of(*arguments, **options)).eval()
 
 
-def as_image(colours):
-    """N colours (N, 3) -> an image of one row, (1, 3, 1, N)."""
-    return colours.T[None, :, None]
+def as_image(colors):
+    """N colors (N, 3) -> an image of one row, (1, 3, 1, N)."""
+    return colors.T[None, :, None]
 
 
 def slow_lab(red, green, blue):
-    """CIE 1976 L*a*b* of one sRGB colour, step by step as IEC 61966-2-1 and CIE 15 write it."""
+    """CIE 1976 L*a*b* of one sRGB color, step by step as IEC 61966-2-1 and CIE 15 write it."""
 
     def linear(c):
         return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
@@ -57,16 +57,16 @@ def slow_lab(red, green, blue):
 
 
 def test_lab_is_that_of_the_formulas():
-    """Random, dark and pure colours: each pixel as a slow computation with the standard's four digits gives it."""
+    """Random, dark and pure colors: each pixel as a slow computation with the standard's four digits gives it."""
     torch.manual_seed(0)
-    colours = torch.cat([torch.rand(200, 3), torch.rand(50, 3) * 0.05, CORNERS])
-    found = rgb_to_lab(as_image(colours))[0, :, 0].T
-    torch.testing.assert_close(found, torch.tensor([slow_lab(*c) for c in colours.tolist()]), atol=0.03, rtol=0)
+    colors = torch.cat([torch.rand(200, 3), torch.rand(50, 3) * 0.05, CORNERS])
+    found = rgb_to_lab(as_image(colors))[0, :, 0].T
+    torch.testing.assert_close(found, torch.tensor([slow_lab(*c) for c in colors.tolist()]), atol=0.03, rtol=0)
     published = torch.tensor([[53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86]])  # red, green, blue
     torch.testing.assert_close(rgb_to_lab(as_image(torch.eye(3)))[0, :, 0].T, published, atol=0.03, rtol=0)
 
 
-def test_lab_agrees_with_a_colour_management_system():
+def test_lab_agrees_with_a_color_management_system():
     """LittleCMS (in Pillow) speaks Lab for a D50 white: the same lightness to a few units, and hues in the same places."""
     torch.manual_seed(0)
     pixels = torch.randint(256, (1, 400, 3), dtype=torch.uint8)
@@ -80,7 +80,7 @@ def test_lab_agrees_with_a_colour_management_system():
 
 
 def test_views_fill_the_range():
-    """L is -1 for black and 1 for white; over the colours of sRGB a and b reach from -1 to 1."""
+    """L is -1 for black and 1 for white; over the colors of sRGB a and b reach from -1 to 1."""
     steps = torch.linspace(0, 1, 21)
     lum, chroma = lab_views(as_image(torch.cartesian_prod(steps, steps, steps)))
     assert lum.shape[1] == 1 and chroma.shape[1] == 2
@@ -88,19 +88,19 @@ def test_views_fill_the_range():
         assert channel.min().item() == pytest.approx(-1, abs=0.01) and channel.max().item() == pytest.approx(1, abs=0.01)
 
 
-def test_grey_has_no_colour():
-    """Whatever is grey gives the colour tower one constant input, so that its maps cannot tell light from dark."""
-    greys = torch.rand(2, 1, 64, 64).expand(-1, 3, -1, -1)
-    chroma = lab_views(greys)[1]
+def test_gray_has_no_color():
+    """A gray image gives the color tower a constant input, so that its maps do not depend on the brightness."""
+    grays = torch.rand(2, 1, 64, 64).expand(-1, 3, -1, -1)
+    chroma = lab_views(grays)[1]
     assert (chroma.amax(dim=(0, 2, 3)) - chroma.amin(dim=(0, 2, 3))).max() < 1e-5
     backbone = backbone_of()
-    lum, chroma = (part.detach() for part in backbone.timm_model.split(backbone(greys).feature_maps[-1]))
+    lum, chroma = (part.detach() for part in backbone.timm_model.split(backbone(grays).feature_maps[-1]))
     torch.testing.assert_close(chroma[0], chroma[1], atol=1e-4, rtol=1e-4)
     assert (lum[0] - lum[1]).abs().max() > 0.01 * lum.abs().max()
 
 
 def test_lab_is_finite_everywhere():
-    """Black, white, pure and out-of-range colours: finite values, finite gradients, in every precision."""
+    """Black, white, pure and out-of-range colors: finite values, finite gradients, in every precision."""
     image = as_image(torch.cat([CORNERS, CORNERS * 3 - 1])).requires_grad_()
     sum(view.square().sum() for view in lab_views(image)).backward()
     assert image.grad.isfinite().all()
@@ -148,11 +148,11 @@ def test_heads_that_do_not_divide_are_halved():
         assert config.backbone_kwargs["embed_dim"] == half and config.backbone_kwargs["num_heads"] == (left or heads)
 
 
-@pytest.mark.parametrize("kind", [MsclForPreTraining, MsclForSemanticSegmentation])
+@pytest.mark.parametrize("model_cls", [MsclForPreTraining, MsclForSemanticSegmentation])
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
-def test_round_trip_is_bit_identical(name, kind, tmp_path):
-    """Weights and buffers of both towers, those outside the checkpoint too, come back in poisoned memory."""
-    assert_round_trip(kind, name, SMALLER.get(name, {}), tmp_path, two_towers=True)
+def test_round_trip_is_bit_identical(name, model_cls, tmp_path):
+    """Weights and buffers of both towers, those outside the checkpoint too, are restored in memory filled with NaN."""
+    assert_round_trip(model_cls, name, SMALLER.get(name, {}), tmp_path, two_towers=True)
 
 
 def test_shared_weights_travel(tmp_path):
@@ -220,7 +220,7 @@ def test_bfloat16(name, tmp_path):
         assert logits.isfinite().all() and torch.cosine_similarity(logits.flatten(), wanted.flatten(), dim=0) > 0.95
 
 
-def test_the_saved_processor_hands_over_plain_rgb(tmp_path):
+def test_the_saved_processor_returns_plain_rgb(tmp_path):
     """Images come as RGB in 0..1, so the processor that is saved beside the model subtracts and divides nothing."""
     publish(MsclForSemanticSegmentation(config_of()), tmp_path)
     image = Image.effect_noise((64, 64), 80).convert("RGB")
@@ -230,14 +230,14 @@ def test_the_saved_processor_hands_over_plain_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn", "efficientnet_b0", "densenet121", "inception_v3", "cs3darknet_focus_s"])
-def test_families_without_a_half_width_are_refused(name):
-    """One sentence: what came, what was wanted, what to do."""
+def test_families_without_a_half_width_are_rejected(name):
+    """The error is one sentence with the name and the remedy."""
     with pytest.raises(ValueError, match=f"--backbone is '{name}', which has no option .* halves its width.* Choose a family") as error:
         build_config(name, two_towers=True)
     assert "\n" not in str(error.value)
 
 
-def test_what_two_towers_cannot_take_is_refused():
+def test_what_two_towers_cannot_take_is_rejected():
     """timm has no weights for them, and they need three channels to split; the flag reaches the configuration."""
     model = MsclForSemanticSegmentation(config_from(NetworkConfig("test_resnet", two_towers=True, decoder_channels=16)))
     assert model.config.two_towers and model.config.image_mean == [0.0] * 3 and model.config.image_std == [1.0] * 3

@@ -125,9 +125,9 @@ def test_the_sources_are_those_of_the_installed_release():
     assert release(SOURCE) == transformers.__version__, "give TRANSFORMERS_SOURCE the sources of the installed release"
 
 
-for (kind, backbone), model in product(BACKBONES.items(), MODELS):
-    name = f"Test{kind}{model.__name__}"
+for (family, backbone), model in product(BACKBONES.items(), MODELS):
+    name = f"Test{family}{model.__name__}"
     globals()[name] = make(name, backbone, model, MODEL.ModelTesterMixin)
-for kind, backbone in BACKBONES.items():
-    name = f"Test{kind}StagesOfMsclBackbone"
+for family, backbone in BACKBONES.items():
+    name = f"Test{family}StagesOfMsclBackbone"
     globals()[name] = make(name, backbone, MsclBackbone, STAGES.BackboneTesterMixin)

@@ -1,4 +1,4 @@
-"""What transformers expects of a model class, of each of ours: files, initialisation, outputs, labels, backbones, devices, pipelines."""
+"""transformers' interface of a model class: files, initialization, outputs, labels, backbones, devices, pipelines."""
 
 import copy
 import functools
@@ -46,12 +46,14 @@ SMALLER = {
     "coat_tiny": {"embed_dims": [32, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1},
 }
 NAMES = ("test_resnet", "test_vit", SWIN)
-DOORS = {
+AUTO_CLASSES = {
     MsclBackbone: AutoModel,
     MsclForPreTraining: AutoModelForPreTraining,
     MsclForSemanticSegmentation: AutoModelForSemanticSegmentation,
 }
-EVERY = pytest.mark.parametrize(("kind", "name"), list(product(DOORS, NAMES)), ids=lambda value: getattr(value, "__name__", value))
+EVERY = pytest.mark.parametrize(
+    ("model_cls", "name"), list(product(AUTO_CLASSES, NAMES)), ids=lambda value: getattr(value, "__name__", value)
+)
 EMBEDDINGS = ("global_embeds", "local_embeds", "pixel_embeds")
 
 
@@ -75,7 +77,7 @@ def images(count=2, height=64, width=64):
 
 
 def answers(out) -> list[torch.Tensor]:
-    """What an output is asked for: logits, embeddings, or feature maps."""
+    """Return the logits, embeddings or feature maps of an output."""
     if "logits" in out:
         return [out.logits]
     return [out[key] for key in EMBEDDINGS] if "global_embeds" in out else list(out.feature_maps)
@@ -94,26 +96,26 @@ def backbone_of(model) -> MsclBackbone:
 
 @EVERY
 @torch.no_grad()
-def test_saved_in_shards_and_saved_again(kind, name, tmp_path):
+def test_saved_in_shards_and_saved_again(model_cls, name, tmp_path):
     """A folder of many shards, and what is saved after loading it, hold the same model, bit for bit."""
-    model, image = kind(config_of(name)).eval(), images(1, 90, 70)
+    model, image = model_cls(config_of(name)).eval(), images(1, 90, 70)
     model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    second = kind.from_pretrained(tmp_path / "shards").eval()
+    second = model_cls.from_pretrained(tmp_path / "shards").eval()
     second.save_pretrained(tmp_path / "whole")
-    third = DOORS[kind].from_pretrained(tmp_path / "whole").eval()
+    third = AUTO_CLASSES[model_cls].from_pretrained(tmp_path / "whole").eval()
     for loaded in (second, third):
-        assert type(loaded) is kind and same(list(model.state_dict().values()), list(loaded.state_dict().values()))
+        assert type(loaded) is model_cls and same(list(model.state_dict().values()), list(loaded.state_dict().values()))
         assert same(answers(model(image)), answers(loaded(image)))
 
 
 @EVERY
-def test_what_a_folder_says_of_itself(kind, name, tmp_path):
+def test_what_a_folder_says_of_itself(model_cls, name, tmp_path):
     """The class that was saved, the files of its code, and how to find each class in them."""
-    kind(config_of(name)).save_pretrained(tmp_path)
+    model_cls(config_of(name)).save_pretrained(tmp_path)
     config = MsclConfig.from_pretrained(tmp_path)
-    assert config.architectures == [kind.__name__] and config.auto_map[kind._auto_class] == f"modeling_mscl.{kind.__name__}"
-    assert kind._auto_class == DOORS[kind].__name__ and config.auto_map["AutoConfig"] == "configuration_mscl.MsclConfig"
+    assert config.architectures == [model_cls.__name__] and config.auto_map[model_cls._auto_class] == f"modeling_mscl.{model_cls.__name__}"
+    assert model_cls._auto_class == AUTO_CLASSES[model_cls].__name__ and config.auto_map["AutoConfig"] == "configuration_mscl.MsclConfig"
     for reference in config.auto_map.values():
         file, _, name = reference.partition(".")
         assert re.search(rf"^class {name}\b", (tmp_path / f"{file}.py").read_text(), re.M)
@@ -184,33 +186,33 @@ def test_half_precision(dtype, tmp_path):
         assert logits.dtype == torch.float32 and logits.isfinite().all()
 
 
-# -- initialisation -----------------------------------------------------------------------------------------------------------
+# -- initialization -----------------------------------------------------------------------------------------------------------
 
 
 @EVERY
-def test_built_from_a_configuration(kind, name):
-    """The Auto classes build what the class itself builds, in poisoned memory too; a backbone also through AutoBackbone."""
+def test_built_from_a_configuration(model_cls, name):
+    """The Auto classes, AutoBackbone among them, build the same network as the class, in memory filled with NaN too."""
     config = config_of(name)
-    for door in (DOORS[kind], *([AutoBackbone] if kind is MsclBackbone else [])):
+    for auto_cls in (AUTO_CLASSES[model_cls], *([AutoBackbone] if model_cls is MsclBackbone else [])):
         torch.manual_seed(3)
-        wanted = kind(config).state_dict()
+        wanted = model_cls(config).state_dict()
         poison()
         torch.manual_seed(3)
-        built = door.from_config(config)
-        assert type(built) is kind and same(list(wanted.values()), list(built.state_dict().values()))
+        built = auto_cls.from_config(config)
+        assert type(built) is model_cls and same(list(wanted.values()), list(built.state_dict().values()))
         assert all(tensor.isfinite().all() for tensor in (*built.parameters(), *built.buffers()))
 
 
 @pytest.mark.parametrize("name", [*NAMES, DINOV3])
-def test_new_parts_are_initialised_when_loading(name, tmp_path):
-    """What a checkpoint lacks starts as it does in a new network, whatever lay in memory: the same spread, the same constants."""
+def test_new_parts_are_initialized_when_loading(name, tmp_path):
+    """What a checkpoint lacks starts as it does in a new network, in memory filled with NaN: the same spread and constants."""
     MsclForPreTraining(config_of(name, heads=[])).save_pretrained(tmp_path / "bare")
-    for kind, heads in ((MsclForSemanticSegmentation, ("classifier.", "auxiliary_head.")),
+    for model_cls, heads in ((MsclForSemanticSegmentation, ("classifier.", "auxiliary_head.")),
                         (MsclForPreTraining, ("global_head.", "local_head.", "pixel_head."))):  # fmt: skip
         torch.manual_seed(0)
-        wanted = kind(config_of(name)).state_dict()
+        wanted = model_cls(config_of(name)).state_dict()
         poison()
-        loaded, info = kind.from_pretrained(tmp_path / "bare", heads=["global", "local", "pixel"], output_loading_info=True)
+        loaded, info = model_cls.from_pretrained(tmp_path / "bare", heads=["global", "local", "pixel"], output_loading_info=True)
         found = loaded.state_dict()
         new = {key for key in found if key.startswith(heads)}
         assert new == set(info["missing_keys"]) and found.keys() == wanted.keys()
@@ -231,12 +233,12 @@ def assert_initialized(keys, found, wanted):
 
 @EVERY
 @pytest.mark.parametrize("empty", [lambda: torch.device("meta"), init_empty_weights], ids=["torch", "accelerate"])
-def test_memory_after_construction(kind, name, empty):
+def test_memory_after_construction(model_cls, name, empty):
     """Built on the meta device, given memory, then initialized: timm's weights and buffers, too, are those of a new network."""
     torch.manual_seed(0)
-    wanted = kind(config_of(name))
+    wanted = model_cls(config_of(name))
     with empty():
-        model = kind(config_of(name))
+        model = model_cls(config_of(name))
     poison()
     model.to_empty(device="cpu")
     torch.manual_seed(0)
@@ -257,9 +259,9 @@ def test_a_backbone_that_a_foreign_checkpoint_lacks(tmp_path):
 
 
 @EVERY
-def test_initialisation_leaves_what_is_loaded(kind, name):
-    """Initialising again changes all parameters of ours that are not marked as loaded, none that are, and none of timm's."""
-    model = kind(config_of(name))
+def test_initialization_leaves_what_is_loaded(model_cls, name):
+    """Initializing again changes all parameters of ours that are not marked as loaded, none that are, and none of timm's."""
+    model = model_cls(config_of(name))
     parameters = dict(model.named_parameters())
     for number, parameter in enumerate(parameters.values()):  # weights without their biases, and the other way round
         parameter._is_hf_initialized = number % 2 == 0
@@ -277,19 +279,19 @@ def test_initialisation_leaves_what_is_loaded(kind, name):
 
 
 @EVERY
-def test_signature(kind, name):
+def test_signature(model_cls, name):
     """Pixels come first and are the only main input; nothing of text is claimed."""
-    model = kind(config_of(name))
-    assert list(inspect.signature(model.forward).parameters)[0] == kind.main_input_name == "pixel_values"
-    assert not model.can_generate() and kind.config_class is MsclConfig and kind.input_modalities == ("image",)
+    model = model_cls(config_of(name))
+    assert list(inspect.signature(model.forward).parameters)[0] == model_cls.main_input_name == "pixel_values"
+    assert not model.can_generate() and model_cls.config_class is MsclConfig and model_cls.input_modalities == ("image",)
     assert backbone_of(model) is model.base_model
 
 
 @EVERY
 @torch.no_grad()
-def test_eval_mode_is_deterministic_and_copies_are_whole(kind, name):
+def test_eval_mode_is_deterministic_and_copies_are_whole(model_cls, name):
     """The same image twice, and a deep copy, give the same bits; training the copy leaves the model alone."""
-    model, image = kind(config_of(name)).eval(), images(1)
+    model, image = model_cls(config_of(name)).eval(), images(1)
     wanted = answers(model(image))
     assert same(wanted, answers(model(image)))
     twin = copy.deepcopy(model)
@@ -301,9 +303,9 @@ def test_eval_mode_is_deterministic_and_copies_are_whole(kind, name):
 
 @EVERY
 @torch.no_grad()
-def test_an_image_alone_is_as_in_a_batch(kind, name):
+def test_an_image_alone_is_as_in_a_batch(model_cls, name):
     """In eval mode no image sees the others."""
-    model, batch = kind(config_of(name)).eval(), images(3, 64, 96)
+    model, batch = model_cls(config_of(name)).eval(), images(3, 64, 96)
     together = answers(model(batch))
     for place in range(3):
         for whole, alone in zip(together, answers(model(batch[place : place + 1]))):
@@ -312,9 +314,9 @@ def test_an_image_alone_is_as_in_a_batch(kind, name):
 
 @EVERY
 @torch.no_grad()
-def test_hidden_states(kind, name):
-    """Asked for by argument or configuration: every stage's map as timm gives it, the tapped ones among them; all else is the same."""
-    model, image = kind(config_of(name)).eval(), images(1)
+def test_hidden_states(model_cls, name):
+    """With the argument or the field of the configuration, the output has the maps of all stages as timm computes them."""
+    model, image = model_cls(config_of(name)).eval(), images(1)
     backbone, plain = backbone_of(model), model(image)
     asked = model(image, output_hidden_states=True)
     assert plain.hidden_states is None and same(answers(plain), answers(asked))
@@ -329,10 +331,10 @@ def test_hidden_states(kind, name):
 
 @EVERY
 @torch.no_grad()
-def test_tuples(kind, name):
+def test_tuples(model_cls, name):
     """return_dict=False, by argument or configuration, gives the same values in the same order without names."""
-    model, image = kind(config_of(name)).eval(), images(2)
-    more = {"labels": torch.randint(3, (2, 64, 64))} if kind is MsclForSemanticSegmentation else {}
+    model, image = model_cls(config_of(name)).eval(), images(2)
+    more = {"labels": torch.randint(3, (2, 64, 64))} if model_cls is MsclForSemanticSegmentation else {}
 
     def flat(values):
         return [tensor for value in values for tensor in (value if isinstance(value, tuple) else (value,))]
@@ -348,11 +350,11 @@ def test_tuples(kind, name):
 
 
 @EVERY
-def test_training_reaches_every_weight(kind, name):
+def test_training_reaches_every_weight(model_cls, name):
     """A loss in training mode, and a finite gradient for every parameter; retained, also for the maps that were tapped."""
-    model = kind(config_of(name)).train()
+    model = model_cls(config_of(name)).train()
     assert model.training and all(module.training for module in model.modules())
-    if kind is MsclForSemanticSegmentation:
+    if model_cls is MsclForSemanticSegmentation:
         loss = model(images(), labels=torch.randint(3, (2, 64, 64))).loss
     else:
         loss = sum((value * torch.randn_like(value)).sum() for value in answers(model(images())))
@@ -366,10 +368,10 @@ def test_training_reaches_every_weight(kind, name):
     assert all(tapped.grad.abs().sum() > 0 for tapped in out.feature_maps) and not any(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize(("kind", "towers"), [(MsclBackbone, 1), (MsclForPreTraining, 2), (MsclForSemanticSegmentation, 1)])
-def test_activation_checkpointing_on_and_off(kind, towers):
+@pytest.mark.parametrize(("model_cls", "towers"), [(MsclBackbone, 1), (MsclForPreTraining, 2), (MsclForSemanticSegmentation, 1)])
+def test_activation_checkpointing_on_and_off(model_cls, towers):
     """By transformers' present name for it: blocks run again in the backward pass while it is on, once when it is off again."""
-    model, calls = kind(config_of("test_vit", two_towers=towers == 2)).train(), []
+    model, calls = model_cls(config_of("test_vit", two_towers=towers == 2)).train(), []
     for module in backbone_of(model).timm_model.modules():
         if type(module).__name__ == "VisionTransformer":
             module.blocks[0].attn.qkv.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -427,11 +429,11 @@ def test_traced_by_torchscript(name, size):
 
 
 @EVERY
-def test_a_misspelled_argument(kind, name):
+def test_a_misspelled_argument(model_cls, name):
     """An argument that no forward pass has raises TypeError with those that it has; transformers' own keywords are accepted."""
-    model = kind(config_of(name)).eval()
-    with pytest.raises(TypeError, match=rf"{kind.__name__}.forward has no argument 'label'; expected pixel_values, "
-                       rf"{'labels, ' if kind is MsclForSemanticSegmentation else ''}"):  # fmt: skip
+    model = model_cls(config_of(name)).eval()
+    with pytest.raises(TypeError, match=rf"{model_cls.__name__}.forward has no argument 'label'; expected pixel_values, "
+                       rf"{'labels, ' if model_cls is MsclForSemanticSegmentation else ''}"):  # fmt: skip
         model(images(), label=torch.randint(3, (2, 64, 64)))
     model(images(), output_attentions=False, num_items_in_batch=2)
 
@@ -456,20 +458,20 @@ def without(folder, *prefixes):
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("door", [MsclForSemanticSegmentation, AutoModelForSemanticSegmentation])
-def test_a_label_set_is_given_in_one_call(folders, door):
+@pytest.mark.parametrize("auto_cls", [MsclForSemanticSegmentation, AutoModelForSemanticSegmentation])
+def test_a_label_set_is_given_in_one_call(folders, auto_cls):
     """A pre-training checkpoint takes id2label, or num_labels, alone; everything that follows from it follows, in the saved folder too."""
-    model = door.from_pretrained(folders / "pretrained", id2label={0: "cat", 1: "dog", 2: "cow", 3: "hen"})
+    model = auto_cls.from_pretrained(folders / "pretrained", id2label={0: "cat", 1: "dog", 2: "cow", 3: "hen"})
     model.save_pretrained(folders / "out")
     for config in (model.config, MsclConfig.from_pretrained(folders / "out")):
         assert config.num_labels == 4 and config.id2label[3] == "hen" and config.label2id == {"cat": 0, "dog": 1, "cow": 2, "hen": 3}
     assert len(model.classifier.weight) == len(model.auxiliary_head[1].weight) == model(images(1)).logits.shape[1] == 4
-    config = door.from_pretrained(folders / "pretrained", num_labels=6).config
+    config = auto_cls.from_pretrained(folders / "pretrained", num_labels=6).config
     assert len(config.id2label) == len(config.label2id) == 6
 
 
 def test_another_label_set_for_a_fine_tuned_model(folders):
-    """Other names for as many classes keep the classifier; another number of them is refused, unless a new one is asked for."""
+    """Other names for as many classes keep the classifier; another number raises without ignore_mismatched_sizes."""
     tuned = MsclForSemanticSegmentation.from_pretrained(folders / "tuned")
     assert tuned.config.label2id == {"sky": 0, "road": 1, "tree": 2}
     renamed = MsclForSemanticSegmentation.from_pretrained(folders / "tuned", id2label={0: "a", 1: "b", 2: "c"})
@@ -485,38 +487,38 @@ def test_another_label_set_for_a_fine_tuned_model(folders):
     assert torch.equal(new.decoder.fuse[0].weight, tuned.decoder.fuse[0].weight)
 
 
-@pytest.mark.parametrize("kind", [MsclForSemanticSegmentation, MsclForPreTraining])
-def test_a_backbone_that_was_saved_alone(folders, kind, caplog):
+@pytest.mark.parametrize("model_cls", [MsclForSemanticSegmentation, MsclForPreTraining])
+def test_a_backbone_that_was_saved_alone(folders, model_cls, caplog):
     """It gets a new decoder and new heads, which is logged; a segmenter's classes must be named, as those of its configuration have no
     classifier. Half a decoder is damage."""
     tuned = MsclForSemanticSegmentation.from_pretrained(folders / "tuned")
     tuned.backbone.save_pretrained(folders / "backbone")
-    if kind is MsclForSemanticSegmentation:
+    if model_cls is MsclForSemanticSegmentation:
         with pytest.raises(ValueError, match="is a backbone alone and has no classifier.*name the classes"):
-            kind.from_pretrained(folders / "backbone")
+            model_cls.from_pretrained(folders / "backbone")
     poison()
-    model = kind.from_pretrained(folders / "backbone", num_labels=5)
-    assert f"holds a backbone alone: the decoder and the heads of {kind.__name__} are new" in caplog.text
+    model = model_cls.from_pretrained(folders / "backbone", num_labels=5)
+    assert f"holds a backbone alone: the decoder and the heads of {model_cls.__name__} are new" in caplog.text
     assert model.config.num_labels == 5 and same([*model.backbone.state_dict().values()], [*tuned.backbone.state_dict().values()])
-    wanted, found = kind(config_of(num_labels=5)).state_dict(), model.state_dict()
+    wanted, found = model_cls(config_of(num_labels=5)).state_dict(), model.state_dict()
     assert_initialized([key for key in wanted if not key.startswith("backbone.")], found, wanted)
     save_file({"decoder.fuse.0.weight": model.decoder.fuse[0].weight, **load_file(folders / "backbone" / "model.safetensors")},
               folders / "backbone" / "model.safetensors", {"format": "pt"})  # fmt: skip
     with pytest.raises(ValueError, match=r"lacks \d+ weights"):
-        kind.from_pretrained(folders / "backbone", num_labels=5)
+        model_cls.from_pretrained(folders / "backbone", num_labels=5)
 
 
-@pytest.mark.parametrize(("part", "folder", "kind"), [
+@pytest.mark.parametrize(("part", "folder", "model_cls"), [
     ("classifier.", "tuned", MsclForSemanticSegmentation),
     ("classifier.bias", "tuned", MsclForSemanticSegmentation),
     ("auxiliary_head.0.1.running_mean", "tuned", MsclForSemanticSegmentation),
     ("local_head.layers.0.weight", "pretrained", MsclForPreTraining),
 ])  # fmt: skip
-def test_a_head_that_should_be_there_is_not_made_up(folders, part, folder, kind):
+def test_missing_heads_raise(folders, part, folder, model_cls):
     """A fine-tuned model without its classifier, or any head with a hole, is damaged; it does not open with noise in that place."""
     without(folders / folder, part)
-    with pytest.raises(ValueError, match=rf"lacks \d+ weights of {kind.__name__} \(first: {part[:10]}"):
-        kind.from_pretrained(folders / folder)
+    with pytest.raises(ValueError, match=rf"lacks \d+ weights of {model_cls.__name__} \(first: {part[:10]}"):
+        model_cls.from_pretrained(folders / folder)
 
 
 def test_a_whole_head_may_be_absent(folders):
@@ -530,11 +532,11 @@ def test_a_whole_head_may_be_absent(folders):
 @pytest.mark.parametrize(
     "options", [{"decoder_channels": 24}, {"decoder_type": "fcn"}, {"num_channels": 1}, {"backbone": "resnet18"}], ids=str
 )
-def test_another_network_is_refused(folders, options):
+def test_another_network_is_rejected(folders, options):
     """Weights of another decoder or backbone are never replaced by noise, not even with ignore_mismatched_sizes."""
-    for kind in (MsclForSemanticSegmentation, MsclForPreTraining):
-        with pytest.raises(ValueError, match=rf"lacks \d+ weights of {kind.__name__}.* another backbone or decoder"):
-            kind.from_pretrained(folders / "tuned", ignore_mismatched_sizes=True, **options)
+    for model_cls in (MsclForSemanticSegmentation, MsclForPreTraining):
+        with pytest.raises(ValueError, match=rf"lacks \d+ weights of {model_cls.__name__}.* another backbone or decoder"):
+            model_cls.from_pretrained(folders / "tuned", ignore_mismatched_sizes=True, **options)
 
 
 # -- a backbone for other people's decoders ------------------------------------------------------------------------------------
@@ -580,7 +582,7 @@ def test_stages_have_names_before_there_is_a_network():
     ({"out_features": ["layer3"], "out_indices": [4]}, "correspond to the same stages"),
 ])  # fmt: skip
 def test_stages_that_do_not_exist(choice, message):
-    """Wrong names, indices, orders are refused, when the stages are known and, without them, when the network is built."""
+    """Wrong names, indices and orders raise, when the stages are known and, without them, when the network is built."""
     for named in (True, False):
         with pytest.raises(ValueError, match=message):
             MsclBackbone(MsclConfig(backbone="test_resnet", stage_names=config_of().stage_names if named else None, **choice))
@@ -590,8 +592,8 @@ def test_stages_that_do_not_exist(choice, message):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", DINOV3])
-def test_a_foreign_decoder_stands_on_it(name, tmp_path):
-    """UperNet takes the configuration as its backbone_config, trains through it, and comes back from its folder the same, poison or not."""
+def test_a_backbone_of_a_foreign_decoder(name, tmp_path):
+    """UperNet takes the configuration as its backbone_config, trains through it, and is restored from its folder."""
     backbone = config_of(name, out_indices=[-4, -3, -2, -1] if name != DINOV3 else [0, 1])
     pools = {"pool_scales": [1, 2], "hidden_size": 16, "use_auxiliary_head": False}
     model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, num_labels=3, **pools))
@@ -643,12 +645,12 @@ def test_a_decoder_may_lie_on_disk(tmp_path):
 
 @EVERY
 @torch.no_grad()
-def test_the_backbone_may_lie_on_disk(kind, name, tmp_path):
+def test_the_backbone_may_lie_on_disk(model_cls, name, tmp_path):
     """Weights beside timm's blocks, such as position tables, are brought in, too: the same output as with all weights in memory."""
-    model, image = kind(config_of(name, **({"two_towers": True} if name == SWIN else {}))).eval(), images(1)
+    model, image = model_cls(config_of(name, **({"two_towers": True} if name == SWIN else {}))).eval(), images(1)
     model.save_pretrained(tmp_path)
     places = {key: "disk" if key in ("backbone", "timm_model") else "cpu" for key, _ in model.named_children()}
-    loaded = kind.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload").eval()
+    loaded = model_cls.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload").eval()
     assert any(p.is_meta for p in loaded.parameters()) and same(answers(model(image)), answers(loaded(image)))
 
 
@@ -665,9 +667,9 @@ def test_fsdp_by_the_transformer_policy(name, version, tmp_path):
 
 
 @EVERY
-def test_classes_that_are_not_split_are_in_the_model(kind, name):
+def test_classes_that_are_not_split_are_in_the_model(model_cls, name):
     """Every class of _no_split_modules is in the model, and is called in a forward pass; a deep copy calls its own."""
-    model = copy.deepcopy(kind(config_of(name))).eval()
+    model = copy.deepcopy(model_cls(config_of(name))).eval()
     called = set()
     for module in model.modules():
         module.register_forward_hook(lambda module, *_: called.add(type(module).__name__))
@@ -691,9 +693,9 @@ def test_the_timm_model_answers_as_timms(name, tmp_path):
 
 
 @EVERY
-def test_devices_are_shared_out_along_seams(kind, name):
+def test_device_maps_do_not_split_backbones(model_cls, name):
     """However little fits on a device, no device map cuts through a backbone or a decoder: what they add up must lie together."""
-    model = kind(config_of(name, **({"two_towers": True} if name == "test_vit" else {})))
+    model = model_cls(config_of(name, **({"two_towers": True} if name == "test_vit" else {})))
     total = sum(p.numel() * p.element_size() for p in model.parameters())
     for share in (0.3, 0.6, 0.9):
         memory = {0: int(share * total), 1: int(share * total), "cpu": 2 * total}
@@ -769,8 +771,8 @@ def publish_processor(folder):
 @pytest.mark.parametrize("folder", ["base", "native"])
 @torch.no_grad()
 def test_processor_of_a_published_folder(published, folder):
-    """AutoImageProcessor brings the short side to the base size, or leaves it, normalises as the configuration says, survives being
-    saved again, and turns logits into class ids at the size that is asked for."""
+    """AutoImageProcessor brings the short side to the base size, or leaves it, normalizes as the configuration says, survives being
+    saved again, and turns logits into class ids at the given size."""
     processor = AutoImageProcessor.from_pretrained(published / folder)
     processor.save_pretrained(published / folder / "again")
     again = AutoImageProcessor.from_pretrained(published / folder / "again")

@@ -1,4 +1,4 @@
-"""A model folder of a stranger runs no code, takes no memory beyond stated bounds, and is refused in one sentence."""
+"""An untrusted model folder runs no code, takes bounded memory, and is rejected in one sentence."""
 
 import ast
 import io
@@ -117,11 +117,11 @@ REFUSED = {
 
 
 def copied(models: Path, tmp_path: Path, name: str) -> Path:
-    return shutil.copytree(models / name, tmp_path / f"stranger_{name}")
+    return shutil.copytree(models / name, tmp_path / f"untrusted_{name}")
 
 
-def called(main, monkeypatch, *arguments) -> str:
-    """What a command says when it refuses."""
+def message_of(main, monkeypatch, *arguments) -> str:
+    """Run a command that must fail, and return its message."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -139,28 +139,29 @@ def test_the_trap_works(tmp_path, sentinel):
 
 
 @pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
-def test_weights_that_are_pickled_are_refused_at_every_door(models, tmp_path, sentinel, damage):
-    """No class, Auto class, pipeline, page or export opens them, whatever they are called and whatever names them."""
-    doors = [lambda f, kind=kind: open_model(kind, str(f)) for kind in (MsclForSemanticSegmentation, AutoModelForSemanticSegmentation)]
-    doors += [kind.from_pretrained for kind in (MsclForSemanticSegmentation, MsclBackbone, AutoModelForSemanticSegmentation, AutoModel)]
-    doors += [lambda f: pipeline("image-segmentation", model=str(f), image_processor=str(models / "tuned")),
+def test_weights_that_are_pickled_are_rejected_by_every_class(models, tmp_path, sentinel, damage):
+    """No class, Auto class, pipeline, page or export opens them, by any name."""
+    classes = (MsclForSemanticSegmentation, AutoModelForSemanticSegmentation)
+    openers = [lambda f, model_cls=model_cls: open_model(model_cls, str(f)) for model_cls in classes]
+    openers += [model_cls.from_pretrained for model_cls in (*classes, MsclBackbone, AutoModel)]
+    openers += [lambda f: pipeline("image-segmentation", model=str(f), image_processor=str(models / "tuned")),
               lambda f: open_checkpoint(str(f)), lambda f: open_network(str(f)),
               lambda f: MsclForSemanticSegmentation.from_pretrained(f, use_safetensors=False)]  # fmt: skip
     folders = {name: copied(models, tmp_path, name) for name in ("tuned", "pretrained")}
     for folder in folders.values():
         damage(folder, sentinel)
-    for door in doors:
+    for opener in openers:
         with pytest.raises(ValueError) as caught:
-            door(folders["tuned"])
+            opener(folders["tuned"])
         assert REFUSED[damage] in str(caught.value) and re.search("Give a|Remove it", str(caught.value))
-    for kind in (MsclForPreTraining, AutoModelForPreTraining):
+    for model_cls in (MsclForPreTraining, AutoModelForPreTraining):
         with pytest.raises(ValueError, match="Give a|Remove it"):
-            kind.from_pretrained(folders["pretrained"])
+            model_cls.from_pretrained(folders["pretrained"])
     assert not sentinel.exists()
 
 
 @pytest.mark.parametrize("damage", [bin_only, index_of_bins], ids=lambda damage: damage.__name__)
-def test_weights_that_are_pickled_are_refused_by_every_command(models, tmp_path, sentinel, damage, monkeypatch):
+def test_weights_that_are_pickled_are_rejected_by_every_command(models, tmp_path, sentinel, damage, monkeypatch):
     """One sentence and status 1, with what to do; the sentinel does not appear."""
     tuned, pretrained = (copied(models, tmp_path, name) for name in ("tuned", "pretrained"))
     for folder in (tuned, pretrained):
@@ -171,11 +172,11 @@ def test_weights_that_are_pickled_are_refused_by_every_command(models, tmp_path,
         harness.refused("finetune", *brief, "--model", pretrained, "--output-dir", tmp_path / "b"),
         harness.refused("evaluate_model", "--model", tuned, "--output-dir", tmp_path / "c"),
         harness.refused("trainer", "--model", pretrained, "--max-steps", 1, "--output-dir", tmp_path / "d", "--train-count", 4),
-        called(runpy.run_path(str(ROOT / "hub" / "export.py"))["main"], monkeypatch, "--model", tuned, "--to", "timm", "--output-dir",
+        message_of(runpy.run_path(str(ROOT / "hub" / "export.py"))["main"], monkeypatch, "--model", tuned, "--to", "timm", "--output-dir",
                tmp_path / "e"),
     ]  # fmt: skip
     if page.gr is not None:
-        said.append(called(page.main, monkeypatch, "--model", tuned))
+        said.append(message_of(page.main, monkeypatch, "--model", tuned))
     for sentence in said:
         assert "pytorch_model" in sentence and "safetensors" in sentence and "\n" not in sentence
     assert not sentinel.exists()
@@ -198,7 +199,7 @@ def test_pickles_beside_safetensors_stay_closed(models, tmp_path, sentinel):
     assert not sentinel.exists()
 
 
-def test_adapters_are_refused(models, tmp_path, monkeypatch):
+def test_adapters_are_rejected(models, tmp_path, monkeypatch):
     """Where peft is installed transformers would follow them, to another model or to a pickle; without it they are files like others.
     Commands open no adapter, installed or not."""
     folder = copied(models, tmp_path, "tuned")
@@ -206,12 +207,12 @@ def test_adapters_are_refused(models, tmp_path, monkeypatch):
     for installed in (True,) if checks_mscl.is_peft_available() else (False, True):
         monkeypatch.setattr(checks_mscl, "is_peft_available", lambda installed=installed: installed)
         if installed:
-            assert "holds an adapter beside" in refusal(open_model, MsclForSemanticSegmentation, str(folder))
+            assert "holds an adapter beside" in rejection(open_model, MsclForSemanticSegmentation, str(folder))
         else:
             open_model(MsclForSemanticSegmentation, str(folder))
     (folder / "config.json").unlink()
-    for kind in (MsclConfig, MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
-        assert "merge it into its model" in refusal(open_model, kind, str(folder))
+    for model_cls in (MsclConfig, MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        assert "merge it into its model" in rejection(open_model, model_cls, str(folder))
 
 
 def test_a_planted_checkpoint_of_trainer_runs_no_code(models, tmp_path, sentinel):
@@ -228,7 +229,7 @@ def test_a_planted_checkpoint_of_trainer_runs_no_code(models, tmp_path, sentinel
 
 
 def test_backbone_weights_are_safetensors(tmp_path, sentinel):
-    """Any other file is refused before it is opened, with the way to convert it; a pickle called .safetensors is no safetensors."""
+    """Any other file is rejected before it is opened, with the way to convert it; so is a pickle with the suffix .safetensors."""
     network = MsclForPreTraining(harness.config())
     for name in ("weights.pth", "weights.pt", "weights.bin", "weights", "weights.safetensors"):
         pickled(sentinel, tmp_path / name)
@@ -238,7 +239,7 @@ def test_backbone_weights_are_safetensors(tmp_path, sentinel):
 
 
 def test_no_code_of_a_processor_is_run(models, tmp_path, monkeypatch):
-    """Trainer's recipe opens image processors by their name; one that brings code is refused, and nobody is asked."""
+    """Trainer's recipe opens image processors by their name; one with code is rejected without a prompt."""
     folder = copied(models, tmp_path, "pretrained")
     trap = tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w')\nclass Processor: pass\n")
@@ -338,8 +339,8 @@ HOSTILE = {
 }  # fmt: skip
 
 
-def refusal(call, *arguments) -> str:
-    """One sentence, and quick."""
+def rejection(call, *arguments) -> str:
+    """Return the message of the ValueError, which has one line and comes within 5 s."""
     start = time.process_time()
     with pytest.raises(ValueError) as caught:
         call(*arguments)
@@ -350,14 +351,14 @@ def refusal(call, *arguments) -> str:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_configurations(models, tmp_path, case, monkeypatch):
-    """Refused at once in one sentence that names the field, with no question to a network and no code fetched."""
-    changes, says = HOSTILE[case]
+    """They are rejected in one sentence that names the field, without network access."""
+    changes, expected = HOSTILE[case]
     folder = copied(models, tmp_path, "tuned")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     monkeypatch.setattr("socket.socket.connect", None)
-    assert says in refusal(open_network, str(folder))
-    assert says in refusal(open_checkpoint, str(folder))
+    assert expected in rejection(open_network, str(folder))
+    assert expected in rejection(open_checkpoint, str(folder))
 
 
 def test_hostile_files_of_configurations(models, tmp_path):
@@ -372,9 +373,9 @@ def test_hostile_files_of_configurations(models, tmp_path):
         '{"image_size": ' + "9" * 6000 + "}": "cannot be read",
         "[]": "holds a list", "{": "valid JSON", "": "valid JSON", '"text"': "holds a str", "\x00": "valid JSON",
     }  # fmt: skip
-    for text, says in texts.items():
+    for text, expected in texts.items():
         (folder / "config.json").write_text(text)
-        assert says in refusal(open_model, MsclConfig, str(folder)), text[:40]
+        assert expected in rejection(open_model, MsclConfig, str(folder)), text[:40]
 
 
 def test_files_beside_the_weights_are_bounded(models, tmp_path, capsys):
@@ -385,14 +386,14 @@ def test_files_beside_the_weights_are_bounded(models, tmp_path, capsys):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}, "metadata": "x" * checks_mscl.JSON_BYTES}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert f"at most {checks_mscl.JSON_BYTES:,}" in refusal(open_network, str(folder))
+    assert f"at most {checks_mscl.JSON_BYTES:,}" in rejection(open_network, str(folder))
 
 
 @pytest.mark.parametrize("name", ["ro\x1b[31mad", "\ud800", "a\tb", "\x00"])
 def test_names_of_classes_reach_no_terminal_with_control_characters(name):
     """Neither from a configuration, nor from a list or a data set that names them; other letters of the world are names."""
     for call in (lambda: class_names(["sky", name], None), lambda: MsclConfig(id2label={0: "sky", 1: name})):
-        assert name not in refusal(call)
+        assert name not in rejection(call)
     good = ["ciel d'été", "mặt đường", "می‌خواهم", "$x$", "道路 1"]
     assert class_names(good, None) == tuple(good) == tuple(MsclConfig(id2label=dict(enumerate(good))).id2label.values())
 
@@ -430,7 +431,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_hostile_weights(models, tmp_path, damage):
-    """Evaluation and fine-tuning refuse a damaged model.safetensors in one sentence that names the folder, with status 1."""
+    """Evaluation and fine-tuning reject a damaged model.safetensors in one sentence that names the folder, with status 1."""
     for recipe, name in (("evaluate", "tuned"), ("finetune", "pretrained")):
         folder = copied(models, tmp_path, name)
         DAMAGES[damage](folder / "model.safetensors")
@@ -438,7 +439,7 @@ def test_hostile_weights(models, tmp_path, damage):
         assert folder.name in harness.refused(recipe, "--model", folder, *more, "--output-dir", tmp_path / recipe)
 
 
-KINDS = {
+TYPES = {
     "a statistic as integers": ("test_resnet", "decoder.fuse.1.running_var", torch.int32, "as I32; expected one of"),
     "a statistic in eight bits": ("test_resnet", "decoder.fuse.1.running_mean", torch.float8_e4m3fn, "as F8_E4M3; expected one of"),
     "a count as a number": ("test_resnet", "decoder.fuse.1.num_batches_tracked", torch.float32, "as F32; expected one of"),
@@ -449,17 +450,17 @@ KINDS = {
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "in shards"])
-@pytest.mark.parametrize("case", KINDS)
-def test_integers_for_weights_are_refused(tmp_path, case, shards):
-    """One tensor of another kind than the model's own, a weight or a buffer, in a file or a shard, is not converted without a word."""
-    backbone, key, kind, says = KINDS[case]
+@pytest.mark.parametrize("case", TYPES)
+def test_integers_for_weights_are_rejected(tmp_path, case, shards):
+    """A weight or buffer of another type than the model's, in a file or a shard, is not converted silently."""
+    backbone, key, dtype, message = TYPES[case]
     network = MsclForSemanticSegmentation(harness.config(backbone, id2label=CLASSES, label2id={"sky": 0, "road": 1}))
     network.save_pretrained(tmp_path, max_shard_size="200KB" if shards else "1GB")
     (file,) = (file for file in tmp_path.glob("*.safetensors") if key in load_file(file))
     assert ("-of-" in file.name) is shards
-    save_file(load_file(file) | {key: load_file(file)[key].to(kind)}, file, {"format": "pt"})
-    message = refusal(open_network, str(tmp_path))
-    assert key in message and says in message
+    save_file(load_file(file) | {key: load_file(file)[key].to(dtype)}, file, {"format": "pt"})
+    error = rejection(open_network, str(tmp_path))
+    assert key in error and message in error
 
 
 UNHELD = {
@@ -470,20 +471,20 @@ UNHELD = {
 
 
 @pytest.mark.parametrize("case", UNHELD)
-def test_what_no_file_holds_is_refused_before_it_takes_memory(models, tmp_path, case, monkeypatch):
-    """A configuration that asks for gigabytes beside a few bytes of weights: refused by the headers, while the model is without memory."""
+def test_what_no_file_holds_is_rejected_before_it_takes_memory(models, tmp_path, case, monkeypatch):
+    """A configuration of gigabytes with a few bytes of weights is rejected by the headers, while the model is on the meta device."""
     folder = copied(models, tmp_path, "tuned")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | UNHELD[case]))
     save_file({"classifier.bias": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
     monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", None)  # where memory is taken
-    assert "lacks" in refusal(open_network, str(folder)) and "lacks" in refusal(open_checkpoint, str(folder))
+    assert "lacks" in rejection(open_network, str(folder)) and "lacks" in rejection(open_checkpoint, str(folder))
 
 
-def test_what_begins_anew_is_bounded(models, monkeypatch):
-    """Heads of another stage are in no file: they are made up to a bound, beyond it they are refused before they take memory."""
+def test_new_parts_are_bounded(models, monkeypatch):
+    """New heads are in no file: beyond a bound they are rejected before they take memory."""
     new = {"id2label": CLASSES, "label2id": None}
     assert open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new).classifier.bias.shape == (2,)
     monkeypatch.setattr(checks_mscl, "MOST_NEW", 100)
     monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", None)
-    assert "that its files do not hold" in refusal(lambda: open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new))
+    assert "that its files do not hold" in rejection(lambda: open_model(MsclForSemanticSegmentation, str(models / "pretrained"), **new))
