@@ -17,6 +17,7 @@ from .fields_mscl import (
     black_and_white,
     class_names,
     dtype,
+    items,
     label_map,
     method_options,
     number,
@@ -92,7 +93,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_channels: int = number(256, 1, MOST_CHANNELS)
     decoder_rates: Integers = number(None, 1, MOST_PIXELS, length=16)
     decoder_dropout: float | int = number(0.1, 0, 1)
-    heads: list[Literal["global", "local", "pixel"]] | tuple[Literal["global", "local", "pixel"], ...] | None = None
+    heads: list[Literal["global", "local", "pixel"]] | tuple[Literal["global", "local", "pixel"], ...] | None = items(3)
     global_dim: int = number(128, 1, MOST_CHANNELS)
     local_dim: int = number(128, 1, MOST_CHANNELS)
     pixel_dim: int = number(256, 1, MOST_CHANNELS)

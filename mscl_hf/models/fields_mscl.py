@@ -83,6 +83,11 @@ def number(default: Any, least: float, most: float, length: int | None = None) -
     return _field(default, is_valid, f"in [{least:,}, {most:,}]" + ("" if length is None else f", at most {length:,} of them"))
 
 
+def items(length: int) -> Any:
+    """Return a field for a list of at most `length` values."""
+    return _field(None, lambda value: len(value) <= length, f"of at most {length} values")
+
+
 def text(default: Any = None) -> Any:
     """Return a field for plain text of at most 256 characters, or for a list of at most 1024 such texts."""
 

@@ -333,6 +333,7 @@ HOSTILE = {
     "an infinite weight": ({"auxiliary_loss_weight": float("inf")}, "auxiliary_loss_weight is inf"),
     "an unknown decoder": ({"decoder_type": "unet"}, "'unet'"),
     "an unknown head": ({"heads": ["q"]}, "heads is ['q']"),
+    "heads without end": ({"heads": ["global"] * 100_000}, "heads is ['global', "),
     "another type": ({"dtype": "load"}, "dtype is 'load'"),
     "labels in a list": ({"id2label": ["a", "b"]}, "id2label is ['a', 'b']"),
     "ids that are none": ({"id2label": {"0": "a", "x": "b"}, "label2id": None}, "id2label"),
