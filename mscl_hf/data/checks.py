@@ -13,7 +13,7 @@ from ..losses.labels import IGNORE_INDEX
 from .dataset import LabelCounts, SegmentationData, histogram_of
 from .pixels import BadSample
 
-EXAMINED_AT_MOST = 4000  # rows that are read before training starts
+EXAMINED_AT_MOST = 4000  # rows that are read before training starts, while the other processes wait
 Result = TypeVar("Result")
 
 

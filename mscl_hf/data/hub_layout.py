@@ -62,25 +62,31 @@ def build_hf(
         columns["mask"] = pick_column(features, mask_column, MASK_COLUMNS, "mask", taken=columns["image"])
     table = make_table(label_map, reduce_labels)
     names = () if unlabelled else class_names(column_classes(features, classes), num_classes)
-    slices = None if streaming else stored_slices(rows)
     name = Path(data_dir).resolve().name if Path(data_dir).exists() else str(data_dir)
-    if streaming and names is None:
-        raise ValueError("--streaming is given without classes, which cannot be inferred from a stream. Give --classes or --num-classes.")
-    if streaming and (files := parquet_files(str(data_dir), split, subset, revision)):
-        shards = tuple(ParquetShard(file, tuple(columns.items())) for file in files)
-        return SegmentationStream(shards, names, name, split, table)
+    if streaming:
+        if names is None:
+            raise ValueError("--streaming is given without class names, which a stream does not give. Give --classes or --num-classes.")
+        if files := parquet_files(str(data_dir), split, subset, revision):
+            shards = tuple(ParquetShard(file, tuple(columns.items())) for file in files)
+            return SegmentationStream(shards, names, name, split, table)
+        repository = None if Path(data_dir).exists() or "://" in name else f"hf://datasets/{name}@"
+        shards = streamed_shards(encoded_columns(rows, columns), f"{name}/{split}")
+        return SegmentationStream(shards, names, name, split, table, repository)
+    slices = stored_slices(rows)
+    rows = encoded_columns(rows, columns)
+    rows = rows.add_column("name", row_names(rows))
+    names = infer_classes(scanned_masks(rows), table) if names is None else names
+    note = f"{len(rows)} images{'' if unlabelled else ' with masks'} in {data_dir}"
+    return SegmentationData(rows, names, name, split, table, slices=slices, note=note)
+
+
+def encoded_columns(rows: Any, columns: dict[str, str]) -> Any:
+    """Return only the columns image and mask, as encoded images. columns: their names in the data set."""
     rows = rows.select_columns(list(columns.values()))
     for target, column in columns.items():
         rows = rows if column == target else rows.rename_column(column, target)
         rows = rows.cast_column(target, datasets.Image(decode=False))  # decoded by `image_io.decode`
-    if streaming:
-        repository = None if Path(data_dir).exists() or "://" in name else f"hf://datasets/{name}@"
-        return SegmentationStream(streamed_shards(rows, f"{name}/{split}"), names, name, split, table, repository)
-    rows = rows.add_column("name", row_names(rows))
-    if names is None:
-        names = infer_classes(scanned_masks(rows), table)
-    note = f"{len(rows)} images{'' if unlabelled else ' with masks'} in {data_dir}"
-    return SegmentationData(rows, names, name, split, table, slices=slices, note=note)
+    return rows
 
 
 def load_rows(

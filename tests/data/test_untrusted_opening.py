@@ -63,7 +63,7 @@ def test_the_server_sees_what_a_row_would_have_asked(server):
     assert "/x.png" in asked
 
 
-def doors(root: Path) -> dict:
+def readers(root: Path) -> dict:
     """How a parquet folder is read: whole, streamed, as the split of an evaluation, as the held-out one."""
 
     def streamed(name):
@@ -95,9 +95,9 @@ def test_rows_fetch_nothing(tmp_path, column, server):
     for number, form in enumerate(ADDRESSES):
         address = form.format(port=port, folder=with_archive.parent)
         root = with_row(write_parquet(tmp_path / str(number), count=3), column, {"bytes": None, "path": address})
-        for door, read in doors(root).items():
+        for name, read in readers(root).items():
             bad = read()
-            assert len(bad) == 1 and f"{address} cannot be read as an image" in bad[0], (door, address, bad)
+            assert len(bad) == 1 and f"{address} cannot be read as an image" in bad[0], (name, address, bad)
             if re.match("[a-zA-Z]{2,}:", address):
                 assert "it is an address, and none is asked: give data that holds its images" in bad[0]
     assert asked == []
@@ -228,9 +228,9 @@ def test_no_picture_runs_another_program(tmp_path, column, ghost):
     """EPS named .png, in a folder, rows, streams, the image cache and mscl-demo: rejected, and no `gs` is run."""
     reason = f"it is none of {', '.join(FORMATS)}"
     root = with_row(write_parquet(tmp_path / "rows", count=3), column, {"bytes": EPS, "path": None})
-    for door, read in doors(root).items():
+    for name, read in readers(root).items():
         bad = read()
-        assert len(bad) == 1 and f"the {column} of row" in bad[0] and reason in bad[0], (door, bad)
+        assert len(bad) == 1 and f"the {column} of row" in bad[0] and reason in bad[0], (name, bad)
     folder = write_folder(tmp_path / "folder", splits=("train",))
     (folder / f"{column}s" / "train" / "1.png").write_bytes(EPS)
     for classes in (8, None):  # None: they are sought in the masks
