@@ -1,4 +1,4 @@
-"""Command lines: a configuration of named sections from flags and a YAML file; flags win. Imports no torch."""
+"""Parse command lines: a configuration of named sections from flags and a YAML file, where flags override the file. Imports no torch."""
 
 import argparse
 import copy
@@ -21,15 +21,15 @@ from transformers.hf_argparser import string_to_bool
 from .messages import flag, layout_advice, near_names, unknown_option
 from .records.files import read_text, write_text
 
-# What PyYAML raises for text that is no YAML, for dates and tagged values that cannot be, and for brackets a thousand deep.
+# Raised by PyYAML for invalid syntax, impossible dates and tagged values, and deep nesting.
 YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
-MAPPINGS = ("label_map",)  # options whose text is key:value,...; a file may hold them as a mapping
+MAPPINGS = ("label_map",)  # options of the form key:value,..., which a file may also give as a mapping
 LONGEST_CHOICES = 60  # characters of {a,b,...} beside an option in --help; longer lists are left to the help text
 TYPE_NAMES = {int: "a whole number", float: "a number", string_to_bool: "true or false", str: "text"}
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML without its numbers to base 60, of which `255:1` would be 15301: such a value is text."""
+    """A YAML loader that reads 255:1 as text, not as the sexagesimal number 15301."""
 
     def construct_yaml_int(self, node: yaml.Node) -> int | str:
         return node.value if ":" in node.value else super().construct_yaml_int(node)
@@ -39,7 +39,7 @@ _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_
 
 
 class _Help(argparse.HelpFormatter):
-    """An option by its hyphenated name, and its default where the help does not give one."""
+    """Show options with hyphens, and their defaults where the help text has none."""
 
     def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable:
         return lambda count: (default_metavar,) * count
@@ -60,19 +60,19 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """transformers' parser of dataclasses: with the common options first in --help, and errors as ValueError."""
+    """HfArgumentParser with the common options first in --help, and errors as ValueError."""
 
     common: Sequence[str] = ()
     descriptions: dict[str, str] = {}
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
-        """As in transformers, which hands all metadata to argparse; ours holds ranges as well."""
+        """Remove the ranges from the metadata, which transformers passes to argparse."""
         field = copy.copy(field)
         if "range" in field.metadata:
             field.metadata = {"help": field.metadata["help"].replace("%", "%%")}
         if field.default_factory not in (MISSING, list) and not isinstance(default := field.default_factory(), list):
-            field.default, field.default_factory = default, MISSING  # transformers knows factories of lists only
+            field.default, field.default_factory = default, MISSING  # transformers supports factories of lists only
         HfArgumentParser._parse_dataclass_field(parser, field)
 
     def error(self, message: str) -> None:
@@ -92,7 +92,7 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{expected} {advice}".rstrip())
 
     def format_help(self) -> str:
-        """The common options, then the others by group; --no-x is left out, --x false does the same."""
+        """Return the common options, then the others by group. --no-x is hidden: --x false does the same."""
         formatter = self._get_formatter()
         formatter.add_usage("%(prog)s [options]", [], [])
         formatter.add_text(self.description)
@@ -120,18 +120,21 @@ def parse(config_cls: type, description: str, argv: Sequence[str] | None = None)
     return config_cls(**dict(zip(names, sections)))
 
 
-def parse_sections(kinds: Sequence[type], description: str, argv: Sequence[str] | None = None, common: Sequence[str] = ()) -> tuple:
-    """One instance of each dataclass, as `parse`. common: options that --help lists first."""
-    parser = _Parser(list(kinds), description=description, allow_abbrev=False, formatter_class=_Help)
-    parser.common, parser.descriptions = common, {getattr(k, "_argument_group_name", ""): inspect.getdoc(k) for k in kinds}
-    parser.add_argument("--config", help="YAML file, one 'option: value' a line, such as a run's config.yaml; flags win over it")
+def parse_sections(
+    section_classes: Sequence[type], description: str, argv: Sequence[str] | None = None, common: Sequence[str] = ()
+) -> tuple:
+    """Return one instance of each dataclass, as `parse` does. common: options that --help lists first."""
+    parser = _Parser(list(section_classes), description=description, allow_abbrev=False, formatter_class=_Help)
+    parser.common = common
+    parser.descriptions = {getattr(cls, "_argument_group_name", ""): inspect.getdoc(cls) for cls in section_classes}
+    parser.add_argument("--config", help="YAML file with one 'option: value' per line, such as a run's config.yaml; flags override it")
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
     path = _expanded(_config_path(argv))
     if path is not None:
         parser.set_defaults(**_read_yaml(path, known))
     parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    *instances, extra, remaining = parsed if len(parsed) == len(kinds) + 2 else (*parsed, None)
+    *instances, _, remaining = parsed  # _ holds --config
     if remaining:
         raise ValueError(unknown_option(remaining[0], [option for action in parser._actions for option in action.option_strings]))
     for name, value in flat(*instances).items():
@@ -141,7 +144,7 @@ def parse_sections(kinds: Sequence[type], description: str, argv: Sequence[str] 
 
 
 def _with_home(instance: Any) -> Any:
-    """The options with ~ as the home folder, which shells expand neither in a YAML file nor behind '='."""
+    """Expand ~ in all options: shells do not expand it in a YAML file or after '='."""
     values = {option.name: getattr(instance, option.name) for option in fields(instance)}
     changes = {name: _expanded(value) for name, value in values.items() if value != _expanded(value)}
     return replace(instance, **changes) if changes else instance
@@ -168,7 +171,7 @@ def _read_yaml(path: str, known: dict[str, argparse.Action]) -> dict:
     try:
         content = _YamlLoader(read_text(path)).get_single_data() or {}
     except YAML_ERRORS as error:
-        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); expected 'option: value' lines.") from error
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); expected 'option: value' lines.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected 'option: value' lines.")
     options = {str(key).replace("-", "_"): value for key, value in content.items()}
@@ -180,7 +183,7 @@ def _read_yaml(path: str, known: dict[str, argparse.Action]) -> dict:
 
 
 def _typed(path: str, key: str, value: Any, action: argparse.Action) -> Any:
-    """The value as the flag would have read it; null stands for an option that has no value by default."""
+    """Return a value of the file as its flag would be read. null is allowed where the default is None."""
     many = action.nargs in ("+", "*")
     if value is None and action.default is None:
         return None
@@ -202,7 +205,7 @@ def _type_name(action: argparse.Action) -> str:
 
 
 def _yaml_advice(value: Any, action: argparse.Action) -> str:
-    """How to write text that YAML reads as another value; "" where that is not the fault."""
+    """Return how to write text that YAML reads as another type; "" where that is not the problem."""
     if action.nargs in ("+", "*") and isinstance(value, dict):
         names = [str(value[name]) for name in sorted(value, key=lambda name: (not isinstance(name, int), str(name).zfill(9)))]
         return f". Write a list: [{', '.join(names)}]"[:200]
@@ -212,14 +215,14 @@ def _yaml_advice(value: Any, action: argparse.Action) -> str:
     return ""
 
 
-def _scalar(kind: Callable, value: Any) -> Any:
-    if value is None or isinstance(value, (dict, list, bytes)) or isinstance(value, bool) and kind is not string_to_bool:
+def _scalar(convert: Callable, value: Any) -> Any:
+    if value is None or isinstance(value, (dict, list, bytes)) or isinstance(value, bool) and convert is not string_to_bool:
         raise ValueError
-    return kind(str(value))
+    return convert(str(value))
 
 
 def flat(*instances: Any) -> dict:
-    """All options of configurations or of their sections in one dict, by name."""
+    """Return {name: value} of all options of configurations or sections."""
     options = {}
     for instance in instances:
         for f in fields(instance):
@@ -229,7 +232,7 @@ def flat(*instances: Any) -> dict:
 
 
 def write_config(config: Any, path: Path) -> None:
-    """Write a configuration as the YAML file that --config reads: 'option: value' lines under a comment for each section."""
+    """Write a configuration as a YAML file for --config, with a comment above each section."""
     lines = []
     for section in fields(config):
         lines += ["", f"# {section.name}"]
@@ -239,19 +242,19 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def printable(config: Any) -> dict:
-    """All options for trackers, which take numbers, truth values and text."""
+    """Return all options as trackers take them: numbers, booleans and text."""
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(config).items()}
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print columns side by side; the first row is the header."""
+    """Print rows as aligned columns; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a recipe's main: wrong input ends in one sentence and exit status 1; any other error keeps its traceback."""
+    """Wrap a main function: ValueError and OSError end with one sentence and exit status 1; MSCL_HF_TRACEBACK=1 keeps the traceback."""
 
     @functools.wraps(main)
     def run() -> None:

@@ -1,10 +1,10 @@
-"""Words of error messages: flags as they are spelled, the nearest names, and what to use instead of an option of another library."""
+"""Parts of error messages: spelling of flags, similar names, and the equivalents of other libraries' options."""
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-# Options of earlier versions, and their names now.
+# {former name of an option: current name}
 RENAMED = {
     "lr": "learning-rate", "schedule": "lr-scheduler-type", "optimizer": "optim", "precision": "mixed-precision",
     "compile": "torch-compile", "num-workers": "dataloader-num-workers", "clip-norm": "max-grad-norm",
@@ -14,8 +14,8 @@ RENAMED = {
     **{f"tau-{scale[0]}": f"{scale}-temperature" for scale in ("global", "local", "pixel")},
     **{f"lambda-{scale[0]}": f"{scale}-weight" for scale in ("global", "local", "pixel")},
 }  # fmt: skip
-# Options of other libraries; the option that a command must have for the advice to hold (None: any command); the advice. The first row
-# that holds is used.
+# (options of other libraries, the option that a command must have for the advice to apply (None: any command), the advice). The first
+# row that applies is used.
 ADVICE = (
     ("epochs num-epochs max-epochs train-epochs num-train-epochs n-epochs", "max-steps",
      "Training length is given in optimizer steps: give --max-steps (epochs x images / --batch-size)"),
@@ -53,15 +53,15 @@ ADVICE = (
     ("save-freq save-interval checkpoint-interval save-every", "save-steps", "Give --save-steps"),
     ("max-keep", "save-total-limit", "Give --save-total-limit"),
     ("wandb tensorboard logger use-wandb", "report-to", "Give --report-to tensorboard, trackio or wandb"),
-    ("eval eval-only evaluate test test-only val-only", "max-steps", "mscl-evaluate measures a model"),
-    ("batch-size batch bs workers num-workers dataloader-num-workers", "score-classes", "Images are measured one at a time: leave it out"),
+    ("eval eval-only evaluate test test-only val-only", "max-steps", "Use mscl-evaluate to measure a model"),
+    ("batch-size batch bs workers num-workers dataloader-num-workers", "score-classes", "Images are evaluated one at a time: leave it out"),
     ("eval-split test-split", "split", "Give --split"),
     ("eval-split validation-split test-split", "val-split", "Give --val-split"),
     ("tta flip-test test-time-augmentation", "flip", "Give --flip, --scales or both"),
     ("push hub repo-id hub-model-id", "push-to-hub", "Give --push-to-hub NAMESPACE/NAME"),
 )  # fmt: skip
 LAYOUTS = {
-    "coco": "Polygons and RLE are not read: draw them as masks of one class id a pixel, and give --dataset folder.",
+    "coco": "Polygons and RLE are not supported. Convert them to masks with one class id per pixel, and give --dataset folder.",
     "voc": "Give --dataset voc2012.",
     "pascal": "Give --dataset voc2012.",
     "ade": "Give --dataset ade20k.",
@@ -73,35 +73,38 @@ LAYOUTS = {
 
 
 def flag(name: str) -> str:
-    """The option as it is spelled on the command line: --max-steps for max_steps."""
+    """Return an option as it is spelled on the command line: --max-steps for max_steps."""
     return "--" + name.replace("_", "-")
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """A sentence with the known names that are nearest to a wrong one; "" where none is near."""
+    """Return "Did you mean ...?" with up to three known names that are similar to `name`; "" where none is."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    similarity = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
+    matches = [match for match, ratio in zip(matches, similarity) if ratio > similarity[0] - 0.15]  # no poor match beside a good one
     return f"Did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def first_three(items: Sequence[str]) -> str:
-    """The first three items and how many there are."""
+    """Return the first three items and the number of the others."""
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def unknown_option(word: str, known: Sequence[str]) -> str:
-    """The message for an option that a command lacks. word: as it was given, --x, --x=1 or x. known: the command's own, spelled alike."""
+    """Return the message for an unknown option. word: --x, --x=1 or x. known: options of the command in the same spelling."""
     name, flags = _plain(word), {_plain(option): option.replace("_", "-") for option in known}
     shown = word.split("=")[0] if word and word.isprintable() else repr(word)
     if RENAMED.get(name) in flags:
         return f"{shown} was renamed. Give {flags[RENAMED[name]]}."
     advice = next((text for words, wanted, text in ADVICE if name in words.split() and (wanted is None or wanted in flags)), None)
     if advice:
-        return f"{shown} is no option of this command. {advice}."
-    return f"{shown} is no option of this command. {near_names('-' * 2 * word.startswith('--') + name, flags.values()) or 'See --help.'}"
+        return f"{shown} is not an option of this command. {advice}."
+    similar = near_names("--" + name if word.startswith("--") else name, flags.values())
+    return f"{shown} is not an option of this command. {similar or 'See --help.'}"
 
 
 def layout_advice(name: str) -> str:
-    """What to use for a data layout that is known by another name, or not read; "" where nothing is known."""
+    """Return what to use instead of a data layout that is not supported or has another name; "" where that is unknown."""
     word = re.sub(r"[\W_]", "", name.lower())
     return next((text for key, text in LAYOUTS.items() if word.startswith(key)), "")
 

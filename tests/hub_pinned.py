@@ -30,12 +30,13 @@ def pinned_life(hub, folder: Path) -> dict:
     from test_untrusted import pickled
 
     from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+    from mscl_hf.config import DataConfig, PretrainConfig, PretrainRun
     from mscl_hf.data import load_data
     from mscl_hf.export import export
     from mscl_hf.models.backbones import load_timm_weights
     from mscl_hf.models.loading import open_model, pinned
     from mscl_hf.sharing.model_folder import publish
-    from mscl_hf.sharing.provenance import FILE, pinned_options
+    from mscl_hf.sharing.provenance import PROVENANCE, pin_revisions
 
     facts: dict = {}
     folder.mkdir()
@@ -57,12 +58,12 @@ def pinned_life(hub, folder: Path) -> dict:
     for name, model, more in (("newest", NAME, ("--train-count", 4)), ("first", f"{NAME}@{commits[1]}", data)):
         start = len(hub.log)
         harness.run("finetune", *short, *more, "--model", model, "--output-dir", folder / name, draw_training=lambda *_: None)
-        facts[name] = json.loads((folder / name / FILE).read_text())["stages"][-1]
+        facts[name] = json.loads((folder / name / PROVENANCE).read_text())["stages"][-1]
         facts[f"{name} run"] = (folder / name / "run.json").read_text()
         facts[f"{name} asked for"] = [path for _, path, _ in hub.log[start:] if f"/{NAME}/resolve/" in path]
     one, other = (open_model(MsclForPreTraining, place) for place in (f"{NAME}@{commits[1]}", str(folder / "made1")))
     facts["first weights"] = torch.equal(one.decoder.fuse[0].weight, other.decoder.fuse[0].weight)
-    facts["onward"] = pinned_options((harness.load_recipe("pretrain").PretrainRun(start_from=NAME),))[0].start_from
+    facts["onward"] = pin_revisions(PretrainConfig(run=PretrainRun(start_from=NAME))).run.start_from
     # Both repositories move on; what was begun does not, and what is new takes the newest
     again = (*short, *data, "--model", NAME, "--output-dir", folder / "continued")
     harness.run("finetune", *again, draw_training=lambda *_: None)
@@ -72,7 +73,7 @@ def pinned_life(hub, folder: Path) -> dict:
     harness.run("finetune", *again, "--resume", draw_training=lambda *_: None)
     records = [json.loads(text) for text in (before, (folder / "continued" / "run.json").read_text())]
     facts["continued"] = [[record[key] for key in ("model", "data_revision")] for record in records]
-    facts["a new one"] = pinned_options((harness.load_recipe("pretrain").DataConfig(dataset="hf", data_dir=DATA),))[0].data_revision
+    facts["a new one"] = pin_revisions(PretrainConfig(data=DataConfig(dataset="hf", data_dir=DATA))).data.data_revision
     start = len(hub.log)
     export(f"{NAME}@{commits[1]}", "timm", folder / "exported")
     facts["exported asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]

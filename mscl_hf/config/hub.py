@@ -1,4 +1,4 @@
-"""Where the result is pushed to."""
+"""Push of the result to the Hugging Face Hub."""
 
 import re
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import ClassVar
 from ..records.redact import without_secrets
 from .fields import Section, option
 
-BRANCH = r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))\w[\w./-]*"  # git's rules for a name, without its rarer characters
+BRANCH = r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))\w[\w./-]*"  # git's rules for names, without rare characters
 
 
 @dataclass(frozen=True)
 class HubConfig(Section):
-    """Where on the Hub the result is pushed to."""
+    """Repository on the Hugging Face Hub to push the result to."""
 
     _argument_group_name: ClassVar[str] = "hub"
 
@@ -34,13 +34,13 @@ class HubConfig(Section):
 
 
 def _check_repository(name: str) -> None:
-    from huggingface_hub.errors import HFValidationError  # here: the command line is checked without the Hub's client
+    from huggingface_hub.errors import HFValidationError  # imported here: --help does not need the Hub's client
     from huggingface_hub.utils import validate_repo_id
 
-    problem = "" if name.count("/") == 1 else f" {name!r}"
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        problem = f": {error}"
-    if problem:
-        raise ValueError(without_secrets(f"--push-to-hub expects ORG/NAME, a user or organization and a repository; got{problem}"))
+    reason = "a user or organization and a repository"
+    if name.count("/") == 1:
+        try:
+            return validate_repo_id(name)
+        except HFValidationError as error:
+            reason = str(error).rstrip(".")
+    raise ValueError(without_secrets(f"--push-to-hub is {name!r}; expected ORG/NAME ({reason})."))

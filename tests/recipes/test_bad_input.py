@@ -62,7 +62,7 @@ PRETRAIN = {
     "unknown losses": (("--losses", "g+x"), ("--losses is 'g+x'", "global+local+pixel")),
     "repeated loss": (("--losses", "g+g"), ("--losses is 'g+g'",)),
     "no loss": (("--losses", ""), ("--losses is ''",)),
-    "unknown option": (("--losse", "g"), ("--losse is no option", "--losses")),
+    "unknown option": (("--losse", "g"), ("--losse is not an option", "--losses")),
     "ill-typed option": (("--max-steps", "many"), ("--max-steps", "'many'")),
     "unknown data set": (("--dataset", "camvidd"), ("--dataset is 'camvidd'", "camvid")),
     "no data folder given": (("--dataset", "camvid"), ("--data-dir", "train.txt")),

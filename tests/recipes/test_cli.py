@@ -76,7 +76,7 @@ def test_yaml_with_a_byte_order_mark(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("yaml", "says"),
     [
-        ("numbre: 4", "numbre is no option of this command. Did you mean number?"),
+        ("numbre: 4", "numbre is not an option of this command. Did you mean number?"),
         ("number: many", "number is 'many'; expected a whole number"),
         ("number: true", "number is True; expected a whole number"),
         ("number: [1, 2]", "expected a whole number"),
@@ -88,7 +88,7 @@ def test_yaml_with_a_byte_order_mark(tmp_path, encoding):
         ("words: [a, null]", "words is ['a', None]; expected a list, each text. Quote yes, no"),
         ("words: {1: car, 0: road}", "expected a list, each text. Write a list: [road, car]"),
         ("- number", "holds a list; expected 'option: value' lines"),
-        ("number: [1", "is no valid YAML"),
+        ("number: [1", "is not valid YAML"),
     ],
 )
 def test_bad_yaml_is_named(tmp_path, yaml, says):
@@ -118,8 +118,8 @@ def test_aliases_do_not_fill_the_message(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--numbr", 3), "--numbr is no option of this command. Did you mean --number?"),
-        (("stray",), "stray is no option"),
+        (("--numbr", 3), "--numbr is not an option of this command. Did you mean --number?"),
+        (("stray",), "stray is not an option"),
         (("--number", "many"), "--number is 'many'; expected a whole number"),
         (("--number",), "expected one argument"),
         (("--config", "/nowhere.yaml"), "--config is /nowhere.yaml; expected the path"),
@@ -286,7 +286,7 @@ def test_habits_in_yaml_get_a_remedy(tmp_path):
     """The same in a configuration file."""
     (tmp_path / "run.yaml").write_text("epochs: 10\n")
     refusal = harness.refused("pretrain", "--config", tmp_path / "run.yaml")
-    assert "epochs is no option of this command. Training length is given in optimizer steps" in refusal
+    assert "epochs is not an option of this command. Training length is given in optimizer steps" in refusal
 
 
 def test_batch_size_is_written_either_way():

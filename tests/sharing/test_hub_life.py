@@ -170,7 +170,7 @@ def test_no_pickle_of_the_hub_is_fetched(pinned_facts):
 
 def test_integers_in_a_shard_of_the_hub_are_refused(pinned_facts):
     """A later shard whose tensors are of another kind is found when it has come."""
-    assert "as I32; give a model" in pinned_facts["refused"]["org/integers"]
+    assert "as I32; expected" in pinned_facts["refused"]["org/integers"]
 
 
 def test_no_code_of_timms_repositories_is_run(pinned_facts):

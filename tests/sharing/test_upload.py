@@ -468,7 +468,7 @@ def test_a_link_to_elsewhere_is_not_pushed(hub, folder, tmp_path):
     """A picture of a cloned folder that leads to a file of this machine ends the push before anything is sent; a link within is a file."""
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (folder / "features.png").symlink_to(tmp_path / "id_rsa")
-    with pytest.raises(SystemExit, match="^error: features.png in .* is a link to a file elsewhere"):
+    with pytest.raises(SystemExit, match="^error: features.png in .* is a link to a file outside the folder"):
         run_push("--folder", str(folder), "--push-to-hub", NAME)
     assert hub.log == []
     (folder / "features.png").unlink()
