@@ -36,7 +36,7 @@ def main() -> None:
         publish(method.network, held_out or images.stored, run)
         score(method.network, held_out, record, config, run, done)
     sharing.push_run(run, config.hub)
-    run.finishing.exit_if_failed()
+    run.exit_if_failed()
 
 
 def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
@@ -123,7 +123,7 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
     results = stored_results(file) if done else None
     is_scored = not training.any_process(run.accelerator, results is None)  # the same on all processes, which score together
     inference = InferenceConfig(base_size=network.config.base_size)
-    with run.finishing.step("scoring"):
+    with run.step("scoring"):
         if held_out is not None and not is_scored:
             results = evaluation.evaluate_model(network, held_out, run.accelerator, inference, seed=config.training.seed, config=flat(config))
             results |= {"warnings": record["stages"][-1]["warnings"], "commit": records.commit(), "model": config.run.model}
@@ -132,13 +132,13 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
         for sentence in evaluation.in_sentences(results) if results else ():
             run.log(sentence)
     if run.is_main:
-        with run.finishing.step("pictures"):
+        with run.step("pictures"):
             training.draw_training(out, record["title"])
             if held_out is not None and not (is_scored and (out / "predictions.png").is_file()):
                 evaluation.draw_predictions(network, held_out, run.accelerator, out, inference)
-        with run.finishing.step("model card"):
+        with run.step("model card"):
             sharing.write_card(out, network, sharing.with_evaluation(record, results, config.data) if results else record)
-    with run.finishing.step("trackers"):
+    with run.step("trackers"):
         run.accelerator.end_training()
 
 

@@ -40,7 +40,7 @@ def main() -> None:
             train(stages, config, run)
         publish(stages[-1], record, run)
     sharing.push_run(run, config.hub)
-    run.finishing.exit_if_failed()
+    run.exit_if_failed()
 
 
 def check_options(config: PretrainConfig) -> None:
@@ -190,13 +190,13 @@ def publish(stage: Stage, record: dict, run: "training.Run") -> None:
     training.together(run.accelerator, lambda: sharing.publish(network, out, size), "writing the model")
     run.log(f"pre-trained model: {out}")
     if run.is_main:
-        with run.finishing.step("pictures"):
+        with run.step("pictures"):
             training.draw_training(out, record["title"])
             if stage.images:
                 training.draw_features(stage.method, stage.images, out)
-        with run.finishing.step("model card"):
+        with run.step("model card"):
             sharing.write_card(out, network, record)
-    with run.finishing.step("trackers"):
+    with run.step("trackers"):
         run.accelerator.end_training()
 
 

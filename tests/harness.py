@@ -182,7 +182,7 @@ def stop_after(method, step: int, max_steps: int) -> None:
     method.after_step = send
 
 
-def train(method, data, out: Path, watch=None, watch_every: int = 0, **given):
-    """`fit` without a recipe around it."""
+def train(method, data, out: Path, health_check=None, health_steps: int = 0, **given):
+    """Call `fit` without a recipe."""
     out.mkdir(exist_ok=True)
-    return fit(method, data, options(**given), out, fresh_accelerator(), watch, watch_every)
+    return fit(method, data, options(**given), out, fresh_accelerator(), health_check, health_steps)

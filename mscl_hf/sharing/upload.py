@@ -59,9 +59,9 @@ def push_result(folder: Path, options: HubConfig, log: Callable[[str], None] = p
 def push_run(run: Run, options: HubConfig) -> None:
     """Push the model of a finished run if options.push_to_hub is set, and its scores and card are written."""
     if run.is_main:
-        with run.finishing.step("push"):
+        with run.step("push"):
             if options.push_to_hub is not None:
-                run.finishing.require_for_push()
+                run.require_for_push()
             push_result(run.out, options)
 
 

@@ -1,4 +1,4 @@
-"""The training loop and what it needs: optimizer, processes, checkpoints, logs, health checks. Names are imported when they are first used."""
+"""The training loop, its optimizer, processes, checkpoints, logs and health checks. Names are imported when they are first used."""
 
 import lazy_loader
 

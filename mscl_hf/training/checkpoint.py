@@ -1,7 +1,7 @@
-"""What is in a checkpoint of a run: safetensors and JSON; nothing is ever unpickled. The folders themselves: manifest.py.
+"""The content of a checkpoint: method and optimizer as safetensors, state.json; no pickles. Its folder: checkpoint_folder.py.
 
-The method, the optimizer, and state.json. Where the state is sharded (`--shard`) each process writes a file of its own, by PyTorch's
-distributed checkpoint; either kind is read by any number of processes, sharded or not.
+With `--shard` each process writes its own shard, by PyTorch's distributed checkpoint. Both formats can be read by any number of
+processes, sharded or not.
 """
 
 import json
@@ -27,9 +27,9 @@ from .sharding import is_sharded
 def save(
     out: Path, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, keep: int, notes: dict, accelerator: Accelerator
 ) -> Path:
-    """Publish checkpoints/step-N with the method (network, heads, state) and the optimizer; keep the newest `keep`.
+    """Write checkpoints/step-N with the method (network, heads, state) and the optimizer, and delete all but the newest `keep`.
 
-    A call of all processes. notes: what else `load` shall return. Raises OSError when it cannot be written; what was published stays.
+    Called on all processes. notes: further values for `load` to return. Raises OSError where it cannot be written; older checkpoints stay.
     """
     folder = folder_of(out, step)
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
@@ -38,8 +38,8 @@ def save(
         together(accelerator, lambda: make_new(folder), "saving")
         if is_sharded(method):
             rank = accelerator.process_index
-            own = together(accelerator, lambda: _write_shard(temporary, method, optimizer, rank), "saving", on_all=True)
-            files = {name: found for of_one in gather_object([own]) for name, found in of_one.items()}
+            shard = together(accelerator, lambda: _write_shard(temporary, method, optimizer, rank), "saving", on_all=True)
+            files = {name: fingerprint for files in gather_object([shard]) for name, fingerprint in files.items()}
         else:
             files = together(accelerator, lambda: _write_tensors(temporary, method, optimizer), "saving")
         together(accelerator, lambda: _publish(temporary, folder, state, files), "saving")
@@ -55,7 +55,7 @@ def save(
 
 
 def _write_tensors(temporary: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
-    """All of it, by one process; returns the fingerprints of its files."""
+    """Write the whole state, by one process, and return the fingerprints of its files."""
     for name, state in (("method", method.state_dict()), ("optimizer", _flatten(optimizer)[0])):
         copies = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
         save_file(copies, temporary / f"{name}.safetensors")
@@ -63,13 +63,13 @@ def _write_tensors(temporary: Path, method: nn.Module, optimizer: torch.optim.Op
 
 
 def _write_shard(temporary: Path, method: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, dict]:
-    """What this process holds; returns the fingerprints of its files."""
-    # What is not sharded, such as batch statistics, is the main process's; PyTorch would take it from whichever has least to write.
-    of_all = method.state_dict() | _flatten(optimizer)[0]
-    state = {name: value.detach().contiguous() for name, value in of_all.items() if rank == 0 or isinstance(value, DTensor)}
+    """Write the shard of this process, and return the fingerprints of its files."""
+    # Tensors that are not sharded, such as batch statistics, are the main process's; PyTorch would take them from any process.
+    tensors = method.state_dict() | _flatten(optimizer)[0]
+    state = {name: value.detach().contiguous() for name, value in tensors.items() if rank == 0 or isinstance(value, DTensor)}
     try:
         dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True))
-    except dcp.CheckpointException as error:  # no Exception, but the failures of all processes
+    except dcp.CheckpointException as error:  # a BaseException with the failures of all processes
         raise OSError(_failures(error)) from error
     return fingerprints(temporary.glob(f"shard-{rank + 1:05d}-*"))
 
@@ -85,50 +85,52 @@ def _failures(error: dcp.CheckpointException) -> str:
 
 def _explain(error: Exception, folder: Path, out: Path) -> str:
     reason = " ".join(str(error).split())[:300]
-    free = shutil.disk_usage(out).free / 1e9
-    there = complete(out)
-    left = f"the newest one is {there[-1].name}" if there else "there is none yet"
-    return f"cannot save {folder} ({reason}; {free:.1f} GB are free there); {left}: correct that, and go on with --resume"
+    free, checkpoints = shutil.disk_usage(out).free / 1e9, complete(out)
+    newest = f"the newest checkpoint is {checkpoints[-1].name}" if checkpoints else "there is no checkpoint yet"
+    return f"cannot save {folder} ({reason}; {free:.1f} GB free); {newest}. Correct the cause, and continue with --resume."
 
 
 def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Restore what `save` wrote, in place, each process what it holds; returns the step and the notes.
+    """Load a checkpoint into the method and the optimizer, each process its part; return the step and the notes.
 
-    Raises ValueError where the names or shapes are those of another method.
+    Raises ValueError where names or shapes differ, as with another method.
     """
     state = json.loads((folder / STATE).read_text())
     reader = dcp.HuggingFaceStorageReader(str(folder))
-    of_method, stored = method.state_dict(), reader.read_metadata().state_dict_metadata
-    absent = [name for name in of_method if name not in stored]
-    if absent:
-        raise ValueError(f"the checkpoint {folder} lacks {absent[0]}: it is one of another method or network")
+    method_state, stored = method.state_dict(), reader.read_metadata().state_dict_metadata
+    missing = [name for name in method_state if name not in stored]
+    if missing:
+        raise ValueError(f"the checkpoint {folder} lacks {missing[0]}; expected one of the same method and network")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    of_optimizer = {name: _room_for(name, entry, parameters) for name, entry in stored.items() if name not in of_method}
+    optimizer_state = {name: _empty_state(name, entry, parameters) for name, entry in stored.items() if name not in method_state}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads for itself
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads by itself
         try:
-            dcp.load({**of_method, **of_optimizer}, storage_reader=reader, no_dist=True)
+            dcp.load({**method_state, **optimizer_state}, storage_reader=reader, no_dist=True)
         except dcp.CheckpointException as error:
-            raise ValueError(f"the checkpoint {folder} is one of another network ({_failures(error)[:300]})") from error
+            raise ValueError(f"the checkpoint {folder} has another network ({_failures(error)[:300]})") from error
     per_parameter: dict[int, dict] = {int(index): dict(values) for index, values in state["optimizer"].items()}
-    for name, tensor in of_optimizer.items():
+    for name, tensor in optimizer_state.items():
         index, key = name.split(".", 1)
         per_parameter.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
-def _room_for(name: str, entry, parameters: list[nn.Parameter]) -> Tensor:
-    """An empty tensor for a state of the optimizer, "<index of its parameter>.<key>": in the parameter's memory format and sharding where
-    it has its shape, since fused optimizers go through both as they lie in memory."""
+def _empty_state(name: str, entry, parameters: list[nn.Parameter]) -> Tensor:
+    """Return an empty tensor for "<index of a parameter>.<key>" of the optimizer's state.
+
+    It has the memory format and sharding of the parameter where the shapes agree, as fused optimizers require.
+    """
     index = name.split(".", 1)[0]
     if not index.isdigit() or int(index) >= len(parameters):
-        raise ValueError(f"the checkpoint holds {name}, which this method does not have: it is one of another method or network")
+        raise ValueError(f"the checkpoint holds {name}, which the method lacks; expected one of the same method and network")
     parameter, dtype = parameters[int(index)], entry.properties.dtype
     return torch.empty_like(parameter, dtype=dtype) if entry.size == parameter.shape else torch.empty(entry.size, dtype=dtype)
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """Return the optimizer's state by "<index of a parameter>.<key>": tensors, and all other values by index."""
     tensors, scalars = {}, {}
     for index, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
@@ -140,12 +142,12 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
 
 
 def check_space(out: Path, method: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
-    """ValueError before the first step where the disk cannot hold the checkpoints that will lie there at once: those kept, and the next."""
+    """Raise ValueError where the disk cannot hold the checkpoints that are kept, and the next one beside them."""
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     size = sum(value.numel() * value.element_size() for value in method.state_dict().values()) + moments * trained
-    wanted, free = size * max(1, keep + 1 - len(complete(out))), shutil.disk_usage(out).free
-    if free < wanted:
+    required, free = size * max(1, keep + 1 - len(complete(out))), shutil.disk_usage(out).free
+    if free < required:
         raise ValueError(
-            f"{out} has {free / 1e9:.2f} GB free and the checkpoints need {wanted / 1e9:.2f} GB; make room, or give another --output-dir"
+            f"{out} has {free / 1e9:.2f} GB free and the checkpoints need {required / 1e9:.2f} GB. Free some, or give another --output-dir."
         )

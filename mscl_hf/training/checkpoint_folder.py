@@ -1,6 +1,6 @@
-"""Folders of checkpoints, whatever is in them: published whole by rename with a manifest, verified when they are read, rotated.
+"""Folders of checkpoints: written under a temporary name, renamed when complete, verified when read, and rotated.
 
-checkpoints/step-00000100/manifest.json, written last, has the size and SHA-256 of every other file.
+checkpoints/step-00000100/manifest.json, written last, holds the size and SHA-256 of every other file.
 """
 
 import hashlib
@@ -22,15 +22,16 @@ NAME = re.compile(r"step-(\d{8,})")
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that is not what was written; the message names the file and what is wrong with it."""
+    """A checkpoint differs from what was written; the message names the file and the difference."""
 
 
 def folder_of(out: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
 def make_new(folder: Path) -> Path:
-    """An empty hidden folder for what `publish` will give the name of `folder`."""
+    """Return a new hidden folder, which `publish` renames to `folder`."""
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -38,70 +39,73 @@ def make_new(folder: Path) -> Path:
 
 
 def fingerprints(files: Iterable[Path]) -> dict[str, dict]:
-    """Name -> size and SHA-256, of files that are flushed to the disk first."""
+    """Flush files to the disk, and return size and SHA-256 by name."""
     files = sorted(files)
     for file in files:
         _sync(file)
-    return {file.name: found for file, found in zip(files, map_files(_fingerprint, files))}
+    return {file.name: fingerprint for file, fingerprint in zip(files, map_files(_fingerprint, files))}
 
 
 def publish(temporary: Path, folder: Path, files: dict[str, dict]) -> None:
-    """Write the manifest of these files, as whoever wrote them saw them, and give the folder its name. OSError where one is not there."""
+    """Write the manifest and rename the folder. files: fingerprints by name, from the processes that wrote them.
+
+    Raises OSError where a file is missing.
+    """
     write_json(temporary / MANIFEST, {"files": files})
-    wrong = _missing(temporary)  # with several machines, this one may not see yet what another has written
-    if wrong is not None:
-        raise OSError(wrong)
+    fault = _size_fault(temporary)  # files of another machine may not be visible yet
+    if fault is not None:
+        raise OSError(fault)
     _sync(temporary)
     temporary.rename(folder)
     _sync(folder.parent)
 
 
 def rotate(out: Path, keep: int) -> None:
-    """Delete all but the newest `keep` whole checkpoints. Each is hidden first: what a killed process leaves of it is swept."""
+    """Delete all but the newest `keep` complete checkpoints. Each is renamed first, so that a killed process leaves none half-deleted."""
     for old in complete(out)[:-keep]:
         hidden = old.with_name(f"{UNFINISHED}old-{old.name}")
         try:
             old.rename(hidden)
         except OSError:
-            continue  # one that cannot be deleted is no reason to lose a run
+            continue  # a checkpoint that cannot be deleted must not stop training
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def published(out: Path) -> list[Path]:
-    """All of them, whatever became of them since, oldest first."""
-    found = {int(name[1]): path for path in (out / "checkpoints").glob("step-*") if (name := NAME.fullmatch(path.name))}
-    return [found[step] for step in sorted(found)]
+    """Return all checkpoints, also damaged ones, oldest first."""
+    folders = {int(name[1]): path for path in (out / "checkpoints").glob("step-*") if (name := NAME.fullmatch(path.name))}
+    return [folders[step] for step in sorted(folders)]
 
 
 def complete(out: Path) -> list[Path]:
-    """The published checkpoints of a run whose files are there in their sizes, oldest first."""
-    return [folder for folder in published(out) if not _missing(folder)]
+    """Return the checkpoints whose files all exist with the right size, oldest first."""
+    return [folder for folder in published(out) if not _size_fault(folder)]
 
 
 def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint."""
     return int(NAME.fullmatch(folder.name)[1])
 
 
 def verify(folder: Path) -> None:
-    """Raise DamagedCheckpoint unless every file can be read and is the one that was written, to the last bit."""
-    wrong = _missing(folder)
-    if wrong is None:
+    """Raise DamagedCheckpoint where a file cannot be read, or differs from the one that was written."""
+    fault = _size_fault(folder)
+    if fault is None:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         try:
-            found = map_files(_fingerprint, [folder / name for name in files])
-            changed = [name for name, fingerprint in zip(files, found) if fingerprint != files[name]]
-            wrong = f"{changed[0]} is not the file that was written (SHA-256)" if changed else None
-        except OSError as error:  # the disk itself
-            wrong = f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
-    if wrong is not None:
-        raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: {wrong}")
+            current = map_files(_fingerprint, [folder / name for name in files])
+            changed = [name for name, fingerprint in zip(files, current) if fingerprint != files[name]]
+            fault = f"{changed[0]} is not the file that was written (SHA-256)" if changed else None
+        except OSError as error:
+            fault = f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
+    if fault is not None:
+        raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: {fault}")
 
 
 def newest(out: Path, accelerator: Accelerator) -> Path | None:
-    """The newest whole checkpoint, the same on all processes; each damaged one that is passed over is named. None before the first one.
+    """Return the newest undamaged checkpoint, the same on all processes; None where there is no checkpoint.
 
-    Those passed over are set aside as damaged-step-N, to be counted no more. Raises ValueError where all are damaged: to start anew in
-    silence would throw the run away.
+    Damaged ones are logged, and renamed to damaged-step-N. Raises ValueError where all are damaged, instead of starting from the beginning.
     """
     step = together(accelerator, lambda: _newest_step(out, accelerator.print), f"looking for a checkpoint in {out}")
     step = sum_over(accelerator, step or 0)
@@ -109,30 +113,30 @@ def newest(out: Path, accelerator: Accelerator) -> Path | None:
 
 
 def _newest_step(out: Path, log: Callable[[str], None]) -> int:
-    """0 = there is none. Leaves of a process that was killed while it saved or rotated are swept."""
-    for left in (out / "checkpoints").glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    there, damaged = published(out), []
-    for folder in reversed(there):
+    """Return the step of the newest undamaged checkpoint, 0 without one; delete unfinished ones of a killed process."""
+    for unfinished in (out / "checkpoints").glob(f"{UNFINISHED}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoints, damaged = published(out), []
+    for folder in reversed(checkpoints):
         try:
             verify(folder)
         except DamagedCheckpoint as error:
-            log(f"warning: {error}; the one before is taken")
+            log(f"warning: {error}; the one before it is used")
             damaged.append(folder)
             continue
-        for other in damaged:  # not before a whole one is found: a run whose checkpoints are all damaged must not look like a new one
-            aside = other.with_name(f"damaged-{other.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            other.rename(aside)
-            log(f"{other.name} is set aside as {aside}; delete it when you have looked at it")
+        for other in damaged:  # only now: a run whose checkpoints are all damaged must not look like a new one
+            renamed = other.with_name(f"damaged-{other.name}")
+            shutil.rmtree(renamed, ignore_errors=True)
+            other.rename(renamed)
+            log(f"{other.name} is renamed to {renamed}; it is not used any more")
         return step_of(folder)
-    if there:
-        raise ValueError(f"all {len(there)} checkpoints of {out} are damaged; restore one from a copy, or give another --output-dir")
+    if checkpoints:
+        raise ValueError(f"all {len(checkpoints)} checkpoints of {out} are damaged. Restore one from a copy, or give another --output-dir.")
     return 0
 
 
-def _missing(folder: Path) -> str | None:
-    """What can be seen without reading the files; None when nothing is wrong."""
+def _size_fault(folder: Path) -> str | None:
+    """Return the first fault that shows in the manifest and the sizes of the files, None without one."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         sizes = {name: files[name]["bytes"] for name in (STATE, *files)}
@@ -146,7 +150,7 @@ def _missing(folder: Path) -> str | None:
 
 
 def map_files(work: Callable[[Path], object], files: Iterable[Path]) -> list:
-    """work(file) of each, several at a time: reading and hashing wait for no Python."""
+    """Return work(file) of each file, computed by threads: reading and hashing release Python's lock."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, files))
 
@@ -168,5 +172,5 @@ def _sync(path: Path) -> None:
 
 
 def completed_steps(out: Path) -> int:
-    """The step of the newest complete checkpoint, 0 without one."""
-    return step_of(found[-1]) if (found := complete(out)) else 0
+    """Return the step of the newest complete checkpoint, 0 without one."""
+    return step_of(checkpoints[-1]) if (checkpoints := complete(out)) else 0

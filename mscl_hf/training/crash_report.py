@@ -1,4 +1,4 @@
-"""A small folder about a run that crashed, or met a value that is not finite, to attach to a bug report: no secrets, no paths."""
+"""Crash reports: a small folder to attach to a bug report, without secrets and paths."""
 
 import json
 import os
@@ -18,38 +18,35 @@ from ..records.redact import clean, cleaned, public
 from ..records.run_folder import RECORD
 from ..records.versions import package_versions
 from .log import read_log
-from .signals import children_die_in_silence
+from .signals import ignore_ended_workers
 
 LAST_ROWS = 20
 
 
 @contextmanager
-def reporting(out: Path, now: dict | None = None) -> Iterator[None]:
-    """Leave a report of whatever ends what is inside with an error, once. now: the step under way and its samples.
-
-    Where no step is under way, what is wrong with the input or the disk is no crash: a sentence says it.
-    """
+def reporting(out: Path, current: dict | None = None) -> Iterator[None]:
+    """Write a report of an error in the context. current: `step` and `samples`, which the training loop updates."""
     try:
         yield
     except Exception as error:
-        report_crash(out, error, **now or {})
+        report_crash(out, error, **current or {})
         raise
 
 
 def report_crash(out: Path, error: Exception, step: int | None = None, samples: Sequence[str] = ()) -> None:
-    """Write a report of an error, once; not of a fault of the input or the disk where no step is under way."""
+    """Write a report of an error, once; none of wrong input or a full disk outside of a step, where the message is enough."""
     if isinstance(error, (ValueError, OSError)) and step is None or getattr(error, "reported", False):
         return
-    with children_die_in_silence():
+    with ignore_ended_workers():
         write_report(out, error, step=step, samples=list(samples))
     error.reported = True
 
 
 def write_report(out: Path, error: BaseException, **facts) -> Path | None:
-    """reports/TIME-process-R/ in the run's folder: report.json (error, facts, options, versions, machine), traceback.txt, log_tail.jsonl.
+    """Write reports/TIME-process-R/ with report.json (error, facts, options, versions, machine), traceback.txt and log_tail.jsonl.
 
-    facts: what the caller knows, such as the step and the names of its samples. Returns the folder, or None where it could not be written:
-    that must never hide the error itself.
+    facts: further entries of report.json, such as step and samples. Returns the folder, or None where it cannot be written: that must
+    not hide the error itself.
     """
     rank = int(os.environ.get("RANK", 0))
     folder = out / "reports" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-process-{rank}"
@@ -75,10 +72,10 @@ def write_report(out: Path, error: BaseException, **facts) -> Path | None:
 
 
 def _options(out: Path) -> dict:
-    """Of run.json, here or, for a stage of a method, in the folder above."""
+    """Return the options in run.json of the folder, or of its parent, which holds it for a stage of a method."""
     record = next((path for path in (out / RECORD, out.parent / RECORD) if path.is_file()), None)
     options = json.loads(record.read_text()) if record else {}
-    return {key: public(value) if isinstance(value, str) else value for key, value in options.items()}  # lists hold classes and losses
+    return {key: public(value) if isinstance(value, str) else value for key, value in options.items()}  # lists hold no paths
 
 
 def _machine(out: Path) -> dict:

@@ -1,4 +1,4 @@
-"""What the processes of a run must agree on, so that none waits for another one that has given up."""
+"""Agreement of the processes of a run, so that none waits for one that has failed."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,31 +9,33 @@ from accelerate import Accelerator
 Result = TypeVar("Result")
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """True on all processes if it is on one."""
-    return bool(sum_over(accelerator, int(flag)))
+def any_process(accelerator: Accelerator, condition: bool) -> bool:
+    """Return on all processes whether the condition holds on any."""
+    return bool(sum_over(accelerator, int(condition)))
 
 
 def sum_over(accelerator: Accelerator, number: int) -> int:
-    """Of all processes, the same on each; of a number that only the main process knows, its own where the others give 0."""
+    """Return the sum of a number over all processes."""
     return sums_over(accelerator, number)[0]
 
 
 def sums_over(accelerator: Accelerator, *numbers: int) -> list[int]:
-    """The same for several numbers, at the price of one."""
+    """Return the sums of several numbers over all processes, by one exchange."""
     if accelerator.num_processes == 1:
         return list(numbers)
     return accelerator.reduce(torch.tensor(numbers, device=accelerator.device), "sum").tolist()
 
 
 def together(accelerator: Accelerator, work: Callable[[], Result], what: str, on_all: bool = False) -> Result | None:
-    """work() on the main process (on_all: on each), after which all go on or all raise: the one that failed its own error, the others
-    OSError(what, and where to look)."""
+    """Return work(), called on the main process (on_all: on each). If it fails on one process, all raise.
+
+    A process that fails raises its own error, the others an OSError that names `what` was done.
+    """
     failure = result = None
     try:
         if on_all or accelerator.is_main_process:
             result = work()
-    except Exception as error:  # whatever it is, the others must hear of it
+    except Exception as error:  # of any type: the other processes must learn of it
         failure = error
     if any_process(accelerator, failure is not None):
         raise failure or OSError(f"{what} failed on another process; see the message there")

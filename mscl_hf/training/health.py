@@ -1,5 +1,6 @@
-"""Is pre-training going well? A linear probe on held-out masks, and how many dimensions the embeddings really use."""
+"""Health checks of pre-training: a linear probe on held-out masks, and the effective rank and spread of the embeddings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,15 +14,15 @@ from ..methods.base import Method
 from ..transforms.crops import central_crop, cut
 from .probe import ridge_probe
 
-FEW = 8
+MIN_VECTORS = 8
 
 
 @dataclass
 class HealthCheck:
-    """`HealthCheck(...)(method, step)` -> numbers for the log; a warning in words when they look like collapse.
+    """Return values for the log by `HealthCheck(...)(method, step)`, and warn where they indicate collapse.
 
-    train: labelled images on which the probe is fitted; held_out: those on which it is scored (either may be None: no probe).
-    images: those whose embeddings are measured; fewer than `FEW` vectors of a space say nothing and are left out.
+    train, held_out: labelled images on which the probe is fitted and scored; no probe where one of them is None.
+    images: those whose embeddings are measured; spaces with fewer than MIN_VECTORS vectors are left out.
     """
 
     train: SegmentationData | None
@@ -29,18 +30,18 @@ class HealthCheck:
     images: SegmentationData
     image_size: int
     base_size: int
-    warn: callable = print
+    warn: Callable[[str], None] = print
     max_images: int = 32
 
     best_probe: float = 0.0
-    crops: dict[int, tuple] = field(default_factory=dict)  # what was read once: the same images serve all checks
+    crops: dict[int, tuple] = field(default_factory=dict)  # all checks use the same images
 
-    def __call__(self, method: Method, step: int, trained: dict[str, float] | None = None) -> dict[str, float]:
-        """trained: what the step itself logged, its gradient norm among it."""
+    def __call__(self, method: Method, step: int, logged: dict[str, float] | None = None) -> dict[str, float]:
+        """Return the measured values. logged: the values that the step itself logs, such as its gradient norm."""
         pixels = self._load(self.images)[0]
         row = {}
         for space, vectors in embedding_spaces(method, pixels).items():
-            if len(vectors) < FEW:
+            if len(vectors) < MIN_VECTORS:
                 continue
             row[f"effective_rank_{space}"] = effective_rank(vectors)
             row[f"spread_{space}"] = spread(vectors)
@@ -48,7 +49,7 @@ class HealthCheck:
             probe = self._probe(method)
             if probe is not None:
                 row["probe_mean_iou"] = probe
-        for sentence in complaints(row | (trained or {}), self.best_probe):
+        for sentence in warnings_of(row | (logged or {}), self.best_probe):
             self.warn(f"step {step}: {sentence}")
         self.best_probe = max(self.best_probe, row.get("probe_mean_iou", 0.0))
         return row
@@ -67,23 +68,23 @@ class HealthCheck:
 
 
 def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Tensor, Tensor | None]:
-    """Up to `limit` images, evenly spaced over the data: centre crops (n, 3, size, size), masks (n, size, size) or None."""
-    places = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(limit, len(data)))})
-    samples = [data.read(i) for i in places]
+    """Return center crops (N, 3, size, size) and masks (N, size, size) or None of up to `limit` images, evenly spaced over the data."""
+    indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(limit, len(data)))})
+    samples = [data.read(i) for i in indices]
     cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in samples]
     masks = None if cuts[0][1] is None else torch.stack([mask for _, mask in cuts])
     return torch.stack([image for image, _ in cuts]), masks
 
 
 def features(method: Method, pixels: Tensor) -> Tensor:
-    """Last backbone map (n, D, h, w) of images in levels of 0 to 255, on the CPU, in chunks of 8."""
+    """Return the last feature map (N, D, h, w) of the backbone, on the CPU, of images (N, 3, H, W) with values in [0, 255]."""
     device = method.image_mean.device
     maps = [method.network.backbone(method.normalize(chunk.to(device))).feature_maps[-1] for chunk in pixels.split(8)]
     return torch.cat(maps).float().cpu()
 
 
 def embedding_spaces(method: Method, pixels: Tensor) -> dict[str, Tensor]:
-    """Unit vectors (n, D) by space, those that the method names."""
+    """Return unit vectors (N, D) of images (N, 3, H, W) with values in [0, 255], for each embedding space of the method."""
     device = method.image_mean.device
     spaces: dict[str, list[Tensor]] = {}
     for chunk in pixels.split(8):
@@ -93,44 +94,44 @@ def embedding_spaces(method: Method, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def effective_rank(vectors: Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli, 2007): 1 = a line, D = all directions alike."""
-    values = torch.linalg.svdvals(_some(vectors) - _some(vectors).mean(0))
+    """Return exp of the entropy of the normalized singular values (Roy & Vetterli, 2007): 1 = a line, D = all directions equal."""
+    values = torch.linalg.svdvals(_subset(vectors) - _subset(vectors).mean(0))
     share = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
 def spread(vectors: Tensor) -> float:
-    """Mean standard deviation of a dimension of unit vectors, times sqrt(D): 0 = all alike, 1 = all over the sphere."""
+    """Return the mean standard deviation of a dimension of unit vectors, times sqrt(D): 0 = all equal, 1 = uniform on the sphere."""
     return float(vectors.std(0).mean() * vectors.shape[1] ** 0.5)
 
 
-def _some(vectors: Tensor, limit: int = 2048) -> Tensor:
+def _subset(vectors: Tensor, limit: int = 2048) -> Tensor:
     return vectors[:: max(1, len(vectors) // limit)]
 
 
-def complaints(row: dict[str, float], best_probe: float = 0.0) -> list[str]:
-    """What looks like collapse or stalling, in words. best_probe: the highest linear-probe mean IoU of earlier checks."""
-    found = []
+def warnings_of(row: dict[str, float], best_probe: float = 0.0) -> list[str]:
+    """Return warnings about collapse and stalled training. best_probe: the highest linear-probe mean IoU of earlier checks."""
+    warnings = []
     probe, norm = row.get("probe_mean_iou", best_probe), row.get("grad_norm", 1.0)
     if probe < 0.8 * best_probe and best_probe - probe > 0.02:
-        found.append(
-            f"the linear probe fell to {probe:.3f} from {best_probe:.3f}: the features get worse for segmentation while the loss falls; "
-            "stop at an earlier checkpoint, or change the losses' weights"
+        warnings.append(
+            f"the linear probe fell to {probe:.3f} from {best_probe:.3f}: the features get worse for segmentation. "
+            "Use an earlier checkpoint, or change the weights of the losses."
         )
     if norm < 1e-6:
-        found.append(f"the gradient norm is {norm:.1e}: nothing is learnt any more; raise the temperature, or check that the labels vary")
+        warnings.append(f"the gradient norm is {norm:.1e}: training has stalled. Raise the temperature, or check that the labels vary.")
     elif norm > 1e3:
-        found.append(f"the gradient norm is {norm:.1e}: training is about to diverge; lower the learning rate")
+        warnings.append(f"the gradient norm is {norm:.1e}: training diverges. Lower the learning rate.")
     for key, value in row.items():
         space = key.rsplit("_", 1)[-1]
         if key.startswith("effective_rank_") and value < 2:
-            found.append(
-                f"the {space} embeddings use {value:.1f} dimensions: they collapse onto a line; "
-                "lower the learning rate, raise the batch size, or take another loss"
+            warnings.append(
+                f"the {space} embeddings have effective rank {value:.1f}: they collapse to a line. "
+                "Lower the learning rate, raise the batch size, or use another loss."
             )
         elif key.startswith("spread_") and value < 0.05:
-            found.append(
-                f"the {space} embeddings are nearly all alike (spread {value:.3f} of 1): collapse; "
-                "check that the images differ and that the loss has negatives"
+            warnings.append(
+                f"the {space} embeddings are nearly equal (spread {value:.3f} of 1): they collapse to a point. "
+                "Check that the images differ and that the loss has negatives."
             )
-    return found
+    return warnings

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: log.jsonl always, trackers if asked for, a progress bar."""
+"""The log of a training run: log.jsonl, trackers and a progress bar."""
 
 import json
 from pathlib import Path
@@ -10,22 +10,25 @@ from ..records.files import write_text
 
 
 class Log:
-    """log.jsonl, trackers and the progress bar; written by the main process, means over the steps since the last line."""
+    """log.jsonl, trackers and the progress bar, written by the main process; a line holds means over the steps since the last one.
 
-    def __init__(self, out: Path, first: int, options, accelerator: Accelerator, pending: list[dict] = (), before: int = 0):
-        """first: the step that a resumed run starts from; pending: the rows of steps before it that no line covers yet;
-        before: steps of an earlier stage, which trackers have seen."""
-        self.path, self.options, self.accelerator, self.before = out / "log.jsonl", options, accelerator, before
+    first: the step that a resumed run starts from. pending: rows of steps before it that are in no line yet.
+    steps_before: steps of an earlier stage, added to those that trackers see.
+    """
+
+    def __init__(self, out: Path, first: int, options, accelerator: Accelerator, pending: list[dict] = (), steps_before: int = 0):
+        self.path, self.options, self.accelerator, self.steps_before = out / "log.jsonl", options, accelerator, steps_before
         self.rows: list[dict] = list(pending)
         self.seconds = self.waited = 0.0
-        self.steps = 0  # of this process; a resumed one has no times for the pending rows
+        self.steps = 0  # since the last line, without pending rows, whose times are unknown
         if accelerator.is_main_process:
-            kept = [row for row in read_log(self.path) if row["step"] <= first]  # a resumed run repeats what came after
+            kept = [row for row in read_log(self.path) if row["step"] <= first]  # later ones are repeated
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        main = accelerator.is_main_process
-        self.bar = tqdm(total=options.max_steps, initial=first, disable=not main, dynamic_ncols=True, mininterval=1, unit="step")
+        quiet = not accelerator.is_main_process
+        self.bar = tqdm(total=options.max_steps, initial=first, disable=quiet, dynamic_ncols=True, mininterval=1, unit="step")
 
     def add(self, step: int, row: dict[str, float], seconds: float, waited: float) -> None:
+        """Add the values of a step, and write a line where one is due. seconds: of the step; waited: seconds without data."""
         self.rows.append(row)
         self.seconds += seconds
         self.waited += waited
@@ -43,18 +46,20 @@ class Log:
         self.rows, self.steps, self.seconds, self.waited = [], 0, 0.0, 0.0
 
     def write(self, step: int, row: dict) -> None:
+        """Write a line of log.jsonl, and report its numbers to the trackers."""
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self.accelerator.log(numbers, step=self.before + step)
+        self.accelerator.log(numbers, step=self.steps_before + step)
 
     def close(self) -> None:
+        """Close the progress bar."""
         self.bar.close()
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines of a log.jsonl; a last line cut short by a crash is left out."""
+    """Return the lines of a log.jsonl, without a last line that a crash cut short."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

@@ -1,4 +1,4 @@
-"""Linear probes: classifiers fitted on frozen features, to judge a pre-training or to start a fine-tuning from."""
+"""Linear classifiers fitted on frozen features, to measure pre-training or to initialize fine-tuning."""
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,15 @@ from ..losses.labels import IGNORE_INDEX, labels_at
 from ..methods import SegmentationTraining
 from .setup import Buffers
 
-MOST_CELLS = 200_000  # of all batches together: 0.2 GB at 256 channels
+MAX_POSITIONS = 200_000  # in all batches together: 0.2 GB with 256 channels
 
 
 def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int, ridge: float = 1e-2) -> float | None:
-    """Mean IoU on held-out cells of a ridge regression from frozen features to one-hot labels, in closed form.
+    """Return the mean IoU on held-out positions of a ridge regression from frozen features to one-hot labels, in closed form.
 
-    x (n, cells, D), y (n, cells) with 255 = ignored; None when one of the two has no labelled cell. Cells count, not pixels: a figure to
-    compare over steps, not with evaluation.
+    x, x_held: features (N, P, D) at P positions of a feature map; y, y_held: labels (N, P), 255 = ignored.
+    None where one of the two has no labelled position. Positions are counted, not pixels: values can be compared between steps, not
+    with evaluation.
     """
     keep = y.flatten() != IGNORE_INDEX
     if not keep.any() or not (y_held != IGNORE_INDEX).any():
@@ -38,47 +39,46 @@ def ridge_probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: i
 
 
 def start_classifier(method: SegmentationTraining, data: TrainingData, batches: int) -> float | None:
-    """Fit the 1x1 classifier on the frozen decoder's cells of the first `batches` training batches, by logistic regression: a softmax, or
-    one class against the rest where the fine-tuning loss reads the logits so.
+    """Fit the classifier on frozen features of the first training batches by logistic regression, and return its accuracy on them.
 
-    A random classifier sends noise into the features while it learns; a fitted one leaves them what pre-training made of them (linear
-    probing before fine-tuning: Kumar et al., ICLR 2022, arXiv:2202.10054). Returns the share of training cells it gets right, None
-    when no cell is labelled and nothing was changed.
+    None where no position is labelled; the classifier is then unchanged. The logits are those of a softmax, or of one sigmoid per class
+    where the fine-tuning loss uses these. A random classifier would distort the pre-trained features while it learns (linear probing
+    before fine-tuning: Kumar et al., ICLR 2022, arXiv:2202.10054).
     """
     network = method.network
-    x, y = _cells(method, data, batches)
+    x, y = _labelled_features(method, data, batches)
     if not len(y):
         return None
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=1e-3)
     x = (x - mean) / deviation
     weight, bias = logistic_regression(x, y, network.config.num_labels, sigmoid=method.row.sigmoid)
-    right = (F.linear(x, weight, bias).argmax(1) == y).float().mean()
+    accuracy = (F.linear(x, weight, bias).argmax(1) == y).float().mean()
     weight = weight / deviation
     with torch.no_grad():
         network.classifier.weight.copy_(weight[:, :, None, None])
         network.classifier.bias.copy_(bias - weight @ mean)
-    return float(right)
+    return float(accuracy)
 
 
 @torch.no_grad()
-def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tuple[Tensor, Tensor]:
-    """Labelled cells of the decoder's map: features (n, D) in float32 and classes (n,).
+def _labelled_features(method: SegmentationTraining, data: TrainingData, batches: int) -> tuple[Tensor, Tensor]:
+    """Return features (n, D) of the decoder in float32 and classes (n,), at the n labelled positions.
 
-    Normalised by batch statistics, as in the training that follows: a network that was never trained has no others.
+    BatchNorm uses batch statistics, as in training: a new network has no others.
     """
     network, device = method.network, method.image_mean.device
     training, buffers = network.training, Buffers(network)
     network.train()
-    chosen = torch.Generator().manual_seed(data.seed)
+    generator = torch.Generator().manual_seed(data.seed)
     xs, ys = [], []
-    for batch in data.batches(0, batches, device=device):  # all of it on every process: each then starts from the same classifier
+    for batch in data.batches(0, batches, device=device):  # whole batches on each process, so that all fit the same classifier
         features = network.decoder(list(network.backbone(method.normalize(batch["image"])).feature_maps)).float()
         labels = labels_at(batch["mask"], features.shape[-2:]).flatten()
-        places = (labels != IGNORE_INDEX).nonzero()[:, 0]
-        places = places[torch.randperm(len(places), generator=chosen).to(device)[: max(1, MOST_CELLS // batches)]]
-        xs.append(features.flatten(2).transpose(1, 2).flatten(0, 1)[places])
-        ys.append(labels[places])
-        if len(xs) == batches:  # a stream does not end by itself
+        indices = (labels != IGNORE_INDEX).nonzero()[:, 0]
+        indices = indices[torch.randperm(len(indices), generator=generator).to(device)[: max(1, MAX_POSITIONS // batches)]]
+        xs.append(features.flatten(2).transpose(1, 2).flatten(0, 1)[indices])
+        ys.append(labels[indices])
+        if len(xs) == batches:  # a stream has no end
             break
     network.train(training)
     buffers.restore()
@@ -86,10 +86,10 @@ def _cells(method: SegmentationTraining, data: TrainingData, batches: int) -> tu
 
 
 def logistic_regression(x: Tensor, y: Tensor, classes: int, penalty: float = 1e-3, sigmoid: bool = False) -> tuple[Tensor, Tensor]:
-    """Weights (K, D) and biases (K,) that minimise cross-entropy + penalty * (|W|^2 + |b|^2), by L-BFGS.
+    """Return weights (K, D) and biases (K,) that minimize cross-entropy + penalty * (|W|^2 + |b|^2), by L-BFGS.
 
-    sigmoid: the sum of the classes' binary cross-entropies instead. The penalty on the bias keeps classes without a cell within reach of
-    later training.
+    sigmoid: minimize the sum of the binary cross-entropies of the classes instead. The penalty on the bias keeps the logits of classes
+    without examples finite.
     """
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)

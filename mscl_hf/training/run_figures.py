@@ -1,4 +1,4 @@
-"""Pictures of a training run: its curves, and the features of its network."""
+"""Figures of a training run: its curves, and the features of its network."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from .log import read_log
 
 
 def draw_training(out: Path, title: str) -> None:
-    """training.png from log.jsonl, if anything was logged."""
+    """Draw training.png from log.jsonl, if it has lines."""
     rows = read_log(out / "log.jsonl")
     if rows:
         training_figure(rows, out / "training.png", title)
@@ -22,7 +22,7 @@ def draw_training(out: Path, title: str) -> None:
 
 @torch.no_grad()
 def draw_features(method: Method, data: SegmentationData, out: Path, count: int = 6) -> None:
-    """features.png: image, mask and the last backbone map as colours (PCA)."""
+    """Draw features.png: images, masks, and the last feature map of the backbone as colors (PCA)."""
     method.eval()
     size, base = method.network.config.image_size, method.network.config.base_size
     step = max(1, len(data) // count)

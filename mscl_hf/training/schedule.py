@@ -6,7 +6,7 @@ from ..config import TrainingConfig
 
 
 def lr_at(step: int, options: TrainingConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine (Loshchilov & Hutter, 2017) or a polynomial of power 0.9, to zero."""
+    """Return the learning rate of a step: linear warm-up, then to zero by half a cosine (Loshchilov & Hutter, 2017) or (1 - x)^0.9."""
     warmup = min(options.warmup_steps, options.max_steps // 2)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup

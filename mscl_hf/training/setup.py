@@ -1,4 +1,4 @@
-"""From a method to what the training loop turns: its optimizer, memory format, device, and the wrapping for many processes."""
+"""Prepare a method for the training loop: optimizer, memory format, device, and wrapping for several processes."""
 
 import ctypes
 import os
@@ -18,11 +18,13 @@ from ..config.launcher import lacks_processes
 from ..data.training_data import TrainingData
 from ..methods.base import Method
 from ..methods.memory import Memory
-from .sharding import sharded_copy
+from .sharding import sharded_copy, take_back
 
 
 def prepare(method: Method, data: TrainingData, options: TrainingConfig, accelerator: Accelerator) -> tuple:
-    """On its device, in its memory format, wrapped for many processes: (method, wrapped method, optimizer)."""
+    """Return the method on its device, the same wrapped for several processes, and the optimizer."""
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     world, rank = accelerator.num_processes, accelerator.process_index
     if options.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -31,42 +33,52 @@ def prepare(method: Method, data: TrainingData, options: TrainingConfig, acceler
     method.to(accelerator.device)
     freeze_unreached(method, next(data.batches(0, 1, rank, world, device=accelerator.device)), accelerator)
     if accelerator.device.type == "cuda" and world > 1:
-        method = convert_sync_batchnorm(method)  # timm's: torch's own would lose the activation that many of timm's norms carry
+        method = convert_sync_batchnorm(method)  # timm's, which keeps the activations inside timm's norms; torch's does not
     if options.torch_compile:
         _check_compiler(accelerator.device)
-        for part in compiled_parts(method):
+        for part in _compiled_parts(method):
             part.compile()
     if options.shard:
         method = sharded_copy(method, accelerator)
-        model = accelerator.prepare_model(method, evaluation_mode=True)  # mixed precision, and no DistributedDataParallel around it
+        model = accelerator.prepare_model(method, evaluation_mode=True)  # mixed precision without DistributedDataParallel
         return method, model, accelerator.prepare_optimizer(build_optimizer(method, options))
-    keep_memories_at_home(method)
+    exclude_memories_from_broadcast(method)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, options))
     return method, model, optimizer
 
 
+def unwrapped(method: Method, trained: Method, options: TrainingConfig, accelerator: Accelerator) -> Method:
+    """Return the trained method without compilation and sharding. method, trained: the argument of `prepare` and its first result."""
+    for part in _compiled_parts(trained) if options.torch_compile else ():
+        part._compiled_call_impl = None  # evaluation has other image sizes, each of which would be compiled
+    if not options.shard:
+        return trained
+    take_back(method, trained, accelerator.device)
+    return method
+
+
 def check_batch(method: Method, data: TrainingData, options: TrainingConfig, world: int) -> None:
-    """ValueError where a batch cannot be divided over the processes, or is too small for the method."""
-    if options.batch_size % world:
-        raise ValueError(f"--batch-size {options.batch_size} cannot be split evenly over {world} processes; make it a multiple of {world}")
+    """Raise ValueError where a batch cannot be divided evenly over the processes, or is too small for the method."""
+    batch_size = options.batch_size
+    if batch_size % world:
+        raise ValueError(f"--batch-size is {batch_size}; expected a multiple of {world}, the number of processes.")
     if options.shard and world == 1:
-        raise ValueError("--shard divides a network over processes and there is one; launch several, or leave it out")
+        raise ValueError("--shard divides a network over processes, and there is one. Launch several, or leave it out.")
     data.check_world(world)
-    if options.batch_size < method.min_batch:
-        raise ValueError(f"--batch-size is {options.batch_size} and images of a batch are contrasted; give at least {method.min_batch}")
-    apart = world if not torch.cuda.is_available() else 1  # on GPUs batch statistics are those of all processes
-    if method.head_statistics and options.batch_size < 2 * apart:
+    if batch_size < method.min_batch:
+        raise ValueError(f"--batch-size is {batch_size}; expected at least {method.min_batch}, since images of a batch are contrasted.")
+    least = 2 if torch.cuda.is_available() else 2 * world  # on GPUs batch statistics are computed over all processes
+    if method.head_statistics and batch_size < least:
         raise ValueError(
-            f"--batch-size {options.batch_size} leaves one image to a process, and BatchNorm in this method's heads takes statistics over "
-            f"images; give at least {2 * apart}"
+            f"--batch-size is {batch_size}; expected at least {least}, since BatchNorm in this method's heads needs two images per process."
         )
 
 
 def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> list[str]:
-    """Take parameters that the loss does not reach out of training; returns their names.
+    """Freeze the parameters that the loss does not depend on, and return their names; found by one backward pass.
 
-    DDP waits for a gradient of each parameter, and weight decay would shrink weights that nothing trains: a head that is switched off,
-    the decoder where no loss sits behind it, the tail of a timm model behind its last tap. One backward on one batch tells.
+    DDP waits for a gradient of each parameter, and weight decay would shrink weights without a gradient: unused heads, a decoder
+    without a loss, the layers of a timm model after the last feature map that is used.
     """
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.train()
@@ -76,12 +88,12 @@ def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> l
     for name in unreached:
         method.get_parameter(name).requires_grad_(False)
     method.zero_grad()
-    method.load_state_dict(before)  # batch statistics, queues: as if nothing had happened
+    method.load_state_dict(before)  # the forward pass changed batch statistics and queues
     return unreached
 
 
 def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD, AdamW or LARS over the parameters that train; biases and norms do not decay, and LARS does not adapt their rates."""
+    """Return SGD, AdamW or LARS over the trainable parameters; biases and norms have no weight decay and no LARS adaptation."""
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -93,7 +105,7 @@ def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Opti
             "weight_decay": options.weight_decay if decays else 0.0,
             "lr_scale": 1.0 if body else options.head_lr_scale,
             "constant": constant,
-            "always_adapt": decays,  # LARS: a decay of zero is no reason not to adapt
+            "always_adapt": decays,  # LARS adapts also without weight decay
         }
         for (body, decays, constant), members in groups.items()
     ]
@@ -102,36 +114,38 @@ def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Opti
     if options.optim == "lars":
         return Lars(parameters, lr=options.learning_rate, momentum=0.9, trust_coeff=0.001)
     on_gpu = any(p.device.type == "cuda" for p in method.parameters())
-    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=0.9, fused=on_gpu)  # on a CPU, torch's fused SGD is the slower one
+    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=0.9, fused=on_gpu)  # on CPUs the fused version is slower
 
 
-def keep_memories_at_home(method: Method) -> None:
-    """Queues and banks are written alike on all processes: DDP need not send them around in each step."""
-    alike = [f"{name}.{key}" for name, part in method.named_modules() if isinstance(part, Memory) for key in part._buffers]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, alike)
+def exclude_memories_from_broadcast(method: Method) -> None:
+    """Exclude queues and memory banks, which are equal on all processes, from DDP's broadcast of buffers in each step."""
+    names = [f"{name}.{key}" for name, part in method.named_modules() if isinstance(part, Memory) for key in part._buffers]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, names)
 
 
-def compiled_parts(method: Method) -> tuple[nn.Module, nn.Module]:
+def _compiled_parts(method: Method) -> tuple[nn.Module, nn.Module]:
     return method.network.backbone, method.network.decoder
 
 
 def _check_compiler(device: torch.device) -> None:
     names = [os.environ.get("CXX", "g++"), "clang++"]
     if device.type == "cpu" and not any(map(shutil.which, names)):
-        raise ValueError(f"--torch-compile needs a C++ compiler and none of {', '.join(names)} is on the PATH; install one, or leave it out")
+        raise ValueError(f"--torch-compile needs a C++ compiler, one of {', '.join(names)} on the PATH. Install one, or leave it out.")
 
 
 def keep_freed_memory() -> None:
-    """Keep what is freed for the next step. glibc gives large blocks back to the system at once, and a step of a ResNet-18 then pays for
-    17,000 page faults, a tenth of its time. Elsewhere than with glibc nothing is done."""
+    """Let glibc keep freed memory for the next step; do nothing with other C libraries.
+
+    By default glibc returns large blocks to the system at once, which costs a step of a ResNet-18 17,000 page faults, a tenth of its time.
+    """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block has a mapping of its own
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings for large blocks
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 class Buffers:
-    """Batch statistics and memories, which a forward pass changes: kept before a step, so that a bad one can be undone."""
+    """A copy of the batch statistics and memories, which a forward pass changes, to undo a step with a non-finite loss."""
 
     def __init__(self, module: nn.Module):
         self.memories = [part for part in module.modules() if isinstance(part, Memory)]
@@ -141,7 +155,7 @@ class Buffers:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Remember the present values."""
+        """Copy the current values."""
         torch._foreach_copy_(self.kept, self.current)
         for memory in self.memories:
             memory.keep()
@@ -155,21 +169,21 @@ class Buffers:
 
 
 def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
-    """precision: fp32 or bf16; trackers write below folder."""
+    """Return the Accelerator of a run. precision: no or bf16; trackers: their names; folder: where they write."""
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise ValueError(f"Accelerate is set to use {engine}; to shard a network, launch it as on several GPUs, and give --shard")
+            raise ValueError(f"Accelerate uses {engine}. To shard a network, unset that, launch several processes, and give --shard.")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     accelerator = Accelerator(
-        # Without a GPU, Accelerate joins processes only when told to use the CPU; each would train for itself, in one folder.
+        # Without a GPU and without cpu=True, Accelerate does not join processes: each would train alone, in the same folder.
         cpu=several and not torch.accelerator.is_available(),
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=folder,
     )
     if lacks_processes(accelerator.num_processes):
         accelerator.print(
-            "warning: accelerate launch was told to start several processes and started one, as it does without a GPU; "
-            "on CPUs, `torchrun --nproc_per_node N recipes/...` starts several"
+            "warning: accelerate launch started one process instead of several, as it does without a GPU; "
+            "on CPUs, start several with `torchrun --nproc_per_node N recipes/...`"
         )
     return accelerator

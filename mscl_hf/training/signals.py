@@ -1,4 +1,4 @@
-"""Being asked to stop, by a scheduler (SIGTERM) or at a keyboard (SIGINT), and what becomes of the processes that read images."""
+"""Signals to stop, SIGTERM from a scheduler and SIGINT from a keyboard, and the end of data workers."""
 
 import signal
 import sys
@@ -7,32 +7,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import extract_tb
 
-STOPPED_BY_SIGNAL = 75  # exit status: not done, but resumable
+STOPPED_BY_SIGNAL = 75  # exit status of a run that --resume continues
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
+    """requested: whether a signal to stop has arrived."""
+
     requested = False
 
 
 @contextmanager
-def stop_signal() -> Iterator[StopSignal]:
-    """SIGTERM and SIGINT set a flag, which the loop reads between steps; the old handlers come back at the end."""
-    stop = StopSignal()
-
-    def ask(*_):
-        stop.requested = True
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+def handlers(handler) -> Iterator[None]:
+    """Handle SIGTERM and SIGINT by a function; the old handlers are restored at the end."""
+    old = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number, old_handler in old.items():
+            signal.signal(number, old_handler)
 
 
 @contextmanager
-def children_die_in_silence() -> Iterator[None]:
-    """torch raises whenever a child process ends while one of its data workers is dead: not while the first such error is dealt with."""
+def stop_signal() -> Iterator[StopSignal]:
+    """Yield an object whose `requested` is True after SIGTERM or SIGINT; the training loop reads it after each step."""
+    stop = StopSignal()
+
+    def request(*_):
+        stop.requested = True
+
+    with handlers(request):
+        yield stop
+
+
+@contextmanager
+def ignore_ended_workers() -> Iterator[None]:
+    """Ignore the end of child processes: torch raises at each one after a data worker died, also while that error is handled."""
     old = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
     try:
         yield
@@ -42,45 +52,43 @@ def children_die_in_silence() -> Iterator[None]:
 
 
 @contextmanager
-def reading(coming: Iterator[dict]) -> Iterator[None]:
-    """End the workers when what is inside ends, and say in one sentence what torch does not: that one of them had died."""
+def reading(batches: Iterator[dict]) -> Iterator[None]:
+    """Close the data workers after an error in the context, and raise OSError where the cause is a worker that died."""
     try:
         yield
     except Exception as error:
-        with children_die_in_silence():
-            coming.close()
-        if not _is_of_dead_worker(error):
+        with ignore_ended_workers():
+            batches.close()
+        if not _is_dead_worker(error):
             raise
         raise OSError(
-            f"a process that reads images ended ({str(error).splitlines()[0]}), as when memory runs out; lower --dataloader-num-workers, and go on "
-            "with --resume"
+            f"a data worker ended ({str(error).splitlines()[0]}), as happens when memory runs out. "
+            "Lower --dataloader-num-workers, and continue with --resume."
         ) from error
 
 
-def _is_of_dead_worker(error: Exception) -> bool:
-    """torch says so, or the pipe to it is heard of first."""
-    reading = any(frame.name == "_try_get_data" for frame in extract_tb(error.__traceback__))
-    return "DataLoader worker (pid" in str(error) or reading and isinstance(error, ConnectionError | EOFError)
+def _is_dead_worker(error: Exception) -> bool:
+    """Return whether torch reports a dead data worker, or the pipe to one broke."""
+    while_reading = any(frame.name == "_try_get_data" for frame in extract_tb(error.__traceback__))
+    return "DataLoader worker (pid" in str(error) or while_reading and isinstance(error, ConnectionError | EOFError)
 
 
 @contextmanager
 def leave_on_signal(message: str) -> Iterator[None]:
-    """Around a recipe, also as its decorator, for where no step is under way: SIGTERM and SIGINT end the process with STOPPED_BY_SIGNAL,
-    and more of them change nothing. Only the main thread may set handlers; elsewhere nothing is done."""
+    """Exit with STOPPED_BY_SIGNAL and a message at the first SIGTERM or SIGINT; further ones are ignored.
+
+    For a whole recipe, as its decorator; the training loop handles signals itself. Without effect outside the main thread, which
+    alone may set handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
 
     def leave(*_):
-        for number in numbers:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print(message, flush=True)
         sys.exit(STOPPED_BY_SIGNAL)
 
-    old = {number: signal.signal(number, leave) for number in numbers}
-    try:
+    with handlers(leave):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

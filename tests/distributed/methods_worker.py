@@ -21,7 +21,7 @@ import harness
 from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss
 from mscl_hf.losses.gather import world_size
 from mscl_hf.methods import METHODS
-from mscl_hf.training.setup import freeze_unreached, keep_memories_at_home
+from mscl_hf.training.setup import freeze_unreached, exclude_memories_from_broadcast
 
 IMAGES = 8
 # Options under which a method runs another loss.
@@ -116,7 +116,7 @@ def step(case, rank=0, world=1):
     batch = batch_of(name)
     with same_chance():
         freeze_unreached(method, part_of(batch, rank, world), harness.fresh_accelerator())
-    keep_memories_at_home(method)
+    exclude_memories_from_broadcast(method)
     model = DistributedDataParallel(method) if world > 1 else method
     for number in range(2):
         method.zero_grad()

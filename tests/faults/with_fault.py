@@ -25,6 +25,7 @@ from mscl_hf.data.training_data import TrainingData
 from mscl_hf.evaluation import evaluate
 from mscl_hf.methods.base import Method
 from mscl_hf.training import checkpoint, checkpoint_folder, loop
+from mscl_hf.training.progress import Progress
 
 # Where a process can die while it saves: after each of these the disk looks different.
 BOUNDARIES = ((checkpoint, "make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint_folder, "write_json"),
@@ -48,14 +49,14 @@ def after(place, name: str, action: Callable[[], None]) -> None:
 
 
 def before_step(action: Callable[[int], None]) -> None:
-    """Call action(step) before each optimizer step, the first being 1."""
-    old = loop._step
+    """Call action(step) before the forward passes of each step, the first being 1."""
+    old = loop.set_step
 
     def inner(step, *args):
         action(step + 1)
         return old(step, *args)
 
-    mock.patch.object(loop, "_step", inner).start()
+    mock.patch.object(loop, "set_step", inner).start()
 
 
 def die_in_save(fired: Path, save_number: int, number: int) -> None:
@@ -239,17 +240,16 @@ def out_of_memory(fired: Path) -> None:
 
 
 def record(fired: Path) -> None:
-    """No fault: the samples and the loss of each step, a line for each, in FIRED.RANK."""
-    old = loop._step
+    """No fault: write the samples and the loss of each step, a line for each, into FIRED.RANK."""
+    old = Progress.add
 
-    def inner(step, method, model, optimizer, batches, *rest):
-        row = old(step, method, model, optimizer, batches, *rest)
-        names = [name for batch in batches for name in batch["name"]]
+    def inner(self, row):
+        line = {"step": self.done + 1, "names": self.current["samples"], "loss": row["loss"]}
         with Path(f"{fired}.{rank()}").open("a") as file:
-            file.write(json.dumps({"step": step + 1, "names": names, "loss": row["loss"]}) + "\n")
-        return row
+            file.write(json.dumps(line) + "\n")
+        old(self, row)
 
-    mock.patch.object(loop, "_step", inner).start()
+    mock.patch.object(Progress, "add", inner).start()
 
 
 FAULTS = {fault.__name__: fault for fault in (

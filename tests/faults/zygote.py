@@ -123,7 +123,7 @@ def main() -> None:
     os.dup2(2, 1)
     import with_fault
 
-    for recipe in ("pretrain", "finetune", "evaluate"):
+    for recipe in ("pretrain", "finetune", "evaluate_model"):
         with_fault.harness.load_recipe(recipe)
     started: set[int] = set()
     for line in sys.stdin:
