@@ -10,7 +10,7 @@ from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.transforms.views import make_view
 
-SIZE = 64  # px: maps of 4 x 4 cells
+SIZE = 64  # px: feature maps of 4 x 4 positions
 
 
 def network(seed: int = 0, **options) -> MsclForPreTraining:
@@ -19,7 +19,7 @@ def network(seed: int = 0, **options) -> MsclForPreTraining:
 
 
 def batch_for(method, count: int = 4, seed: int = 0) -> dict:
-    """The views that a method asks for, of the first `count` scenes."""
+    """Return the views of a method, of the first `count` scenes."""
     data, view = load_data("synthetic", "train"), make_view(method.views, method.preset, SIZE, SIZE, ViewConfig())
     samples = [data.read(i) for i in range(count + view.others)]
     views = [view(samples[i], np.random.default_rng([seed, i]), samples[i + 1 : i + 1 + view.others]) for i in range(count)]
@@ -27,9 +27,9 @@ def batch_for(method, count: int = 4, seed: int = 0) -> dict:
 
 
 def losses_of_training(method, batch: dict, steps: int, lr: float = 0.05, autocast: bool = False) -> list[float]:
-    """Of so many steps on one batch, the teacher following."""
+    """Return the losses of steps on one batch; the EMA teacher is updated."""
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=lr, momentum=0.9)
-    found = []
+    losses = []
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = method(**batch)["loss"]
@@ -37,12 +37,12 @@ def losses_of_training(method, batch: dict, steps: int, lr: float = 0.05, autoca
         loss.backward()
         optimizer.step()
         method.after_step((step + 1) / steps)
-        found.append(float(loss.detach()))
-    return found
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def hold_still(*queues, rows: int = 32) -> None:
-    """Fill queues with random keys that no step replaces: negatives that are the same from step to step."""
+    """Fill queues with random keys that no step replaces, so that negatives are the same in each step."""
     for number, queue in enumerate(queues):
         generator = torch.Generator().manual_seed(number)
         queue.write(torch.randn(rows, queue.rows.shape[1], generator=generator))
@@ -50,7 +50,7 @@ def hold_still(*queues, rows: int = 32) -> None:
 
 
 def check_teacher(method, batch: dict) -> None:
-    """Asserts that each part of the teacher takes part in the loss, and that none gets a gradient."""
+    """Assert that the loss depends on each part of the teacher, and that none gets a gradient."""
     method(**batch)["loss"].backward()
     teacher = list(method.teacher.parameters())
     assert teacher and all(p.grad is None and not p.requires_grad for p in teacher)
@@ -71,7 +71,7 @@ def check_teacher(method, batch: dict) -> None:
 
 
 def check_follows(method, momentum: float, done: float) -> None:
-    """Asserts that after a step the teacher is momentum * teacher + (1 - momentum) * student, every parameter of it."""
+    """Assert that after a step each parameter of the teacher is momentum * teacher + (1 - momentum) * student."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in torch.nn.ModuleDict(method.student()).parameters():

@@ -1,4 +1,4 @@
-"""A step of a tiny encoder under each loss, on this process's part of a batch of eight; prints nothing, saves what it found.
+"""A step of a tiny encoder with each loss, on this process's part of a batch of eight; saves terms and gradients.
 
     python tests/distributed/losses_worker.py RANK WORLD FOLDER
 """
@@ -48,7 +48,7 @@ def data():
 
 
 def step(name, images, labelled):
-    """Loss terms and the gradient of a shared weight on these images, of which `labelled` have masks."""
+    """Return loss terms and the gradient of a shared weight on some images; those of `labelled` have masks."""
     options, _ = CASES[name]
     views, labels = data()
     weight = torch.linspace(-1, 1, 30).view(6, 5).sin().requires_grad_()
@@ -56,27 +56,27 @@ def step(name, images, labelled):
     def embed(x):
         z = F.normalize(x @ weight, dim=-1)
         mean = F.normalize(z[list(images)].mean(1), dim=-1)
-        return {"g": mean, "l": z[list(images)][:, :BLOCKS], "p": z[list(labelled)]}
+        return {"global": mean, "local": z[list(images)][:, :BLOCKS], "pixel": z[list(labelled)]}
 
-    first, second, known = embed(views[0]), embed(views[1]), labels[list(labelled)]
+    first, second, masks = embed(views[0]), embed(views[1]), labels[list(labelled)]
     if options.get("pixel_sample") == "class":
-        places, known = sample_pixels(known, "class", options["pixel_count"])
+        indices, masks = sample_pixels(masks, "class", options["pixel_count"])
         for embeds in (first, second):
-            embeds["p"] = embeds["p"].gather(1, places[..., None].expand(-1, -1, embeds["p"].shape[2]))
-    terms = MultiScaleLoss(**{"pixel_scope": "within"} | options)(first, second, known)
+            embeds["pixel"] = embeds["pixel"].gather(1, indices[..., None].expand(-1, -1, embeds["pixel"].shape[2]))
+    terms = MultiScaleLoss(**{"pixel_scope": "within"} | options)(first, second, masks)
     terms["loss"].backward()
     return {**{key: value.detach() for key, value in terms.items()}, "gradient": weight.grad}
 
 
 def main(rank: int, world: int, folder: Path):
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
-    found = {}
+    results = {}
     for name, (_, labelled) in CASES.items():
-        found[name] = step(name, HALVES[rank], labelled[rank])
-        for value in found[name].values():  # what DDP does to gradients, and the log to terms
+        results[name] = step(name, HALVES[rank], labelled[rank])
+        for value in results[name].values():  # as DDP averages gradients, and the log terms
             dist.all_reduce(value)
             value /= world
-    torch.save(found, folder / f"rank{rank}.pt")
+    torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort the interpreter while it shuts down, all work done
 

@@ -1,4 +1,4 @@
-"""A DDP step of every method on this process's part of a batch of eight; prints nothing, saves what it found.
+"""A DDP step of every method on this process's part of a batch of eight; saves losses, gradients and memories.
 
     python tests/distributed/methods_worker.py RANK WORLD FOLDER
 """
@@ -21,11 +21,11 @@ import harness
 from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss
 from mscl_hf.losses.gather import world_size
 from mscl_hf.methods import METHODS
-from mscl_hf.training.setup import freeze_unreached, exclude_memories_from_broadcast
+from mscl_hf.training.setup import exclude_memories_from_broadcast, freeze_unreached
 
 IMAGES = 8
 # Options under which a method runs another loss.
-CASES = {name: (name, {}) for name, kind in METHODS.items() if kind.trains} | {
+CASES = {name: (name, {}) for name, method_cls in METHODS.items() if method_cls.trains} | {
     "instdisc, nce": ("instdisc", {"bank_loss": "nce", "nce_draws": 5}),
     "cmc, nce": ("cmc", {"bank_loss": "nce", "nce_draws": 5}),
     "cmc, batch": ("cmc", {"bank_loss": "batch"}),
@@ -74,22 +74,22 @@ def sync(module):
             sync(child)
 
 
-def neighbours(count, device=None):
-    """Partners that lie in the same half, however the batch is cut."""
+def neighbors(count, device=None):
+    """Partners in the same half of the batch, for any number of processes."""
     return torch.arange(count, device=device) ^ 1
 
 
 def draws(high, size, device=None):
-    """The same for each image of the batch, however it is cut."""
+    """The same draws for each image, for any number of processes."""
     return (torch.arange(size[1], device=device) * 3 % high).expand(size)
 
 
 @contextlib.contextmanager
 def same_chance():
-    """What a process draws for itself, partners and noise, drawn alike: equality is claimed of what is computed with it."""
+    """Replace random partners and noise, which each process draws by itself, by equal ones."""
     with (
-        mock.patch.object(MultiScaleLoss, "draw_partners", staticmethod(neighbours)),
-        mock.patch.object(ReleasedPixelLoss, "draw_partners", staticmethod(neighbours)),
+        mock.patch.object(MultiScaleLoss, "draw_partners", staticmethod(neighbors)),
+        mock.patch.object(ReleasedPixelLoss, "draw_partners", staticmethod(neighbors)),
         mock.patch.object(torch, "randint", draws),
     ):
         yield
@@ -109,7 +109,7 @@ def part_of(batch, rank, world):
 
 
 def step(case, rank=0, world=1):
-    """Loss and gradients by name in the second step: by then queues and banks hold what other processes made."""
+    """Return losses, gradients and memories of the second step, when memories hold embeddings of all processes."""
     name, options = CASES[case]
     method = harness.pretraining_method(name, batch=IMAGES, **options).double().train()
     sync(method)
@@ -133,20 +133,20 @@ def step(case, rank=0, world=1):
 def main(rank: int, world: int, folder: Path):
     harness.fresh_accelerator = lambda: Context()
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
-    found = {}
+    results = {}
     for case in CASES:
         losses, gradients, state = step(case, rank, world)
-        for value in losses.values():  # what the log does to terms; DDP has done it to gradients
+        for value in losses.values():  # as the log averages them; DDP averages gradients
             dist.all_reduce(value)
             value /= world
-        found[case] = losses, gradients, state
-    torch.save(found, folder / f"rank{rank}.pt")
+        results[case] = losses, gradients, state
+    torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort the interpreter while it shuts down, all work done
 
 
 class Context:
-    """What `freeze_unreached` asks of an accelerator."""
+    """The part of an Accelerator that `freeze_unreached` uses."""
 
     @staticmethod
     def autocast():

@@ -1,4 +1,4 @@
-"""Runs a recipe on however many processes it is started with, and records what each of them read and ended with.
+"""Run a recipe on several processes, and record the batches and the final weights of each.
 
     torchrun --standalone --nproc_per_node 2 tests/distributed/train_worker.py RECORDS RECIPE FLAGS...
 """
@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import harness
 
+from mscl_hf import training
 from mscl_hf.data import loader
 
 
 def digest(method) -> str:
-    """A hash of all parameters (batch statistics are each process's own until the next forward)."""
+    """Return a hash of all parameters; batch statistics differ between processes until the next forward pass."""
     state = hashlib.sha256()
     for _, parameter in sorted(method.named_parameters()):
         state.update(parameter.detach().contiguous().numpy().tobytes())
@@ -26,7 +27,7 @@ def digest(method) -> str:
 
 def main(records: Path, name: str, flags: list[str]) -> None:
     batches, recipe = [], harness.load_recipe(name)
-    to_device, fit = loader.to_device, recipe.fit
+    to_device, fit = loader.to_device, training.fit
 
     def recorded(batch, device):
         batches.append(batch["name"])
@@ -34,11 +35,11 @@ def main(records: Path, name: str, flags: list[str]) -> None:
 
     def fitted(method, *rest, **more):
         method = fit(method, *rest, **more)
-        content = {"batches": batches[1:], "weights": digest(method)}  # the first was read to see what trains
+        content = {"batches": batches[1:], "weights": digest(method)}  # the first one is for freeze_unreached
         (records / f"rank{os.environ['RANK']}.json").write_text(json.dumps(content))
         return method
 
-    loader.to_device, recipe.fit = recorded, fitted
+    loader.to_device, training.fit = recorded, fitted
     sys.argv = [name, *flags]
     recipe.main()
 

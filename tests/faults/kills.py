@@ -53,12 +53,13 @@ def pretraining(method: str, weights: Path, workers: int) -> tuple:
     """Flags of a tiny run; some methods want a map with more cells, or a family that can be built at half its width."""
     size = harness.method_size(method)
     backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
-    flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--learning-rate", 0.01, "--dataloader-num-workers", workers)
+    flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--learning-rate", 0.01)
+    flags += ("--dataloader-num-workers", workers)
     flags += tuple(word for name, value in size.items() for word in (f"--{name.replace('_', '-')}", value))
     return flags + (("--backbone-weights", weights) if method == "imagenet" else ())
 
 
-def phase(out: Path, said: str) -> str:
+def phase(out: Path) -> str:
     """What a run was at, by what it has left."""
     if any(out.glob("checkpoints/.tmp-*")):
         return "saving"
@@ -84,14 +85,14 @@ def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
     if status == 0:
         return False
     if status != -signal.SIGKILL:
-        raise AssertionError(f"{case.name} ended with {status} by itself\n{run.said[-3000:]}")
+        raise AssertionError(f"{case.name} ended with {status} by itself\n{run.output[-3000:]}")
     after = whole(out)
     newest = max(before, default="")
     if newest and (newest > max(after, default="") or after.get(newest, before[newest]) != before[newest]):
         raise AssertionError(f"{case.name}: {newest} was lost; left: {sorted(after)}")
     for folder in checkpoint_folder.complete(out):
         checkpoint_folder.verify(folder)
-    case.phases[phase(out, run.said)] += 1
+    case.phases[phase(out)] += 1
     case.kills += 1
     return True
 
@@ -105,13 +106,13 @@ def campaign(case: Case, zygote: Zygote, kills: int, draw: random.Random, work: 
             newest = newest_step(out)
             run = zygote.start(case.recipe, *case.flags, "--output-dir", out)
             killed = kill_once(case, run, out, draw.uniform(0.05, case.seconds))
-            check_start(case, run.said, out, newest, ended=not killed)
+            check_start(case, run.output, out, newest, ended=not killed)
             if not killed:
                 break
         newest = newest_step(out)
-        status, said = zygote.run(case.recipe, *case.flags, "--output-dir", out)
-        check_start(case, said, out, newest, ended=True)
-        wrong = [f"status {status}: {said[-2000:]}"] if status else differences(out, case.straight)
+        status, output = zygote.run(case.recipe, *case.flags, "--output-dir", out)
+        check_start(case, output, out, newest, ended=True)
+        wrong = [f"status {status}: {output[-2000:]}"] if status else differences(out, case.straight)
         if wrong:
             raise AssertionError(f"{case.name} {out}: {wrong[:5]}")
         shutil.rmtree(out)
@@ -123,12 +124,12 @@ def newest_step(out: Path) -> int:
     return max((int(name[5:]) for name in whole(out)), default=0)
 
 
-def check_start(case: Case, said: str, out: Path, newest: int, ended: bool) -> None:
+def check_start(case: Case, output: str, out: Path, newest: int, ended: bool) -> None:
     """Raise unless a life went on from the newest checkpoint that it found; one that was killed may not have come so far."""
-    starts = [line for line in said.splitlines() if line.startswith("resuming from step") and f"({out}/checkpoints/" in line]
+    starts = [line for line in output.splitlines() if line.startswith("resuming from step") and f"({out}/checkpoints/" in line]
     wanted = [f"resuming from step {newest} ({out}/checkpoints/step-{newest:08d})"] if newest else []
     if starts != wanted and (ended or starts):
-        raise AssertionError(f"{case.name} had step {newest} and said {starts}")
+        raise AssertionError(f"{case.name} had step {newest} and resumed from {starts}")
 
 
 def straight_runs(zygote: Zygote, work: Path, weights: Path, only: list[str] | None) -> list[Case]:
@@ -141,12 +142,12 @@ def straight_runs(zygote: Zygote, work: Path, weights: Path, only: list[str] | N
     tuning = ("--model", start, *SHORT, "--train-count", 8)
     cases.append(Case("finetune", "finetune", tuning, work / "straight" / "finetune"))
     measuring = ("--model", work / "straight" / "finetune", "--split", "val")
-    cases.append(Case("evaluate", "evaluate", measuring, work / "straight" / "evaluate"))
+    cases.append(Case("evaluate", "evaluate_model", measuring, work / "straight" / "evaluate"))
     for case in cases:
         begun = time.monotonic()
-        status, said = zygote.run(case.recipe, *case.flags, "--output-dir", case.straight)
+        status, output = zygote.run(case.recipe, *case.flags, "--output-dir", case.straight)
         if status:
-            raise AssertionError(f"{case.name} ended with {status}\n{said[-3000:]}")
+            raise AssertionError(f"{case.name} ended with {status}\n{output[-3000:]}")
         case.seconds = time.monotonic() - begun
         print(f"{case.name}: {case.seconds:.1f} s undisturbed", flush=True)
     return cases

@@ -78,7 +78,7 @@ class Soak:
 
     def must_live(self, since: float, seconds: float) -> None:
         if not self.run.alive or time.monotonic() - since > seconds:
-            raise AssertionError(f"no step in {time.monotonic() - since:.0f} s\n{self.run.said[-3000:]}")
+            raise AssertionError(f"no step in {time.monotonic() - since:.0f} s\n{self.run.output[-3000:]}")
         time.sleep(0.1)
 
     def watch(self, seconds: float) -> None:
@@ -104,7 +104,7 @@ class Soak:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         self.cut, begun = (path, content), time.monotonic()
-        while f"skipped: {path}" not in self.run.said:
+        while f"skipped: {path}" not in self.run.output:
             self.must_live(begun, 60)
         self.faults["file cut short"] += 1
         self.mend()
@@ -132,14 +132,14 @@ class Soak:
     def ends(self, fault: str, status: int) -> None:
         """It ends with this status and a sentence about the fault; then it goes on from where it was."""
         found = self.run.wait(90)
-        if found != status or NAMED.get(fault, "") not in self.run.said:
-            raise AssertionError(f"{fault}: status {found}\n{self.run.said[-3000:]}")
+        if found != status or NAMED.get(fault, "") not in self.run.output:
+            raise AssertionError(f"{fault}: status {found}\n{self.run.output[-3000:]}")
         self.faults[fault] += 1
         newest = checkpoint_folder.complete(self.out)[-1]
         checkpoint_folder.verify(newest)
         self.start()
-        if f"resuming from step {int(newest.name[5:])} (" not in self.run.said:
-            raise AssertionError(f"{fault}: {self.run.said[-3000:]}")
+        if f"resuming from step {int(newest.name[5:])} (" not in self.run.output:
+            raise AssertionError(f"{fault}: {self.run.output[-3000:]}")
 
     def slope(self, column: int) -> tuple[float, float]:
         """MB per minute by least squares, and the mean in MB, without the first eighth of the life."""
@@ -200,7 +200,7 @@ def report(given: argparse.Namespace, soak: Soak, slopes: list[tuple[float, floa
 {soak.step():,} steps in {given.minutes:g} minutes and {soak.lives} lives, each of which went on from the newest checkpoint by the same
 command.
 
-| fault | times | what was said |
+| fault | times | message |
 |---|---|---|
 """
     for fault, count in soak.faults.most_common():

@@ -39,7 +39,7 @@ class Run:
         return self.zygote.poll(self) is None
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
 
@@ -62,9 +62,9 @@ class Zygote:
         return Run(self, self._ask(request), log)
 
     def run(self, recipe: str, *flags, **more) -> tuple[int, str]:
-        """Start it and wait: exit status, and all that it said."""
+        """Start it and wait: exit status, and all that it printed."""
         run = self.start(recipe, *flags, **more)
-        return run.wait(), run.said
+        return run.wait(), run.output
 
     def poll(self, run: Run) -> int | None:
         if run.pid not in self.statuses:
@@ -79,7 +79,7 @@ class Zygote:
         while (status := self.poll(run)) is None:
             if time.monotonic() > deadline:
                 run.kill(group=True)
-                raise AssertionError(f"process {run.pid} hangs\n{run.said[-3000:]}")
+                raise AssertionError(f"process {run.pid} hangs\n{run.output[-3000:]}")
             time.sleep(0.01)
         return status
 

@@ -1,4 +1,4 @@
-"""Every method, stopped at each kind of place and gone on with, is the run that was not: in mid-epoch, with workers, with accumulation."""
+"""Every method, stopped and resumed within an epoch or at its end, with workers and accumulation, equals an uninterrupted run."""
 
 import random
 from collections import deque
@@ -14,8 +14,8 @@ from mscl_hf.methods import METHODS
 from mscl_hf.methods.memory import Queue
 
 STEPS = 8
-STOPS = (1, 3, 4, 5)  # of 8 scenes in batches of 4: in the middle of an epoch and at its end, before and after
-TRAINED = [name for name, kind in METHODS.items() if kind.trains]
+STOPS = (1, 3, 4, 5)  # with 8 scenes in batches of 4: within an epoch, and at its end
+TRAINED = [name for name, method_cls in METHODS.items() if method_cls.trains]
 
 
 def data_of(name: str):
@@ -56,7 +56,7 @@ def test_stopped_anywhere_and_resumed_is_the_straight_run(tmp_path, name, worker
 
 
 def test_queue_is_a_ring_of_the_newest_rows():
-    """Two hundred pushes of any size, smaller, larger or no divisor of the queue: the rows of a deque with that length."""
+    """After two hundred writes of any size, the rows are those of a deque of the same length."""
     draw = random.Random(0)
     for length in (1, 5, 7, 12):
         queue, reference = Queue(length, 3), deque(maxlen=length)
@@ -64,14 +64,14 @@ def test_queue_is_a_ring_of_the_newest_rows():
             keys = torch.randn(draw.randint(1, 2 * length + 1), 3)
             queue.write(keys)
             reference.extend(F.normalize(keys, dim=1))
-            place = int(queue.pointer)
-            found = queue.read() if len(reference) < length else torch.cat([queue.rows[place:], queue.rows[:place]])
-            torch.testing.assert_close(found, torch.stack(list(reference)))
+            oldest = int(queue.pointer)
+            rows = queue.read() if len(reference) < length else torch.cat([queue.rows[oldest:], queue.rows[:oldest]])
+            torch.testing.assert_close(rows, torch.stack(list(reference)))
 
 
 @pytest.mark.parametrize("name", ["moco_v2", "byol", "densecl", "pixpro", "cp2"])
-def test_a_method_that_forgets_its_teacher_is_found_out(name):
-    """The check that other teacher weights give another loss fails where keys are made by the student: it is no empty promise."""
+def test_check_of_the_teacher_fails_without_a_teacher(name):
+    """`tiny.check_teacher` fails for a method whose keys come from the student."""
     made = harness.pretraining_method(name)
     batch = harness.method_data(name).batches(0, 1)
     batch = next(iter(batch))
@@ -79,7 +79,7 @@ def test_a_method_that_forgets_its_teacher_is_found_out(name):
     made = harness.pretraining_method(name)
     kept = {part: torch.nn.Module.state_dict(module) for part, module in made.teacher.parts.items()}
 
-    def forget(*_):  # whatever is written into the teacher, the student's weights come back before it is used
+    def forget(*_):  # undo what is written into the teacher
         for part, module in made.teacher.parts.items():
             module.load_state_dict(kept[part])
 

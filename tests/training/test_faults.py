@@ -1,4 +1,4 @@
-"""Faults planted in real runs, each a process of its own: what is on the disk stays, and the same command goes on to the same result."""
+"""Faults planted in real runs, each in its own process: checkpoints on the disk survive, and the same command reaches the same result."""
 
 import errno
 import json
@@ -37,8 +37,8 @@ def zygote(tmp_path_factory):
 def straight(zygote, tmp_path_factory) -> Path:
     """A run that nothing happened to."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
-    assert status == 0, said
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 0, output
     return out
 
 
@@ -48,8 +48,8 @@ def steps_of(out: Path) -> list[int]:
 
 def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
     """The same command continues from this step and ends as the run that nothing happened to."""
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
-    assert status == 0 and ("resuming" not in said if step == 0 else f"resuming from step {step} (" in said), said
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 0 and ("resuming" not in output if step == 0 else f"resuming from step {step} (" in output), output
     assert differences(out, straight) == []
 
 
@@ -61,8 +61,8 @@ def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, save, bounda
     out, fired = tmp_path / "run", tmp_path / "fired"
     status, _ = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"die_in_save:{save}:{boundary}", fired=fired)
     assert fired.exists() and status == -signal.SIGKILL
-    there = list(range(1, save + (boundary >= 11)))
-    assert steps_of(out) == (there[1:] if boundary >= 13 else there)
+    steps = list(range(1, save + (boundary >= 11)))
+    assert steps_of(out) == (steps[1:] if boundary >= 13 else steps)
     for folder in checkpoint_folder.complete(out):
         checkpoint_folder.verify(folder)
     if (save, boundary) in ((2, 4), (2, 10), (3, 11), (3, 13)):  # a whole run more
@@ -99,13 +99,13 @@ def test_thirty_kills_at_random_moments(zygote, straight, tmp_path):
 
 @pytest.mark.parametrize("fault", ["file_limit:20000", "disk_full:20"])
 def test_disk_full_while_saving(zygote, straight, tmp_path, fault):
-    """One sentence with the path, what the system said and the free space; status 1; no leaves; the checkpoint before is whole."""
+    """One message with the path, the error of the system and the free space; status 1; the checkpoint before it is undamaged."""
     out, fired = tmp_path / "run", tmp_path / "fired"
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
-    assert fired.exists() and status == 1 and "Traceback" not in said
-    sentence = said.strip().splitlines()[-1]
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
+    assert fired.exists() and status == 1 and "Traceback" not in output
+    sentence = output.strip().splitlines()[-1]
     reason = "File too large" if fault.startswith("file") else "No space left on device"
-    assert sentence.startswith(f"error: cannot save {out}/checkpoints/step-") and reason in sentence and "GB are free there" in sentence
+    assert sentence.startswith(f"error: cannot save {out}/checkpoints/step-") and reason in sentence and "GB free" in sentence
     assert not list(out.glob("checkpoints/.tmp-*"))
     checkpoint_folder.verify(checkpoint_folder.complete(out)[-1])
     goes_on(zygote, out, straight, steps_of(out)[-1])
@@ -147,15 +147,15 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
     with pytest.raises(checkpoint_folder.DamagedCheckpoint) as refused:
         checkpoint_folder.verify(newest)
     assert says in str(refused.value) and str(newest) in str(refused.value)
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
-    assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in said and "resuming from step 2 (" in said
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in output and "resuming from step 2 (" in output
     assert differences(out, straight) == []
     assert [path.name for path in out.glob("checkpoints/damaged-*")] == ["damaged-step-00000003"]
-    assert "step-00000003 is set aside as " in said
+    assert "step-00000003 is renamed to " in output
     for folder in checkpoint_folder.published(out):
         damage(folder)
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out)
-    assert status == 1 and f"error: all 2 checkpoints of {out} are damaged" in said
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
+    assert status == 1 and f"error: all 2 checkpoints of {out} are damaged" in output
 
 
 def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
@@ -185,7 +185,7 @@ def test_rotation_counts_whole_checkpoints_only(tmp_path, damage):
     assert steps_of(tmp_path) == [1, 2] and copy.is_dir()
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=4, save_steps=1, save_total_limit=2)
     assert steps_of(tmp_path) == [3, 4] and copy.is_dir()
-    with pytest.raises(ValueError, match="--save-total-limit is 1; give at least 2"):
+    with pytest.raises(ValueError, match="--save-total-limit is 1; expected at least 2"):
         harness.options(save_total_limit=1)
 
 
@@ -194,8 +194,8 @@ def test_signals_end_the_run_after_the_step(zygote, straight, tmp_path, number, 
     """The step is finished and published, status 75; more signals change nothing; the same command ends as if undisturbed."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     fault = f"signal_at:0:3:{int(number)}:{times}"
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
-    assert fired.exists() and status == 75 and "stopped after step 3, checkpoint saved" in said and steps_of(out)[-1] == 3
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
+    assert fired.exists() and status == 75 and "stopped after step 3, checkpoint saved" in output and steps_of(out)[-1] == 3
     if times == 1 and number == signal.SIGTERM:
         goes_on(zygote, out, straight, 3)
 
@@ -203,8 +203,8 @@ def test_signals_end_the_run_after_the_step(zygote, straight, tmp_path, number, 
 def test_signal_in_the_last_step(zygote, straight, tmp_path):
     """What is left is writing and scoring, which takes its time too: that is for the next life."""
     out, fired = tmp_path / "run", tmp_path / "fired"
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"signal_at:0:{STEPS}", fired=fired)
-    assert fired.exists() and status == 75 and f"stopped after step {STEPS}, checkpoint saved" in said
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"signal_at:0:{STEPS}", fired=fired)
+    assert fired.exists() and status == 75 and f"stopped after step {STEPS}, checkpoint saved" in output
     assert not (out / "model.safetensors").exists()
     goes_on(zygote, out, straight, STEPS)
 
@@ -214,8 +214,8 @@ def test_signal_during_evaluation(zygote, straight, tmp_path):
     alone likewise."""
     flags = ("--model", straight, *harness.SHORT, "--max-steps", 2, "--train-count", 4)
     out, fired = tmp_path / "tuned", tmp_path / "fired"
-    status, said = zygote.run("finetune", *flags, "--output-dir", out, fault="signal_in_evaluation:0", fired=fired)
-    assert fired.exists() and status == 75 and "the same command with --resume continues" in said and "Traceback" not in said
+    status, output = zygote.run("finetune", *flags, "--output-dir", out, fault="signal_in_evaluation:0", fired=fired)
+    assert fired.exists() and status == 75 and "the same command with --resume continues" in output and "Traceback" not in output
     assert steps_of(out) == [2] and not (out / "results.json").exists()
     assert zygote.run("finetune", *flags, "--output-dir", out, "--resume")[0] == 0
     assert json.loads((out / "results.json").read_text())["num_images"] > 0
@@ -230,11 +230,11 @@ def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, 
     the same command goes on."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     flags = (*FLAGS, "--save-steps", 0, "--output-dir", out)
-    status, said = zygote.run("pretrain", *flags, fault=f"nan:0:4:{what}", fired=fired)
-    assert fired.exists() and status == 1 and "error: step 4 gave loss" in said and steps_of(out) == [3]
+    status, output = zygote.run("pretrain", *flags, fault=f"nan:0:4:{what}", fired=fired)
+    assert fired.exists() and status == 1 and "error: step 4 gave loss" in output and steps_of(out) == [3]
     report = json.loads(next(out.glob("reports/*/report.json")).read_text())
     assert report["step"] == 4 and report["process"] == 0 and len(report["samples"]) == harness.BATCH
-    assert all(name in said.splitlines()[-1] for name in report["samples"])
+    assert all(name in output.splitlines()[-1] for name in report["samples"])
     assert zygote.run("pretrain", *flags)[0] == 0
     assert differences(out, straight) == []
 
@@ -247,8 +247,8 @@ def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
     out, fired = tmp_path / "run", tmp_path / "fired"
     if step:
         zygote.run("pretrain", *FLAGS, "--output-dir", out, fault="leave:0:2", fired=tmp_path / "gone")
-    status, said = zygote.run("pretrain", *FLAGS, "--save-total-limit", 3, "--output-dir", out, fault=fault, fired=fired)
-    assert fired.exists() and status == 1 and "for a bug report: " in said
+    status, output = zygote.run("pretrain", *FLAGS, "--save-total-limit", 3, "--output-dir", out, fault=fault, fired=fired)
+    assert fired.exists() and status == 1 and "for a bug report: " in output
     (report,) = (json.loads(path.read_text()) for path in out.glob("reports/*/report.json"))
     assert report["step"] == step and report["samples"] == [] and report["error"] == error and report["options"]["save_total_limit"] == 3
 
@@ -256,8 +256,8 @@ def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
 def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):
     """What comes after training, too; the model is there, and the status says that a step behind it failed."""
     flags = ("--model", straight, *harness.SHORT, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "run")
-    status, said = zygote.run("finetune", *flags, fault="raise_in_evaluation:0", fired=tmp_path / "fired")
-    assert (tmp_path / "fired").exists() and status == 77 and "for a bug report: " in said
+    status, output = zygote.run("finetune", *flags, fault="raise_in_evaluation:0", fired=tmp_path / "fired")
+    assert (tmp_path / "fired").exists() and status == 77 and "for a bug report: " in output
     assert (tmp_path / "run" / "model.safetensors").is_file()
     reports = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("reports/*/report.json")]  # the pictures fail likewise
     assert reports and all(report["error"] == "RuntimeError: the planted fault" for report in reports)
@@ -268,8 +268,8 @@ def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
     """A process that decodes images is killed, as for want of memory: one sentence, status 1, and the same command goes on."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     more = ("--dataloader-num-workers", 1, "--output-dir", out)
-    status, said = zygote.run("pretrain", *FLAGS, *more, fault="worker_killed:3", fired=fired)
-    assert fired.exists() and status == 1 and "error: a process that reads images ended (" in said and "--dataloader-num-workers" in said, said
+    status, output = zygote.run("pretrain", *FLAGS, *more, fault="worker_killed:3", fired=fired)
+    assert fired.exists() and status == 1 and "error: a data worker ended (" in output and "--dataloader-num-workers" in output, output
     goes_on(zygote, out, straight, 2)
 
 
@@ -282,16 +282,16 @@ def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
     while not (out / "log.jsonl").exists() and first.alive and time.monotonic() < deadline:
         time.sleep(0.01)
     started = time.monotonic()
-    status, said = zygote.run("pretrain", *many)
-    assert status == 1 and f"error: another run is at work in {out} (process {first.pid} on " in said
+    status, output = zygote.run("pretrain", *many)
+    assert status == 1 and f"error: another run is at work in {out} (process {first.pid} on " in output
     assert time.monotonic() - started < 20 and first.alive
     first.kill()
     assert first.wait() == -signal.SIGKILL
     second = zygote.start("pretrain", *many)
     deadline = time.monotonic() + 60
-    while "resuming from step" not in second.said and second.alive and time.monotonic() < deadline:
+    while "resuming from step" not in second.output and second.alive and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert "resuming from step" in second.said
+    assert "resuming from step" in second.output
     second.kill(signal.SIGTERM)
     assert second.wait() == 75
 
@@ -318,12 +318,12 @@ def test_output_folder_that_cannot_be(zygote, tmp_path):
     """Below a regular file: refused before anything is trained."""
     (tmp_path / "file").write_text("")
     started = time.monotonic()
-    status, said = zygote.run("pretrain", *FLAGS, "--output-dir", tmp_path / "file" / "run")
-    assert status == 1 and "error: cannot write to" in said and "give another --output-dir" in said
+    status, output = zygote.run("pretrain", *FLAGS, "--output-dir", tmp_path / "file" / "run")
+    assert status == 1 and "error: cannot write to" in output and "give another --output-dir" in output
     assert time.monotonic() - started < 30
 
 
-def test_no_room_for_checkpoints_is_said_before_the_first_step(tmp_path, monkeypatch):
+def test_full_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
     """Free space for those kept and the next one; else both sizes are named."""
     usage = checkpoint.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=300_000))

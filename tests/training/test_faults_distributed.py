@@ -1,4 +1,4 @@
-"""The same with several processes: one of them dies, raises, is signalled or computes nonsense; their number changes; they hold shards."""
+"""Faults in one of several processes: it dies, raises, gets a signal or a NaN; other numbers of processes; sharding."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_bad_images_are_counted_over_all_processes(tmp_path, straight):
     many = (*FLAGS, "--output-dir", tmp_path / "run")
     done, fired = launch(tmp_path, *many, "--max-bad-images", 1, fault="bad_images:3")
     assert fired.exists() and done.returncode != 0 and "stopped after" not in done.stdout
-    sentence = "error: 2 bad image(s), more than --max-bad-images 1; the last: 1.png cannot be read; a checkpoint of step 3 is saved"
+    sentence = "error: --max-bad-images is 1 and 2 images cannot be read, the last: 1.png cannot be read."
     assert done.stderr.count(sentence) == 2 and published_whole(tmp_path / "run")[-1] == 3
     finishes(tmp_path, tmp_path / "run", straight, "--max-bad-images", 2, fault="bad_images:4")
 
@@ -115,7 +115,7 @@ def test_not_a_number_on_one_process_stops_all_before_the_weights_move(tmp_path,
     reports = [json.loads(path.read_text()) for path in out.glob("reports/*/report.json")]
     assert sorted(report["process"] for report in reports) == [0, 1] and {report["step"] for report in reports} == {4}
     assert len(set(reports[0]["samples"]) | set(reports[1]["samples"])) == harness.BATCH
-    assert what == "gradient" or "process 1 loss nan" in done.stderr and "process 0 loss nan" not in done.stderr
+    assert what == "gradient" or "process 1: loss nan" in done.stderr and "process 0: loss nan" not in done.stderr
     assert "resuming from step 3" in finishes(tmp_path, out, straight)
 
 
@@ -141,7 +141,7 @@ def test_another_number_of_processes_goes_on_with_the_same_run(tmp_path):
         assert sorted(name for row in rows for name in row["names"]) == sorted(wanted[step]["names"])
         assert all(row["loss"] == pytest.approx(wanted[step]["loss"], rel=2e-5) for row in rows), step
     done, _ = launch(tmp_path, *many, "--output-dir", tmp_path / "three", processes=3)
-    assert done.returncode != 0 and "--batch-size 4 cannot be split evenly over 3 processes" in done.stderr
+    assert done.returncode != 0 and "--batch-size is 4; expected a multiple of 3" in done.stderr
 
 
 @pytest.mark.parametrize("method", ["mscl", "moco_v2"])
@@ -189,4 +189,4 @@ def test_sharding_is_refused_where_it_cannot_be(tmp_path):
     assert "--torch-compile" in harness.refused("pretrain", *flags, "--shard", "--torch-compile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
-        assert "give --shard" in harness.refused("pretrain", *flags)
+        assert "--shard" in harness.refused("pretrain", *flags)

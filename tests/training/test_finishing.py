@@ -1,4 +1,4 @@
-"""A finished training is never thrown away: the model is written first, and what follows on it may fail."""
+"""A trained model is never lost: it is written first, and the steps after it may fail."""
 
 import json
 import os
@@ -14,9 +14,11 @@ from test_recipes import BRIEF
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.config import DataConfig
+from mscl_hf.evaluation import evaluate_model
 from mscl_hf.sharing.provenance import data_name
-from mscl_hf.training.finishing import STEPS_FAILED, Finishing
+from mscl_hf.training import HealthCheck, Run
 from mscl_hf.training.log import read_log
+from mscl_hf.training.run import STEPS_FAILED
 
 
 def fails(*_, **__):
@@ -58,7 +60,7 @@ def test_a_step_behind_the_model_costs_no_other(tmp_path, start, capsys, part): 
     assert list(out.glob("reports/*/traceback.txt"))
 
     weights = (out / "model.safetensors").read_bytes()
-    scoring = mock.Mock(wraps=harness.load_recipe("finetune").evaluate_model)
+    scoring = mock.Mock(wraps=evaluate_model)
     assert status("finetune", *flags, "--resume", evaluate_model=scoring) == 0
     assert {*MADE.values()} <= {path.name for path in out.iterdir()} and (out / "model.safetensors").read_bytes() == weights
     assert scoring.call_count == (part == "evaluate_model")
@@ -103,9 +105,9 @@ PATCHED = """
 import os, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import harness
-from mscl_hf.data.segmentation_data import BadSample
-finetune = harness.load_recipe("finetune")
-scored = finetune.evaluate_model
+from mscl_hf import evaluation
+from mscl_hf.data.dataset import BadSample
+scored = evaluation.evaluate_model
 def fails(network, data, *rest, **options):
     def read(index):
         if os.environ["RANK"] == "1":
@@ -116,8 +118,8 @@ def fails(network, data, *rest, **options):
         return scored(network, data, *rest, **options)
     finally:
         object.__delattr__(data, "read")
-finetune.evaluate_model = fails
-finetune.main()
+evaluation.evaluate_model = fails
+harness.load_recipe("finetune").main()
 """
 
 
@@ -138,11 +140,10 @@ def test_scoring_that_fails_on_one_of_two_processes(tmp_path, start):  # noqa: F
 
 def test_a_health_check_that_fails_costs_its_row_alone(tmp_path, capsys):
     """The last one comes after the last step, before its checkpoint."""
-    module = harness.load_recipe("pretrain")
     flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 2, "--save-steps", 0, "--output-dir", tmp_path)
-    with mock.patch.object(module.HealthCheck, "__call__", fails):
+    with mock.patch.object(HealthCheck, "__call__", fails):
         harness.run("pretrain", *flags)
-    assert "health check of step 2 failed (RuntimeError: no luck); training goes on" in capsys.readouterr().out
+    assert "health check of step 2 failed (RuntimeError: no luck); training continues" in capsys.readouterr().out
     assert list(tmp_path.glob("reports/*/traceback.txt"))
     assert (tmp_path / "model.safetensors").exists() and [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
 
@@ -159,16 +160,16 @@ def test_a_figure_outlives_the_card_of_an_evaluation(tmp_path, start, monkeypatc
 
 def test_reports_are_for_crashes_alone(tmp_path, capsys):
     """Of a wrong input or a full disk a sentence is enough; leaving the process is no failure."""
-    finishing = Finishing(tmp_path)
-    with finishing.step("first"):
+    run = Run(tmp_path, mock.Mock(is_main_process=True))
+    with run.step("first"):
         raise OSError("disk full")
-    with pytest.raises(SystemExit, match="76"), finishing.step("second"):
+    with pytest.raises(SystemExit, match="76"), run.step("second"):
         raise SystemExit(76)
-    assert finishing.failed == ["first"] and not list(tmp_path.iterdir()) and "disk full" in capsys.readouterr().out
+    assert run.failed == ["first"] and not list(tmp_path.iterdir()) and "disk full" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=str(STEPS_FAILED)):
-        finishing.exit_if_failed()
-    Finishing(tmp_path).exit_if_failed()
-    other_process = Finishing(tmp_path, is_main_process=False)
+        run.exit_if_failed()
+    Run(tmp_path, mock.Mock(is_main_process=True)).exit_if_failed()
+    other_process = Run(tmp_path, mock.Mock(is_main_process=False))
     with other_process.step("first"):
         raise OSError("disk full")
     other_process.exit_if_failed()

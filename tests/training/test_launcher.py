@@ -9,13 +9,11 @@ import time
 
 import harness
 import pytest
-from mscl_hf.training.launcher import lacks_processes
 
-from mscl_hf.cli import parse
-from mscl_hf.config import TrainingConfig
+from mscl_hf.cli import parse_sections
+from mscl_hf.config import EvaluateRun, TrainingConfig
+from mscl_hf.config.launcher import lacks_processes
 from mscl_hf.sharing.provenance import command_line
-
-EVALUATE = harness.load_recipe("evaluate_model").EvaluateRun
 
 
 def launch(*arguments, folder) -> subprocess.CompletedProcess:
@@ -32,11 +30,11 @@ def test_settings_of_the_launcher_are_those_of_the_run(tmp_path):
     done = launch(*settings, harness.ROOT / "recipes" / "pretrain.py", *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (record["precision"], record["gradient_accumulation_steps"]) == ("bf16", 2)
+    assert (record["mixed_precision"], record["gradient_accumulation_steps"]) == ("bf16", 2)
     stage = json.loads((tmp_path / "run" / "provenance.json").read_text())["stages"][-1]
     assert stage["facts"]["precision"] == "bf16" and f"2 steps of {2 * harness.BATCH} images" in stage["facts"]["budget"]
     assert "--mixed-precision bf16" in stage["command"] and "--gradient-accumulation-steps 2" in stage["command"]
-    assert "told to start several processes and started one" in done.stdout
+    assert "started one process instead of several" in done.stdout
 
 
 def test_a_rejected_command_ends_with_its_sentence(tmp_path):
@@ -48,24 +46,24 @@ def test_a_rejected_command_ends_with_its_sentence(tmp_path):
     assert last.startswith("error: --gradient-accumulation-steps is 2 and --gradient_accumulation_steps of the launcher is 4")
 
 
-@pytest.mark.parametrize("options", [TrainingConfig, EVALUATE])
+@pytest.mark.parametrize("options", [TrainingConfig, EvaluateRun])
 @pytest.mark.parametrize(
     ("launched", "flag", "outcome"),
-    [(None, None, "fp32"), ("no", None, "fp32"), ("no", "bf16", "bf16"), ("bf16", None, "bf16"), ("bf16", "bf16", "bf16"),
-     ("bf16", "fp32", ValueError), ("fp16", None, ValueError), ("fp16", "bf16", ValueError), ("fp8", None, ValueError)],
+    [(None, None, "no"), ("no", None, "no"), ("no", "bf16", "bf16"), ("bf16", None, "bf16"), ("bf16", "bf16", "bf16"),
+     ("bf16", "no", ValueError), ("fp16", None, ValueError), ("fp16", "bf16", ValueError), ("fp8", None, ValueError)],
 )  # fmt: skip
 def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
     """The launcher's where the flag is not given; a contradiction, and a precision that is not supported, are errors. YAML is a flag."""
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    (tmp_path / "options.yaml").write_text(f"precision: {flag}\n")
+    (tmp_path / "options.yaml").write_text(f"mixed_precision: '{flag}'\n")
     for words in ([],) if flag is None else (["--mixed-precision", flag], ["--config", str(tmp_path / "options.yaml")]):
         if outcome is ValueError:
             with pytest.raises(ValueError, match="of the launcher is " + launched):
-                parse([options], "", words)
+                parse_sections([options], "", words)
         else:
-            assert parse([options], "", words)[0].precision == outcome
+            assert parse_sections([options], "", words)[0].mixed_precision == outcome
 
 
 def test_accumulation(monkeypatch):
@@ -84,7 +82,7 @@ def test_accumulation(monkeypatch):
 def test_accumulation_says_nothing_to_an_evaluation(monkeypatch):
     """Evaluation takes no steps, whatever the launcher was told for the training before."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    assert parse([EVALUATE], "", [])[0].precision == "fp32"
+    assert parse_sections([EvaluateRun], "", [])[0].mixed_precision == "no"
 
 
 def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):

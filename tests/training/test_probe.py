@@ -1,4 +1,4 @@
-"""Probes: a ridge regression that judges features, a logistic regression that starts a classifier."""
+"""Probes: a ridge regression that measures features, a logistic regression that initializes a classifier."""
 
 import harness
 import pytest
@@ -13,13 +13,13 @@ from mscl_hf.transforms.views import TrainView
 
 
 def test_probe_reads_what_is_linear_and_nothing_else():
-    """Classes given by the largest of K features: near one; noise: near chance; ignored cells change nothing."""
+    """Classes given by the largest of K features: near one; noise: near chance; ignored positions change nothing."""
     generator = torch.Generator().manual_seed(0)
-    classes, cells = 4, 400
+    classes, positions = 4, 400
 
     def part(signal: float):
-        labels = torch.randint(0, classes, (2, cells), generator=generator)
-        return signal * F.one_hot(labels, classes).float() + 0.1 * torch.randn(2, cells, classes, generator=generator), labels
+        labels = torch.randint(0, classes, (2, positions), generator=generator)
+        return signal * F.one_hot(labels, classes).float() + 0.1 * torch.randn(2, positions, classes, generator=generator), labels
 
     (x, y), (x_held, y_held) = part(1.0), part(1.0)
     assert ridge_probe(x, y, x_held, y_held, classes) > 0.99
@@ -30,14 +30,14 @@ def test_probe_reads_what_is_linear_and_nothing_else():
     assert ridge_probe(x, y, x_held, y_held, classes) > 0.99
 
 
-def test_probe_without_labels_says_nothing():
-    """No labelled cell on either side: None, where a singular system or NaN would stand."""
+def test_probe_without_labels_is_none():
+    """Without a labelled position on either side the result is None, not NaN."""
     x, y, nothing = torch.randn(1, 9, 4), torch.zeros(1, 9).long(), torch.full((1, 9), 255)
     assert ridge_probe(x, nothing, x, y, 2) is None and ridge_probe(x, y, x, nothing, 2) is None
 
 
 def test_probe_survives_dead_and_doubled_features():
-    """Constant, zero and repeated columns make the plain normal equations singular; the ridge does not mind."""
+    """Constant, zero and repeated columns make the plain normal equations singular; the ridge regression works."""
     labels = torch.arange(2).repeat(1, 50)
     feature = labels[..., None].float()
     x = torch.cat([feature, feature, torch.zeros(1, 100, 1), torch.full((1, 100, 1), 7.0)], dim=-1)
@@ -45,7 +45,7 @@ def test_probe_survives_dead_and_doubled_features():
 
 
 def test_logistic_regression_finds_the_minimum():
-    """The objective is convex: a gradient of zero is the answer; a class without a cell stays finite, and unlikely."""
+    """The objective is convex: a gradient of zero is the answer; a class without examples has finite and small logits."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, 3, (300,), generator=generator)
     x = F.one_hot(y, 3).float() + torch.randn(300, 3, generator=generator)
@@ -67,27 +67,27 @@ def training(scenes=6, labels=None):
     return ready
 
 
-def test_the_classifier_starts_where_its_cells_say():
-    """The share of right cells is what the network's own logits then give; nothing but the classifier changes, the mode included."""
+def test_start_classifier_returns_its_accuracy():
+    """The accuracy is that of the network's logits afterwards; nothing but the classifier changes."""
     method = harness.finetuning()
     method.train()
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    right = start_classifier(method, training(), 4)
+    accuracy = start_classifier(method, training(), 4)
     changed = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"network.classifier.weight", "network.classifier.bias"} and method.training
     method.network.dropout.eval()
-    hits, cells = 0, 0
+    hits, count = 0, 0
     for batch in training().batches(0, 4):
         logits = method.network(method.normalize(batch["image"])).logits  # by batch statistics, as the classifier was fitted
         labels = labels_at(batch["mask"], logits.shape[-2:])
         hits += int(((logits.flatten(2).argmax(1) == labels) & (labels != 255)).sum())
-        cells += int((labels != 255).sum())
-    assert hits / cells == pytest.approx(right, abs=0.01)
-    assert right > 0.4  # the most frequent class alone gives less
+        count += int((labels != 255).sum())
+    assert hits / count == pytest.approx(accuracy, abs=0.01)
+    assert accuracy > 0.4  # the most frequent class alone gives less
 
 
-def test_cells_without_labels_do_not_count():
-    """Nothing labelled: None, and nothing changed."""
+def test_positions_without_labels_do_not_count():
+    """Without labels the result is None, and nothing changes."""
     method = harness.finetuning()
     before = {name: value.clone() for name, value in method.state_dict().items()}
     assert start_classifier(method, training(labels=torch.full((32, 32), 255, dtype=torch.uint8)), 2) is None
@@ -101,9 +101,9 @@ def test_only_a_new_classifier_is_fitted(tmp_path, capsys):
     """Fine-tuning a pre-trained folder fits one, going on with a fine-tuned one does not, nor does --probe-batches 0."""
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", tmp_path / "none")
     short = (*harness.SHORT, "--max-steps", 1, "--val-split", "none")
-    said = []
+    fitted = []
     for source, target, more in (("none", "b", ()), ("b", "c", ()), ("none", "d", ("--probe-batches", 0))):
         capsys.readouterr()
         harness.run("finetune", "--model", tmp_path / source, *short, *more, "--output-dir", tmp_path / target)
-        said.append("classifier fitted" in capsys.readouterr().out)
-    assert said == [True, False, False]
+        fitted.append("classifier fitted" in capsys.readouterr().out)
+    assert fitted == [True, False, False]

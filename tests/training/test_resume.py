@@ -1,4 +1,4 @@
-"""A run that is stopped and continued is the run that was not: bit for bit, at any step, with any number of workers."""
+"""A stopped and resumed run equals an uninterrupted one bit for bit, at any step, with any number of workers."""
 
 import json
 import os
@@ -70,15 +70,15 @@ def test_stopped_and_resumed_equals_straight(tmp_path, case):
 def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
     """A stop neither adds a health check nor loses one, and the checks of the resumed run fall on the same steps."""
 
-    def watch(method, step, trained):
+    def health_check(method, step, row):
         return {"probe": float(torch.rand(1)) if step < 0 else float(sum(p.double().sum() for p in method.parameters()))}
 
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", watch, 2, save_steps=3)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", health_check, 2, save_steps=3)
     method = harness.pretraining()
     harness.stop_after(method, 3, STEPS)
     with pytest.raises(SystemExit):
-        harness.train(method, harness.training_data(), tmp_path / "stopped", watch, 2)
-    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "stopped", watch, 2)
+        harness.train(method, harness.training_data(), tmp_path / "stopped", health_check, 2)
+    harness.train(harness.pretraining(), harness.training_data(), tmp_path / "stopped", health_check, 2)
     assert differences(tmp_path / "stopped", tmp_path / "straight") == []
     assert [row["step"] for row in logged(tmp_path / "stopped") if "probe" in row] == [2, 4, 6]
 
@@ -135,8 +135,8 @@ def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_steps=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     for folder in checkpoint_folder.complete(tmp_path):
-        found = sorted(path.name for path in folder.iterdir())
-        assert found == ["manifest.json", "method.safetensors", "optimizer.safetensors", "state.json"]
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["manifest.json", "method.safetensors", "optimizer.safetensors", "state.json"]
 
 
 def pretrain(out, *more, **patches):
@@ -165,12 +165,12 @@ def test_resume_in_an_empty_place_starts(tmp_path):
     assert checkpoint_folder.complete(tmp_path / "new")
 
 
-def test_other_images_are_said(tmp_path, capsys):
-    """The place of the data may change; what lies there is compared by number and names."""
-    for steps, count, said in ((1, 8, False), (2, 8, False), (3, 6, True)):
+def test_other_images_give_a_warning(tmp_path, capsys):
+    """The folder of the data may change; its images are compared by number and names."""
+    for steps, count, warned in ((1, 8, False), (2, 8, False), (3, 6, True)):
         harness.train(harness.pretraining(), harness.training_data(labelled=count), tmp_path, max_steps=steps)
-        warning = "warning: the images are not those of the checkpoint (8 images, now 6 images); the run goes on with these"
-        assert (warning in capsys.readouterr().out) == said
+        warning = "warning: the images are not those of the checkpoint (8 images, now 6 images)"
+        assert (warning in capsys.readouterr().out) == warned
 
 
 def test_resume_with_other_settings_is_refused(tmp_path):
@@ -190,23 +190,24 @@ def test_a_folder_of_another_command_is_named(tmp_path):
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     for more in ((), ("--resume",)):
         message = harness.refused("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
-        assert message == f"{tmp_path}/a holds a run of mscl-pretrain; give another --output-dir"
+        assert f"{tmp_path}/a" in message and "mscl-pretrain" in message and "--output-dir" in message
     message = harness.refused("evaluate_model", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
-    assert message == f"{tmp_path}/a holds a run of mscl-pretrain; give another --output-dir"
+    assert f"{tmp_path}/a" in message and "mscl-pretrain" in message and "--output-dir" in message
 
 
 def test_a_longer_run_is_told_how_to_go_on(tmp_path):
     """Where only --max-steps grew, the message says that a run is not extended and which option goes on from its model."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     message = refused(tmp_path / "a", "--max-steps", 4, "--resume")
-    assert "--max-steps is 4" in message and "holds a run of 2 steps, which cannot be extended" in message
-    assert f"give --start-from {tmp_path}/a and another --output-dir" in message
+    assert "--max-steps is 4" in message and "2 steps" in message
+    assert f"--start-from {tmp_path}/a" in message and "--output-dir" in message
 
 
 def test_at_most_six_other_settings_are_listed(tmp_path):
     """The first of them tell what is wrong; the rest is a number."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
-    options = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
+    temperatures = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2)
+    options = (*temperatures, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
     message = refused(tmp_path / "a", "--max-steps", 4, *options, "--resume")
     assert message.count("->") == 6 and " and 1 more)" in message and "max_steps: 2 -> 4" in message
 
@@ -221,15 +222,15 @@ def test_moved_run_can_be_continued(tmp_path):
 def test_used_folder_is_refused_and_untouched(tmp_path):
     """A folder with a run, or with anything else, is named and left as it is."""
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
-    there = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    content = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     message = refused(tmp_path / "a", "--max-steps", 1)
     assert str(tmp_path / "a") in message and "--resume" in message
-    assert there == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert content == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("precious")
     for more in ((), ("--resume",)):
         message = refused(tmp_path / "b", "--max-steps", 1, *more)
-        assert str(tmp_path / "b") in message and "not empty" in message
+        assert str(tmp_path / "b") in message and "--output-dir" in message
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 

@@ -56,20 +56,20 @@ def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
     while not checkpoint_folder.complete(out) and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
-    said = job.communicate(timeout=300)[0]
-    assert job.returncode != 0 and "checkpoint saved" in said and "queued again" in said, said[-3000:]
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode != 0 and "checkpoint saved" in output and "queued again" in output, output[-3000:]
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
     stopped = int(checkpoint_folder.complete(out)[-1].name[5:])
     job = sbatch(*flags, restarts=1)
-    said = job.communicate(timeout=300)[0]
-    assert job.returncode == 0 and f"resuming from step {stopped}" in said, said[-3000:]
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode == 0 and f"resuming from step {stopped}" in output, output[-3000:]
     assert (out / "model.safetensors").is_file() and len((tmp_path / "requeued").read_text().splitlines()) == 1
     asked = (tmp_path / "asked").read_text().splitlines()
     assert len(asked) == 2 and all(line.startswith("cpus 12 --kill-on-bad-exit=1 torchrun ") for line in asked)
     # Other settings for a run that has checkpoints: refused each time, with nothing new saved
     job = sbatch(*flags, "--batch-size", 8, restarts=2)
-    said = job.communicate(timeout=300)[0]
-    assert job.returncode != 0 and "other settings" in said and "without a new checkpoint: not queued again" in said, said[-3000:]
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode != 0 and "other settings" in output and "without a new checkpoint: not queued again" in output, output[-3000:]
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
 
 
@@ -77,8 +77,8 @@ def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
 def test_a_wrong_option_is_not_tried_for_ever(sbatch, tmp_path):
     """What ends before its first step is not queued again."""
     job = sbatch(*FLAGS, "--max-steps", 3, "--method", "msl", "--output-dir", tmp_path / "run")
-    said = job.communicate(timeout=300)[0]
-    assert job.returncode != 0 and "unknown method 'msl'" in said and not (tmp_path / "requeued").exists()
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode != 0 and "--method is 'msl'" in output and not (tmp_path / "requeued").exists()
 
 
 def test_requeues_end(sbatch, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def test_a_lost_node_comes_back_and_the_run_ends_as_if_nothing_had_happened(tmp_
     second.start(out)
     for node in nodes:
         assert node.process.wait(timeout=240) == 0, node.log.read_text()[-4000:]
-    said = "".join(path.read_text() for path in sorted(tmp_path.glob("node*.log")))
-    assert "resuming from step" in said
+    output = "".join(path.read_text() for path in sorted(tmp_path.glob("node*.log")))
+    assert "resuming from step" in output
     one, other = (load_file(place / "model.safetensors") for place in (out, straight))
     assert all(torch.equal(one[key], other[key]) for key in other)

@@ -23,7 +23,7 @@ losses, methods = load("losses_worker"), load("methods_worker")
 
 
 def run_two(name, folder):
-    """What both processes of a worker found: [rank][case]."""
+    """Return the results of both processes of a worker: [rank][case]."""
     paths = [str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     words = [sys.executable, str(FOLDER / f"{name}.py")]
@@ -52,22 +52,22 @@ def two_methods(tmp_path_factory):
 def test_two_processes_are_one(two_losses, name):
     """Means over processes of loss, terms and gradient equal those of the whole batch; both processes agree."""
     labelled = sum(losses.CASES[name][1], ())
-    wanted = losses.step(name, range(losses.IMAGES), labelled)
-    assert wanted["gradient"].abs().max() > 1e-3
+    expected = losses.step(name, range(losses.IMAGES), labelled)
+    assert expected["gradient"].abs().max() > 1e-3
     for rank in range(2):
-        found = two_losses[rank][name]
-        assert found.keys() == wanted.keys()
-        for key in wanted:
-            torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        actual = two_losses[rank][name]
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            torch.testing.assert_close(actual[key], expected[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("case", methods.CASES)
 def test_two_processes_are_one_for_every_method(two_methods, case):
-    """Under DDP, BatchNorm synchronised: losses, the gradient of every parameter, queues and banks are those of the whole batch."""
-    wanted = methods.step(case)
-    assert max(gradient.abs().max() for gradient in wanted[1].values()) > 1e-3
+    """Under DDP, BatchNorm synchronized: losses, the gradient of every parameter, queues and banks are those of the whole batch."""
+    expected = methods.step(case)
+    assert max(gradient.abs().max() for gradient in expected[1].values()) > 1e-3
     for rank in range(2):
-        for found, part in zip(two_methods[rank][case], wanted):
-            assert found.keys() == part.keys()
+        for actual, part in zip(two_methods[rank][case], expected):
+            assert actual.keys() == part.keys()
             for key in part:
-                torch.testing.assert_close(found[key], part[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+                torch.testing.assert_close(actual[key], part[key], atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")

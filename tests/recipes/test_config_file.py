@@ -1,0 +1,92 @@
+"""config.yaml reproduces a run: the same configuration again, and the same weights or results, for all recipes and methods."""
+
+import json
+from pathlib import Path
+
+import harness
+import pytest
+
+from mscl_hf.config import PretrainConfig
+from mscl_hf.methods import METHODS
+
+# One method for each way in which options are resolved; the others take the same ways.
+QUICK = ("none", "mscl", "moco_v2", "byol", "instdisc", "zhao_cross", "chaitanya_global_local", "cp2")
+BUDGET = ("--max-steps", 2, "--save-steps", 0, *harness.SHORT)
+SKIPPED = ("draw_training", "draw_features", "draw_predictions", "write_card")
+
+
+def run(recipe: str, *flags) -> None:
+    harness.run(recipe, *flags, **{name: lambda *_, **__: None for name in SKIPPED if is_used(recipe, name)})
+
+
+def is_used(recipe: str, name: str) -> bool:
+    return name in Path(harness.load_recipe(recipe).__file__).read_text()
+
+
+def flags_of(method: str, weights: Path) -> tuple:
+    """A tiny network on drawn scenes; some methods need a larger feature map, two towers, or weights."""
+    backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
+    size = [word for name, value in harness.method_size(method).items() for word in (f"--{name.replace('_', '-')}", value)]
+    more = ("--backbone-weights", weights) if method == "imagenet" else ()
+    return ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *size, "--val-split", "none", *BUDGET, *more)
+
+
+def options(out: Path) -> dict[str, str]:
+    """The options in config.yaml, without the output folder."""
+    lines = [line.split(": ", 1) for line in (out / "config.yaml").read_text().splitlines() if ": " in line]
+    return {name: value for name, value in lines if name != "output_dir"}
+
+
+def assert_reproduces(recipe: str, out: Path) -> Path:
+    """Run again with config.yaml alone, and compare what it writes; returns the new folder."""
+    again = out.with_name(f"{out.name}-again")
+    run(recipe, "--config", out / "config.yaml", "--output-dir", again)
+    assert options(again) == options(out)
+    if (out / "model.safetensors").exists():
+        assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    return again
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A file with weights of the tiny backbone."""
+    import timm
+    from safetensors.torch import save_file
+
+    file = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in METHODS])
+def test_pretraining(tmp_path, weights, method):
+    """For every method, with the options that it leaves to its paper or to the size of the data."""
+    run("pretrain", *flags_of(method, weights), "--output-dir", tmp_path / "a")
+    assert options(tmp_path / "a")["method"] == method
+    assert_reproduces("pretrain", tmp_path / "a")
+
+
+def test_fine_tuning_and_evaluation(tmp_path):
+    """The sizes of the model and its label map become options of the next recipe."""
+    run("pretrain", *harness.TINY, *BUDGET, "--method", "none", "--output-dir", tmp_path / "start")
+    tune = ("--model", tmp_path / "start", "--label-map", "1:0,2:0", *BUDGET)
+    run("finetune", *tune, "--output-dir", tmp_path / "tuned")
+    assert options(tmp_path / "tuned")["image_size"] == str(harness.SIZE)
+    assert_reproduces("finetune", tmp_path / "tuned")
+    run("evaluate_model", "--model", tmp_path / "tuned", "--split", "val", "--pictures", 0, "--output-dir", tmp_path / "scores")
+    again = assert_reproduces("evaluate_model", tmp_path / "scores")
+    assert results(again) == results(tmp_path / "scores")
+
+
+def results(out: Path) -> dict:
+    """The results of an evaluation, without the time it took and its folder."""
+    content = json.loads((out / "results.json").read_text())
+    content["config"] = {name: value for name, value in content["config"].items() if name != "output_dir"}
+    return {name: value for name, value in content.items() if name != "seconds"}
+
+
+def test_file_holds_every_option(tmp_path, weights):
+    """Every option of the recipe is in the file, by its name."""
+    run("pretrain", *flags_of("none", weights), "--output-dir", tmp_path / "a")
+    names = {f.name for section in harness.sections("pretrain") for f in section.__dataclass_fields__.values()}
+    assert {*options(tmp_path / "a"), "output_dir"} == names and PretrainConfig().run.method == "mscl"
