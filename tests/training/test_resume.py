@@ -244,7 +244,8 @@ def test_folder_of_a_run_that_never_started_can_be_used(tmp_path):
 def test_sigterm_to_the_process_group(tmp_path):
     """A scheduler signals the run and its workers alike: the step is finished and saved, status 75; --resume ends as if undisturbed."""
     steps = 100
-    arguments = [*harness.TINY, *harness.SHORT, "--max-steps", steps, "--val-split", "none", "--save-steps", 0, "--dataloader-num-workers", 2]
+    arguments = [*harness.TINY, *harness.SHORT, "--max-steps", steps, "--val-split", "none", "--save-steps", 0]
+    arguments += ["--dataloader-num-workers", 2]
     out, straight = tmp_path / "stopped", tmp_path / "straight"
     command = [sys.executable, harness.ROOT / "recipes" / "pretrain.py", *arguments, "--output-dir", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
