@@ -1,4 +1,4 @@
-"""Settings of `accelerate launch`, by its flags or its configuration file, that are defaults of the recipes' own flags."""
+"""Settings of `accelerate launch`, from its flags or its configuration file, which are the defaults of the recipes' flags."""
 
 import os
 from functools import cache
@@ -6,28 +6,28 @@ from pathlib import Path
 
 import psutil
 
-DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 1}  # where the launcher sets nothing
+DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 1}  # without settings of the launcher
 PRECISIONS = ("no", "bf16")
 PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 LAUNCHERS = ("accelerate-launch", "accelerate.commands.launch")
 
 
 def launched_precision() -> str:
-    """The launcher's --mixed_precision, else "no"."""
+    """Return the launcher's --mixed_precision, else "no"."""
     return os.environ.get(PRECISION, DEFAULTS["mixed_precision"]).lower()
 
 
 def launched_accumulation() -> int:
-    """The launcher's --gradient_accumulation_steps, else 1; ValueError where that is no number, such as DeepSpeed's auto."""
-    word = os.environ.get(STEPS) or _accumulation_of_parent() or DEFAULTS["gradient_accumulation_steps"]
+    """Return the launcher's --gradient_accumulation_steps, else 1. Raises ValueError for other words, such as DeepSpeed's auto."""
+    value = os.environ.get(STEPS) or _accumulation_of_parent() or DEFAULTS["gradient_accumulation_steps"]
     try:
-        return int(word)
+        return int(value)
     except ValueError:
-        raise ValueError(f"{STEPS} is {word}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
+        raise ValueError(f"{STEPS} is {value}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
 
 
 def check_precision(precision: str) -> None:
-    """Raise ValueError for a precision that is not supported, or that contradicts the launcher's (whose default "no" contradicts none)."""
+    """Raise ValueError for a precision that is not supported, or differs from the launcher's, unless that is its default "no"."""
     launched = launched_precision()
     if launched not in PRECISIONS:
         raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
@@ -36,7 +36,7 @@ def check_precision(precision: str) -> None:
 
 
 def check_accumulation(gradient_accumulation_steps: int) -> None:
-    """Raise ValueError for a number that contradicts the launcher's, other than its default 1."""
+    """Raise ValueError for a number that differs from the launcher's, unless that is its default 1."""
     steps = launched_accumulation()
     if steps not in (DEFAULTS["gradient_accumulation_steps"], gradient_accumulation_steps):
         raise ValueError(
@@ -46,19 +46,19 @@ def check_accumulation(gradient_accumulation_steps: int) -> None:
 
 
 def lacks_processes(count: int) -> bool:
-    """Whether `accelerate launch` was asked for several processes and started one, as it does without a GPU.
+    """Return whether `accelerate launch` started one process instead of several, as it does without a GPU.
 
-    count: the processes that take part. The launcher then sets MASTER_ADDR, and no WORLD_SIZE.
+    count: the number of processes. In this case the launcher sets MASTER_ADDR, and not WORLD_SIZE.
     """
     return count == 1 and PRECISION in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
 
 
 @cache
 def _accumulation_of_parent() -> str | None:
-    """The flag of the `accelerate launch` that started this process, which passes it on with DeepSpeed only."""
+    """Return the flag of the `accelerate launch` that started this process; the launcher itself passes it on with DeepSpeed only."""
     try:
         words = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):  # no parent, or one that cannot be read
+    except (psutil.Error, AttributeError):  # no parent process, or one that cannot be read
         return None
     names = [Path(word).name.removesuffix(".exe") for word in words]
     for i in range(len(words)):

@@ -1,4 +1,4 @@
-"""The training loop: budget, optimizer, precision, checkpoints, logs."""
+"""Options of the training loop."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: int = option(
         launched_accumulation, "forward passes per optimizer step (default: that of `accelerate launch`, else 1)", at_least=1
     )
-    optim: Literal["sgd", "adamw", "lars"] = option("sgd", "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images")
+    optim: Literal["sgd", "adamw", "lars"] = option("sgd", "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images and more")
     learning_rate: float = option(0.05, "peak learning rate", above=0)
     weight_decay: float = option(1e-4, "weight decay of all weights with more than one dimension", at_least=0)
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
@@ -29,21 +29,21 @@ class TrainingConfig(Section):
     )
     warmup_steps: int = option(20, "steps of linear warm-up, at most half of --max-steps", at_least=0)
     max_grad_norm: float = option(5.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
-    head_lr_scale: float = option(1.0, "factor on the learning rate of everything but backbone and decoder", at_least=0)
+    head_lr_scale: float = option(1.0, "factor on the learning rate of all parameters outside backbone and decoder", at_least=0)
     mixed_precision: Literal["no", "bf16"] = option(
         launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)"
     )
     channels_last: bool = option(True, "keep the weights of convolutions in the channels-last memory format")
-    torch_compile: bool = option(False, "compile backbone and decoder: takes minutes at the start, then steps are faster")
+    torch_compile: bool = option(False, "compile backbone and decoder, which takes minutes at the start and makes steps faster")
     gradient_checkpointing: bool = option(False, "recompute the activations of the backbone to save memory")
-    shard: bool = option(False, "divide weights, gradients and optimizer state over the processes (FSDP2); weights are not channels-last then")
-    dataloader_num_workers: int = option(2, "processes that decode and augment, per training process", at_least=0)
+    shard: bool = option(False, "divide weights, gradients and optimizer state over the processes (FSDP2), without --channels-last")
+    dataloader_num_workers: int = option(2, "data workers per training process, which decode and augment images", at_least=0)
     save_steps: int = option(500, "optimizer steps between checkpoints; 0 = only at the end", at_least=0)
-    save_total_limit: int = option(2, "checkpoints to keep; at least 2, since one may be damaged", at_least=2)
+    save_total_limit: int = option(2, "newest checkpoints to keep; at least 2, since one may be damaged", at_least=2)
     logging_steps: int = option(10, "optimizer steps between lines of log.jsonl", at_least=1)
     report_to: list[str] = option([], f"trackers to report to: {', '.join(TRACKERS)} (default: none)")
     seed: int = option(0, "seed of weights, sampling and augmentation", at_least=0, at_most=2**32 - 1)
-    resume: bool = option(False, "continue the run in the output folder, or start one")
+    resume: bool = option(False, "continue the run in the output folder, or start one if it is empty")
 
     def __post_init__(self):
         check_precision(self.mixed_precision)
@@ -60,7 +60,7 @@ class TrainingConfig(Section):
 
 @dataclass(frozen=True)
 class FinetuneTrainingConfig(TrainingConfig):
-    """The same with the defaults of fine-tuning."""
+    """Options of the training loop with the defaults of fine-tuning."""
 
     learning_rate: float = option(0.1, "peak learning rate", above=0)
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
