@@ -21,7 +21,7 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: int = option(
         launched_accumulation, "forward passes per optimizer step (default: that of `accelerate launch`, else 1)", at_least=1
     )
-    optim: Literal["sgd", "adamw", "lars"] = option("sgd", "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images and more")
+    optim: Literal["sgd", "adamw", "lars"] = option("sgd", "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images")
     learning_rate: float = option(0.05, "peak learning rate", above=0)
     weight_decay: float = option(1e-4, "weight decay of all weights with more than one dimension", at_least=0)
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(

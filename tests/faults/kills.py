@@ -1,10 +1,10 @@
-"""Kills real runs at random moments of training, saving, evaluating and publishing, until each has ended; compares with undisturbed ones.
+"""Kill real runs at random moments of training, saving, evaluating and publishing, and compare their results with undisturbed runs.
 
     python tests/faults/kills.py --kills 200 --results results/kills.md
 
-Every method pre-trains, one network is fine-tuned and measured. A run is started, killed by SIGKILL, and started again by the same command,
-as often as its share of the kills says. Asserted: each checkpoint that was whole before a kill is whole after it (those rotated away
-excepted), the run goes on from the newest, and its final weights, optimizer, model and log are those of the undisturbed run.
+Each method pre-trains, and one network is fine-tuned and measured. A run is started, killed by SIGKILL, and started again by the same
+command, for its share of the kills. Checked: each complete checkpoint is complete after a kill (except deleted old ones), the run resumes
+from the newest, and its final weights, optimizer, model and log equal those of the undisturbed run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHORT = (*harness.SHORT, "--max-steps", STEPS, "--save-steps", 2, "--resume")
 
 @dataclass
 class Case:
-    """A command, its undisturbed outcome, and how long it takes."""
+    """A command, the folder of its undisturbed run, and the duration of that run."""
 
     name: str
     recipe: str
@@ -50,7 +50,7 @@ class Case:
 
 
 def pretraining(method: str, weights: Path, workers: int) -> tuple:
-    """Flags of a tiny run; some methods want a map with more cells, or a family that can be built at half its width."""
+    """Return the flags of a tiny run; some methods need a larger feature map, or a backbone that can have half its width."""
     size = harness.method_size(method)
     backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
     flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--learning-rate", 0.01)
@@ -60,7 +60,7 @@ def pretraining(method: str, weights: Path, workers: int) -> tuple:
 
 
 def phase(out: Path) -> str:
-    """What a run was at, by what it has left."""
+    """Return the phase that a killed run was in, judged by its files."""
     if any(out.glob("checkpoints/.tmp-*")):
         return "saving"
     if (out / "model.safetensors").exists() or any(out.glob(".tmp-*")):
@@ -75,7 +75,7 @@ def whole(out: Path) -> dict[str, str]:
 
 
 def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
-    """Kill the run that long after its start; False if it has ended before. Raises where a finished checkpoint is lost."""
+    """Kill the run `moment` seconds after its start; False if it ended before. Raises AssertionError for a lost checkpoint."""
     deadline = time.monotonic() + moment
     while time.monotonic() < deadline and run.alive:
         time.sleep(0.002)
@@ -98,7 +98,7 @@ def kill_once(case: Case, run: Run, out: Path, moment: float) -> bool:
 
 
 def campaign(case: Case, zygote: Zygote, kills: int, draw: random.Random, work: Path) -> int:
-    """Runs until the case has been killed so often; returns how many runs ended and were compared."""
+    """Start and kill runs of a case `kills` times; return how many runs ended and were compared."""
     ended = 0
     while case.kills < kills:
         out, goal = work / f"{case.name}-{ended}", min(kills, case.kills + draw.randint(2, 6))
@@ -125,10 +125,10 @@ def newest_step(out: Path) -> int:
 
 
 def check_start(case: Case, output: str, out: Path, newest: int, ended: bool) -> None:
-    """Raise unless a life went on from the newest checkpoint that it found; one that was killed may not have come so far."""
+    """Raise AssertionError unless a run resumed from the newest checkpoint; a killed one may not have reached that."""
     starts = [line for line in output.splitlines() if line.startswith("resuming from step") and f"({out}/checkpoints/" in line]
-    wanted = [f"resuming from step {newest} ({out}/checkpoints/step-{newest:08d})"] if newest else []
-    if starts != wanted and (ended or starts):
+    expected = [f"resuming from step {newest} ({out}/checkpoints/step-{newest:08d})"] if newest else []
+    if starts != expected and (ended or starts):
         raise AssertionError(f"{case.name} had step {newest} and resumed from {starts}")
 
 
@@ -144,11 +144,11 @@ def straight_runs(zygote: Zygote, work: Path, weights: Path, only: list[str] | N
     measuring = ("--model", work / "straight" / "finetune", "--split", "val")
     cases.append(Case("evaluate", "evaluate_model", measuring, work / "straight" / "evaluate"))
     for case in cases:
-        begun = time.monotonic()
+        started = time.monotonic()
         status, output = zygote.run(case.recipe, *case.flags, "--output-dir", case.straight)
         if status:
             raise AssertionError(f"{case.name} ended with {status}\n{output[-3000:]}")
-        case.seconds = time.monotonic() - begun
+        case.seconds = time.monotonic() - started
         print(f"{case.name}: {case.seconds:.1f} s undisturbed", flush=True)
     return cases
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="names of runs to kill; the others run undisturbed where these need them")
     parser.add_argument("--results", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mscl_hf_kills_"))
     (work / "logs").mkdir()
     weights = work / "backbone.safetensors"
@@ -168,33 +168,33 @@ def main() -> None:
     from safetensors.torch import save_file
 
     save_file(timm.create_model("test_resnet").state_dict(), weights)
-    begun, draw = time.monotonic(), random.Random(given.seed)
+    started, draw = time.monotonic(), random.Random(args.seed)
     with Zygote(work / "logs") as zygote:
-        cases = [case for case in straight_runs(zygote, work, weights, given.only) if not given.only or case.name in given.only]
+        cases = [case for case in straight_runs(zygote, work, weights, args.only) if not args.only or case.name in args.only]
         ended = []
         for number, case in enumerate(cases):
-            share = given.kills * (number + 1) // len(cases) - given.kills * number // len(cases)
+            share = args.kills * (number + 1) // len(cases) - args.kills * number // len(cases)
             ended.append(campaign(case, zygote, share, draw, work))
-            print(f"{case.name}: {case.kills} kills, {ended[-1]} runs ended alike; {dict(case.phases)}", flush=True)
-    report(given, cases, ended, time.monotonic() - begun)
+            print(f"{case.name}: {case.kills} kills, {ended[-1]} runs ended equal; {dict(case.phases)}", flush=True)
+    report(args, cases, ended, time.monotonic() - started)
     shutil.rmtree(work)
 
 
-def report(given: argparse.Namespace, cases: list[Case], ended: list[int], seconds: float) -> None:
+def report(args: argparse.Namespace, cases: list[Case], ended: list[int], seconds: float) -> None:
     phases = sum((case.phases for case in cases), Counter())
     lines = [
         "# Runs killed at random moments", "",
-        f"`python tests/faults/kills.py --kills {given.kills} --seed {given.seed}`, commit {commit()}, torch {torch.__version__}, "
+        f"`python tests/faults/kills.py --kills {args.kills} --seed {args.seed}`, commit {commit()}, torch {torch.__version__}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {seconds / 60:.0f} min.", "",
-        f"**{sum(case.kills for case in cases)} kills, {sum(ended)} runs ended by the same command, all of them bit for bit as the "
-        "undisturbed ones (weights, optimizer, model, log); no finished checkpoint was lost.**", "",
-        "Where they were hit: " + ", ".join(f"{name} {count}" for name, count in phases.most_common()) + ".", "",
-        "| run | kills | runs that ended alike | undisturbed, s |", "|---|---|---|---|",
+        f"**{sum(case.kills for case in cases)} kills, {sum(ended)} runs completed by the same command, all equal to the "
+        "undisturbed ones bit for bit (weights, optimizer, model, log); no complete checkpoint was lost.**", "",
+        "Phases: " + ", ".join(f"{name} {count}" for name, count in phases.most_common()) + ".", "",
+        "| run | kills | runs that ended equal | undisturbed, s |", "|---|---|---|---|",
     ]  # fmt: skip
     lines += [f"| {case.name} | {case.kills} | {count} | {case.seconds:.1f} |" for case, count in zip(cases, ended)]
     print("\n".join(lines))
-    if given.results:
-        given.results.write_text("\n".join(lines) + "\n")
+    if args.results:
+        args.results.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Trains for half an hour while data workers are killed, image files are cut short, the disk fills up, and the run itself is killed.
+"""Train for half an hour while data workers are killed, image files are truncated, the disk fills up, and the run itself is killed.
 
     python tests/faults/soak.py --minutes 30 --results results/soak.md
 
-The run goes on by the same command after each of them. Asserted: every fault is named (or, for a SIGKILL, survived), no step takes a
-minute, memory is flat. Needs root, for a small file system of its own that can be filled. The first part of the time, in which nothing but
-files breaks, is one life of one process: its memory is what the slope is taken of.
+The same command continues the run after each fault. Checked: each fault is reported (or survived, for SIGKILL), no step takes a minute,
+and memory does not grow. Needs root, for a small file system that is filled. In the first part only files break, so that one process
+runs for a long time: the growth of memory is measured there.
 """
 
 import argparse
@@ -36,19 +36,19 @@ from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
 
 IMAGES, DISK = 24, 24 << 20
-NAMED = {"worker killed": "error: a process that reads images ended", "disk full": "No space left on device",
+NAMED = {"worker killed": "error: a data worker ended", "disk full": "No space left on device",
          "file cut short": "cannot be read as an image"}  # fmt: skip
 MEGABYTE = 1 << 20
 
 
 class Soak:
-    """The run, what is done to it, and what is seen of it."""
+    """The run, the faults that it gets, and measurements of it."""
 
     def __init__(self, zygote: Zygote, work: Path, seed: int):
         self.zygote, self.work, self.draw = zygote, work, random.Random(seed)
         self.data, self.disk, self.out = work / "data", work / "disk", work / "disk" / "run"
-        self.faults, self.steps, self.lives, self.slowest = Counter(), 0, 0, 0.0
-        self.memory: list[tuple[float, float, float]] = []  # s, MB of the process, MB with its workers; of the present life
+        self.faults, self.steps, self.starts, self.slowest = Counter(), 0, 0, 0.0
+        self.memory: list[tuple[float, float, float]] = []  # s, MB of the process, MB with its workers; since the last start
         self.run: Run | None = None
         self.cut: tuple[Path, bytes] | None = None
 
@@ -62,15 +62,15 @@ class Soak:
             Image.fromarray(np.asarray(row["mask"])).save(self.data / "masks" / f"{index:02d}.png")
 
     def start(self) -> None:
-        self.mend()
+        self.repair()
         data = ("--dataset", "folder", "--data-dir", self.data, "--num-classes", 8, "--val-split", "none", "--image-cache-gb", 0)
         budget = ("--batch-size", 4, "--dataloader-num-workers", 2, "--max-bad-images", 1000, "--max-steps", 10**6, "--learning-rate", 1e-3)
         often = ("--save-steps", 100, "--logging-steps", 20, "--health-steps", 500)
         flags = (*harness.TINY, *data, *budget, *often, "--resume", "--output-dir", self.out)
-        self.run, self.lives, self.memory = self.zygote.start("pretrain", *flags), self.lives + 1, []
-        before, begun = self.step(), time.monotonic()
+        self.run, self.starts, self.memory = self.zygote.start("pretrain", *flags), self.starts + 1, []
+        before, started = self.step(), time.monotonic()
         while self.step() <= before:
-            self.must_live(begun, 90)
+            self.must_live(started, 90)
 
     def step(self) -> int:
         rows = read_log(self.out / "log.jsonl")
@@ -81,35 +81,35 @@ class Soak:
             raise AssertionError(f"no step in {time.monotonic() - since:.0f} s\n{self.run.output[-3000:]}")
         time.sleep(0.1)
 
-    def watch(self, seconds: float) -> None:
-        """Let it train; look at its memory, and that it goes on."""
+    def observe(self, seconds: float) -> None:
+        """Let it train, measure its memory, and check that it makes steps."""
         end, last, seen = time.monotonic() + seconds, self.step(), time.monotonic()
         while time.monotonic() < end:
             self.must_live(seen, 60)
             if (step := self.step()) > last:
                 self.slowest, last, seen = max(self.slowest, time.monotonic() - seen), step, time.monotonic()
-            self.look()
+            self.measure()
             time.sleep(0.9)
 
-    def look(self) -> None:
-        # What is resident. What is its own would rise by itself: pages shared with the process that forked it are copied one by one.
+    def measure(self) -> None:
+        # Resident memory: private memory would grow by copies of pages that are shared with the parent process.
         process = psutil.Process(self.run.pid)
-        own = process.memory_info().rss / MEGABYTE
+        alone = process.memory_info().rss / MEGABYTE
         workers = sum(child.memory_info().rss for child in process.children()) / MEGABYTE
-        self.memory.append((time.monotonic(), own, own + workers))
+        self.memory.append((time.monotonic(), alone, alone + workers))
 
     def cut_file(self) -> None:
-        """An image becomes half of itself, as after a copy that was broken off; not fatal."""
+        """Truncate an image to half its size, as after an interrupted copy; training continues."""
         path = self.draw.choice(sorted((self.data / "images").iterdir()))
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        self.cut, begun = (path, content), time.monotonic()
+        self.cut, started = (path, content), time.monotonic()
         while f"skipped: {path}" not in self.run.output:
-            self.must_live(begun, 60)
+            self.must_live(started, 60)
         self.faults["file cut short"] += 1
-        self.mend()
+        self.repair()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         (self.disk / "filled").unlink(missing_ok=True)
         if self.cut is not None:
             self.cut[0].write_bytes(self.cut[1])
@@ -130,10 +130,10 @@ class Soak:
         self.ends("run killed", -signal.SIGKILL)
 
     def ends(self, fault: str, status: int) -> None:
-        """It ends with this status and a sentence about the fault; then it goes on from where it was."""
-        found = self.run.wait(90)
-        if found != status or NAMED.get(fault, "") not in self.run.output:
-            raise AssertionError(f"{fault}: status {found}\n{self.run.output[-3000:]}")
+        """Check that the run ends with this status and names the fault, and start it again."""
+        actual = self.run.wait(90)
+        if actual != status or NAMED.get(fault, "") not in self.run.output:
+            raise AssertionError(f"{fault}: status {actual}\n{self.run.output[-3000:]}")
         self.faults[fault] += 1
         newest = checkpoint_folder.complete(self.out)[-1]
         checkpoint_folder.verify(newest)
@@ -142,7 +142,7 @@ class Soak:
             raise AssertionError(f"{fault}: {self.run.output[-3000:]}")
 
     def slope(self, column: int) -> tuple[float, float]:
-        """MB per minute by least squares, and the mean in MB, without the first eighth of the life."""
+        """Return MB per minute by least squares, and the mean in MB, without the first eighth of the measurements."""
         table = np.array(self.memory[len(self.memory) // 8 :])
         return np.polyfit(table[:, 0] / 60, table[:, column], 1)[0], table[:, column].mean()
 
@@ -150,18 +150,18 @@ class Soak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--quiet-share", type=float, default=0.4, help="of the time in which only files break")
+    parser.add_argument("--quiet-share", type=float, default=0.4, help="share of the time in which only files break")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mscl_hf_soak_"))
     for name in ("logs", "disk"):
         (work / name).mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", work / "disk"], check=True)
     try:
         with Zygote(work / "logs") as zygote:
-            soak = Soak(zygote, work, given.seed)
-            report(given, soak, *trial(given, soak))
+            soak = Soak(zygote, work, args.seed)
+            report(args, soak, *trial(args, soak))
             soak.run.kill(group=True)
             soak.run.wait()
     finally:
@@ -169,52 +169,52 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def trial(given: argparse.Namespace, soak: Soak) -> tuple[list[tuple[float, float]], float]:
-    """Slopes and means of the long life's memory, of the process and with its workers; and its length in minutes."""
+def trial(args: argparse.Namespace, soak: Soak) -> tuple[list[tuple[float, float]], float]:
+    """Return slope and mean of the memory of the process, alone and with its workers, and the length of the first part in minutes."""
     soak.write_data()
     soak.start()
-    begun = time.monotonic()
-    while time.monotonic() - begun < 60 * given.minutes * given.quiet_share:
-        soak.watch(15)
+    started = time.monotonic()
+    while time.monotonic() - started < 60 * args.minutes * args.quiet_share:
+        soak.observe(15)
         soak.cut_file()
-    slopes, length = [soak.slope(1), soak.slope(2)], (time.monotonic() - begun) / 60
+    slopes, length = [soak.slope(1), soak.slope(2)], (time.monotonic() - started) / 60
     print(f"MB a minute, and mean: {slopes}", flush=True)
-    deeds = []
-    while time.monotonic() - begun < 60 * given.minutes:
-        soak.watch(soak.draw.uniform(3, 20))
-        if not deeds:
-            deeds = [soak.kill_worker, soak.fill_disk, soak.kill_run, soak.cut_file]
-            soak.draw.shuffle(deeds)
-        deeds.pop()()
-        print(f"{(time.monotonic() - begun) / 60:.1f} min: {dict(soak.faults)}, step {soak.step()}", flush=True)
+    faults = []
+    while time.monotonic() - started < 60 * args.minutes:
+        soak.observe(soak.draw.uniform(3, 20))
+        if not faults:
+            faults = [soak.kill_worker, soak.fill_disk, soak.kill_run, soak.cut_file]
+            soak.draw.shuffle(faults)
+        faults.pop()()
+        print(f"{(time.monotonic() - started) / 60:.1f} min: {dict(soak.faults)}, step {soak.step()}", flush=True)
     return slopes, length
 
 
-def report(given: argparse.Namespace, soak: Soak, slopes: list[tuple[float, float]], length: float) -> None:
-    (own, mean), (all_, all_mean) = slopes
+def report(args: argparse.Namespace, soak: Soak, slopes: list[tuple[float, float]], length: float) -> None:
+    (alone, mean), (total, total_mean) = slopes
     text = f"""# A run under faults
 
-`python tests/faults/soak.py --minutes {given.minutes:g} --seed {given.seed}`, commit {commit()}, torch {torch.__version__},
+`python tests/faults/soak.py --minutes {args.minutes:g} --seed {args.seed}`, commit {commit()}, torch {torch.__version__},
 {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores.
 
-{soak.step():,} steps in {given.minutes:g} minutes and {soak.lives} lives, each of which went on from the newest checkpoint by the same
-command.
+{soak.step():,} steps in {args.minutes:g} minutes and {soak.starts} starts by the same command, each of which resumed from the newest
+checkpoint.
 
 | fault | times | message |
 |---|---|---|
 """
     for fault, count in soak.faults.most_common():
-        text += f"| {fault} | {count} | {NAMED.get(fault, 'nothing (SIGKILL); it went on')} |\n"
+        text += f"| {fault} | {count} | {NAMED.get(fault, 'none (SIGKILL)')} |\n"
     text += f"""
-Longest time between two lines of the log (20 steps each): {soak.slowest:.1f} s. Resident memory, over one life of
-{length:.1f} minutes without its first eighth: training process {own:+.3f} MB a minute (mean {mean:.0f} MB), with its two data workers
-{all_:+.3f} MB a minute (mean {all_mean:.0f} MB).
+Longest time between two lines of the log (20 steps each): {soak.slowest:.1f} s. Resident memory, of one process over
+{length:.1f} minutes without the first eighth: training process {alone:+.3f} MB a minute (mean {mean:.0f} MB), with its two data workers
+{total:+.3f} MB a minute (mean {total_mean:.0f} MB).
 """
     print(text)
-    if given.results:
-        given.results.write_text(text)
-    if abs(all_) > max(0.5, 0.001 * all_mean):
-        raise AssertionError(f"memory is not flat: {all_:+.3f} MB a minute")
+    if args.results:
+        args.results.write_text(text)
+    if abs(total) > max(0.5, 0.001 * total_mean):
+        raise AssertionError(f"memory grows: {total:+.3f} MB a minute")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Runs a recipe with a fault planted in it; none of this is in the package.
+"""Run a recipe with a planted fault, for tests.
 
     python tests/faults/with_fault.py FAULT FIRED RECIPE FLAGS...
 
-FIRED: a file that is written when the fault fires, so that a test cannot pass without it. FAULT is a name below and its numbers, by colons.
+FIRED: a file that is written when the fault happens, for the test to check. FAULT: a name of FAULTS and its arguments, by colons.
 """
 
 import errno
@@ -27,7 +27,7 @@ from mscl_hf.methods.base import Method
 from mscl_hf.training import checkpoint, checkpoint_folder, loop
 from mscl_hf.training.progress import Progress
 
-# Where a process can die while it saves: after each of these the disk looks different.
+# The functions that change the disk while a checkpoint is saved.
 BOUNDARIES = ((checkpoint, "make_new"), (checkpoint, "save_file"), (checkpoint, "write_json"), (checkpoint_folder, "write_json"),
               (checkpoint_folder, "_sync"), (Path, "rename"), (checkpoint_folder.shutil, "rmtree"))  # fmt: skip
 
@@ -41,9 +41,9 @@ def after(place, name: str, action: Callable[[], None]) -> None:
     old = getattr(place, name)
 
     def inner(*args, **kwargs):
-        found = old(*args, **kwargs)
+        result = old(*args, **kwargs)
         action()
-        return found
+        return result
 
     mock.patch.object(place, name, inner).start()
 
@@ -60,7 +60,7 @@ def before_step(action: Callable[[int], None]) -> None:
 
 
 def die_in_save(fired: Path, save_number: int, number: int) -> None:
-    """SIGKILL after the number-th boundary of one save, the first being 1."""
+    """Send SIGKILL after the number-th call of BOUNDARIES in one save; both are counted from 1."""
     saves, passed = [0], [0]
     old = checkpoint.save
 
@@ -81,7 +81,7 @@ def die_in_save(fired: Path, save_number: int, number: int) -> None:
 
 
 def file_limit(fired: Path, size: int) -> None:
-    """From the second save on, no file may grow beyond `size` bytes, as on a disk that is full: the system itself refuses."""
+    """Limit files to `size` bytes from the second save on, as on a full disk: the system itself raises the error."""
     saves = [0]
     old = checkpoint.save
 
@@ -99,7 +99,7 @@ def file_limit(fired: Path, size: int) -> None:
 
 
 def disk_full(fired: Path, number: int) -> None:
-    """ENOSPC from the number-th call of fsync, and from no other: there a full disk may first be noticed."""
+    """Raise ENOSPC in the number-th call of fsync only, where a full disk may first be noticed."""
     calls = [0]
     old = os.fsync
 
@@ -114,35 +114,35 @@ def disk_full(fired: Path, number: int) -> None:
 
 
 def nan(fired: Path, on: int, at: int, what: str = "loss") -> None:
-    """On one process, at one step, the loss (or the gradient alone) is not a number."""
-    forward, now = Method.__call__, [0]
-    before_step(lambda step: now.__setitem__(0, step))
+    """Make the loss, or the gradient only, NaN on one process at one step."""
+    forward, current = Method.__call__, [0]
+    before_step(lambda step: current.__setitem__(0, step))
 
-    def spoilt(self, **batch):
+    def broken(self, **batch):
         terms = forward(self, **batch)
-        if now[0] == at and rank() == on:
+        if current[0] == at and rank() == on:
             fired.touch()
             if what == "loss":
                 return terms | {"loss": terms["loss"] * float("nan")}
             terms["loss"].register_hook(lambda gradient: gradient * float("nan"))
         return terms
 
-    mock.patch.object(Method, "__call__", spoilt).start()
+    mock.patch.object(Method, "__call__", broken).start()
 
 
 def leave(fired: Path, on: int, at: int, status: int = 9) -> None:
-    """One process is gone at one step, as when the system kills it."""
+    """End one process at one step, as when the system kills it."""
 
-    def gone(step: int) -> None:
+    def end(step: int) -> None:
         if step == at and rank() == on:
             fired.touch()
             os._exit(status)
 
-    before_step(gone)
+    before_step(end)
 
 
 def raise_in_save(fired: Path) -> None:
-    """Only the main process raises, while the others wait for it."""
+    """Raise an error on the main process only, while the others wait for it."""
 
     def broken(*_):
         fired.touch()
@@ -164,7 +164,7 @@ def raise_in_evaluation(fired: Path, on: int) -> None:
 
 
 def signal_at(fired: Path, on: int, at: int, number: int = int(signal.SIGTERM), times: int = 1) -> None:
-    """One process gets a signal before one step, and again before the following ones if asked to."""
+    """Send one process a signal before a step, and before `times` - 1 following ones."""
 
     def send(step: int) -> None:
         if at <= step < at + times and rank() == on:
@@ -187,7 +187,7 @@ def signal_in_evaluation(fired: Path, on: int, number: int = int(signal.SIGTERM)
 
 
 def worker_killed(fired: Path, at: int) -> None:
-    """A process that decodes images is killed, as the system does when memory runs out."""
+    """Kill a data worker, as the system does when memory runs out."""
 
     def kill(step: int) -> None:
         if step == at:
@@ -202,7 +202,7 @@ def worker_killed(fired: Path, at: int) -> None:
 
 
 def bad_images(fired: Path, at: int) -> None:
-    """Each process finds that a file of its own cannot be read, at one step and again at the next one."""
+    """Report an unreadable file on each process, in two steps."""
     old = TrainingData.batches
 
     def batches(self, first, *args, **more):
@@ -216,7 +216,7 @@ def bad_images(fired: Path, at: int) -> None:
 
 
 def loader_fails(fired: Path, at: int) -> None:
-    """The batch of one step cannot be made, for a reason of our own."""
+    """Raise an error of ours while the batch of one step is made."""
     old = TrainingData.batches
 
     def batches(self, first, *args, **more):
@@ -230,7 +230,7 @@ def loader_fails(fired: Path, at: int) -> None:
 
 
 def out_of_memory(fired: Path) -> None:
-    """In the first forward pass, which is where a GPU's memory ends."""
+    """Raise an out-of-memory error in the first forward pass."""
 
     def full(*_, **__):
         fired.touch()
@@ -259,7 +259,7 @@ FAULTS = {fault.__name__: fault for fault in (
 
 
 def plant(spec: str, fired: Path) -> None:
-    """`spec`: a name of FAULTS and its arguments, "nan:1:4"; several by "+"; "none" for an undisturbed run."""
+    """Plant faults. spec: a name of FAULTS and its arguments, such as "nan:1:4"; several joined by "+"; "none" for no fault."""
     for part in spec.split("+") if spec != "none" else ():
         name, *numbers = part.split(":")
         FAULTS[name](fired, *(int(n) if n.isdigit() else n for n in numbers))

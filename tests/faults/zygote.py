@@ -1,6 +1,6 @@
-"""Starts recipes in processes of their own within milliseconds: a process that has imported all, and computed nothing, forks for each.
+"""Start recipes in their own processes within milliseconds, by forks of a process that has imported all modules.
 
-A fork is a real process: it can be killed, limited, signalled, and its exit status is the system's. Used by the tests through `Zygote`.
+A fork is a real process: it can be killed, limited and signalled, and it has an exit status. Tests use the class `Zygote`.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ ROOT = HERE.parent.parent
 
 @dataclass
 class Run:
-    """A started recipe. pid: of its process, which leads a session of its own."""
+    """A started recipe. pid: its process, which leads its own session."""
 
     zygote: "Zygote"
     pid: int
     log: Path
 
     def wait(self, timeout: float = 300) -> int:
-        """The exit status, negative for a signal; AssertionError on a hang, which is killed."""
+        """Return the exit status, negative for a signal. After `timeout` seconds the process is killed, and AssertionError is raised."""
         return self.zygote.wait(self, timeout)
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
@@ -44,13 +44,13 @@ class Run:
 
 
 class Zygote:
-    """start() -> Run. As a context manager it ends with all that it started."""
+    """Start runs by `start`. As a context manager it ends all runs that it started."""
 
     def __init__(self, logs: Path, **environment: str):
         self.logs, self.count = logs, 0
         self.statuses: dict[int, int] = {}
-        usual = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
-        environment = {**os.environ, **usual, **environment}
+        defaults = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **defaults, **environment}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
 
@@ -59,16 +59,16 @@ class Zygote:
         log = self.logs / f"{self.count:04d}.log"
         log.touch()
         request = {"recipe": recipe, "flags": [str(flag) for flag in flags], "fault": fault, "fired": str(fired or log), "log": str(log)}
-        return Run(self, self._ask(request), log)
+        return Run(self, self._send(request), log)
 
     def run(self, recipe: str, *flags, **more) -> tuple[int, str]:
-        """Start it and wait: exit status, and all that it printed."""
+        """Start a run and wait for it; return its exit status and its output."""
         run = self.start(recipe, *flags, **more)
         return run.wait(), run.output
 
     def poll(self, run: Run) -> int | None:
         if run.pid not in self.statuses:
-            status = self._ask({"poll": run.pid})
+            status = self._send({"poll": run.pid})
             if status is None:
                 return None
             self.statuses[run.pid] = status
@@ -83,7 +83,7 @@ class Zygote:
             time.sleep(0.01)
         return status
 
-    def _ask(self, request: dict):
+    def _send(self, request: dict):
         self.process.stdin.write(json.dumps(request) + "\n")
         return json.loads(self.process.stdout.readline())
 
