@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import harness
 
 from mscl_hf import training
-from mscl_hf.data import loader
+from mscl_hf.data import training_data
 
 
 def digest(method) -> str:
@@ -27,7 +27,7 @@ def digest(method) -> str:
 
 def main(records: Path, name: str, flags: list[str]) -> None:
     batches, recipe = [], harness.load_recipe(name)
-    to_device, fit = loader.to_device, training.fit
+    to_device, fit = training_data.to_device, training.fit
 
     def recorded(batch, device):
         batches.append(batch["name"])
@@ -39,7 +39,7 @@ def main(records: Path, name: str, flags: list[str]) -> None:
         (records / f"rank{os.environ['RANK']}.json").write_text(json.dumps(content))
         return method
 
-    loader.to_device, training.fit = recorded, fitted
+    training_data.to_device, training.fit = recorded, fitted
     sys.argv = [name, *flags]
     recipe.main()
 

@@ -45,7 +45,7 @@ def stopped_at(name: str, stop: int, out, **options) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", TRAINED)
 def test_stopped_anywhere_and_resumed_is_the_straight_run(tmp_path, name, workers, accumulate):
-    """Weights, optimizer, teachers, queues, banks and every logged number, whatever the step of the stop."""
+    """Weights, optimizer, teachers, queues, banks and logged values are equal for each step of the stop."""
     options = {"max_steps": STEPS, "dataloader_num_workers": workers, "gradient_accumulation_steps": accumulate, "save_steps": 3}
     harness.train(method_of(name), data_of(name), tmp_path / "straight", **options)
     for stop in STOPS[:: 1 if accumulate == 1 else 2]:

@@ -35,7 +35,7 @@ def zygote(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(zygote, tmp_path_factory) -> Path:
-    """A run that nothing happened to."""
+    """The folder of an undisturbed run."""
     out = tmp_path_factory.mktemp("straight") / "run"
     status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0, output
@@ -47,7 +47,7 @@ def steps_of(out: Path) -> list[int]:
 
 
 def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
-    """The same command continues from this step and ends as the run that nothing happened to."""
+    """Check that the same command continues from this step, and that its result equals the undisturbed run."""
     status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0 and ("resuming" not in output if step == 0 else f"resuming from step {step} (" in output), output
     assert differences(out, straight) == []
@@ -56,8 +56,8 @@ def goes_on(zygote, out: Path, straight: Path, step: int) -> None:
 # The second save, to its end; the third also deletes the first: the new one is renamed (11), the old one hidden (13), then deleted (14).
 @pytest.mark.parametrize(("save", "boundary"), [*((2, number) for number in range(1, 13)), *((3, number) for number in range(11, 15))])
 def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, save, boundary):
-    """SIGKILL after each call that changes the disk: the newest complete checkpoint loads, the rest is swept, the run ends as if nothing
-    had happened."""
+    """After SIGKILL at each call that changes the disk the newest complete checkpoint loads, unfinished files are deleted, and the run
+    ends with the undisturbed result."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     status, _ = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"die_in_save:{save}:{boundary}", fired=fired)
     assert fired.exists() and status == -signal.SIGKILL
@@ -70,13 +70,13 @@ def test_killed_at_each_point_of_a_save(zygote, straight, tmp_path, save, bounda
 
 
 def test_boundaries_cover_the_save():
-    """What the fault patches is what there is: it would miss a renamed function."""
+    """The functions that the fault patches exist."""
     assert all(hasattr(place, name) for place, name in BOUNDARIES)
 
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments(zygote, straight, tmp_path):
-    """Whenever it dies, every checkpoint that was published is there and whole, and the run goes on from the newest."""
+    """Every published checkpoint is complete after each kill, and the run continues from the newest."""
     draw, killed = random.Random(0), 0
     for number in range(30):
         out = tmp_path / str(number)
@@ -137,8 +137,10 @@ def damage_manifest(folder: Path) -> str:
 
 @pytest.mark.parametrize("damage", [damage_byte, damage_length, damage_absence, damage_manifest])
 def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
-    """A flipped byte, a file cut short or missing, an empty manifest: a warning names it and the one before is taken; asking for it is an
-    error; where all are damaged the run stops instead of starting anew."""
+    """A changed byte, a short or missing file and an empty manifest give a warning, and the checkpoint before is used.
+
+    Reading the damaged one is an error, and so is a run whose checkpoints are all damaged.
+    """
     out = tmp_path / "run"
     assert zygote.run("pretrain", *FLAGS, "--output-dir", out, fault="leave:0:4", fired=tmp_path / "fired")[0] == 9
     assert steps_of(out) == [2, 3]
@@ -159,7 +161,7 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
 
 
 def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, capsys):
-    """What the disk refuses to give is damage too: the one before is taken."""
+    """A read error counts as damage: the checkpoint before it is used."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=2, save_steps=1)
     old = checkpoint_folder._fingerprint
 
@@ -175,7 +177,7 @@ def test_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("damage", [damage_byte, damage_absence])
 def test_rotation_counts_whole_checkpoints_only(tmp_path, damage):
-    """Damaged ones, though of the right size and of later steps, neither count as kept nor push out a whole one; other folders stay."""
+    """Damaged checkpoints do not count as kept ones and replace no undamaged one; other folders stay."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, save_steps=1, save_total_limit=3)
     for name in ("step-00000002", "step-00000003"):
         damage(tmp_path / "checkpoints" / name)
@@ -191,7 +193,7 @@ def test_rotation_counts_whole_checkpoints_only(tmp_path, damage):
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 3)])
 def test_signals_end_the_run_after_the_step(zygote, straight, tmp_path, number, times):
-    """The step is finished and published, status 75; more signals change nothing; the same command ends as if undisturbed."""
+    """The step is finished and saved, the status is 75, further signals have no effect, and the same command completes the run."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     fault = f"signal_at:0:3:{int(number)}:{times}"
     status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=fault, fired=fired)
@@ -201,7 +203,7 @@ def test_signals_end_the_run_after_the_step(zygote, straight, tmp_path, number, 
 
 
 def test_signal_in_the_last_step(zygote, straight, tmp_path):
-    """What is left is writing and scoring, which takes its time too: that is for the next life."""
+    """The model is not written; the same command does that."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out, fault=f"signal_at:0:{STEPS}", fired=fired)
     assert fired.exists() and status == 75 and f"stopped after step {STEPS}, checkpoint saved" in output
@@ -210,7 +212,7 @@ def test_signal_in_the_last_step(zygote, straight, tmp_path):
 
 
 def test_signal_during_evaluation(zygote, straight, tmp_path):
-    """Fine-tuning that is stopped while it scores has its last checkpoint, ends with 75, and the same command scores anew; evaluation
+    """A signal during scoring ends fine-tuning with status 75 after its last checkpoint, and the same command measures again; evaluation
     alone likewise."""
     flags = ("--model", straight, *harness.SHORT, "--max-steps", 2, "--train-count", 4)
     out, fired = tmp_path / "tuned", tmp_path / "fired"
@@ -226,8 +228,8 @@ def test_signal_during_evaluation(zygote, straight, tmp_path):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, what):
-    """In the loss or in the gradient alone: the weights saved are those of the step before; the report has step, process and samples, and
-    the same command goes on."""
+    """For a NaN in the loss or only in the gradient, the weights of the step before are saved, the report has step, process and samples,
+    and the same command continues."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     flags = (*FLAGS, "--save-steps", 0, "--output-dir", out)
     status, output = zygote.run("pretrain", *flags, fault=f"nan:0:4:{what}", fired=fired)
@@ -243,7 +245,7 @@ def test_not_a_number_stops_before_the_weights_move(zygote, straight, tmp_path, 
     ("loader_fails:3", 3, "RuntimeError: the planted fault"), ("out_of_memory", None, "OutOfMemoryError: CUDA out of memory (planted)"),
 ])  # fmt: skip
 def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
-    """Also before the first step; a batch that was never there blames no samples; the options are those of this life."""
+    """Also before the first step; without a batch the report names no samples; its options are those of the last start."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     if step:
         zygote.run("pretrain", *FLAGS, "--output-dir", out, fault="leave:0:2", fired=tmp_path / "gone")
@@ -254,7 +256,7 @@ def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
 
 
 def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):
-    """What comes after training, too; the model is there, and the status says that a step behind it failed."""
+    """An error after training leaves a report too; the model exists, and the status is 77."""
     flags = ("--model", straight, *harness.SHORT, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "run")
     status, output = zygote.run("finetune", *flags, fault="raise_in_evaluation:0", fired=tmp_path / "fired")
     assert (tmp_path / "fired").exists() and status == 77 and "for a bug report: " in output
@@ -265,7 +267,7 @@ def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):
 
 
 def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
-    """A process that decodes images is killed, as for want of memory: one sentence, status 1, and the same command goes on."""
+    """A killed data worker is an error with status 1, and the same command continues."""
     out, fired = tmp_path / "run", tmp_path / "fired"
     more = ("--dataloader-num-workers", 1, "--output-dir", out)
     status, output = zygote.run("pretrain", *FLAGS, *more, fault="worker_killed:3", fired=fired)
@@ -274,7 +276,7 @@ def test_killed_data_worker_is_an_error_and_no_hang(zygote, straight, tmp_path):
 
 
 def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
-    """A second run is refused at once and names the first; the lock of a killed run does not block the next one."""
+    """A second run is rejected at once with the process of the first; the lock of a killed run does not block the next one."""
     out = tmp_path / "run"
     many = (*FLAGS, "--max-steps", 10_000, "--output-dir", out)
     first = zygote.start("pretrain", *many)
@@ -298,7 +300,7 @@ def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
 
 @pytest.mark.parametrize(("number", "says"), [(errno.ENOLCK, None), (errno.EACCES, "another run"), (errno.EIO, "cannot write to")])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, number, says):
-    """Where there are none a run is warned and goes on; only what POSIX says of a lock that is held means another run."""
+    """Without locks there is a warning; only the errors that POSIX defines for a held lock mean another run."""
 
     def refuse(*_):
         raise OSError(number, os.strerror(number))
@@ -315,7 +317,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number, says):
 
 
 def test_output_folder_that_cannot_be(zygote, tmp_path):
-    """Below a regular file: refused before anything is trained."""
+    """A folder below a regular file is rejected before training."""
     (tmp_path / "file").write_text("")
     started = time.monotonic()
     status, output = zygote.run("pretrain", *FLAGS, "--output-dir", tmp_path / "file" / "run")
@@ -324,7 +326,7 @@ def test_output_folder_that_cannot_be(zygote, tmp_path):
 
 
 def test_full_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
-    """Free space for those kept and the next one; else both sizes are named."""
+    """The disk must hold the checkpoints that are kept and the next one; the error names both sizes."""
     usage = checkpoint.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=300_000))
     with pytest.raises(ValueError, match=r"has 0.00 GB free and the checkpoints need 0.\d\d GB"):
@@ -337,7 +339,7 @@ def test_full_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
 
 
 def test_report_holds_no_secret(zygote, tmp_path, monkeypatch):
-    """Tokens in the error, in the environment and in the options, and folders of the machine, do not get into the report."""
+    """A report has no tokens from the error, the environment or the options, and no folders of the machine."""
     from mscl_hf.training.crash_report import write_report
 
     monkeypatch.setenv("MY_API_KEY", "very-secret-value")

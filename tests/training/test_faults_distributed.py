@@ -25,7 +25,7 @@ FLAGS = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels"
 
 
 def launch(tmp_path: Path, *flags, fault: str = "none", processes: int = 2, recipe: str = "pretrain", timeout: int = 90):
-    """The recipe by torchrun: (its end, the file that tells whether the fault fired). A hang is a failure."""
+    """Run a recipe by torchrun; return the ended process, and the file that exists if the fault happened. A hang is a failure."""
     fired = tmp_path / f"fired-{len(list(tmp_path.iterdir()))}"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, WITH_FAULT, fault, fired, recipe]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
@@ -60,7 +60,7 @@ def published_whole(out: Path) -> list[int]:
 
 @pytest.mark.parametrize("on", [0, 1])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, straight, on):
-    """They agree on the step, publish it once, and the same command ends as the undisturbed run. (torchrun makes 1 of our status.)"""
+    """All stop after the same step, save it once, and the same command completes the run. torchrun replaces the status by 1."""
     done, fired = launch(tmp_path, *FLAGS, "--output-dir", tmp_path / "run", fault=f"signal_at:{on}:3")
     assert fired.exists() and done.returncode != 0 and "stopped after step 3, checkpoint saved" in done.stdout
     assert published_whole(tmp_path / "run")[-1] == 3 and "exitcode  : 75" in done.stderr
@@ -68,7 +68,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, straigh
 
 
 def test_bad_images_are_counted_over_all_processes(tmp_path, straight):
-    """Each finds one, twice: two in all. Beyond the limit all end with the same sentence, and a checkpoint; within it the run goes on."""
+    """Each process reports one image twice, two in all: above the limit all end with the same error and a checkpoint."""
     many = (*FLAGS, "--output-dir", tmp_path / "run")
     done, fired = launch(tmp_path, *many, "--max-bad-images", 1, fault="bad_images:3")
     assert fired.exists() and done.returncode != 0 and "stopped after" not in done.stdout
@@ -78,7 +78,7 @@ def test_bad_images_are_counted_over_all_processes(tmp_path, straight):
 
 
 def test_a_process_that_dies_ends_the_job(tmp_path, straight):
-    """In less than a minute, with its rank and status named; what was published is whole, and the same command goes on."""
+    """The job ends within a minute and names rank and status; checkpoints are complete, and the same command continues."""
     started = time.monotonic()
     done, fired = launch(tmp_path, *FLAGS, "--output-dir", tmp_path / "run", fault="leave:1:3")
     assert fired.exists() and done.returncode != 0 and time.monotonic() - started < 60
@@ -89,7 +89,7 @@ def test_a_process_that_dies_ends_the_job(tmp_path, straight):
 
 
 def test_only_the_main_process_fails_to_save(tmp_path):
-    """The others do not wait for ever; nothing half-written is there."""
+    """The other process ends too, and no unfinished files are left."""
     started = time.monotonic()
     done, fired = launch(tmp_path, *FLAGS, "--output-dir", tmp_path / "run", fault="raise_in_save")
     assert fired.exists() and done.returncode != 0 and time.monotonic() - started < 60
@@ -98,7 +98,7 @@ def test_only_the_main_process_fails_to_save(tmp_path):
 
 
 def test_one_process_fails_to_evaluate(tmp_path, straight):
-    """The other one, which waits to add up its counts, is told."""
+    """The other process, which waits for the sum of the counts, raises an error."""
     flags = ("--model", straight, *harness.SHORT, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "run")
     done, fired = launch(tmp_path, *flags, fault="raise_in_evaluation:1", recipe="finetune")
     assert fired.exists() and done.returncode != 0
@@ -107,7 +107,7 @@ def test_one_process_fails_to_evaluate(tmp_path, straight):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_not_a_number_on_one_process_stops_all_before_the_weights_move(tmp_path, straight, what):
-    """Each leaves a report with its own samples; the weights saved are those of the step before, and the same command goes on."""
+    """Each process writes a report with its samples; the weights of the step before are saved, and the same command continues."""
     out = tmp_path / "run"
     done, fired = launch(tmp_path, *FLAGS, "--output-dir", out, fault=f"nan:1:4:{what}")
     assert fired.exists() and done.returncode != 0 and done.stderr.count("error: step 4 gave loss") == 2
@@ -120,7 +120,7 @@ def test_not_a_number_on_one_process_stops_all_before_the_weights_move(tmp_path,
 
 
 def test_another_number_of_processes_goes_on_with_the_same_run(tmp_path):
-    """One, then two, then one, then four: the same samples in each global batch, the same losses to rounding; three is refused at once."""
+    """One, two, one and four processes have the same samples in each global batch and equal losses up to rounding; three are an error."""
     many = (*FLAGS, "--max-steps", 8)
     whole, fired = launch(tmp_path, *many, "--output-dir", tmp_path / "one", fault="record", processes=1)
     assert whole.returncode == 0, whole.stderr[-2000:]
@@ -146,8 +146,8 @@ def test_another_number_of_processes_goes_on_with_the_same_run(tmp_path):
 
 @pytest.mark.parametrize("method", ["mscl", "moco_v2"])
 def test_sharded_training_is_replicated_training(tmp_path, method):
-    """FSDP2 on two processes trains, saves, is killed, goes on and publishes a folder that is that of DDP: same files, same configuration,
-    weights to rounding; the checkpoint of one is continued by the other and by a single process."""
+    """Sharded training on two processes is killed, continues and publishes the files and configuration of DDP, with equal weights up to
+    rounding; each continues a checkpoint of the other, and a single process continues a sharded one."""
     flags = (*FLAGS, "--method", method) if method == "mscl" else (
         *harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--learning-rate", 0.01, "--val-split", "none",
         "--no-channels-last", "--resume", "--method", method,
@@ -183,7 +183,7 @@ def test_sharded_training_is_replicated_training(tmp_path, method):
 
 
 def test_sharding_is_refused_where_it_cannot_be(tmp_path):
-    """One process; together with --torch-compile; by Accelerate's own settings."""
+    """With one process, with --torch-compile, and by Accelerate's own settings."""
     flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1, "--output-dir", tmp_path / "a")
     assert "there is one" in harness.refused("pretrain", *flags, "--shard")
     assert "--torch-compile" in harness.refused("pretrain", *flags, "--shard", "--torch-compile")

@@ -19,7 +19,7 @@ def on_the_sphere(n: int, dim: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dim", [2, 5, 16])
 def test_effective_rank_counts_equal_directions(dim):
-    """Plus and minus each of k axes: exactly k, in however many dimensions they lie, turned or not."""
+    """Plus and minus each of k axes have rank k, in any number of dimensions and after a rotation."""
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(1)))[0]
     for k in range(1, dim + 1):
         axes = torch.eye(dim)[:k]
@@ -29,7 +29,7 @@ def test_effective_rank_counts_equal_directions(dim):
 
 
 def test_effective_rank_of_one_point_and_of_a_line():
-    """All alike: one (nothing varies); two opposite points: one; unequal axes: the closed form of their entropy."""
+    """Equal vectors and two opposite points have rank 1; unequal axes follow the closed form of their entropy."""
     assert effective_rank(torch.ones(10, 4) / 2) == pytest.approx(1)
     line = F.normalize(torch.ones(1, 4), dim=1)
     assert effective_rank(torch.cat([line, -line])) == pytest.approx(1, abs=1e-3)
@@ -39,7 +39,7 @@ def test_effective_rank_of_one_point_and_of_a_line():
 
 
 def test_effective_rank_ignores_a_shift():
-    """Embeddings that differ little around a common direction are judged by their differences."""
+    """A common offset of all embeddings has no effect."""
     vectors = on_the_sphere(500, 8)
     assert effective_rank(vectors + 10) == pytest.approx(effective_rank(vectors), rel=1e-3)
 
@@ -71,7 +71,7 @@ def test_warnings_fire_on_collapse_and_only_then():
 
 
 def test_warnings_about_a_falling_probe_and_a_lost_gradient():
-    """A probe clearly below its best, a gradient that vanished or explodes: each a sentence; small wobbles are not."""
+    """A probe clearly below its best and a vanishing or exploding gradient give warnings; small changes do not."""
     assert warnings_of({"probe_mean_iou": 0.19, "grad_norm": 2.0}, best_probe=0.2) == []
     assert "fell to 0.100 from 0.200" in warnings_of({"probe_mean_iou": 0.1}, best_probe=0.2)[0]
     assert "stalled" in warnings_of({"grad_norm": 1e-9})[0]
@@ -128,7 +128,7 @@ def test_warning_names_the_step_and_the_space():
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_health_checks_change_no_bit_of_training(tmp_path, stage):
-    """With a check after every step, one that even draws random numbers, all weights and losses are those of a run without."""
+    """A check after each step that also draws random numbers leaves all weights and losses equal."""
     health = check()
 
     def health_check(method, step, row):
@@ -146,7 +146,7 @@ def test_health_checks_change_no_bit_of_training(tmp_path, stage):
 
 
 def test_every_line_is_json_that_others_can_read(tmp_path):
-    """No NaN, no Infinity: strict parsers open the log."""
+    """The log has no NaN and no Infinity, which strict JSON parsers reject."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, check(), 2)
 
     def forbid(constant):

@@ -17,14 +17,14 @@ from mscl_hf.sharing.provenance import command_line
 
 
 def launch(*arguments, folder) -> subprocess.CompletedProcess:
-    """`accelerate launch` in a process of its own."""
+    """Run `accelerate launch` in its own process."""
     command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_settings_of_the_launcher_are_those_of_the_run(tmp_path):
-    """Precision and accumulation reach the record and the card, and one process in place of two is reported."""
+    """Precision and accumulation are in the record and the card, and one process instead of two gives a warning."""
     arguments = ("--max-steps", 2, "--val-split", "none", "--output-dir", "run", *harness.TINY, *harness.SHORT)
     settings = ("--num_processes", 2, "--mixed_precision", "bf16", "--gradient_accumulation_steps", 2)
     done = launch(*settings, harness.ROOT / "recipes" / "pretrain.py", *arguments, folder=tmp_path)
@@ -38,7 +38,7 @@ def test_settings_of_the_launcher_are_those_of_the_run(tmp_path):
 
 
 def test_a_rejected_command_ends_with_its_sentence(tmp_path):
-    """With --quiet, as in the README, the launcher adds no traceback of its own; here to a contradiction of the launcher's flag."""
+    """With --quiet, as in the README, the launcher adds no traceback to the error."""
     recipe = harness.ROOT / "recipes" / "finetune.py"
     done = launch("--quiet", "--gradient_accumulation_steps", 4, recipe, "--gradient-accumulation-steps", 2, folder=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -53,7 +53,7 @@ def test_a_rejected_command_ends_with_its_sentence(tmp_path):
      ("bf16", "no", ValueError), ("fp16", None, ValueError), ("fp16", "bf16", ValueError), ("fp8", None, ValueError)],
 )  # fmt: skip
 def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
-    """The launcher's where the flag is not given; a contradiction, and a precision that is not supported, are errors. YAML is a flag."""
+    """The launcher's precision is the default; another flag and unsupported precisions are errors, also in YAML."""
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
@@ -67,7 +67,7 @@ def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
 
 
 def test_accumulation(monkeypatch):
-    """The same; "1" is the launcher's default, and contradicts nothing."""
+    """The launcher's number is the default; its own default "1" may differ from the flag."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert TrainingConfig().gradient_accumulation_steps == 4
     with pytest.raises(ValueError, match="is 2 and --gradient_accumulation_steps of the launcher is 4"):
@@ -80,13 +80,13 @@ def test_accumulation(monkeypatch):
 
 
 def test_accumulation_says_nothing_to_an_evaluation(monkeypatch):
-    """Evaluation takes no steps, whatever the launcher was told for the training before."""
+    """Evaluation ignores the launcher's accumulation."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert parse_sections([EvaluateRun], "", [])[0].mixed_precision == "no"
 
 
 def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):
-    """What came from the launcher is written as the recipe's flag."""
+    """Settings of the launcher are written as flags of the recipe."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert "--mixed-precision bf16" in command_line([TrainingConfig()])
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -94,7 +94,7 @@ def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):
 
 
 def test_processes_that_were_not_started(monkeypatch):
-    """Accelerate's variables of a single process that was to be one of several; those of others mean nothing."""
+    """Accelerate's variables of one process that replaces several are recognized; those of other launchers are not."""
     for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -105,7 +105,7 @@ def test_processes_that_were_not_started(monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
 def test_interrupt_under_the_launcher(tmp_path):
-    """Ctrl-C reaches launcher and recipe: the recipe saves, and prints its sentence and no traceback; the launcher's is its own."""
+    """Ctrl-C reaches launcher and recipe: the recipe saves and prints no traceback."""
     arguments = ("--max-steps", 10_000, "--val-split", "none", "--output-dir", "run", *harness.TINY, *harness.SHORT)
     recipe = harness.ROOT / "recipes" / "pretrain.py"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", recipe, *arguments]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mscl_hf.config import TrainingConfig
-from mscl_hf.data import loader as loading
+from mscl_hf.data import training_data
 from mscl_hf.training import checkpoint_folder, loop, setup
 from mscl_hf.training.log import read_log
 from mscl_hf.training.progress import NonFinite
@@ -46,7 +46,7 @@ def test_learning_rate_rises_linearly_and_falls_as_named(schedule, middle):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_short_runs_reach_a_learning_rate(steps):
-    """A warm-up longer than half the run is cut to it: no run trains at rate zero, or divides by it."""
+    """Warm-up takes at most half of the steps, and all rates are above zero."""
     rates = [lr_at(step, TrainingConfig(max_steps=steps, warmup_steps=20, learning_rate=1.0)) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
@@ -77,7 +77,7 @@ def test_biases_and_norms_do_not_decay_and_heads_have_their_own_rate():
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group():
-    """None is forgotten, none steps twice."""
+    """Each trainable parameter is in one group."""
     for optim in ("sgd", "adamw"):
         method = harness.finetuning()
         next(method.parameters()).requires_grad_(False)
@@ -114,10 +114,10 @@ def test_accumulated_gradient_is_the_mean_of_the_halves(tmp_path, monkeypatch):
 def test_accumulation_reads_as_many_batches(tmp_path, monkeypatch):
     """n optimizer steps with accumulation 2 see the forward passes 0 .. 2n - 1, in order, once each."""
     seen = []
-    to_device = loading.to_device
-    monkeypatch.setattr(loading, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    to_device = training_data.to_device
+    monkeypatch.setattr(training_data, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, max_steps=3, gradient_accumulation_steps=2)
-    assert seen[1:] == [batch["name"] for batch in batches(count=6)]  # the first is the look at what the loss reaches
+    assert seen[1:] == [batch["name"] for batch in batches(count=6)]  # the first one is for freeze_unreached
 
 
 def test_clipping_bounds_the_norm_and_reports_the_unclipped_one():
@@ -145,7 +145,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def poison(method, at: int, value: float) -> None:
-    """The loss of optimizer step `at` (from 1; one forward goes before the first) is multiplied by value."""
+    """Multiply the loss of optimizer step `at` (from 1) by a value; one forward pass precedes the first step."""
     forward, calls = method.forward, []
 
     def poisoned(**batch):
@@ -173,8 +173,7 @@ def test_non_finite_loss_stops_before_the_weights_move(tmp_path, value):
 
 
 def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
-    """Without any other checkpoint, that of the step before is left: weights, batch statistics and queue are those of a run that ended
-    there in good health."""
+    """The step before is saved: weights, batch statistics and queue are those of a run that ended there without a fault."""
     contrast = {"losses": "g+l+p", "queue_size": 6}
     method = harness.pretraining(contrast=contrast)
     poison(method, 3, math.nan)
@@ -189,7 +188,7 @@ def test_a_non_finite_step_is_saved_as_if_it_had_not_been(tmp_path):
 
 
 def test_sync_batch_norm_keeps_the_activations_inside_timm_norms():
-    """In evaluation, where nothing is synchronised, the converted network computes what the plain one does."""
+    """In evaluation, without synchronization, the converted network gives the outputs of the original."""
     network = harness.pretraining(backbone="test_efficientnet").network.eval()
     pixels = torch.randn(2, 3, 32, 32)
     before = network(pixels).pixel_embeds
@@ -210,7 +209,7 @@ def test_non_finite_gradient_of_a_finite_loss_stops_too(tmp_path):
 
 
 def test_batch_too_small_for_contrast_or_indivisible_is_refused():
-    """One image has nothing to contrast with; an odd batch cannot be split over two processes; both before any step."""
+    """One image has no negatives, and an odd batch cannot be divided over two processes: errors before the first step."""
     data = harness.training_data(batch=1)
     with pytest.raises(ValueError, match="--batch-size is 1; expected at least 2"):
         setup.check_batch(harness.pretraining(), data, harness.options(batch_size=1), 1)
@@ -219,12 +218,12 @@ def test_batch_too_small_for_contrast_or_indivisible_is_refused():
     with pytest.raises(ValueError, match="--batch-size is 5; expected a multiple of 2"):
         setup.check_batch(harness.pretraining(), harness.training_data(batch=5), harness.options(batch_size=5), 2)
     half = harness.training_data(batch=6, unlabelled=4)  # 3 labelled images a batch
-    with pytest.raises(ValueError, match="3 of them labelled, cannot be split evenly over 2"):
+    with pytest.raises(ValueError, match="--batch-size is 6 with 3 labelled images; expected multiples of 2"):
         setup.check_batch(harness.pretraining(), half, harness.options(batch_size=6), 2)
 
 
 def test_bad_images_are_counted_once_and_limited(tmp_path):
-    """The same bad file met twice counts once; beyond the limit the run ends with its name, and a checkpoint of what was done."""
+    """A bad file counts once; above the limit the run ends with its name and a checkpoint."""
     data = harness.training_data()
     plain = data.loader
 
@@ -251,7 +250,7 @@ REACHED = {  # heads sit behind the backbone, the decoder belongs to the pixel l
 
 @pytest.mark.parametrize("losses", REACHED)
 def test_only_what_the_loss_reaches_trains(tmp_path, losses):
-    """The other parts keep their initial bits, weight decay notwithstanding, and have no place in the optimizer."""
+    """All other parts keep their initial bits despite weight decay, and are not in the optimizer."""
     method = harness.pretraining(contrast={"losses": losses})
     before = snapshot(method)
     harness.train(method, harness.training_data(), tmp_path, max_steps=2, weight_decay=0.5)
@@ -263,7 +262,7 @@ def test_only_what_the_loss_reaches_trains(tmp_path, losses):
 
 @pytest.mark.parametrize("queue", [0, 6])
 def test_looking_at_what_the_loss_reaches_leaves_no_trace(queue):
-    """Weights, batch statistics, the queue and the random numbers are as if nothing had happened; no gradient remains."""
+    """Weights, batch statistics, queue and random state are unchanged, and no gradient remains."""
     method = harness.pretraining(contrast={"losses": "g", "queue_size": queue})
     before, batch = snapshot(method), batches()[0]
     torch.manual_seed(5)
@@ -277,7 +276,7 @@ def test_looking_at_what_the_loss_reaches_leaves_no_trace(queue):
 
 
 def test_everything_trains_where_the_loss_reaches_everything(tmp_path):
-    """In fine-tuning no parameter is left out."""
+    """In fine-tuning all parameters train."""
     method = harness.finetuning()
     before = snapshot(method)
     harness.train(method, harness.training_data("finetune"), tmp_path, max_steps=6, learning_rate=0.2)
@@ -301,7 +300,7 @@ def pretrained(out, *more) -> dict:
 
 
 def test_same_seed_same_weights_other_seed_others(tmp_path):
-    """Through the recipes: bit for bit, in both stages."""
+    """Both recipes give equal bits for equal seeds."""
     first, again, other = (pretrained(tmp_path / n, "--max-steps", 2, "--seed", seed) for n, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert not moved(first, again) and len(moved(first, other)) > 10
     quick = {"draw_training": lambda *_: None}
@@ -313,7 +312,7 @@ def test_same_seed_same_weights_other_seed_others(tmp_path):
 
 
 def test_none_is_where_every_method_starts(tmp_path):
-    """--method none saves the untouched weights that mscl of the same seed begins with, whatever it trains on: backbone and decoder."""
+    """--method none saves the initial backbone and decoder of mscl with the same seed."""
     start = pretrained(tmp_path / "none", "--method", "none", "--seed", 7)
     taken = {}
 
@@ -334,7 +333,7 @@ def test_none_is_where_every_method_starts(tmp_path):
 
 
 def test_unlabelled_images_take_part_in_global_and_local_loss_only():
-    """Their masks are never read, the pixel head never sees them, and the other two losses change with their pixels."""
+    """Their masks have no effect, the pixel head does not get them, and the other two losses depend on their pixels."""
     method = harness.pretraining().train()
     batch = batches(unlabelled=6)[0]
     assert batch["labelled"].tolist() == [0, 1]
@@ -393,7 +392,7 @@ def test_memory_options_change_no_number(tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
-    """The losses of the plain one to rounding, health checks included, and the very keys in the checkpoint; no compiler is one sentence."""
+    """Losses and health checks are equal up to rounding, checkpoint keys are equal, and a missing compiler is an error."""
     logs, keys = [], []
     for compiled in (False, True):
         out = tmp_path / str(compiled)
@@ -477,7 +476,7 @@ def test_one_image_per_process_cannot_be_normalized(name, monkeypatch):
     ("cmc", {"banks.0.bank.rows", "banks.1.bank.rows"}),
 ])  # fmt: skip
 def test_memories_alone_stay_out_of_ddps_broadcasts(name, wanted):
-    """What all processes write alike; batch statistics, of the teacher too, are still the first process's."""
+    """Memories are equal on all processes; batch statistics, also of the teacher, are broadcast."""
     method = harness.pretraining_method(name, "resnet18" if name == "cmc" else "test_resnet")
     setup.exclude_memories_from_broadcast(method)
     assert set(method._ddp_params_and_buffers_to_ignore) == wanted <= dict(method.named_buffers()).keys()

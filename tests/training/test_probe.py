@@ -98,7 +98,7 @@ def test_positions_without_labels_do_not_count():
 
 
 def test_only_a_new_classifier_is_fitted(tmp_path, capsys):
-    """Fine-tuning a pre-trained folder fits one, going on with a fine-tuned one does not, nor does --probe-batches 0."""
+    """Fine-tuning a pre-trained model fits one; continuing a fine-tuned model or --probe-batches 0 does not."""
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", tmp_path / "none")
     short = (*harness.SHORT, "--max-steps", 1, "--val-split", "none")
     fitted = []

@@ -46,7 +46,7 @@ def make(stage: str, fields: dict):
 
 
 def mixed_data(stage: str):
-    """Pre-training also draws crops of its own for each view, and unlabelled images."""
+    """Pre-training data has one crop per view, and unlabelled images."""
     return harness.training_data(stage, unlabelled=6, geometry="crops") if stage == "pretrain" else harness.training_data(stage)
 
 
@@ -84,7 +84,7 @@ def test_stop_between_two_health_checks_leaves_no_trace(tmp_path):
 
 
 def test_dropout_is_active_while_fine_tuning():
-    """Otherwise the cases above would say nothing about random numbers."""
+    """The cases above test the random state only if dropout is active."""
     method = harness.finetuning().train()
     batch = next(iter(harness.training_data("finetune").batches(0, 1)))
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_number_of_workers_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stream_goes_on_where_it_stopped(tmp_path, workers):
-    """A data set without random access: the resumed run reads on in the same pass, in the same order, with the same crops."""
+    """A resumed run continues a stream in the same pass, with the same order and crops."""
     data = harness.scenes()
     rows = [{"image": data.rows[i]["image"], "mask": data.rows[i]["mask"]} for i in range(len(data))]
     features = datasets.Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
@@ -117,7 +117,7 @@ def test_stream_goes_on_where_it_stopped(tmp_path, workers):
 
 
 def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
-    """A run killed after its last checkpoint leaves lines that the continued run replaces; half a line is dropped."""
+    """Lines after the last checkpoint of a killed run are replaced, and a truncated line is dropped."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path / "straight", logging_steps=1)
     killed = tmp_path / "killed"
     method = harness.pretraining()
@@ -131,7 +131,7 @@ def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
 
 
 def test_checkpoints_rotate_and_are_not_pickles(tmp_path):
-    """The newest two stay; a checkpoint is safetensors and JSON; nothing half-written remains."""
+    """The newest two stay; a checkpoint has safetensors and JSON files; no unfinished folder remains."""
     harness.train(harness.pretraining(), harness.training_data(), tmp_path, save_steps=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     for folder in checkpoint_folder.complete(tmp_path):
@@ -148,7 +148,7 @@ def refused(out, *more) -> str:
 
 
 def test_resume_of_a_finished_run_ends_well(tmp_path, capsys):
-    """Nothing is trained again, the model that stands there is the same, and the recipe ends as if it had run."""
+    """Nothing is trained again, the model is the same, and the recipe ends normally."""
     pretrain(tmp_path / "a", "--max-steps", 3)
     before, rows = load_file(tmp_path / "a" / "model.safetensors"), read_log(tmp_path / "a" / "log.jsonl")
     capsys.readouterr()
@@ -160,7 +160,7 @@ def test_resume_of_a_finished_run_ends_well(tmp_path, capsys):
 
 
 def test_resume_in_an_empty_place_starts(tmp_path):
-    """--resume means: continue what is there, or start."""
+    """--resume in an empty folder starts a run."""
     pretrain(tmp_path / "new", "--max-steps", 1, "--resume", pictures=False)
     assert checkpoint_folder.complete(tmp_path / "new")
 
@@ -174,7 +174,7 @@ def test_other_images_give_a_warning(tmp_path, capsys):
 
 
 def test_resume_with_other_settings_is_refused(tmp_path):
-    """Every changed setting is named with its old and new value; how often to save or log may change."""
+    """The error names each changed option with its old and new value; intervals of saving and logging may change."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     before = final_state(tmp_path / "a")
     message = refused(tmp_path / "a", "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
@@ -186,7 +186,7 @@ def test_resume_with_other_settings_is_refused(tmp_path):
 
 
 def test_a_folder_of_another_command_is_named(tmp_path):
-    """One short sentence names the command whose run lies there, with --resume or without; the folder stays as it is."""
+    """The error names the command of the run in the folder, with --resume or without."""
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     for more in ((), ("--resume",)):
         message = harness.refused("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
@@ -196,7 +196,7 @@ def test_a_folder_of_another_command_is_named(tmp_path):
 
 
 def test_a_longer_run_is_told_how_to_go_on(tmp_path):
-    """Where only --max-steps grew, the message says that a run is not extended and which option goes on from its model."""
+    """Where only --max-steps grew, the error names the option that continues from the model."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     message = refused(tmp_path / "a", "--max-steps", 4, "--resume")
     assert "--max-steps is 4" in message and "2 steps" in message
@@ -204,7 +204,7 @@ def test_a_longer_run_is_told_how_to_go_on(tmp_path):
 
 
 def test_at_most_six_other_settings_are_listed(tmp_path):
-    """The first of them tell what is wrong; the rest is a number."""
+    """The error lists six changed options, and the number of the others."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     temperatures = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2)
     options = (*temperatures, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
@@ -213,14 +213,14 @@ def test_at_most_six_other_settings_are_listed(tmp_path):
 
 
 def test_moved_run_can_be_continued(tmp_path):
-    """The name of the folder is no setting."""
+    """A run continues in a renamed folder."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     (tmp_path / "a").rename(tmp_path / "b")
     pretrain(tmp_path / "b", "--max-steps", 2, "--resume", pictures=False)
 
 
 def test_used_folder_is_refused_and_untouched(tmp_path):
-    """A folder with a run, or with anything else, is named and left as it is."""
+    """A folder with a run, or with other files, is an error and stays unchanged."""
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     content = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     message = refused(tmp_path / "a", "--max-steps", 1)
@@ -235,14 +235,14 @@ def test_used_folder_is_refused_and_untouched(tmp_path):
 
 
 def test_folder_of_a_run_that_never_started_can_be_used(tmp_path):
-    """A run refused for its data leaves nothing that stands in the way of the next try."""
+    """A folder of a run that was rejected for its data can be used again."""
     assert "nowhere" in refused(tmp_path / "a", "--max-steps", 1, "--dataset", "camvid", "--data-dir", tmp_path / "nowhere")
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     assert json.loads((tmp_path / "a" / "run.json").read_text())["dataset"] == "synthetic"
 
 
 def test_sigterm_to_the_process_group(tmp_path):
-    """A scheduler signals the run and its workers alike: the step is finished and saved, status 75; --resume ends as if undisturbed."""
+    """After a signal to the run and its workers the step is finished and saved, and --resume completes the run."""
     steps = 100
     arguments = [*harness.TINY, *harness.SHORT, "--max-steps", steps, "--val-split", "none", "--save-steps", 0]
     arguments += ["--dataloader-num-workers", 2]
@@ -268,7 +268,7 @@ def test_sigterm_to_the_process_group(tmp_path):
 
 
 def draw_folder(folder, count=8, seed=0):
-    """A folder of drawn scenes as image files with masks."""
+    """Write drawn scenes as image files with masks."""
     for index in range(count):
         sample = harness.scenes(count, seed=seed).read(index)
         for name, array in (("images", sample.image), ("masks", sample.mask)):
@@ -282,7 +282,7 @@ def folder_flags(data, *more):
 
 
 def test_data_at_another_path_is_compared_by_what_it_holds(tmp_path):
-    """--resume goes on with the same images, masks and unlabelled images wherever they lie, and rejects others under any path option."""
+    """--resume accepts the same images, masks and unlabelled images in other folders, and rejects different ones."""
     data, other, more = draw_folder(tmp_path / "data"), draw_folder(tmp_path / "other", seed=1), draw_folder(tmp_path / "more", seed=2)
     moved, moved_more = shutil.copytree(data, tmp_path / "moved"), shutil.copytree(more / "images", tmp_path / "moved_more")
     out = tmp_path / "run"
@@ -299,7 +299,7 @@ def test_data_at_another_path_is_compared_by_what_it_holds(tmp_path):
 
 
 def test_images_that_change_in_their_place_are_a_warning(tmp_path, capsys):
-    """One may have gone bad in the middle of a run, which --max-bad-images allows."""
+    """Images may become unreadable during a run, which --max-bad-images allows."""
     data = draw_folder(tmp_path / "data")
     pretrain(tmp_path / "run", *folder_flags(data), pictures=False)
     shutil.copy(data / "images" / "01.png", data / "images" / "00.png")
@@ -308,7 +308,7 @@ def test_images_that_change_in_their_place_are_a_warning(tmp_path, capsys):
 
 
 def test_a_model_at_another_path_is_compared_by_its_weights(tmp_path):
-    """--model, --start-from and a file of classes; other weights are rejected, also under the old path."""
+    """Models and files of classes may move; other weights are rejected, also at the old path."""
     for name, seed in (("first", 0), ("second", 1)):
         pretrain(tmp_path / name, "--max-steps", 1, "--seed", seed, "--losses", "g+l")
     moved = shutil.copytree(tmp_path / "first", tmp_path / "moved")

@@ -29,7 +29,7 @@ FLAGS = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--save-steps", 5
 
 @pytest.fixture
 def sbatch(tmp_path):
-    """Starts the script as SLURM does on the first of one node."""
+    """Return a function that starts the script as SLURM does, on one node."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -48,7 +48,7 @@ def sbatch(tmp_path):
 
 @pytest.mark.slow
 def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
-    """SIGTERM reaches torchrun: the step is finished and saved, the job queued again, and the next try trains on to the end."""
+    """After SIGTERM to torchrun the step is finished and saved, the job is queued again, and the next start completes it."""
     out = tmp_path / "run"
     flags = (*FLAGS, "--max-steps", 300, "--output-dir", out)
     job = sbatch(*flags)
@@ -75,14 +75,14 @@ def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_wrong_option_is_not_tried_for_ever(sbatch, tmp_path):
-    """What ends before its first step is not queued again."""
+    """A job that fails before its first step is not queued again."""
     job = sbatch(*FLAGS, "--max-steps", 3, "--method", "msl", "--output-dir", tmp_path / "run")
     output = job.communicate(timeout=300)[0]
     assert job.returncode != 0 and "--method is 'msl'" in output and not (tmp_path / "requeued").exists()
 
 
 def test_requeues_end(sbatch, tmp_path, monkeypatch):
-    """After MAX_REQUEUES a job that still gets on is not queued again, and says so. torchrun is a stand-in that saves, and fails."""
+    """After MAX_REQUEUES a job that makes progress is not queued again. torchrun is replaced by a script that saves and fails."""
     out = tmp_path / "run"
     (tmp_path / "torchrun").write_text(f'#!/bin/bash\nmkdir -p "{out}/checkpoints/step-0000000$SLURM_RESTART_COUNT"; exit 1\n')
     (tmp_path / "torchrun").chmod(0o755)
@@ -97,7 +97,7 @@ def test_requeues_end(sbatch, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (harness.ROOT / "recipes" / "configs").glob("accelerate_*.yaml")))
 def test_accelerate_takes_our_configurations(name):
-    """Each is read by Accelerate itself, and says as many machines and processes as its name."""
+    """Accelerate reads each file, and its numbers of machines and processes are those of its name."""
     config = load_config_from_file(str(harness.ROOT / "recipes" / "configs" / name))
     numbers = [int(part) for part in name.removeprefix("accelerate_").removesuffix("gpu.yaml").split("x")]
     machines, per_machine = numbers if len(numbers) == 2 else (1, *numbers)

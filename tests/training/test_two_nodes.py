@@ -44,7 +44,7 @@ class Node:
             ip("-n", self.name, "link", "set", link, "up")
 
     def start(self, out: Path, *more) -> None:
-        """What a person types on each node: the same command, but for the address."""
+        """Start the same command as on the other node, except for the address."""
         rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", "10.77.0.1:29400", "--rdzv_id", "trial", "--local_addr", self.address)
         settings = f"is_host={int(self.number == 0)},join_timeout=120,last_call_timeout=1"
         words = [IP, "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
@@ -61,7 +61,7 @@ class Node:
             )
 
     def processes(self) -> list[int]:
-        """All that live in this network."""
+        """Return the processes of this network."""
         found = subprocess.run([IP, "netns", "pids", self.name], check=True, capture_output=True, text=True)
         return [int(line) for line in found.stdout.split()]
 
@@ -103,8 +103,8 @@ def steps_of(out: Path) -> list[int]:
 
 @pytest.mark.parametrize("loss", ["killed", "cut off"])
 def test_a_lost_node_comes_back_and_the_run_ends_as_if_nothing_had_happened(tmp_path, nodes, loss):
-    """All processes of a node are killed, or its link goes down first, so that the other one is not told. The same command on the lost
-    node brings both together again: torchrun restarts the other worker, and the run ends with the weights of two processes side by side."""
+    """All processes of a node are killed, or its link is cut first. The same command on that node joins the other one again: torchrun
+    restarts the other worker, and the weights equal those of two processes on one machine."""
     out, straight = tmp_path / "run", tmp_path / "straight"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words.append(harness.ROOT / "recipes" / "pretrain.py")
