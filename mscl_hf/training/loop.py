@@ -46,8 +46,9 @@ def fit(
                 terms = []
                 for number, batch in enumerate(batches, 1):
                     with sync_gradients(accelerator, model, number == len(batches)):
-                        terms.append(model(**batch))
-                        (terms[-1]["loss"] / len(batches)).backward()
+                        losses = model(**batch)
+                        (losses["loss"] / len(batches)).backward()
+                    terms.append({name: value.detach() for name, value in losses.items()})
                 row, own_loss = average_terms(terms, accelerator)
                 row["grad_norm"] = clip_gradients(model, options.max_grad_norm)
                 progress.require_finite(row, own_loss)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
@@ -19,9 +19,9 @@ from . import checkpoint
 from .checkpoint_folder import newest, step_of
 from .distributed import any_process, sums_over, together
 from .log import Log
-from .schedule import lr_at
 from .setup import Buffers
 from .signals import STOPPED_BY_SIGNAL, reading, stop_signal
+from .step import lr_at
 
 
 class NonFinite(ValueError):
@@ -35,17 +35,9 @@ class Progress:
     """
 
     def __init__(
-        self,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        data: TrainingData,
-        options: TrainingConfig,
-        out: Path,
-        accelerator: Accelerator,
-        current: dict,
-        max_bad_images: int,
-        steps_before: int,
-    ):
+        self, method: Method, optimizer: AcceleratedOptimizer, data: TrainingData, options: TrainingConfig, out: Path,
+        accelerator: Accelerator, current: dict, max_bad_images: int, steps_before: int,
+    ):  # fmt: skip
         self.method, self.optimizer, self.options, self.out, self.accelerator = method, optimizer.optimizer, options, out, accelerator
         self.current, self.max_bad_images = current, max_bad_images
         self.bad_images: set[str] = set()  # of all processes

@@ -1,5 +1,6 @@
-"""Parts of one optimizer step: random state and learning rate, averages of the logged terms, the norm of the gradient."""
+"""Parts of one optimizer step: random state, learning rate, averages of the logged terms, norm of the gradient."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,7 +11,6 @@ from torch.distributed.tensor import DTensor
 
 from ..config import TrainingConfig
 from ..methods.base import Method
-from .schedule import lr_at
 
 
 def set_step(step: int, method: Method, optimizer: torch.optim.Optimizer, options: TrainingConfig, accelerator: Accelerator) -> None:
@@ -23,6 +23,15 @@ def set_step(step: int, method: Method, optimizer: torch.optim.Optimizer, option
     method.progress = step / options.max_steps
 
 
+def lr_at(step: int, options: TrainingConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then to zero by half a cosine (Loshchilov & Hutter, 2017) or (1 - x)^0.9."""
+    warmup = min(options.warmup_steps, options.max_steps // 2)
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / (options.max_steps - warmup)
+    return options.learning_rate * (0.5 * (1 + math.cos(math.pi * done)) if options.lr_scheduler_type == "cosine" else (1 - done) ** 0.9)
+
+
 def sync_gradients(accelerator: Accelerator, model: nn.Module, sync: bool) -> AbstractContextManager:
     """Return the context of a backward pass, with or without averaging gradients over processes."""
     return nullcontext() if sync else accelerator.no_sync(model)
@@ -33,7 +42,7 @@ def average_terms(terms: Sequence[dict[str, Tensor]], accelerator: Accelerator) 
     sums: dict[str, Tensor] = {}
     for batch_terms in terms:
         for name, value in batch_terms.items():
-            sums[name] = sums.get(name, 0) + value.detach().float() / len(terms)
+            sums[name] = sums.get(name, 0) + value.float() / len(terms)
     means = accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist()
     return dict(zip(sums, means)), float(sums["loss"])
 
