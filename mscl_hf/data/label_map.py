@@ -133,7 +133,7 @@ def with_labels_of_model(
     model_ids, option_ids = _mapped(*in_model), _mapped(*in_options)
     if any(model_ids[i] != option_ids[i] for i in model_ids.keys() & option_ids.keys()):
         raise ValueError(
-            f"the masks are to be read by {option_flags}; expected {model_flags}, as in the model's training. Leave the option out."
+            f"{option_flags} is given; expected {model_flags}, as in the model's training. Leave the option out."
         )
     differ = model_ids != option_ids
     return options, [f"the masks are read by {option_flags}, and those of the model's training by {model_flags}"] if differ else []

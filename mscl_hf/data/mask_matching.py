@@ -79,7 +79,7 @@ def _unmatched(
         return f"{text}Leave out --mask-suffix: the masks have the names of their images."
     flags = _suffix_flag(missing, candidates, images_root, masks_root) or _folder_flags(missing, candidates, suffix)
     if flags:
-        return f"{text}Give {flags}."
+        return f"{text}Give {flags}"  # without a full stop, for copying
     if len(missing) == len(images):
         return f"{text}Give the masks the names of their images, as PNG, BMP, GIF or TIFF, or pre-train without masks (--losses g+l)."
     remedy = "Add the masks, remove these images, or give --masked-only"

@@ -125,7 +125,7 @@ def test_stored_and_streamed_masks_are_counted_too(tmp_path, start, streaming):
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, *streaming)
     message = harness.refused("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
     assert "the 4 masks" in message or not streaming
-    assert "hold the ids 0, 255" in message and message.endswith("give --label-map 255:1")
+    assert "hold the ids 0, 255" in message and message.endswith("give --label-map 255:1.")
 
 
 @pytest.mark.usefixtures("no_sleep", "short_start")
@@ -172,7 +172,7 @@ def test_small_objects_that_vanish_at_the_training_size(tmp_path, start, capsys)
         harness.run("finetune", "--model", start, *flags, "--output-dir", tmp_path / f"out{len(names)}", pictures=False)
         shown = capsys.readouterr().out
         assert "warning: 2 of" in shown
-        assert "are brought to 16 px on the short side: class_1, class_2; a larger --base-size keeps them" in shown
+        assert "are resized to 16 px on the short side: class_1, class_2; a larger --base-size keeps them" in shown
         assert "occur in none of the 4 masks of folder/train: class_3" in shown if missing else "occur in none" not in shown
 
 
@@ -186,7 +186,7 @@ def test_warnings_stay_with_the_figures(tmp_path, start, capsys):
     wanted = [
         "1 of 4 classes occur in none of the 4 masks of folder/train: car",
         "only the class road is labelled in folder/val, so that the mean IoU on it compares no classes",
-        "the label map has entries whose stored id occurs in none of 8 masks: 8:3",
+        "--label-map has entries whose stored id is in none of 8 masks: 8:3",
         "1 of 4 images of folder/val are also in folder/train, byte for byte: 2",
     ]
     shown = capsys.readouterr().out
@@ -231,7 +231,7 @@ def test_held_out_masks_without_a_label(tmp_path, start, recipe):
     root = write_masks(tmp_path / "data", train=(0, 1), val=(255,))
     done = recipe("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out")
     said = done.stdout.index("warning: no pixel of folder/val is labelled, so that the mean IoU on it is undefined")
-    assert said < done.stdout.index("fine-tuned model:") < done.stdout.index("mean IoU on val: undefined, since no pixel is labelled")
+    assert said < done.stdout.index("fine-tuned model:") < done.stdout.index("mean IoU on val: undefined, because no pixel is labelled")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [results[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "classes_scored")] == [None, None, None, 0]
     assert {"model.safetensors", "predictions.png", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -273,7 +273,7 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
     for flags in (("--label-map", "9:2"), ("--reduce-labels",)):
         message = harness.refused("evaluate_model", *measure, *flags, "--output-dir", tmp_path / "other")
-        assert "expected that of the model's training, --label-map 9:1" in message
+        assert "expected --label-map 9:1, as in the model's training" in message
     done = recipe("evaluate_model", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
     assert "warning: the masks are read by --label-map 9:1,7:2, and those of the model's training by --label-map 9:1" in done.stdout
 
@@ -286,7 +286,7 @@ def test_reduced_labels_belong_to_the_model(tmp_path, start):
     harness.run("evaluate_model", *measure, "--output-dir", tmp_path / "same")
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["reduce_labels"] is True
-    assert "expected that of the model's training" in harness.refused(
+    assert "expected --reduce-labels, as in the model's training" in harness.refused(
         "evaluate_model", *measure, "--label-map", "1:1", "--output-dir", tmp_path / "other"
     )
     # Fine-tuned further on masks that are read as they are, it keeps nothing of it.
@@ -417,7 +417,7 @@ def test_ids_above_254_name_the_label_map(tmp_path):
     """Masks of 0 and 300 cannot give their classes; with the label map that the error names they do. Ids of 32 bits have none."""
     message = r"the classes cannot be inferred from the masks: they hold the ids {} in 4 of 4 .*; expected ids in 0..254. {};"
     root = write_masks(tmp_path / "16", np.uint16, train=(0, 300))
-    with pytest.raises(ValueError, match=message.format(r"0, 300 \(300", r'Map them by --label-map "300:1" \(N:255 ignores an id\)')):
+    with pytest.raises(ValueError, match=message.format(r"0, 300 \(300", r'Give --label-map "300:1" \(N:255 ignores an id\)')):
         load_data("folder", "train", root)
     assert load_data("folder", "train", root, label_map="300:1").num_classes == 2
     for path in (root / "masks").glob("*/*.png"):

@@ -197,12 +197,12 @@ def test_one_folder_by_flags(tmp_path, monkeypatch):
 
 UNMATCHED = {
     "a suffix": (("images/0.jpg", "images/1.jpg", "masks/0_roi.png", "masks/1_roi.png"),
-                 ("masks/0.png", "0_roi.png, 1_roi.png", "Pass --mask-suffix=_roi")),
-    "L of CamVid": (("images/0.jpg", "masks/0_L.png"), ("masks/0.png", "holds 0_L.png", "Pass --mask-suffix=_L")),
-    "another suffix": (("images/0.jpg", "masks/0-mask.png"), ("Pass --mask-suffix=-mask",)),
+                 ("masks/0.png", "0_roi.png, 1_roi.png", "Give --mask-suffix=_roi")),
+    "L of CamVid": (("images/0.jpg", "masks/0_L.png"), ("masks/0.png", "holds 0_L.png", "Give --mask-suffix=_L")),
+    "another suffix": (("images/0.jpg", "masks/0-mask.png"), ("Give --mask-suffix=-mask",)),
     "a prefix": (("images/0.jpg", "masks/mask_0.png"), ("masks/0.png", "holds mask_0.png", "Give the masks the names of their images")),
     "other folders": (("images/a/0.jpg", "images/b/1.jpg", "masks/0.png", "masks/1.png"), ("holds 0.png, 1.png", "the names of")),
-    "one folder more": (("images/all/0.jpg", "masks/0.png"), ("Pass --image-dir {}/images/all --mask-dir {}/masks",)),
+    "one folder more": (("images/all/0.jpg", "masks/0.png"), ("Give --image-dir {}/images/all --mask-dir {}/masks",)),
     "some": (("images/0.jpg", "images/1.jpg", "masks/0.png"), ("1 of 2", "holds no other file", "--masked-only")),
     "two candidates": (("images/0.jpg", "labels/0.png", "gt/0.png"), ("gt", "labels", "--mask-dir")),
     "folders of patients": (("p1/images/0.jpg", "p1/masks/0.png", "p2/images/0.jpg", "p2/masks/0.png"),
@@ -227,7 +227,7 @@ def test_masks_that_do_not_match(tmp_path, case):
 def test_the_folder_of_images_itself(tmp_path):
     """--data-dir DIR/images has no masks, and the error names DIR."""
     write(tmp_path, "images/0.jpg", "masks/0.png")
-    with pytest.raises(ValueError, match=re.escape(f"pass --data-dir {tmp_path}")):
+    with pytest.raises(ValueError, match=re.escape(f"give --data-dir {tmp_path}")):
         pretrained_on(tmp_path / "images", uses_labels=True)
 
 
@@ -253,7 +253,7 @@ def test_annotations_in_json(tmp_path, names):
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError) as caught:
         finetuning_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
-    assert f"{tmp_path} holds {', '.join(names)}, and annotations in JSON are not read; export masks as PNG" in str(caught.value)
+    assert f"{tmp_path} holds {', '.join(names)}, and JSON is not read; export masks as PNG" in str(caught.value)
 
 
 def test_a_folder_of_pairs_that_are_partly_masks(tmp_path):
@@ -430,7 +430,7 @@ ADVICE = {
                               "expected {}/0_overlay_mask.png", "take these images out"),
     "a suffix that no mask has": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0.png"),
                                   "expected {}/masks/0_mask.png, and {}/masks holds 0.png", "Leave out --mask-suffix"),
-    "another suffix": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0_gt.png"), "0_mask.png", "Pass --mask-suffix=_gt"),
+    "another suffix": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0_gt.png"), "0_mask.png", "Give --mask-suffix=_gt"),
     "half": ("train", {}, ("images/0.jpg", "images/1.jpg", "masks/0.png"), "1 of 2", "mscl-pretrain --unlabelled rest"),
 }  # fmt: skip
 
