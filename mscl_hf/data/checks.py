@@ -31,18 +31,21 @@ def run_once(work: Callable[[], Result]) -> Result:
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return work()
-    failure, outcome = None, [None, None, None]  # result, class of the error, its message
+    failure, outcome = None, [None, None]  # the result; class and message of an error
     if distributed.get_rank() == 0:
         try:
             outcome[0] = work()
         except Exception as error:  # whatever it is, the other processes must not wait for a result
-            classes = (BadSample, ValueError, OSError)  # an error itself may not be sent: its arguments may be anything
-            failure, outcome[1:] = error, [next((cls for cls in classes if isinstance(error, cls)), RuntimeError), str(error)]
+            failure = error
+            error_class = next((cls for cls in (BadSample, ValueError, OSError) if isinstance(error, cls)), RuntimeError)
+            outcome[1] = error_class, str(error)  # not the error itself, which may be impossible to send
     distributed.broadcast_object_list(outcome, src=0)
-    result, error_class, message = outcome
-    if error_class is not None:
-        raise failure or error_class(message)
-    return result
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        error_class, message = outcome[1]
+        raise error_class(message)
+    return outcome[0]
 
 
 def with_progress(results: Iterable[Any], total: int, description: str) -> Iterable[Any]:
