@@ -388,7 +388,7 @@ def test_splits_with_a_number_are_splits(tmp_path):
     write(tmp_path / "c", "images/train_1/0.jpg", "masks/train_1/0.png", "images/train_2/1.jpg", "masks/train_2/1.png")
     assert both(tmp_path / "c")[0] == ["train_1/0", "train_2/1"]
     write(tmp_path / "d", "images/train2014/0.jpg", "images/train2017/1.jpg", "images/val2017/2.jpg")
-    assert "['train2014', 'train2017', 'val2017']" in error(tmp_path / "d", unlabelled=True)
+    assert "train2014, train2017, val2017" in error(tmp_path / "d", unlabelled=True)
     assert load_data("folder", "train2017", tmp_path / "d", unlabelled=True).names == ["1"]
 
 
@@ -427,7 +427,7 @@ ADVICE = {
     "a held-out split without masks": ("val", {}, ("images/train/0.jpg", "masks/train/0.png", "images/val/1.jpg"),
                                        "expected {}/masks/val/1.png", "or train with --val-split none"),
     "overlays beside masks": ("train", {}, ("0.jpg", "0_mask.png", "0_overlay.png", "1.jpg", "1_mask.png", "1_overlay.png"),
-                              "expected {}/0_overlay_mask.png", "take these images out"),
+                              "expected {}/0_overlay_mask.png", "remove these images"),
     "a suffix that no mask has": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0.png"),
                                   "expected {}/masks/0_mask.png, and {}/masks holds 0.png", "Leave out --mask-suffix"),
     "another suffix": ("train", {"mask_suffix": "_mask"}, ("images/0.jpg", "masks/0_gt.png"), "0_mask.png", "Give --mask-suffix=_gt"),

@@ -123,7 +123,7 @@ def test_lossy_masks_are_rejected(tmp_path, form):
     suffix, options, message = LOSSY[form]
     mask = banded(IDS, IDS, IDS, np.arange(48, dtype=np.uint8).reshape(6, 8)) if "alpha" in form else Image.fromarray(IDS)
     for way, read in reads(tmp_path, encoded(tmp_path, mask, suffix, **options)).items():
-        with pytest.raises(BadSample, match=f"mask.*{message} along edges; expected a lossless format. Export the masks anew.*PNG"):
+        with pytest.raises(BadSample, match=f"mask.*{message} along edges; expected a lossless format. Export the masks again.*PNG"):
             read()
         assert way
 
@@ -194,7 +194,7 @@ def test_ids_with_gaps_are_listed(tmp_path, ids, remedy):
 
 def test_ids_with_gaps_behind_a_label_map(tmp_path):
     """The message names the stored ids and what the label map makes of them."""
-    with pytest.raises(ValueError, match=r"the ids 0, 7, which are class ids 0, 3 by the label map .*Correct the label map"):
+    with pytest.raises(ValueError, match=r"the ids 0, 7, which are class ids 0, 3 by --label-map .*Correct --label-map"):
         load_data("folder", "train", folder(tmp_path, labels((0, 7)).save), label_map="7:3")
 
 
