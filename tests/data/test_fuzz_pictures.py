@@ -3,7 +3,6 @@
 import io
 import struct
 
-import harness
 import numpy as np
 import torch
 from fuzz import AMOUNTS, fuzzed, stated
@@ -11,7 +10,7 @@ from hypothesis import example
 from hypothesis import strategies as st
 from PIL import Image
 
-from mscl_hf.config import ViewConfig
+from mscl_hf.config import CropConfig, ViewConfig
 from mscl_hf.data.checks import check_data
 from mscl_hf.data.dataset import Sample, SegmentationData
 from mscl_hf.data.files import file_rows
@@ -215,7 +214,7 @@ def test_finetuning_view(scales, color_strength, shape, size, across, seed):
     """The views of fine-tuning, likewise."""
     sample = places(*size, across)
     with stated():
-        run = harness.load_recipe("finetune").FinetuneRun(**scales, color_strength=color_strength, **shape)
-        view = TrainView(run.image_size, run.base_size, (run.min_scale, run.max_scale), run.color_strength, run.image_width)
+        crops = CropConfig(**scales, color_strength=color_strength, **shape)
+        view = TrainView(crops.image_size, crops.base_size, (crops.min_scale, crops.max_scale), crops.color_strength, crops.image_width)
         drawn = view(sample, np.random.default_rng(seed))
         check_alignment(drawn["image"], drawn["mask"], sample, across)
