@@ -36,7 +36,7 @@ def open_network(model: str) -> "models.MsclForSemanticSegmentation":
 
 
 def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentation", run: "training.Run") -> tuple:
-    """The configuration with the labels and the image range of the model, the split to measure on, and warnings about it, which are logged."""
+    """The configuration with labels and image range of the model, the images to measure on, and warnings about them (logged)."""
     options, model = config.data.with_range_of(config.run.model, network.config.image_range), network.config
     options, warnings = data.with_labels_of_model(options, model.label_map, model.reduce_labels, run.log)
     images = open_scored_split(options, config.run.split, tuple(model.id2label[i] for i in range(model.num_labels)), run.log)
@@ -67,7 +67,7 @@ def evaluate(network, images: "data.SegmentationData", warnings: list[str], conf
     """Measure the model; results.json and the pictures are written into the output folder."""
     if run.is_main:
         sharing.check_can_push(config.hub)
-        write_config(config, run.out / "config.yaml")
+        write_config(config, run.out / records.CONFIG)
     results = evaluation.evaluate_model(
         network, images, run.accelerator, config.inference, seed=config.run.seed, config=flat(config), pictures_dir=run.out,
         score_classes=config.run.score_classes, num_pictures=config.run.pictures, by_evaluate=config.run.by_evaluate,

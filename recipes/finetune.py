@@ -88,7 +88,7 @@ def describe(images: "data.TrainingData", held_out: "data.SegmentationData | Non
     run.warn(warnings)
     if run.is_main:
         sharing.check_can_push(config.hub)
-        write_config(config, run.out / "config.yaml")
+        write_config(config, run.out / records.CONFIG)
     options = asdict(config.loss) | {"loss": None, "auxiliary_loss_weight": config.run.auxiliary_loss_weight}
     what = {"loss": config.loss.loss, "options": sharing.describe_options(options)}
     model = config.run.model
@@ -125,7 +125,8 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
     inference = InferenceConfig(base_size=network.config.base_size)
     with run.step("scoring"):
         if held_out is not None and not is_scored:
-            results = evaluation.evaluate_model(network, held_out, run.accelerator, inference, seed=config.training.seed, config=flat(config))
+            fields = {"seed": config.training.seed, "config": flat(config)}
+            results = evaluation.evaluate_model(network, held_out, run.accelerator, inference, **fields)
             results |= {"warnings": record["stages"][-1]["warnings"], "commit": records.commit(), "model": config.run.model}
             if run.is_main:
                 records.write_json(file, results)

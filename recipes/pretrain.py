@@ -6,7 +6,7 @@ accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-co
 
 from dataclasses import asdict, dataclass, replace
 
-from mscl_hf import data, methods, models, sharing, training, transforms
+from mscl_hf import data, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import command, parse, print_table, printable, write_config
 from mscl_hf.config import PretrainConfig
 from mscl_hf.training.signals import leave_on_signal
@@ -51,9 +51,9 @@ def check_options(config: PretrainConfig) -> None:
         return
     transforms.check_view_options([(stage.views, stage.preset) for stage in stages], config.views)
     if config.network.bn_views and not any(stage.bn_views for stage in stages):
-        raise ValueError(f"--bn-views is {config.network.bn_views}, and --method {run.method} has no two views in one network. Leave it out.")
+        raise ValueError(f"--bn-views is {config.network.bn_views}; --method {run.method} has no two views in one network. Leave it out.")
     if run.unlabelled != "none" and not any(stage.uses_unlabelled(config.contrast) for stage in stages):
-        raise ValueError(f"--unlabelled is {run.unlabelled}, and the loss of --method {run.method} reads labelled images only. Leave it out.")
+        raise ValueError(f"--unlabelled is {run.unlabelled}; the loss of --method {run.method} reads labelled images only. Leave it out.")
 
 
 def start_network(config: PretrainConfig) -> "models.MsclForPreTraining":
@@ -72,7 +72,7 @@ def start_network(config: PretrainConfig) -> "models.MsclForPreTraining":
         models.load_timm_weights(network, pretrained, options.backbone_weights)
         return network
     if pretrained or options.backbone_weights:
-        raise ValueError(f"--start-from is {start}, which has a backbone. Leave out --pretrained, --backbone-weights and --method imagenet.")
+        raise ValueError(f"--start-from is {start}, a model with weights. Leave out --pretrained, --backbone-weights, --method imagenet.")
     found = models.open_model(models.MsclConfig, start)
     for name in ("backbone", "two_towers", "out_indices", "decoder_type", "decoder_channels"):
         if getattr(found, name) != getattr(network_config, name):
@@ -123,7 +123,7 @@ def describe(stages: list[Stage], config: PretrainConfig, run: "training.Run") -
     run.warn(warnings)
     if run.is_main:
         sharing.check_can_push(config.hub)
-        write_config(resolved(config, method), run.out / "config.yaml")
+        write_config(resolved(config, method), run.out / records.CONFIG)
     history = sharing.read_provenance(start, run.log)["stages"] if start else []
     what = {"method": f"{method.title} ({method.paper})"} | (sharing.method_facts(method.network.config.contrast) if method.trains else {})
     network = method.network.config
@@ -139,7 +139,8 @@ def resolved(config: PretrainConfig, method: "methods.Method | None" = None) -> 
     method: as created, with values that are scaled to the data set; None for those of its paper.
     """
     stages = methods.stages_of(config.run.method)
-    used = dict(method.network.config.contrast) if method else {name: v for stage in stages for name, v in methods.defaults_of(stage).items()}
+    defaults = {name: value for stage in stages for name, value in methods.defaults_of(stage).items()}
+    used = method.network.config.contrast if method else defaults
     given = methods.explicit_options(config.run.method, stages, config.method, config.contrast)
     options = {name: value for name, value in (used | given).items() if name in vars(config.method)}
     contrast = {name: value for name, value in used.items() if name in vars(config.contrast) and name not in given}
@@ -176,7 +177,7 @@ def health_check(stage: Stage, log) -> "training.HealthCheck | None":
     """Checks of the embeddings, and a linear probe: fitted on the training masks, or on one half of the held-out ones."""
     if stage.images is None:  # streamed, and nothing is held out
         return None
-    fitted, scored, size = stage.data.stored if stage.data.stored and stage.data.masked else None, stage.held_out, stage.method.network.config
+    fitted, scored, size = stage.data.stored if stage.data.masked else None, stage.held_out, stage.method.network.config
     if fitted is None and scored is not None:
         count = len(scored)
         fitted, scored = scored.select(range(0, count, 2)), scored.select(range(1, count, 2)) if count > 1 else None

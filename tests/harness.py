@@ -77,7 +77,8 @@ def owner(recipe, name: str):
         return recipe
     if name == "commit":
         return training_run
-    return next(package for package in (data, evaluation, methods, models, records, sharing, training, transforms) if name in package.__all__)
+    packages = (data, evaluation, methods, models, records, sharing, training, transforms)
+    return next(package for package in packages if name in package.__all__)
 
 
 def refused(name: str, *arguments, **patches) -> str:

@@ -12,7 +12,9 @@ class InferenceConfig(Section):
 
     _argument_group_name: ClassVar[str] = "inference"
 
-    base_size: int | None = option(None, "short side in px that images are scaled to; 0 = as they are (default: as in training)", at_least=0)
+    base_size: int | None = option(
+        None, "short side in px that images are scaled to; 0 = as they are (default: as in training)", at_least=0
+    )
     mode: Literal["whole", "slide"] = option("whole", "whole = the image at once; slide = overlapping windows, averaged")
     window: int = option(512, "side of a sliding window in px", at_least=1)
     stride: int | None = option(None, "distance of sliding windows in px (default: two thirds of the window)", at_least=1)

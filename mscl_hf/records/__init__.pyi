@@ -1,4 +1,5 @@
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .run_folder import CONFIG as CONFIG
 from .versions import commit as commit
 from .versions import package_versions as package_versions

@@ -32,7 +32,7 @@ FILES = (*MODELS, "backbone_weights", "classes")
 NOT_OPTIONS = ("commit", "contents", "changed")  # other entries of run.json
 COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-evaluate"}  # by an option that no other command has
 MAX_SHOWN = 6  # differing options in a message
-RECORD, LOCK = "run.json", ".lock"
+RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files; the system frees their locks when the process ends
 
@@ -40,13 +40,13 @@ _locks: dict[Path, object] = {}  # open files; the system frees their locks when
 def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelerator) -> dict | None:
     """Claim an output folder: lock it and write run.json. Return the earlier run.json if a run is continued, else None.
 
-    A folder that holds only the run.json of a run that stopped before its first step (a wrong path, for example) is claimed anew.
+    A folder that holds only the records of a run that stopped before its first step (a wrong path, for example) is claimed anew.
     Raises ValueError where the folder holds other files or another run, the configuration differs, or a run is writing in it, and
     OSError where it cannot be written.
     """
     record = out / RECORD
     files = {path.name for path in out.iterdir() if not path.name.startswith(UNFINISHED)} - {LOCK} if out.is_dir() else set()
-    started = bool(files - {RECORD})
+    started = bool(files - {RECORD, CONFIG})
     if started and RECORD not in files:
         raise ValueError(f"{out} is not empty and holds no run of mscl_hf; give a new or empty --output-dir")
     earlier = json.loads(record.read_text()) if started else None

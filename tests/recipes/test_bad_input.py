@@ -130,7 +130,7 @@ PRETRAIN = {
     "an unknown bank loss": (("--method", "instdisc", "--bank-loss", "nec"), ("'nec'", "softmax, nce")),
     "weights that need a network": (("--method", "imagenet"), ("cannot be fetched", "--backbone-weights")),
     "another method's option": (("--method", "simclr", "--ema-momentum", 0.9), ("--ema-momentum is no option of --method simclr",)),
-    "mscl's option": (("--method", "byol", "--global-temperature", 0.5), ("--global-temperature is no option of --method byol", "--hidden-dim")),
+    "mscl's option": (("--method", "byol", "--global-temperature", 0.5), ("--global-temperature is no option of --method byol", "--hidden")),
     "an option of other views": (("--method", "simclr", "--geometry", "crops"), ("--geometry is no option of the views", "--min-area")),
     "a bank of a stream": (("--method", "instdisc", "--dataset", "hf", "--data-dir", "{}/parquet", "--streaming"), ("--train-count",)),
     "a momentum above one": (("--method", "byol", "--ema-momentum", 1.5), ("--ema-momentum is 1.5", "at most 1")),
@@ -181,13 +181,14 @@ EVALUATE = {
     "unknown mode": (("--model", "{}/tuned", "--mode", "slid"), ("'slid'", "whole")),
     "scale zero": (("--model", "{}/tuned", "--scales", 0), ("--scales is 0.0", "above 0")),
 }  # fmt: skip
-CASES = [(recipe, case) for recipe, cases in (("pretrain", PRETRAIN), ("finetune", FINETUNE), ("evaluate_model", EVALUATE)) for case in cases]
+RECIPES = {"pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate_model": EVALUATE}
+CASES = [(recipe, case) for recipe, cases in RECIPES.items() for case in cases]
 
 
 @pytest.mark.parametrize(("recipe", "case"), CASES)
 def test_wrong_flags(places, tmp_path, recipe, case):
     """The error names the option or file, its value, and what was expected or what to do."""
-    flags, says = {"pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate_model": EVALUATE}[recipe][case]
+    flags, says = RECIPES[recipe][case]
     flags = [flag.format(places) if isinstance(flag, str) else flag for flag in flags]
     message = refused(recipe, tmp_path / "out", *flags)
     assert all(part.format(places).lower() in message.lower() for part in says), message
@@ -442,5 +443,6 @@ def test_scored_classes_that_do_not_occur(tmp_path, places):
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     names = [config["id2label"][str(i)] for i in range(8)]
     data = ("--dataset", "folder", "--data-dir", tmp_path / "data", "--split", "val", "--classes", *names)
-    message = harness.refused("evaluate_model", "--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
+    flags = ("--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
+    message = harness.refused("evaluate_model", *flags)
     assert f"None of the classes to score, {names[5]}" in message

@@ -162,7 +162,8 @@ LOSS_VALUES = {
     "loss_precision": ("bf16",),
 }  # fmt: skip
 VIEW_VALUES = {
-    "geometry": ("shared", "none"), "min_scale": (0.9,), "max_scale": (1.1,), "min_overlap": (0.6,), "color_strength": (0.0,), "blur": (0.0, 1.0),
+    "geometry": ("shared", "none"), "min_scale": (0.9,), "max_scale": (1.1,), "min_overlap": (0.6,), "color_strength": (0.0,),
+    "blur": (0.0, 1.0),
     "augment_both": ("true",),
 }  # fmt: skip
 NETWORK_VALUES = {

@@ -108,7 +108,9 @@ def test_pretraining_leaves_a_model_its_log_and_pictures(chain):
 def test_fine_tuning_leaves_a_model_and_its_results(chain):
     """results.json has the promised keys and ranges; the decoder came from pre-training and went on from there."""
     out = chain[0] / "OUT2"
-    assert listed(out) == HUB_FILES | {"config.yaml", "run.json", "log.jsonl", "checkpoints", "training.png", "results.json", "predictions.png"}
+    assert listed(out) == HUB_FILES | {"config.yaml", "run.json", "log.jsonl", "checkpoints"} | {
+        "training.png", "results.json", "predictions.png"
+    }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert set(results) >= RESULTS and results["split"] == "val" and results["num_images"] == 3 and results["seed"] == 1
     assert 0 <= results["mean_iou"] <= 1 and 0 <= results["overall_accuracy"] <= 1
@@ -178,7 +180,8 @@ def test_backbone_is_swapped_by_name_alone(few_camvid, tmp_path, backbone):
 
 def test_real_voc_chain(real_data, tmp_path):
     """VOC's layout goes through both stages; the train split names its 21 classes."""
-    flags = ("--dataset", "voc2012", "--data-dir", real_data / "VOCdevkit", "--train-count", 6, "--batch-size", 2, "--dataloader-num-workers", 0,
+    flags = ("--dataset", "voc2012", "--data-dir", real_data / "VOCdevkit", "--train-count", 6, "--batch-size", 2,
+             "--dataloader-num-workers", 0,
              "--max-steps", 1, "--val-split", "none")  # fmt: skip
     harness.run("pretrain", *harness.TINY, *flags, "--output-dir", tmp_path / "a")
     harness.run("finetune", *flags, "--model", tmp_path / "a", "--output-dir", tmp_path / "b")
@@ -392,7 +395,8 @@ def test_two_processes_pretrain_like_one(tmp_path, monkeypatch):
     """Same global batches, labelled and not; equal weights on both; losses and gradient norms of one process to rounding, since
     negatives are gathered and nothing here has batch statistics; one log."""
     flags = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
-             "--pixel-scope", "batch", "--unlabelled", "rest", "--train-count", 8, "--batch-size", 4, "--dataloader-num-workers", 0, "--max-steps", 4,
+             "--pixel-scope", "batch", "--unlabelled", "rest", "--train-count", 8, "--batch-size", 4,
+              "--dataloader-num-workers", 0, "--max-steps", 4,
              "--logging-steps", 1, "--gradient-accumulation-steps", 2, "--val-split", "none")  # fmt: skip
     records, shown = on_two(tmp_path, "pretrain", *flags, "--output-dir", tmp_path / "two")
     whole = in_one(tmp_path, monkeypatch, "pretrain", *flags, "--output-dir", tmp_path / "one")
