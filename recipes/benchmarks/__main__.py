@@ -20,6 +20,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in BENCHMARKS:
         raise ValueError(f"the benchmark is {name!r}; expected one of {', '.join(BENCHMARKS)}.")
+    sys.argv[0] = f"python -m recipes.benchmarks {name}"  # the program of --help
     importlib.import_module(f".{BENCHMARKS[name]}", __package__).main(sys.argv[2:])
 
 
