@@ -356,7 +356,7 @@ def test_a_part_of_a_data_set_is_named():
     small, full, other = (
         str(data.Setting(*words, "printed", "random")) for words in (("small", "voc2012"), ("full", "voc2012"), ("small", "x"))
     )
-    assert small == "PASCAL VOC 2012, animal-centred part, small scale, as printed, from random weights"
+    assert small == "PASCAL VOC 2012, animal-centered part, small scale, as printed, from random weights"
     assert full.startswith("PASCAL VOC 2012, full scale, ") and other.startswith("x, small scale, ")
 
 

@@ -21,7 +21,7 @@ CELLS = {  # in the order of the tables; other cells come last
     3: (*PAPER_CELLS[3], "imagenet"),
 }
 DATASETS = {"camvid": "CamVid", "voc2012": "PASCAL VOC 2012", "cityscapes": "Cityscapes"}
-PARTS = {(scale, "voc2012"): "PASCAL VOC 2012, animal-centred part" for scale in ("small", "medium")}  # of the data set
+PARTS = {(scale, "voc2012"): "PASCAL VOC 2012, animal-centered part" for scale in ("small", "medium")}  # of the data set
 SCALES = ("small", "medium", "full")
 READINGS = {"best": "best reading", "printed": "as printed"}
 STARTS = {"imagenet": "from ImageNet weights", "random": "from random weights"}
