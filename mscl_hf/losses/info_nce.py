@@ -55,21 +55,21 @@ def global_contrast(
 
 def _matched_nce(a: Tensor, keys: Tensor, first: int, temperature: float, denominator: str, keep: Mask | None = None) -> Tensor:
     """Return InfoNCE of row i of a (G, n, E) and its positive, row first + i of keys (G, M, E), among all keys or those of `keep`."""
-    own = torch.arange(a.shape[1], device=a.device) + first
+    positive_index = torch.arange(a.shape[1], device=a.device) + first
     term: Term = logsumexp(keep)
     if denominator == "literal":
-        term, a, keys = with_autograd(_literal(own, temperature, keep)), at_least_float32(a), at_least_float32(keys)
+        term, a, keys = with_autograd(_literal(positive_index, temperature, keep)), at_least_float32(a), at_least_float32(keys)
     positive = (at_least_float32(a) * at_least_float32(keys[:, first : first + a.shape[1]])).sum(2) / temperature
     weights = torch.full_like(positive, 1 / max(1, positive.numel()), requires_grad=False)
     return streamed_sum(term, a, keys, temperature, weights) - (weights * positive).sum()
 
 
-def _literal(own: Tensor, temperature: float, keep: Mask | None) -> Callable[[Tensor, slice], Tensor]:
+def _literal(positive_index: Tensor, temperature: float, keep: Mask | None) -> Callable[[Tensor, slice], Tensor]:
     """Return the log-sum-exp with the positive's score not divided by the temperature."""
 
     def function(scores: Tensor, rows: slice) -> Tensor:
-        positive = own[rows].expand(len(scores), -1)[..., None]
-        scores = scores.scatter(2, positive, scores.gather(2, positive) * temperature)
+        column = positive_index[rows].expand(len(scores), -1)[..., None]
+        scores = scores.scatter(2, column, scores.gather(2, column) * temperature)
         return (scores if keep is None else scores.masked_fill(~keep(rows), MASKED_SCORE)).logsumexp(2)
 
     return function
@@ -84,10 +84,10 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     """
     both = torch.stack([a, b], dim=1).flatten(0, 1)  # (2B, E): a_0, b_0, a_1, b_1, ...
     keys, first = gather_rows(both)
-    own = torch.arange(len(both), device=a.device) + first
+    index = torch.arange(len(both), device=a.device) + first
 
     def not_itself(rows: slice) -> Tensor:
-        return torch.arange(len(keys), device=a.device) != own[rows, None]
+        return torch.arange(len(keys), device=a.device) != index[rows, None]
 
     positive = (at_least_float32(a) * at_least_float32(b)).sum(1).mean() / temperature
     weights = torch.full((1, len(both)), 1 / len(both), dtype=positive.dtype, device=a.device)
@@ -101,21 +101,22 @@ def info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature:
     anchors, positives (n, E), row by row; negatives (m, E), shared by all anchors. Zero without negatives.
     """
     anchors, positives, negatives = (at_least_float32(x) for x in (anchors, positives, negatives))
-    own = torch.linalg.vecdot(anchors, positives) / temperature
-    share = torch.ones_like(own, requires_grad=False)  # of the positive in its anchor's softmax: the gradient of the log-sum by its score
-    weights = torch.full_like(share, 1 / max(1, len(own)))
-    total = own.detach().mean()
+    positive = torch.linalg.vecdot(anchors, positives) / temperature
+    # The positive's share of its anchor's softmax: d log-sum-exp / d positive.
+    share = torch.ones_like(positive, requires_grad=False)
+    weights = torch.full_like(share, 1 / max(1, len(positive)))
+    total = positive.detach().mean()
     if len(negatives):
-        term, keys = _with_positive(own.detach(), share), negatives[None].to(anchors.dtype)
+        term, keys = _with_positive(positive.detach(), share), negatives[None].to(anchors.dtype)
         total = streamed_sum(term, anchors[None], keys, temperature, weights[None])
-    return total + (weights * share * (own - own.detach())).sum() - own.mean()
+    return total + (weights * share * (positive - positive.detach())).sum() - positive.mean()
 
 
-def _with_positive(own: Tensor, share: Tensor) -> Term:
-    """Return the log-sum-exp of all scores and of the positive's, own (n,); share (n,) receives the positive's part of the softmax."""
+def _with_positive(positives: Tensor, share: Tensor) -> Term:
+    """Return the log-sum-exp of all scores and positives (n,); share (n,) receives the positive's share of the softmax."""
 
     def term(block: Block) -> tuple[Tensor, Tensor]:
-        scores, positive = block.scores, own[None, block.rows, None]
+        scores, positive = block.scores, positives[None, block.rows, None]
         largest = torch.maximum(scores.amax(2, keepdim=True), positive)
         scores.sub_(largest).exp_()
         first = (positive - largest).exp()
@@ -158,10 +159,11 @@ def _block_nce(a: Tensor, keys: Tensor, first: int, temperature: float, scope: s
     if scope == "image":
         return _matched_nce(a, keys, 0, temperature, denominator)
     image_of_key = torch.arange(keys.shape[0] * blocks, device=a.device) // blocks
-    own = torch.arange(images * blocks, device=a.device) + first * blocks
+    positive_index = torch.arange(images * blocks, device=a.device) + first * blocks
 
     def others(rows: slice) -> Tensor:  # includes the positive
-        return (image_of_key != image_of_key[own[rows], None]) | (torch.arange(len(image_of_key), device=a.device) == own[rows, None])
+        is_positive = torch.arange(len(image_of_key), device=a.device) == positive_index[rows, None]
+        return (image_of_key != image_of_key[positive_index[rows], None]) | is_positive
 
     keep = others if scope == "others" else None
     return _matched_nce(a.flatten(0, 1)[None], keys.flatten(0, 1)[None], first * blocks, temperature, denominator, keep)

@@ -17,9 +17,9 @@ EPSILON = 1e-7
 def instance_softmax(vectors: Tensor, index: Tensor, bank: Tensor, temperature: float = 0.07) -> Tensor:
     """mean_b [ log sum_i exp(<v_b, m_i>/t) - <v_b, m_index>/t ], over the whole bank; vectors (B, E), index (B,), bank (N, E)."""
     bank = bank.to(vectors.dtype)
-    own = torch.linalg.vecdot(at_least_float32(vectors), at_least_float32(bank[index])).mean() / temperature
-    weights = torch.full((1, len(vectors)), 1 / len(vectors), dtype=own.dtype, device=own.device)
-    return streamed_sum(logsumexp(), vectors[None], bank[None], temperature, weights) - own
+    positive = torch.linalg.vecdot(at_least_float32(vectors), at_least_float32(bank[index])).mean() / temperature
+    weights = torch.full((1, len(vectors)), 1 / len(vectors), dtype=positive.dtype, device=positive.device)
+    return streamed_sum(logsumexp(), vectors[None], bank[None], temperature, weights) - positive
 
 
 @full_precision

@@ -33,20 +33,20 @@ def slice_contrast(
     versions = at_least_float32(versions)
     keys, first = gather_rows(versions)
     anchors, keys = versions.flatten(0, 1)[None], keys.flatten(0, 1)[None]
-    own = torch.arange(count * number, device=versions.device) + first * number
+    anchor_index = torch.arange(count * number, device=versions.device) + first * number
     index = torch.arange(keys.shape[1], device=versions.device)
     slice_of, version = index // number, index % number
     partition, volume = (gather_rows(numbers)[0][slice_of] for numbers in (partition, volume))
 
     def positive(rows: slice) -> Tensor:
-        a = own[rows, None]
+        a = anchor_index[rows, None]
         matches = (slice_of[a] == slice_of) & (a != index)
         if across_volumes:
             matches |= (partition[a] == partition) & (volume[a] != volume) & (version[a] == version)
         return matches
 
     def negative(rows: slice) -> Tensor:
-        return partition[own[rows], None] != partition
+        return partition[anchor_index[rows], None] != partition
 
     pairs = positive(slice(None)).sum(1).to(keys.dtype)[None]
     weight = pairs / mean_count(pairs.sum()).clamp(min=1)

@@ -105,7 +105,7 @@ def scaled_options(
     defaults, options = defaults_of(method_cls), dict(options)
     if "images" in defaults and options.get("bank_loss") != "batch":
         if scale.images is None:
-            raise ValueError(f"--streaming is given and --method {name} needs the number of images for its memory bank. Leave it out.")
+            raise ValueError(f"--method {name} needs the number of images, which a stream does not have. Leave out --streaming.")
         options["images"] = scale.images
         if "temperature" not in options and scale.images <= FEW_IMAGES:
             options["temperature"] = 0.1

@@ -381,7 +381,7 @@ def test_queues_that_cannot_work_are_refused_or_named():
         created("moco_v2", Scale(367, 16, 200), queue_size=8)
     _, said = created("moco_v2", Scale(367, 16, 200), queue_size=4096, ema_momentum=0.9)
     assert len(said) == 1 and "11.2 times" in said[0] and "176 avoids" in said[0]
-    with pytest.raises(ValueError, match="--streaming is given"):
+    with pytest.raises(ValueError, match="Leave out --streaming"):
         created("instdisc", Scale(None, 16, 200))
     assert created("cmc", Scale(None, 16, 200), bank_loss="batch")[0].banks is None  # which remembers nothing
 
