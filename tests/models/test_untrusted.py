@@ -212,7 +212,7 @@ def test_adapters_are_rejected(models, tmp_path, monkeypatch):
             open_model(MsclForSemanticSegmentation, str(folder))
     (folder / "config.json").unlink()
     for model_cls in (MsclConfig, MsclForSemanticSegmentation, AutoModelForSemanticSegmentation):
-        assert "merge it into its model" in rejection(open_model, model_cls, str(folder))
+        assert "Merge it into its model" in rejection(open_model, model_cls, str(folder))
 
 
 def test_a_planted_checkpoint_of_trainer_runs_no_code(models, tmp_path, sentinel):
