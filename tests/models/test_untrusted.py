@@ -433,7 +433,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_hostile_weights(models, tmp_path, damage):
     """Evaluation and fine-tuning reject a damaged model.safetensors in one sentence that names the folder, with status 1."""
-    for recipe, name in (("evaluate", "tuned"), ("finetune", "pretrained")):
+    for recipe, name in (("evaluate_model", "tuned"), ("finetune", "pretrained")):
         folder = copied(models, tmp_path, name)
         DAMAGES[damage](folder / "model.safetensors")
         more = (*harness.SHORT, "--val-split", "none", "--max-steps", 1) if recipe == "finetune" else ()
