@@ -54,7 +54,7 @@ def test_an_archive_is_no_data_folder(tmp_path, dataset):
         before = sorted(tmp_path.iterdir())
         flags = (*harness.TINY, *harness.SHORT, "--max-steps", 1, "--dataset", dataset, "--data-dir", file)
         message = harness.refused("pretrain", *flags, "--output-dir", tmp_path / "out")
-        assert f"{file} is packed" in message and "unpack it yourself" in message
+        assert f"{file} is an archive" in message and "unpack it yourself" in message
         assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "out"} and not (tmp_path.parent / "evil.txt").exists()
 
 
@@ -66,14 +66,14 @@ def test_an_archive_in_a_folder_is_not_unpacked(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "a.png")
         zipped(folder / name)
-        with pytest.raises(ValueError, match=re.escape(f"{folder / name} is packed")):
+        with pytest.raises(ValueError, match=re.escape(f"{folder / name} is an archive")):
             load_data("hf", "train", folder)
     assert [path.name for path in tmp_path.rglob("evil*")] == []
-    with pytest.raises(ValueError, match="is packed"):
+    with pytest.raises(ValueError, match="is an archive"):
         load_data("folder", "train", zipped(tmp_path / "unlabelled.zip"), unlabelled=True)
 
 
-def test_archives_are_told_by_their_judge(tmp_path):
+def test_archives_are_recognized_as_by_datasets(tmp_path):
     """Every file that `datasets` would unpack, whatever its first bytes and its name, and no image: one named as an image alone
     is one to it too, which cannot be read."""
     old = io.BytesIO()
@@ -88,7 +88,7 @@ def test_archives_are_told_by_their_judge(tmp_path):
     for number, (name, content) in enumerate(archives.items()):
         folder = write_folder(tmp_path / str(number), masks=False, splits=("train",), count=2)
         (folder / name).write_bytes(content)
-        with pytest.raises(ValueError, match=re.escape(f"{folder / name} is packed")):
+        with pytest.raises(ValueError, match=re.escape(f"{folder / name} is an archive")):
             load_data("hf", "train", folder, unlabelled=True)
     for name in ("notes.txt", "scan.001.png", "empty"):
         (folder / name).write_bytes(b"" if name == "empty" else (folder / "images" / "train" / "0.png").read_bytes())
