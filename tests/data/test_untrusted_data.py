@@ -54,7 +54,7 @@ def test_an_archive_is_no_data_folder(tmp_path, dataset):
         before = sorted(tmp_path.iterdir())
         flags = (*harness.TINY, *harness.SHORT, "--max-steps", 1, "--dataset", dataset, "--data-dir", file)
         message = harness.refused("pretrain", *flags, "--output-dir", tmp_path / "out")
-        assert f"{file} is an archive" in message and "unpack it yourself" in message
+        assert f"{file} is an archive" in message and "Unpack it" in message
         assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "out"} and not (tmp_path.parent / "evil.txt").exists()
 
 
