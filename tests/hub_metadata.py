@@ -1,4 +1,4 @@
-"""The rules by which the Hub checks the metadata at the top of a README.md, as far as models and Spaces of ours touch them."""
+"""The Hub's rules for the metadata of a README.md that concern the models and Spaces of mscl_hf."""
 
 import re
 
@@ -8,14 +8,14 @@ LICENSES = set(
     "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 other unknown".split()
 )
 PIPELINE_TAGS = set("image-segmentation image-classification image-feature-extraction mask-generation object-detection other".split())
-COLOURS = set("red yellow green blue indigo purple pink gray".split())
+COLORS = set("red yellow green blue indigo purple pink gray".split())
 
 
-def card_problems(text: str, kind: str = "model") -> tuple[list[str], list[str]]:
-    """(errors, warnings) of the metadata at the top of a README.md, by the rules of the Hub that concern models and Spaces."""
+def card_problems(text: str, repo_type: str = "model") -> tuple[list[str], list[str]]:
+    """Return (errors, warnings) of the metadata at the top of a README.md."""
     block = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text, re.DOTALL)
     if block is None:
-        return (["Missing configuration in README.md"] if kind == "space" else []), ["empty or missing yaml metadata in repo card"]
+        return (["Missing configuration in README.md"] if repo_type == "space" else []), ["empty or missing yaml metadata in repo card"]
     try:
         card = yaml.safe_load(block[1])
     except yaml.YAMLError as error:
@@ -43,10 +43,10 @@ def card_problems(text: str, kind: str = "model") -> tuple[list[str], list[str]]
         warnings.append('"license_name" should be given with license: other')
     if isinstance(card.get("pipeline_tag"), str) and card["pipeline_tag"] not in PIPELINE_TAGS:
         warnings.append(f'The pipeline tag "{card["pipeline_tag"]}" is not in the official list: {sorted(PIPELINE_TAGS)}')
-    if kind == "space":
+    if repo_type == "space":
         errors += ['"sdk" must be one of gradio, docker, static'] * (card.get("sdk") not in ("gradio", "docker", "static"))
         for key in ("colorFrom", "colorTo"):
-            errors += [f'"{key}" must be one of {sorted(COLOURS)}'] * (card.get(key, "red") not in COLOURS)
+            errors += [f'"{key}" must be one of {sorted(COLORS)}'] * (card.get(key, "red") not in COLORS)
         if len(str(card.get("short_description", ""))) > 60:
             errors.append('"short_description" length must be less than or equal to 60 characters long')
     return errors + _model_index_problems(card.get("model-index", [])), warnings
@@ -66,8 +66,8 @@ def _model_index_problems(index) -> list[str]:
         for j, result in enumerate(model["results"]):
             where = f"model-index[{i}].results[{j}]"
             for part, keys in (("task", ("type",)), ("dataset", ("name", "type"))):
-                given = result.get(part) if isinstance(result, dict) else None
-                errors += [f'"{where}.{part}.{key}" is required' for key in keys if not isinstance((given or {}).get(key), str)]
+                value = result.get(part) if isinstance(result, dict) else None
+                errors += [f'"{where}.{part}.{key}" is required' for key in keys if not isinstance((value or {}).get(key), str)]
             metrics = result.get("metrics") if isinstance(result, dict) else None
             if not isinstance(metrics, list) or not metrics:
                 errors.append(f'"{where}.metrics" is required')

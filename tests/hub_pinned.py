@@ -1,4 +1,4 @@
-"""Part of tests/hub_worker.py: which commits of models and data runs take and record, and what becomes of pickles on the Hub."""
+"""Part of tests/hub_worker.py: the commits of models and data that runs use and record, and pickles on the Hub."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ from hub_routes import Repo
 NAME, DATA = "org/start", "org/scenes"
 
 
-def commit(hub, name: str, files: dict[str, bytes], kind: str = "model") -> str:
-    """A new commit of a repository, which is made if there is none."""
-    repo = hub.repos.setdefault(f"{kind}s/{name}", Repo(kind, name, False))
+def commit(hub, name: str, files: dict[str, bytes], repo_type: str = "model") -> str:
+    """Commit files to a repository, which is created if missing; return the commit."""
+    repo = hub.repos.setdefault(f"{repo_type}s/{name}", Repo(repo_type, name, False))
     large = (".safetensors", ".bin", ".parquet")
     return repo.commit("main", {path: hub.store(content, path.endswith(large)) for path, content in files.items()}, "files")
 
@@ -20,7 +20,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def pinned_life(hub, folder: Path) -> dict:
-    """Runs by a bare name and by NAME@COMMIT, an export, and repositories of pickles; what was seen of them."""
+    """Run recipes with NAME and NAME@COMMIT, an export, and untrusted repositories; return facts for the tests."""
     import harness
     import timm
     import torch
@@ -41,14 +41,14 @@ def pinned_life(hub, folder: Path) -> dict:
     facts: dict = {}
     folder.mkdir()
 
-    def made(seed: int) -> dict[str, bytes]:
+    def save_new(seed: int) -> dict[str, bytes]:
         torch.manual_seed(seed)
         (folder / f"made{seed}").mkdir()
         publish(MsclForPreTraining(harness.config()), folder / f"made{seed}")
         return read(folder / f"made{seed}")
 
     # Two commits of a model, one of data; a run by the bare name, and one by NAME@COMMIT
-    files = {1: made(1), 2: made(2)}
+    files = {1: save_new(1), 2: save_new(2)}
     commits = {number: commit(hub, NAME, content) for number, content in files.items()}
     facts["data commit"] = commit(hub, DATA, read(write_parquet(folder / "parquet", count=4)), "dataset")
     facts["commits"], facts["head"] = list(commits.values()), pinned(NAME)
@@ -60,11 +60,11 @@ def pinned_life(hub, folder: Path) -> dict:
         harness.run("finetune", *short, *more, "--model", model, "--output-dir", folder / name, draw_training=lambda *_: None)
         facts[name] = json.loads((folder / name / PROVENANCE).read_text())["stages"][-1]
         facts[f"{name} run"] = (folder / name / "run.json").read_text()
-        facts[f"{name} asked for"] = [path for _, path, _ in hub.log[start:] if f"/{NAME}/resolve/" in path]
+        facts[f"{name} requests"] = [path for _, path, _ in hub.log[start:] if f"/{NAME}/resolve/" in path]
     one, other = (open_model(MsclForPreTraining, place) for place in (f"{NAME}@{commits[1]}", str(folder / "made1")))
     facts["first weights"] = torch.equal(one.decoder.fuse[0].weight, other.decoder.fuse[0].weight)
-    facts["onward"] = pin_revisions(PretrainConfig(run=PretrainRun(start_from=NAME))).run.start_from
-    # Both repositories move on; what was begun does not, and what is new takes the newest
+    facts["start_from"] = pin_revisions(PretrainConfig(run=PretrainRun(start_from=NAME))).run.start_from
+    # Both repositories get a new commit: a resumed run keeps the old ones, a new run takes the newest
     again = (*short, *data, "--model", NAME, "--output-dir", folder / "continued")
     harness.run("finetune", *again, draw_training=lambda *_: None)
     before = (folder / "continued" / "run.json").read_text()
@@ -73,25 +73,25 @@ def pinned_life(hub, folder: Path) -> dict:
     harness.run("finetune", *again, "--resume", draw_training=lambda *_: None)
     records = [json.loads(text) for text in (before, (folder / "continued" / "run.json").read_text())]
     facts["continued"] = [[record[key] for key in ("model", "data_revision")] for record in records]
-    facts["a new one"] = pin_revisions(PretrainConfig(data=DataConfig(dataset="hf", data_dir=DATA))).data.data_revision
+    facts["new run"] = pin_revisions(PretrainConfig(data=DataConfig(dataset="hf", data_dir=DATA))).data.data_revision
     start = len(hub.log)
     export(f"{NAME}@{commits[1]}", "timm", folder / "exported")
-    facts["exported asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
+    facts["exported requests"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
 
-    # Images that lie loose in a repository, streamed and read whole; addresses of other places
+    # Image files of a repository, streamed and downloaded; URLs of other repositories
     Image.new("RGB", (64, 48), "red").save(folder / "red.png")
     loose = commit(hub, "org/loose", {f"train/{number}.png": (folder / "red.png").read_bytes() for number in range(4)}, "dataset")
     start = len(hub.log)
     data = load_data("hf", "train", "org/loose", unlabelled=True, streaming=True, revision=loose)
     facts["loose"] = [sample.image.shape for sample, _ in next(data.batches(0, 4, range(4)))]
-    facts["loose asked for"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
+    facts["loose requests"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
     whole = load_data("hf", "train", "org/loose", unlabelled=True, revision=loose)
     facts["loose whole"] = [whole.read(number).image.shape for number in range(4)]
     facts["loose stored"] = [len(row["image"]["bytes"]) > 0 for row in data.rows()]
     start = len(hub.log)
-    strays = ("org/secret@main/a.png", "org/loose-not@main/a.png", f"org/loose@{loose}/../../secret/a.png")
-    facts["strays"] = [data._fetched({"bytes": None, "path": f"hf://datasets/{stray}"})["bytes"] for stray in strays]
-    facts["strays asked for"] = len(hub.log) - start
+    foreign = ("org/secret@main/a.png", "org/loose-not@main/a.png", f"org/loose@{loose}/../../secret/a.png")
+    facts["foreign"] = [data._fetched({"bytes": None, "path": f"hf://datasets/{url}"})["bytes"] for url in foreign]
+    facts["foreign requests"] = len(hub.log) - start
 
     # Pickles on the Hub
     sentinel = folder / "code_was_run"
@@ -99,7 +99,7 @@ def pinned_life(hub, folder: Path) -> dict:
     trap = (folder / "trap.bin").read_bytes()
     bare = {name: content for name, content in files[1].items() if not name.endswith(".safetensors")}
     index = json.dumps({"metadata": {}, "weight_map": {"trap": "pytorch_model-1.bin"}}).encode()
-    facts["refused"], start = {}, len(hub.log)
+    facts["rejected"], start = {}, len(hub.log)
     for name, more in {
         "org/pickled": {"pytorch_model.bin": trap},
         "org/shards": {"pytorch_model.bin.index.json": index, "pytorch_model-1.bin": trap},
@@ -107,13 +107,13 @@ def pinned_life(hub, folder: Path) -> dict:
         "org/empty": {},
     }.items():
         commit(hub, name, bare | more)
-        for kind in (MsclForPreTraining, MsclForSemanticSegmentation):
+        for model_cls in (MsclForPreTraining, MsclForSemanticSegmentation):
             try:
-                open_model(kind, name)
+                open_model(model_cls, name)
             except ValueError as error:
-                facts["refused"][name] = str(error)
-        facts["refused by a command"] = harness.refused("finetune", *short, "--model", name, "--output-dir", folder / "no")
-    # Shards, which are looked at when they have been fetched
+                facts["rejected"][name] = str(error)
+        facts["rejected by a command"] = harness.refused("finetune", *short, "--model", name, "--output-dir", folder / "no")
+    # Shards, which are checked after the download
     network = MsclForPreTraining(harness.config())
     network.save_pretrained(folder / "shards", max_shard_size="200KB")
     last = max((folder / "shards").glob("*.safetensors"))
@@ -122,13 +122,13 @@ def pinned_life(hub, folder: Path) -> dict:
     try:
         open_model(MsclForPreTraining, "org/integers")
     except ValueError as error:
-        facts["refused"]["org/integers"] = str(error)
+        facts["rejected"]["org/integers"] = str(error)
     timm_name = timm.get_pretrained_cfg("test_resnet").hf_hub_id
     commit(hub, timm_name, {"pytorch_model.bin": trap})
     try:
         load_timm_weights(MsclForPreTraining(harness.config()))
     except ValueError as error:
-        facts["refused"][timm_name] = str(error)
-    facts["asked"] = [(method, path) for method, path, _ in hub.log[start:]]
+        facts["rejected"][timm_name] = str(error)
+    facts["requests"] = [(method, path) for method, path, _ in hub.log[start:]]
     facts["code was run"] = sentinel.exists()
     return facts

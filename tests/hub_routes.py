@@ -1,4 +1,4 @@
-"""What the Hub answers: the requests of the real huggingface_hub client for models and Spaces, as tests/minihub.py serves them."""
+"""The routes of tests/minihub.py: the requests of huggingface_hub for models, Spaces and data sets, and their answers."""
 
 import base64
 import hashlib
@@ -12,8 +12,8 @@ from hub_metadata import card_problems
 LARGE = (".safetensors", ".bin", ".onnx", ".data", ".pt2", ".npz")  # .gitattributes of a new repository
 
 
-class Refused(Exception):
-    """An answer other than 200: status, message, and the Hub's word for it in X-Error-Code."""
+class Rejected(Exception):
+    """An answer other than 200: status, message, and the Hub's name for the error in X-Error-Code."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **more):
         super().__init__(message)
@@ -22,9 +22,9 @@ class Refused(Exception):
 
 @dataclass
 class Repo:
-    """commits: {sha: {"files": {path: entry}, "parent", "message"}}; an entry is {"oid", "sha256", "size", "lfs"}."""
+    """A repository. commits: {sha: {"files": {path: entry}, "parent", "message"}}; an entry is {"oid", "sha256", "size", "lfs"}."""
 
-    kind: str
+    repo_type: str
     name: str
     private: bool
     commits: dict = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Repo:
     def resolve(self, revision: str) -> str:
         sha = self.branches.get(revision) or self.tags.get(revision) or (revision if revision in self.commits else None)
         if sha is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise Rejected(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha
 
     def files(self, revision: str) -> dict:
@@ -49,7 +49,7 @@ class Repo:
 
 
 class Routes:
-    """Part of a request handler, which has: hub, headers, query, body. Each route returns the answer and its headers, or raises Refused."""
+    """Part of a request handler with hub, headers, query and body. Each route returns the answer and its headers, or raises Rejected."""
 
     ROUTES = (  # method, path, function; T: models, spaces or datasets
         ("POST", r"/api/repos/create", "create"),
@@ -63,111 +63,112 @@ class Routes:
         ("GET", r"/api/T/NAME/auth-check(?P<write>/write)?", "auth_check"),
         ("GET", r"/api/T/NAME/refs", "refs"),
         ("GET", r"/api/T/NAME(?:/revision/(?P<revision>[^/]+))?", "info"),
-        ("POST", r"/(?:(?P<kind>spaces|datasets)/)?NAME\.git/info/lfs/objects/batch", "batch"),
+        ("POST", r"/(?:(?P<repo_type>spaces|datasets)/)?NAME\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "put"),
         ("POST", r"/lfs/verify", "verify"),
-        ("GET", r"/(?:(?P<kind>spaces|datasets)/)?NAME/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", r"/(?:(?P<repo_type>spaces|datasets)/)?NAME/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )  # fmt: skip
 
     def route(self, method: str, path: str):
         for expected, pattern, name in self.ROUTES:
-            pattern = pattern.replace("/T/", "/(?P<kind>models|spaces|datasets)/").replace("NAME", r"(?P<name>[\w.-]+/[\w.-]+?)")
+            pattern = pattern.replace("/T/", "/(?P<repo_type>models|spaces|datasets)/").replace("NAME", r"(?P<name>[\w.-]+/[\w.-]+?)")
             if method == expected and (match := re.fullmatch(pattern, path)):
-                found = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-                if "name" in found:
-                    found["kind"] = found.get("kind", "models")[:-1]
-                return getattr(self, name)(**found)
-        raise Refused(404, f"nothing at {path}")
+                parameters = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                if "name" in parameters:
+                    parameters["repo_type"] = parameters.get("repo_type", "models")[:-1]
+                return getattr(self, name)(**parameters)
+        raise Rejected(404, f"nothing at {path}")
 
-    # Who asks
+    # Users and rights
 
     def user(self) -> dict | None:
         header = self.headers.get("Authorization", "")
         if not header:
             return None
         if header.removeprefix("Bearer ") not in self.hub.tokens:
-            raise Refused(401, "Invalid credentials in Authorization header")
+            raise Rejected(401, "Invalid credentials in Authorization header")
         return self.hub.tokens[header.removeprefix("Bearer ")]
 
     def writer(self, owner: str) -> dict:
         user = self.user()
         if user is None:
-            raise Refused(401, "Invalid username or password.")
+            raise Rejected(401, "Invalid username or password.")
         if not user["write"] or owner not in (user["name"], *user["orgs"]):
-            raise Refused(403, f"You don't have the rights to write under the namespace {owner}")
+            raise Rejected(403, f"You don't have the rights to write under the namespace {owner}")
         return user
 
-    def repo(self, kind: str, name: str, write: bool = False) -> Repo:
+    def repo(self, repo_type: str, name: str, write: bool = False) -> Repo:
         user = self.user()
-        repo = self.hub.repo(name, kind)
+        repo = self.hub.repo(name, repo_type)
         if repo.private and (user is None or name.split("/")[0] not in (user["name"], *user["orgs"])):
-            raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
+            raise Rejected(404 if user else 401, "Repository not found", "RepoNotFound")
         if write:
             self.writer(name.split("/")[0])
         return repo
 
-    # What they ask for
+    # Requests
 
     def whoami(self):
         user = self.user()
         if user is None:
-            raise Refused(401, "Invalid username or password.")
+            raise Rejected(401, "Invalid username or password.")
         return {"type": "user", "name": user["name"], "orgs": [{"name": name} for name in user["orgs"]]}, {}
 
     def create(self):
-        asked = json.loads(self.body)
-        kind, owner = asked.get("type") or "model", asked.get("organization")
+        requested = json.loads(self.body)
+        repo_type, owner = requested.get("type") or "model", requested.get("organization")
         user = self.writer(owner or (self.user() or {}).get("name", ""))
-        name = f"{owner or user['name']}/{asked['name']}"
-        url = f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{name}"
-        if f"{kind}s/{name}" in self.hub.repos:
-            raise Refused(409, f"You already created this {kind} repo", url=url)
-        if kind == "space" and asked.get("sdk") not in ("gradio", "docker", "static"):
-            raise Refused(400, "sdk must be one of gradio, docker, static")
-        repo = self.hub.repos[f"{kind}s/{name}"] = Repo(kind, name, asked.get("visibility") == "private" or bool(asked.get("private")))
+        name = f"{owner or user['name']}/{requested['name']}"
+        url = f"{self.hub.url}/{'' if repo_type == 'model' else repo_type + 's/'}{name}"
+        if f"{repo_type}s/{name}" in self.hub.repos:
+            raise Rejected(409, f"You already created this {repo_type} repo", url=url)
+        if repo_type == "space" and requested.get("sdk") not in ("gradio", "docker", "static"):
+            raise Rejected(400, "sdk must be one of gradio, docker, static")
+        private = requested.get("visibility") == "private" or bool(requested.get("private"))
+        repo = self.hub.repos[f"{repo_type}s/{name}"] = Repo(repo_type, name, private)
         attributes = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LARGE).encode()
         repo.commit("main", {".gitattributes": self.hub.store(attributes, False)}, "initial commit")
         self.hub.save()
         return {"url": url, "name": name}, {}
 
     def validate(self):
-        asked = json.loads(self.body)
-        errors, warnings = card_problems(asked["content"], asked.get("repoType", "model"))
-        found = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
-        return found, {"status": 400 if errors else 200}
+        requested = json.loads(self.body)
+        errors, warnings = card_problems(requested["content"], requested.get("repoType", "model"))
+        problems = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+        return problems, {"status": 400 if errors else 200}
 
-    def auth_check(self, kind, name, write=None):
-        self.repo(kind, name, write is not None)
+    def auth_check(self, repo_type, name, write=None):
+        self.repo(repo_type, name, write is not None)
         return {}, {}
 
-    def info(self, kind, name, revision="main"):
-        repo = self.repo(kind, name)
+    def info(self, repo_type, name, revision="main"):
+        repo = self.repo(repo_type, name)
         sha = repo.resolve(revision)
         siblings = [{"rfilename": path} for path in repo.commits[sha]["files"]]
         return {"id": name, "modelId": name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []}, {}
 
-    def refs(self, kind, name):
-        repo = self.repo(kind, name)
+    def refs(self, repo_type, name):
+        repo = self.repo(repo_type, name)
         branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in repo.branches.items()]
         tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": sha} for name, sha in repo.tags.items()]
         return {"branches": branches, "tags": tags, "converts": []}, {}
 
-    def mark(self, kind, name, what, revision):
-        repo, asked = self.repo(kind, name, write=True), json.loads(self.body or b"{}")
+    def mark(self, repo_type, name, what, revision):
+        repo, body = self.repo(repo_type, name, write=True), json.loads(self.body or b"{}")
         refs, new, start = (
-            (repo.branches, revision, asked.get("startingPoint", "main")) if what == "branch" else (repo.tags, asked["tag"], revision)
+            (repo.branches, revision, body.get("startingPoint", "main")) if what == "branch" else (repo.tags, body["tag"], revision)
         )
         if new in refs:
-            raise Refused(409, f"Reference already exists: {new}")
+            raise Rejected(409, f"Reference already exists: {new}")
         refs[new] = repo.resolve(start)
         self.hub.save()
         return {}, {}
 
-    def tree(self, kind, name, revision, path=""):
-        files = self.repo(kind, name).files(revision)
+    def tree(self, repo_type, name, revision, path=""):
+        files = self.repo(repo_type, name).files(revision)
         below = {p: entry for p, entry in files.items() if not path or p.startswith(path + "/")}
         if path and not below:
-            raise Refused(404, f"{path} does not exist on {revision}", "EntryNotFound")
+            raise Rejected(404, f"{path} does not exist on {revision}", "EntryNotFound")
         if self.query.get("recursive", ["false"])[0].lower() in ("true", "1"):
             return [self.row(p, entry) for p, entry in below.items()], {}
         start = len(path) + 1 if path else 0
@@ -175,94 +176,94 @@ class Routes:
         rows = [{"type": "directory", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(), "size": 0} for p in folders]
         return rows + [self.row(p, entry) for p, entry in below.items() if "/" not in p[start:]], {}
 
-    def paths_info(self, kind, name, revision):
-        files = self.repo(kind, name).files(revision)
+    def paths_info(self, repo_type, name, revision):
+        files = self.repo(repo_type, name).files(revision)
         json_body = "json" in self.headers.get("Content-Type", "")
-        asked = json.loads(self.body)["paths"] if json_body else parse_qs(self.body.decode()).get("paths", [])
-        return [self.row(path, files[path]) for path in asked if path in files], {}
+        requested = json.loads(self.body)["paths"] if json_body else parse_qs(self.body.decode()).get("paths", [])
+        return [self.row(path, files[path]) for path in requested if path in files], {}
 
     @staticmethod
     def row(path: str, entry: dict) -> dict:
         large = {"lfs": {"oid": entry["sha256"], "size": entry["size"], "pointerSize": entry["pointer"]}} if entry["lfs"] else {}
         return {"type": "file", "path": path, "oid": entry["oid"], "size": entry["size"], **large}
 
-    def resolve(self, kind, name, revision, path):
-        repo = self.repo(kind, name)
+    def resolve(self, repo_type, name, revision, path):
+        repo = self.repo(repo_type, name)
         sha = repo.resolve(revision)
         entry = repo.commits[sha]["files"].get(path)
         if entry is None:
-            raise Refused(404, f"{path} does not exist on {revision}", "EntryNotFound", commit=sha)
+            raise Rejected(404, f"{path} does not exist on {revision}", "EntryNotFound", commit=sha)
         data = self.hub.blob(entry["sha256"]).read_bytes()
         headers = {"X-Repo-Commit": sha, "ETag": f'"{entry["oid"]}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if entry["lfs"]:
             headers |= {"X-Linked-Etag": f'"{entry["sha256"]}"', "X-Linked-Size": str(entry["size"])}
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
+        if requested := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(requested[1]), min(int(requested[2] or len(data) - 1), len(data) - 1)
             if first >= len(data):
-                raise Refused(416, "Range not satisfiable")
+                raise Rejected(416, "Range not satisfiable")
             return data[first : last + 1], headers | {"status": 206, "Content-Range": f"bytes {first}-{last}/{len(data)}"}
         return data, headers
 
-    def preupload(self, kind, name, revision):
-        there = self.repo(kind, name, write=True).files(revision)
+    def preupload(self, repo_type, name, revision):
+        files = self.repo(repo_type, name, write=True).files(revision)
         rows = []
         for file in json.loads(self.body)["files"]:
             large = file["path"].endswith(LARGE) or file["size"] > 10_000_000
-            entry = there.get(file["path"])
+            entry = files.get(file["path"])
             oid = None if entry is None else entry["sha256"] if entry["lfs"] else entry["oid"]
             rows.append({"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
         return {"files": rows}, {}
 
-    def batch(self, kind, name):
-        self.repo(kind, name, write=True)
+    def batch(self, repo_type, name):
+        self.repo(repo_type, name, write=True)
         objects = json.loads(self.body)["objects"]
-        for thing in objects:
-            if not self.hub.blob(thing["oid"]).exists():
-                upload = {"href": f"{self.hub.url}/lfs/{thing['oid']}?X-Signature={self.hub.signature}"}
-                thing["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/lfs/verify"}}
+        for lfs_object in objects:
+            if not self.hub.blob(lfs_object["oid"]).exists():
+                upload = {"href": f"{self.hub.url}/lfs/{lfs_object['oid']}?X-Signature={self.hub.signature}"}
+                lfs_object["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/lfs/verify"}}
         return {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"}
 
     def put(self, oid):
         if self.query.get("X-Signature") != [self.hub.signature]:
-            raise Refused(403, "SignatureDoesNotMatch")
+            raise Rejected(403, "SignatureDoesNotMatch")
         if hashlib.sha256(self.body).hexdigest() != oid:
-            raise Refused(400, "BadDigest")
+            raise Rejected(400, "BadDigest")
         self.hub.store(self.body, True)
         return b"", {}
 
     def verify(self):
-        asked = json.loads(self.body)
-        blob = self.hub.blob(asked["oid"])
-        if self.user() is None or not blob.exists() or blob.stat().st_size != asked["size"]:
-            raise Refused(400, "the object is not there in this size")
+        requested = json.loads(self.body)
+        blob = self.hub.blob(requested["oid"])
+        if self.user() is None or not blob.exists() or blob.stat().st_size != requested["size"]:
+            raise Rejected(400, "no object of this size")
         return {}, {}
 
-    def commit(self, kind, name, revision):
-        repo = self.repo(kind, name, write=True)
+    def commit(self, repo_type, name, revision):
+        repo = self.repo(repo_type, name, write=True)
         if revision not in repo.branches:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise Rejected(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         lines = [json.loads(line) for line in self.body.splitlines()]
         header = next(line["value"] for line in lines if line["key"] == "header")
         if header.get("parentCommit") not in (None, repo.branches[revision]):
-            raise Refused(412, "The branch has moved since")
+            raise Rejected(412, "The branch has moved since")
         files = dict(repo.files(revision))
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
                 content = base64.b64decode(value["content"])
-                if value["path"] == "README.md" and (errors := card_problems(content.decode(), kind)[0]):
-                    raise Refused(400, "; ".join(errors))
+                if value["path"] == "README.md" and (errors := card_problems(content.decode(), repo_type)[0]):
+                    raise Rejected(400, "; ".join(errors))
                 files[value["path"]] = self.hub.store(content, False)
             elif line["key"] == "lfsFile":
                 if not self.hub.blob(value["oid"]).exists():
-                    raise Refused(400, f"LFS pointer of {value['path']} points to a file that does not exist")
+                    raise Rejected(400, f"LFS pointer of {value['path']} points to a file that does not exist")
                 files[value["path"]] = self.hub.entry(value["oid"], value["size"], True)
             elif line["key"] == "deletedFile":
                 if files.pop(value["path"], None) is None:
-                    raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
+                    raise Rejected(404, "A file with this name doesn't exist", "EntryNotFound")
             elif line["key"] == "deletedFolder":
                 files = {path: entry for path, entry in files.items() if not path.startswith(value["path"].rstrip("/") + "/")}
-        sha = repo.commit(revision, files, header["summary"])  # only now, when nothing can be refused any more
+        sha = repo.commit(revision, files, header["summary"])  # after all checks
         self.hub.save()
-        prefix = "" if kind == "model" else f"{kind}s/"
+        prefix = "" if repo_type == "model" else f"{repo_type}s/"
         return {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{prefix}{name}/commit/{sha}", "hookOutput": ""}, {}

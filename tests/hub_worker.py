@@ -1,7 +1,7 @@
-"""The life of a checkpoint on a Hub, in one process that takes tests/minihub.py for the Hub; what was seen is written to FOLDER/facts.json.
+"""Push and load a model in a process that uses tests/minihub.py as the Hub; facts for the tests are written to FOLDER/facts.json.
 
-    python tests/hub_worker.py FOLDER            # everything but what follows
-    python tests/hub_worker.py FOLDER REVISION   # afterwards, without a server: what the cache holds of the newest and of this revision
+    python tests/hub_worker.py FOLDER            # all steps with a server
+    python tests/hub_worker.py FOLDER REVISION   # then offline: load the newest revision and this one from the cache
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(sys.argv[1])
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("recipes", "models")]  # whose files share helpers
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("recipes", "models")]  # their helpers are imported
 NAME = "org/net"
 
 
@@ -71,8 +71,8 @@ def main(hub, facts: dict) -> None:
     def load(name: str = NAME, **options) -> str:
         return logits(MsclForSemanticSegmentation.from_pretrained(name, **options))
 
-    def head(name: str = NAME, kind: str = "model") -> str:
-        return hub.repo(name, kind).branches["main"]
+    def head(name: str = NAME, repo_type: str = "model") -> str:
+        return hub.repo(name, repo_type).branches["main"]
 
     # Push, load, use
     run = FOLDER / "run"
@@ -81,12 +81,12 @@ def main(hub, facts: dict) -> None:
     facts["files"] = sorted(hub.repo(NAME).files("main"))
     facts["first_sha"], start = head(), len(hub.log)
     facts["loaded"] = load()
-    facts["asked_for"] = [path for method, path, _ in hub.log[start:] if "/resolve/" in path]
+    facts["requested"] = [path for method, path, _ in hub.log[start:] if "/resolve/" in path]
     facts["auto"] = logits(AutoModelForSemanticSegmentation.from_pretrained(NAME))
     facts["processor"] = type(AutoImageProcessor.from_pretrained(NAME)).__name__
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     segments = pipeline("image-segmentation", model=NAME)(image)
-    facts["segments"] = [[found["label"], list(found["mask"].size), int(np.count_nonzero(found["mask"]))] for found in segments]
+    facts["segments"] = [[part["label"], list(part["mask"].size), int(np.count_nonzero(part["mask"]))] for part in segments]
     backbone = AutoBackbone.from_pretrained(NAME).eval()
     own = MsclForSemanticSegmentation.from_pretrained(NAME).backbone.eval()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def main(hub, facts: dict) -> None:
         facts["own_feature_maps"] = [digest(feature_map) for feature_map in own(pixels()).feature_maps]
     facts["channels"] = [list(backbone.channels), [feature_map.shape[1] for feature_map in own(pixels()).feature_maps]]
 
-    # Again; changed; the old one by its commit
+    # Push the same files, other weights; load the first commit
     push_result(run, HubConfig(NAME))
     facts["after_same"] = head()
     facts["second"] = write(run, seed=1)
@@ -102,7 +102,7 @@ def main(hub, facts: dict) -> None:
     facts["commits"] = [hub.repo(NAME).commits[head()]["parent"], len(hub.repo(NAME).commits)]
     facts["main_now"], facts["pinned"] = load(), load(revision=facts["first_sha"])
 
-    # main moves between the files of one load: after its configuration was read, before its weights
+    # main moves during a load, between its configuration and its weights
     def move(_path: str) -> None:
         hub.repo(NAME).commit("main", hub.repo(NAME).files(facts["first_sha"]), "back to the first")
 
@@ -113,8 +113,8 @@ def main(hub, facts: dict) -> None:
     facts["snapshots"] = [path.name for path in (FOLDER / "moving").glob("models--*/snapshots/*")]
     facts["after_move"] = load(cache_dir=FOLDER / "moving")
 
-    # A download that is cut is continued; what is not as long as announced is no model; what is as long but wrong is found by a check
-    constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # what is continued is whole chunks of 10 MB
+    # Downloads: interrupted, too short, and of the right length with wrong bytes
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # by default 10 MB; whole chunks are kept
     hub.fail("GET", f"/{NAME}/resolve/.*/model.safetensors", "drop_midway")
     start = len(hub.log)
     facts["after_cut"] = load(cache_dir=FOLDER / "cut")
@@ -132,10 +132,10 @@ def main(hub, facts: dict) -> None:
     facts["short_repaired"] = load(cache_dir=FOLDER / "short")
     blob.write_bytes(weights[:-4] + b"\0\0\1\1")
     snapshot_download(NAME, cache_dir=FOLDER / "wrong")
-    facts["wrong"] = [found["path"] for found in api.verify_repo_checksums(NAME, cache_dir=FOLDER / "wrong").mismatches]
+    facts["wrong"] = [file["path"] for file in api.verify_repo_checksums(NAME, cache_dir=FOLDER / "wrong").mismatches]
     blob.write_bytes(weights)
 
-    # Spaces: the metric and the demonstration
+    # Spaces: the metric and the demo
     mscl_push("--what", "metric", "--push-to-hub", "org/mean_iou")
     mscl_push("--what", "space", "--push-to-hub", "org/demo")
     facts["spaces"] = {name: sorted(hub.repo(name, "space").files("main")) for name in ("org/mean_iou", "org/demo")}
@@ -166,13 +166,13 @@ def offline(facts: dict, revision: str) -> None:
 
 
 if __name__ == "__main__":
-    found: dict = {}
+    collected: dict = {}
     if sys.argv[2:]:
-        offline(found, revision=sys.argv[2])
+        offline(collected, revision=sys.argv[2])
     else:
         from minihub import TOKEN, Minihub
 
         with Minihub(FOLDER / "hub") as server:
             os.environ |= {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}  # before anything of Hugging Face is imported
-            main(server, found)
-    (FOLDER / "facts.json").write_text(json.dumps(found))
+            main(server, collected)
+    (FOLDER / "facts.json").write_text(json.dumps(collected))

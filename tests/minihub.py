@@ -1,9 +1,9 @@
-"""A Hub for the tests, over loopback: what the real huggingface_hub client needs, and the faults that a test plans.
+"""A small Hub over loopback for the real huggingface_hub client, with planned faults.
 
-Repositories with commits, branches and tags; uploads (large files apart) and one-commit pushes; downloads by revision; tokens; metadata
-checks of README.md; a log of every request. As a demonstration:
+It has repositories with commits, branches and tags; uploads (large files separately) and one-commit pushes; downloads by revision;
+tokens; metadata checks of README.md; and a log of all requests. To try it by hand:
 
-    python tests/minihub.py --root DIR     # prints the variables to set; then: mscl-push, from_pretrained, hf download ...
+    python tests/minihub.py --root DIR     # prints the variables to set for mscl-push, from_pretrained, hf download ...
 """
 
 import argparse
@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from hub_routes import Refused, Repo, Routes
+from hub_routes import Rejected, Repo, Routes
 
 TOKEN = "hf_tokenOfTheTestsForOrganizationOrg"
 
@@ -29,14 +29,14 @@ TOKEN = "hf_tokenOfTheTestsForOrganizationOrg"
 class Fault:
     method: str
     path: re.Pattern
-    what: int | str | Callable  # a status, "drop", "drop_midway", "drop_answer", or something to do before the request is served
+    effect: int | str | Callable  # a status, "drop", "drop_midway", "drop_answer", or a function called before the request is served
     times: float
     headers: dict
     body: bytes | None
 
 
 class Minihub:
-    """The server. `with Minihub(folder) as hub:` serves at hub.url; hub.log has (method, path, what was answered)."""
+    """The server: `with Minihub(folder) as hub:` serves at hub.url. hub.log holds (method, path, answer)."""
 
     def __init__(self, root: Path, tokens: dict[str, dict] | None = None, port: int = 0):
         self.root, self.lock = Path(root), threading.RLock()
@@ -44,7 +44,7 @@ class Minihub:
         self.repos: dict[str, Repo] = {}
         self.log: list[tuple[str, str, int | str]] = []
         self.faults: list[Fault] = []
-        self.signature = secrets.token_hex(8)  # of upload addresses, which go without a token
+        self.signature = secrets.token_hex(8)  # of upload URLs, which need no token
         (self.root / "blobs").mkdir(parents=True, exist_ok=True)
         if (self.root / "repos.json").is_file():
             self.repos = {name: Repo(**repo) for name, repo in json.loads((self.root / "repos.json").read_text()).items()}
@@ -60,25 +60,28 @@ class Minihub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, method: str, path: str, what: int | str | Callable, times: float = 1, headers: dict | None = None, body=None) -> None:
-        """The next `times` requests of this method to a path that matches fail: a status, or a cut connection - "drop" at once,
-        "drop_midway" after half of the body, "drop_answer" when all is done but not said. A callable is called with the path first."""
-        self.faults.append(Fault(method, re.compile(path), what, times, headers or {}, body))
+    def fail(self, method: str, path: str, effect: int | str | Callable, times: float = 1, headers: dict | None = None, body=None) -> None:
+        """Let the next `times` requests of this method with a matching path fail.
+
+        effect: a status, or a dropped connection: "drop" at once, "drop_midway" after half of the body, "drop_answer" after the request
+        was served, without its answer. A function is called with the path, and the request is served.
+        """
+        self.faults.append(Fault(method, re.compile(path), effect, times, headers or {}, body))
 
     def requests(self, method: str, path: str) -> list[int | str]:
-        """What was answered to the requests so far."""
+        """Return the answers to the matching requests so far."""
         return [answer for m, p, answer in self.log if m == method and re.search(path, p)]
 
-    def repo(self, name: str, kind: str = "model") -> Repo:
-        if f"{kind}s/{name}" not in self.repos:
-            raise Refused(404, "Repository not found", "RepoNotFound")
-        return self.repos[f"{kind}s/{name}"]
+    def repo(self, name: str, repo_type: str = "model") -> Repo:
+        if f"{repo_type}s/{name}" not in self.repos:
+            raise Rejected(404, "Repository not found", "RepoNotFound")
+        return self.repos[f"{repo_type}s/{name}"]
 
     def blob(self, sha256: str) -> Path:
         return self.root / "blobs" / sha256
 
     def store(self, content: bytes, large: bool) -> dict:
-        """The entry of a file in a tree. `oid` is git's, of the content or of the pointer to it."""
+        """Return the entry of a file in a tree. oid: git's, of the content or of the LFS pointer."""
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.blob(sha256).exists():
             self.blob(sha256).write_bytes(content)
@@ -105,22 +108,22 @@ class _Handler(Routes, BaseHTTPRequestHandler):
     def do_GET(self):
         url = urlsplit(self.path)
         self.query, fault = parse_qs(url.query), self.fault(url.path)
-        what = None if fault is None else fault.what
-        self.body = self.read_body(half=what == "drop_midway")
-        if callable(what):
-            what(url.path)
-        if isinstance(what, int):
-            self.answer(fault.body or {"error": f"planned {what}"}, what, dict(fault.headers))
-        elif what != "drop" and (what != "drop_midway" or self.command == "GET"):
-            self.serve(url.path, what if isinstance(what, str) else None)
-        if isinstance(what, str):
-            self.note(what)
+        effect = None if fault is None else fault.effect
+        self.body = self.read_body(half=effect == "drop_midway")
+        if callable(effect):
+            effect(url.path)
+        if isinstance(effect, int):
+            self.answer(fault.body or {"error": f"planned {effect}"}, effect, dict(fault.headers))
+        elif effect != "drop" and (effect != "drop_midway" or self.command == "GET"):
+            self.serve(url.path, effect if isinstance(effect, str) else None)
+        if isinstance(effect, str):
+            self.note(effect)
             self.cut()
 
     do_HEAD = do_POST = do_PUT = do_GET
 
-    def note(self, answered: int | str) -> None:
-        self.hub.log.append((self.command, self.path, answered))
+    def note(self, answer: int | str) -> None:
+        self.hub.log.append((self.command, self.path, answer))
 
     def fault(self, path: str) -> Fault | None:
         with self.hub.lock:
@@ -144,7 +147,7 @@ class _Handler(Routes, BaseHTTPRequestHandler):
         return self.rfile.read(length // 2 if half else length)
 
     def cut(self) -> None:
-        """Close the connection without a word, as a network that goes away."""
+        """Close the connection without an answer."""
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
@@ -154,7 +157,7 @@ class _Handler(Routes, BaseHTTPRequestHandler):
             with self.hub.lock:
                 content, headers = self.route("GET" if self.command == "HEAD" else self.command, path)
             status = 200
-        except Refused as error:
+        except Rejected as error:
             content, status = error.body, error.status
             headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)} if error.code else {}
             headers |= {"X-Repo-Commit": error.body["commit"]} if "commit" in error.body else {}
@@ -165,7 +168,7 @@ class _Handler(Routes, BaseHTTPRequestHandler):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         status = headers.pop("status", status)
         if not half:
-            self.note(status)  # before the client can go on
+            self.note(status)  # before the client continues
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
@@ -179,7 +182,7 @@ class _Handler(Routes, BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="A small Hub on this machine.")
+    parser = argparse.ArgumentParser(description="A small Hub on this computer.")
     parser.add_argument("--root", required=True, help="folder that keeps the repositories")
     parser.add_argument("--port", type=int, default=0, help="default: any that is free")
     arguments = parser.parse_args()
