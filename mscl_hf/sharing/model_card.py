@@ -186,7 +186,7 @@ def _limits(config: PreTrainedConfig, classes: list[str], stages: list[dict], ev
         return [*limits, "It has no classifier, so it does not segment before it is fine-tuned."]
     limits.append(f"Every pixel gets one of the {len(classes)} classes, also where it shows something else; the scores are not calibrated.")
     if config.base_size:
-        limits.append(f"Images are scaled to {config.base_size} px on the short side; small objects are missed.")
+        limits.append(f"Images are scaled to {config.base_size} px on the short side; small objects may be missed.")
     if not evaluations:
         limits.append("Its accuracy was not measured.")
     elif absent := [cell(name) for name, iou in evaluations[-1]["per_class_iou"].items() if iou is None]:
