@@ -11,6 +11,7 @@ from ..config import TrainingConfig
 from ..data.training_data import TrainingData
 from ..methods.base import Method
 from .crash_report import report_crash, reporting
+from .log import Log
 from .progress import Progress
 from .setup import check_batch, prepare, unwrapped
 from .sharding import gathered
@@ -57,15 +58,17 @@ def fit(
                 trained.after_step((step + 1) / options.max_steps)
                 progress.add(row)
                 if health_check and progress.is_due(health_steps):
-                    progress.log.write(step + 1, checked(health_check, trained, step + 1, row, out))
+                    run_health_check(health_check, trained, step + 1, row, progress.log, out)
                 if progress.save_and_stop():
                     break
     progress.exit_if_stopped()
     return unwrapped(method, trained, options, accelerator)
 
 
-def checked(health_check: Callable[[Method, int, dict], dict], method: Method, step: int, row: dict, out: Path) -> dict:
-    """Return the values of a health check, {} where it fails: a failure is logged, and training continues.
+def run_health_check(
+    health_check: Callable[[Method, int, dict], dict], method: Method, step: int, row: dict, log: Log, out: Path
+) -> None:
+    """Log the values of a health check; a failure is printed, and training continues.
 
     The method is in evaluation mode, and the random state is restored, so that training is the same with and without the check.
     """
@@ -78,4 +81,5 @@ def checked(health_check: Callable[[Method, int, dict], dict], method: Method, s
             tqdm.write(f"health check of step {step} failed ({type(error).__name__}: {error}); training continues")
             report_crash(out, error)
     method.train()
-    return values
+    if values:
+        log.write(step, values)

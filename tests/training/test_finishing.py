@@ -137,7 +137,7 @@ def test_scoring_that_fails_on_one_of_two_processes(tmp_path, start):  # noqa: F
     environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert "scoring failed (BadSample: the mask 17.png is truncated)" in done.stdout
-    assert "scoring failed (OSError: evaluation failed on another process" in done.stdout and f"exitcode  : {STEPS_FAILED}" in done.stderr
+    assert "scoring failed (OSError: Evaluation failed on another process" in done.stdout and f"exitcode  : {STEPS_FAILED}" in done.stderr
     assert {"README.md", "predictions.png", "model.safetensors"} <= {path.name for path in out.iterdir()}
     assert not list(out.glob("reports/*"))
 
