@@ -51,7 +51,7 @@ def test_only_the_main_process_reads(results):
     """The image range, the classes, the usable samples and the label counts are equal; the other process opens no image."""
     first, second = results
     assert first["opened"] > 12 and second["opened"] == 0
-    assert first["image_range"] == [0, 8191]
+    assert first["image_range"] == [0, 16383]
     assert first["classes"] == ("class_0", "class_1", "class_2") and first["names"] == ["1", "2", "3", "4", "5"]
     assert first["total"] == 5 and first["pixels"] == [15, 10, 5]
     for name in first.keys() - {"opened"}:
