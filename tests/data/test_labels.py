@@ -199,7 +199,7 @@ def test_warnings_stay_with_the_figures(tmp_path, start, capsys):
     assert f"| mean IoU over {scored} of 4 classes |" in card and record["evaluations"][0]["classes_scored"] == scored
     assert all(sentence.split(":")[0][1:] in card for sentence in wanted)
     never = results["never_labelled_classes"]
-    assert not never or f"never labelled there, each with IoU 0: {', '.join(never)}" in shown
+    assert not never or f"never labelled, with IoU 0 each: {', '.join(never)}" in shown
 
 
 def test_palettes_that_differ_are_a_warning(tmp_path):
