@@ -260,6 +260,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             main()
+        except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (ValueError, OSError) as error:
             if os.environ.get("MSCL_HF_TRACEBACK"):
                 raise

@@ -69,8 +69,8 @@ def evaluate(network, images: "data.SegmentationData", warnings: list[str], conf
         sharing.check_can_push(config.hub)
         write_config(config, run.out / records.CONFIG)
     results = evaluation.evaluate_model(
-        network, images, run.accelerator, config.inference, seed=config.run.seed, config=flat(config), pictures_dir=run.out,
-        score_classes=config.run.score_classes, num_pictures=config.run.pictures, by_evaluate=config.run.by_evaluate,
+        network, images, run.accelerator, config.inference, seed=config.run.seed, config=flat(config), score_classes=config.run.score_classes,
+        pictures_dir=run.out if config.run.pictures else None, num_pictures=config.run.pictures, by_evaluate=config.run.by_evaluate,
     )  # fmt: skip
     results |= {"warnings": warnings, "commit": records.commit(), "model": config.run.model}
     if run.is_main:

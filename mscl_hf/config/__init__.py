@@ -61,7 +61,7 @@ class EvaluateRun(Section):
     output_dir: str = option("runs/evaluate", "new or empty folder for results.json and pictures")
     split: str = option("test", "split to measure on")
     score_classes: list[str] | None = option(None, "classes to average over (default: all)")
-    pictures: int = option(8, "images in the picture of predictions")
+    pictures: int = option(8, "images in the picture of predictions; 0 = no picture", at_least=0)
     by_evaluate: str | None = option(
         None, "metric to compare with, for evaluate.load: mean_iou (from the Hub) or hub/mean_iou (default: no comparison)"
     )
