@@ -11,7 +11,7 @@ import harness
 import pytest
 
 from mscl_hf.cli import parse_sections
-from mscl_hf.config import EvaluateRun, TrainingConfig
+from mscl_hf.config import EvaluateRun, PretrainConfig, TrainingConfig
 from mscl_hf.config.launcher import lacks_processes
 from mscl_hf.sharing.provenance import command_line
 
@@ -88,9 +88,9 @@ def test_accumulation_says_nothing_to_an_evaluation(monkeypatch):
 def test_the_command_of_a_card_needs_no_launcher_settings(monkeypatch):
     """Settings of the launcher are written as flags of the recipe."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert "--mixed-precision bf16" in command_line([TrainingConfig()])
+    assert "--mixed-precision bf16" in command_line(PretrainConfig())
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert "--mixed-precision" not in command_line([TrainingConfig()])
+    assert "--mixed-precision" not in command_line(PretrainConfig())
 
 
 def test_processes_that_were_not_started(monkeypatch):
