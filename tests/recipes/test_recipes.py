@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, training
 from mscl_hf.config import ContrastConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.layouts import CAMVID_CLASSES
@@ -283,7 +283,7 @@ def test_many_images_and_few_masks_in_one_folder(tmp_path, capsys, monkeypatch):
     for name in ("0", "3", "4"):
         (root / "masks" / "train" / f"{name}.png").unlink()
     seen = []
-    spy = harness.load_recipe("pretrain").fit
+    spy = training.fit
 
     def fit(method, data, *rest):
         seen.append((data.labelled.names, data.unlabelled.names))
@@ -432,7 +432,7 @@ def test_two_processes_fine_tune_and_score(tmp_path):
 def test_another_rate_in_the_middle_of_a_run(tmp_path):
     """A stopped run goes on with another --learning-rate and mended sources, and the record keeps both; with another batch it does not."""
     flags = ("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 6, "--output-dir", tmp_path / "a")
-    spy = harness.load_recipe("pretrain").fit
+    spy = training.fit
 
     def fit(method, *rest):
         harness.stop_after(method, 3, 6)
