@@ -349,7 +349,7 @@ def test_streams_without_rows_are_named(tmp_path):
     data = finetuning_data(options, TrainView(4, 4), 2, 0)
     with pytest.raises(ValueError, match="none of the 2 shards of a/train has a row. Give others"):
         next(iter(data.loader(0, 1)))
-    with pytest.raises(ValueError, match="a/train is a stream without rows; expected at least one image. Give another"):
+    with pytest.raises(ValueError, match="a/train has no rows; expected at least one image. Give another"):
         open_whole_split(options, "train")
 
 
