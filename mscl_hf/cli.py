@@ -157,12 +157,14 @@ def _expanded(value: Any) -> Any:
 
 
 def _config_path(argv: list[str]) -> str | None:
-    for i, word in enumerate(argv):
-        if word == "--config" and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith("--config="):
-            return word.split("=", 1)[1]
-    return None
+    """The file of --config: the last one, as argparse takes it."""
+    path = None
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == "--config":
+            path = following
+        elif word.startswith("--config="):
+            path = word.split("=", 1)[1]
+    return path
 
 
 def _read_yaml(path: str, known: dict[str, argparse.Action]) -> dict:

@@ -68,9 +68,10 @@ def evaluate(network, images: "data.SegmentationData", warnings: list[str], conf
     if run.is_main:
         sharing.check_can_push(config.hub)
         write_config(config, run.out / records.CONFIG)
+    options = config.run
     results = evaluation.evaluate_model(
-        network, images, run.accelerator, config.inference, seed=config.run.seed, config=flat(config), score_classes=config.run.score_classes,
-        pictures_dir=run.out if config.run.pictures else None, num_pictures=config.run.pictures, by_evaluate=config.run.by_evaluate,
+        network, images, run.accelerator, config.inference, seed=options.seed, config=flat(config), score_classes=options.score_classes,
+        pictures_dir=run.out if options.pictures else None, num_pictures=options.pictures, by_evaluate=options.by_evaluate,
     )  # fmt: skip
     results |= {"warnings": warnings, "commit": records.commit(), "model": config.run.model}
     if run.is_main:

@@ -44,16 +44,16 @@ def main() -> None:
 
 
 def check_options(config: PretrainConfig) -> None:
-    """Raise ValueError for options that would change nothing."""
-    run, stages = config.run, methods.stages_of(config.run.method)
-    methods.explicit_options(run.method, stages, config.method, config.contrast)
+    """Raise ValueError for options that the method, its views or its batches do not read."""
+    options, stages = config.run, methods.stages_of(config.run.method)
+    methods.explicit_options(options.method, stages, config.method, config.contrast)
     if not stages[-1].trains:
         return
     transforms.check_view_options([(stage.views, stage.preset) for stage in stages], config.views)
     if config.network.bn_views and not any(stage.bn_views for stage in stages):
-        raise ValueError(f"--bn-views is {config.network.bn_views}; --method {run.method} has no two views in one network. Leave it out.")
-    if run.unlabelled != "none" and not any(stage.uses_unlabelled(config.contrast) for stage in stages):
-        raise ValueError(f"--unlabelled is {run.unlabelled}; the loss of --method {run.method} reads labelled images only. Leave it out.")
+        raise ValueError(f"--bn-views is {config.network.bn_views}; --method {options.method} has one view per network. Leave it out.")
+    if options.unlabelled != "none" and not any(stage.uses_unlabelled(config.contrast) for stage in stages):
+        raise ValueError(f"--unlabelled is {options.unlabelled}; --method {options.method} reads labelled images only. Leave it out.")
 
 
 def start_network(config: PretrainConfig) -> "models.MsclForPreTraining":
@@ -92,11 +92,12 @@ def with_image_range(config: PretrainConfig, network: "models.MsclForPreTraining
 
 def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclForPreTraining", log) -> Stage:
     """A method with its images and its loss, all checked."""
-    run, train, size = config.run, config.training, network.config
+    options, training_options, model = config.run, config.training, network.config
     views = replace(config.views, geometry=config.views.geometry or method_cls.geometry)
-    view = transforms.make_view(method_cls.views, method_cls.preset, size.image_size, size.base_size, views, size.image_width)
+    view = transforms.make_view(method_cls.views, method_cls.preset, model.image_size, model.base_size, views, model.image_width)
     images = data.pretraining_data(
-        config.data, view, train.batch_size, train.seed, run.unlabelled if method_cls.trains else "none", run.labelled_share,
+        config.data, view, training_options.batch_size, training_options.seed,
+        options.unlabelled if method_cls.trains else "none", options.labelled_share,
         method_cls.uses_labels(config.contrast), log,
     )  # fmt: skip
     masked = images.masked
@@ -106,9 +107,9 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
     held_out = data.open_held_out(config.data, log, masked.classes if masked else ())
     data.require_two_classes(masked, held_out)
     loss = methods.MultiScaleLoss(**asdict(config.contrast))
-    options = methods.explicit_options(run.method, methods.stages_of(run.method), config.method, config.contrast)
-    scale = methods.Scale(images.images, train.batch_size, train.max_steps)
-    method = methods.create_method(run.method, method_cls, network, options, loss, scale, log)
+    method_options = methods.explicit_options(options.method, methods.stages_of(options.method), config.method, config.contrast)
+    run_size = methods.RunSize(images.images, training_options.batch_size, training_options.max_steps)
+    method = methods.create_method(options.method, method_cls, network, method_options, loss, run_size, log)
     method.check_data(images)
     return Stage(method, images, held_out, held_out or images.stored)
 
@@ -177,11 +178,11 @@ def health_check(stage: Stage, log) -> "training.HealthCheck | None":
     """Checks of the embeddings, and a linear probe: fitted on the training masks, or on one half of the held-out ones."""
     if stage.images is None:  # streamed, and nothing is held out
         return None
-    fitted, scored, size = stage.data.stored if stage.data.masked else None, stage.held_out, stage.method.network.config
+    fitted, scored, model = stage.data.stored if stage.data.masked else None, stage.held_out, stage.method.network.config
     if fitted is None and scored is not None:
         count = len(scored)
         fitted, scored = scored.select(range(0, count, 2)), scored.select(range(1, count, 2)) if count > 1 else None
-    return training.HealthCheck(fitted, scored, stage.images, size.image_size, size.base_size, log)
+    return training.HealthCheck(fitted, scored, stage.images, model.image_size, model.base_size, log)
 
 
 def publish(stage: Stage, record: dict, run: "training.Run") -> None:

@@ -22,7 +22,7 @@ from mscl_hf.data import load_data
 from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingData, TrainingImages
 from mscl_hf.losses import MultiScaleLoss
-from mscl_hf.methods import METHODS, MSCL, Scale, SegmentationTraining, create_method
+from mscl_hf.methods import METHODS, MSCL, RunSize, SegmentationTraining, create_method
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.training import run as training_run
@@ -134,7 +134,7 @@ def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, 
     torch.manual_seed(seed)
     options = {"heads": list(kind.heads), "bn_views": kind.bn_views or "joint", "two_towers": kind.two_towers}
     made = build_config(backbone, decoder_channels=16, **options, **method_size(name, backbone))
-    scale = Scale(SCENES, batch, 6)
+    scale = RunSize(SCENES, batch, 6)
     return create_method(name, kind, MsclForPreTraining(made), given, MultiScaleLoss(), scale, lambda text: None)
 
 

@@ -33,7 +33,7 @@ class PretrainRun(Section):
     list_methods: bool = option(False, "print the methods and exit")
     start_from: str | None = option(None, f"{MODEL} to continue from (default: a new network)")
     unlabelled: str = option("none", "unlabelled images: none, rest (of the training split), or a folder of images")
-    labelled_share: float = option(0.5, "share of labelled images in a batch, where there are unlabelled ones too")
+    labelled_share: float = option(0.5, "share of labelled images in a batch that also has unlabelled ones", above=0, at_most=1)
     health_steps: int = option(100, "steps between health checks; 0 = only at the end", at_least=0)
 
 

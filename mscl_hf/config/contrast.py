@@ -6,16 +6,16 @@ from typing import ClassVar, Literal
 
 from .fields import Section, option
 
-SCALES = ("global", "local", "pixel")
-SUBSETS = tuple("+".join(subset) for count in (1, 2, 3) for subset in combinations(SCALES, count))
+TERMS = ("global", "local", "pixel")
+SUBSETS = tuple("+".join(subset) for count in (1, 2, 3) for subset in combinations(TERMS, count))
 
 
 def parse_losses(text: str) -> tuple[str, ...]:
-    """Return ("global", "pixel") for "global+pixel", or "g+p" for short, in the order of SCALES. Raises ValueError for other names."""
-    names = [next((scale for scale in SCALES if part in (scale, scale[0])), "") for part in text.split("+")]
+    """Return ("global", "pixel") for "global+pixel", or "g+p" for short, in the order of TERMS. Raises ValueError for other names."""
+    names = [next((term for term in TERMS if part in (term, term[0])), "") for part in text.split("+")]
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"--losses is {text!r}; expected one of {', '.join(SUBSETS)}, or g, l, p for short.")
-    return tuple(scale for scale in SCALES if scale in names)
+    return tuple(term for term in TERMS if term in names)
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class ContrastConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        heads = parse_losses(self.losses)
-        object.__setattr__(self, "losses", "+".join(heads))
+        terms = parse_losses(self.losses)
+        object.__setattr__(self, "losses", "+".join(terms))
         for name in ("global_weight", "local_weight"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, 0.1 if "pixel" in heads else 1.0)
-        if self.queue_size and "global" not in heads:
+                object.__setattr__(self, name, 0.1 if "pixel" in terms else 1.0)
+        if self.queue_size and "global" not in terms:
             raise ValueError(f"--queue-size is {self.queue_size}, and --losses {self.losses} has no global loss. Leave one of them out.")
         if self.queue_size and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
             raise ValueError(f"--queue-size is {self.queue_size}; leave out --negatives, --denominator and --symmetric.")
 
     @property
-    def heads(self) -> tuple[str, ...]:
-        """Return the terms of the loss, in the order of SCALES."""
+    def terms(self) -> tuple[str, ...]:
+        """Return the terms of the loss, in the order of TERMS."""
         return parse_losses(self.losses)

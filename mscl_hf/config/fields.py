@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..messages import flag
@@ -75,8 +75,3 @@ def in_range(value: Any, limits: dict[str, float]) -> bool:
 def in_words(limits: dict[str, float]) -> str:
     """The limits as words: "at least 0 and below 1"."""
     return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
-
-
-def default_of(f: Any) -> Any:
-    """The default of a dataclass field; MISSING where it has to be given."""
-    return f.default_factory() if f.default_factory is not MISSING else f.default

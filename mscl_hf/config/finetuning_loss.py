@@ -30,7 +30,6 @@ class FinetuningLossConfig(Section):
     ohem_probability: float | None = option(None, "ohem: pixels are hard up to this probability of their class (default: 0.7)", **SHARE)
     ohem_share: float | None = option(None, "ohem: least share of the labelled pixels in the loss (default: 1/16)", **SHARE)
 
-    @property
     def explicit(self) -> dict:
         """The options that were set, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name) is not None}

@@ -5,16 +5,16 @@ from typing import ClassVar, Literal
 
 from .fields import Section, option
 
-SCALES = (0.001, 1000)  # scales outside this range give empty or constant crops
-SCALE = {"at_least": SCALES[0], "at_most": SCALES[1]}
+SCALE_RANGE = (0.001, 1000)  # scales outside this range give empty or constant crops
+IN_RANGE = {"at_least": SCALE_RANGE[0], "at_most": SCALE_RANGE[1]}
 SMALLEST = "smallest random scale, as a factor of --base-size"
 LARGEST = "largest random scale, as a factor of --base-size"
 
 
 def check_scales(least: float, most: float) -> None:
-    """Raise ValueError unless least <= most, both in SCALES."""
-    if not SCALES[0] <= least <= most <= SCALES[1]:
-        raise ValueError(f"--min-scale is {least} and --max-scale {most}; expected min <= max, both in {SCALES[0]}..{SCALES[1]}.")
+    """Raise ValueError unless least <= most, both in SCALE_RANGE."""
+    if not SCALE_RANGE[0] <= least <= most <= SCALE_RANGE[1]:
+        raise ValueError(f"--min-scale is {least} and --max-scale {most}; expected min <= max, both in {SCALE_RANGE[0]}..{SCALE_RANGE[1]}.")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ViewConfig(Section):
         None, "crops = a random scale, crop and flip for each view, with overlap; shared = one crop for both; none = the central crop "
         "(default: crops for mscl, shared for other methods on pairs)",
     )  # fmt: skip
-    min_scale: float = option(0.5, SMALLEST, **SCALE)
-    max_scale: float = option(2.0, LARGEST, **SCALE)
+    min_scale: float = option(0.5, SMALLEST, **IN_RANGE)
+    max_scale: float = option(2.0, LARGEST, **IN_RANGE)
     min_overlap: float = option(0.3, "with --geometry crops: least share of a crop that the other crop covers", above=0, at_most=1)
     color_strength: float = option(1.0, "strength of SimCLR's color distortion; 0 = none", at_least=0, at_most=100)
     blur: float = option(0.5, "probability of a Gaussian blur", at_least=0, at_most=1)
@@ -56,8 +56,8 @@ class CropConfig(Section):
     base_size: int | None = option(
         None, "short side in px that images are scaled to before cropping; 0 = as they are (default: as pre-trained)", at_least=0
     )
-    min_scale: float = option(0.5, SMALLEST, **SCALE)
-    max_scale: float = option(2.0, LARGEST, **SCALE)
+    min_scale: float = option(0.5, SMALLEST, **IN_RANGE)
+    max_scale: float = option(2.0, LARGEST, **IN_RANGE)
     color_strength: float = option(0.3, "strength of the color distortion; 0 = none", at_least=0, at_most=100)
 
     def __post_init__(self):

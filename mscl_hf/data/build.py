@@ -83,8 +83,6 @@ def pretraining_data(
     labelled_share: share of labelled images in a batch, if there are both. A method that uses no labels draws from all images alike, and
     no mask is opened.
     """
-    if not 0 < labelled_share <= 1:
-        raise ValueError(f"--labelled-share is {labelled_share}; expected above 0 and at most 1.")
     if options.streaming:
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if not uses_labels:

@@ -163,7 +163,11 @@ class TrainingStream(TrainingData):
 
     images: ClassVar[None] = None
     stored: ClassVar[None] = None
-    counts: ClassVar = {"images with labels": "a stream", "images without labels": 0}
+
+    @property
+    def counts(self) -> dict[str, int | str]:
+        with_labels, without = ("a stream", 0) if self.stream.labelled else (0, "a stream")
+        return {"images with labels": with_labels, "images without labels": without}
 
     @property
     def sources(self) -> list[Source]:
@@ -171,7 +175,7 @@ class TrainingStream(TrainingData):
 
     @property
     def masked(self) -> Source | None:
-        return self.stream
+        return self.stream if self.stream.labelled else None
 
     def check_world(self, world: int) -> None:
         """Do nothing: a stream can be divided over any number of processes."""

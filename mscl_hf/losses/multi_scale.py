@@ -22,8 +22,8 @@ class MultiScaleLoss(ContrastConfig):
     @property
     def min_batch(self) -> int:
         """Images per batch, over all processes, below which a term has no negatives."""
-        others = self.local_scope == "others" and "local" in self.heads or self.pixel_scope == "cross" and "pixel" in self.heads
-        return 2 if others or "global" in self.heads else 1
+        others = self.local_scope == "others" and "local" in self.terms or self.pixel_scope == "cross" and "pixel" in self.terms
+        return 2 if others or "global" in self.terms else 1
 
     def __call__(
         self,
@@ -41,16 +41,16 @@ class MultiScaleLoss(ContrastConfig):
         """
         if self.loss_precision == "bf16":
             image, enhanced = ({head: x.bfloat16() for head, x in view.items()} for view in (image, enhanced))
-        terms: dict[str, Tensor] = {}
-        if "global" in self.heads:
-            terms["loss_global"] = global_contrast(
+        values: dict[str, Tensor] = {}
+        if "global" in self.terms:
+            values["loss_global"] = global_contrast(
                 image["global"], enhanced["global"], self.global_temperature, self.negatives, self.denominator, self.symmetric, past
             )
-        if "local" in self.heads:
-            terms["loss_local"] = local_contrast(
+        if "local" in self.terms:
+            values["loss_local"] = local_contrast(
                 image["local"], enhanced["local"], self.local_temperature, self.local_scope, self.denominator, self.symmetric
             )
-        if "pixel" in self.heads:
+        if "pixel" in self.terms:
             if labels is None:
                 raise ValueError(f"--losses is {self.losses} and the batch has no masks. Give masks, or leave out the pixel loss.")
             partner = self.draw_partners(len(labels), device=labels.device) if self.pixel_scope == "cross" else None
@@ -60,6 +60,6 @@ class MultiScaleLoss(ContrastConfig):
                 reduction=self.pixel_reduction, anchor_weight=self.anchor_weight, exclude_classes=tuple(self.exclude_classes),
                 symmetric=self.symmetric,
             )  # fmt: skip
-            terms |= {"loss_pixel": loss, "floor_pixel": floor, "excess_pixel": loss - floor}
-        total = sum(getattr(self, f"{head}_weight") * terms[f"loss_{head}"] for head in self.heads)
-        return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+            values |= {"loss_pixel": loss, "floor_pixel": floor, "excess_pixel": loss - floor}
+        total = sum(getattr(self, f"{term}_weight") * values[f"loss_{term}"] for term in self.terms)
+        return {"loss": total, **{name: value.detach() for name, value in values.items()}}

@@ -1,6 +1,6 @@
 from .base import Method as Method
 from .callback import MethodCallback as MethodCallback
-from .creation import Scale as Scale
+from .creation import RunSize as RunSize
 from .creation import create_method as create_method
 from .creation import defaults_of as defaults_of
 from .creation import explicit_options as explicit_options

@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from ..losses import foreground_contrast, foreground_mean, info_nce, labels_at
-from ..losses.gather import gather_rows
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
@@ -62,7 +61,7 @@ class CP2(EMATeacherMethod):
         instance = info_nce(foreground_mean(queries, masks[0]), key, self.queue.read(), self.temperature)
         dense = foreground_contrast(queries, keys, *masks, self.dense_temperature, self.dense_axis)
         if self.training:
-            self.queue.write(gather_rows(key)[0])
+            self.queue.write(key)
         loss = instance + self.dense_weight * dense
         return {"loss": loss, "loss_instance": instance.detach(), "loss_dense": dense.detach()}
 

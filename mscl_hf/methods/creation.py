@@ -21,7 +21,7 @@ from .mscl import MSCL
 FEW_IMAGES = 50_000  # CIFAR's, up to which InstDisc's release uses the higher temperature
 
 
-class Scale(NamedTuple):
+class RunSize(NamedTuple):
     """images: training images, None where a stream does not know. batch: images per forward pass, over all processes."""
 
     images: int | None
@@ -30,24 +30,24 @@ class Scale(NamedTuple):
 
 
 def create_method(
-    name: str, method_cls: type[Method], network: MsclForPreTraining, options: dict[str, Any], loss: MultiScaleLoss, scale: Scale,
+    name: str, method_cls: type[Method], network: MsclForPreTraining, options: dict[str, Any], loss: MultiScaleLoss, run_size: RunSize,
     log: Callable[[str], None] = print,
 ) -> Method:  # fmt: skip
     """Return a method with these options; the others are its paper's, or scaled to the data set and logged.
 
     options: from `explicit_options`. loss: for mscl and zhao. The resolved options are written into `network.config.contrast`.
-    Raises ValueError for options that do not fit the scale, and for a feature map that is too small.
+    Raises ValueError for options that do not fit the run, and for a feature map that is too small.
     """
     if not method_cls.trains:
         return method_cls(network)
     options = {option: value for option, value in options.items() if option in defaults_of(method_cls)}
     if issubclass(method_cls, MSCL):
         if loss.queue_size:
-            check_queue(loss.queue_size, scale, log)
+            check_queue(loss.queue_size, run_size, log)
         method = method_cls(network, loss, **options)
         options = asdict(method.loss) | options
     else:
-        options = scaled_options(name, method_cls, options, scale, log)
+        options = scaled_options(name, method_cls, options, run_size, log)
         method = method_cls(network, **options)
     network.config.contrast = {"method": name} | options
     _check_map(name, method)
@@ -99,45 +99,46 @@ def _check_map(name: str, method: Method) -> None:
 
 
 def scaled_options(
-    name: str, method_cls: type[Method], options: dict[str, Any], scale: Scale, log: Callable[[str], None]
+    name: str, method_cls: type[Method], options: dict[str, Any], run_size: RunSize, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return the options and, where they are not set, the number of images, temperature, queue size and EMA momentum for the scale."""
+    """Return the options and, where they are not set, the number of images, temperature, queue size and EMA momentum for the run."""
     defaults, options = defaults_of(method_cls), dict(options)
     if "images" in defaults and options.get("bank_loss") != "batch":
-        if scale.images is None:
+        if run_size.images is None:
             raise ValueError(f"--method {name} needs the number of images, which a stream does not have. Leave out --streaming.")
-        options["images"] = scale.images
-        if "temperature" not in options and scale.images <= FEW_IMAGES:
+        options["images"] = run_size.images
+        if "temperature" not in options and run_size.images <= FEW_IMAGES:
             options["temperature"] = 0.1
             log(f"--temperature is 0.1, InstDisc's value up to {FEW_IMAGES:,} images (for ImageNet {defaults['temperature']})")
     if "queue_size" in options:
-        check_queue(options["queue_size"], scale, log)
+        check_queue(options["queue_size"], run_size, log)
     elif "queue_size" in defaults:
         published = defaults["queue_size"]
-        options["queue_size"] = length = _fitting_queue(published, scale)
+        options["queue_size"] = length = _fitting_queue(published, run_size)
         if length < published:
-            log(f"--queue-size is {length} for {scale.images} images, of which it holds at most half (paper: {published})")
+            log(f"--queue-size is {length} for {run_size.images} images, of which it holds at most half (paper: {published})")
     if "ema_momentum" in defaults and "ema_momentum" not in options:
         published = defaults["ema_momentum"]
-        options["ema_momentum"] = momentum = min(published, max(0.9, round(1 - 20 / scale.steps, 4)))  # averages 1/20 of the run at most
+        options["ema_momentum"] = momentum = min(published, max(0.9, round(1 - 20 / run_size.steps, 4)))  # averages 1/20 of the run at most
         if momentum < published:
-            log(f"--ema-momentum is {momentum:g}, an average over {1 / (1 - momentum):.0f} of {scale.steps} steps (paper: {published:g})")
+            steps = 1 / (1 - momentum)
+            log(f"--ema-momentum is {momentum:g}, an average over {steps:.0f} of {run_size.steps} steps ({published:g} in the paper)")
     return options
 
 
-def check_queue(length: int, scale: Scale, log: Callable[[str], None]) -> None:
+def check_queue(length: int, run_size: RunSize, log: Callable[[str], None]) -> None:
     """Raise ValueError for a queue that cannot hold a batch; log one that is longer than the data set."""
-    if length < scale.batch:
-        raise ValueError(f"--queue-size is {length}; expected at least {scale.batch}, the keys of a batch. Raise it, or leave it out.")
-    if scale.images is not None and length > scale.images:
+    if length < run_size.batch:
+        raise ValueError(f"--queue-size is {length}; expected at least {run_size.batch}, the keys of a batch. Raise it, or leave it out.")
+    if run_size.images is not None and length > run_size.images:
         log(
-            f"--queue-size is {length} for {scale.images} images: each image is among its own negatives about "
-            f"{length / scale.images:.1f} times; {_fitting_queue(length, scale)} avoids that"
+            f"--queue-size is {length} for {run_size.images} images: each image is among its own negatives about "
+            f"{length / run_size.images:.1f} times; {_fitting_queue(length, run_size)} avoids that"
         )
 
 
-def _fitting_queue(published: int, scale: Scale) -> int:
+def _fitting_queue(published: int, run_size: RunSize) -> int:
     """Return the length of whole batches, at least one, for at most half of the images and at most the published length."""
-    if scale.images is None:
+    if run_size.images is None:
         return published
-    return min(published, max(scale.batch, scale.images // 2 // scale.batch * scale.batch))
+    return min(published, max(run_size.batch, run_size.images // 2 // run_size.batch * run_size.batch))

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import dense_contrast, info_nce, nearest_positions
-from ..losses.gather import gather_rows
 from ..losses.precision import at_least_float32
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
@@ -79,8 +78,8 @@ class DenseCL(EMATeacherMethod):
         anchors = flatten_positions(unit(self.dense_head(grid)))
         loss_dense = dense_contrast(anchors, flatten_positions(unit(dense_keys)), match, self.dense_queue.read(), self.temperature)
         if self.training:
-            self.queue.write(gather_rows(at_least_float32(key))[0])
-            self.dense_queue.write(gather_rows(dense_keys.mean((2, 3)))[0])
+            self.queue.write(at_least_float32(key))
+            self.dense_queue.write(dense_keys.mean((2, 3)))
         # A weight of zero, since DDP waits for a gradient of each parameter.
         share = 0.0 if self.progress < self.dense_warmup else self.dense_weight
         loss = (1 - share) * loss_global + share * loss_dense

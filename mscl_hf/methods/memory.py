@@ -53,9 +53,9 @@ class Queue(Memory):
 
     @torch.no_grad()
     def write(self, keys: Tensor) -> None:
-        """Overwrite the oldest rows by keys (n, D), brought to unit length. Pass the keys of all processes, which must write the same."""
+        """Overwrite the oldest rows by the keys (n, D) of all processes, brought to unit length."""
         length = len(self.rows)
-        keys = F.normalize(keys.detach().to(self.rows.dtype), dim=1)[-length:]
+        keys = F.normalize(gather_rows(keys.detach())[0].to(self.rows.dtype), dim=1)[-length:]
         self._replace((self.pointer + torch.arange(len(keys), device=keys.device)) % length, keys)
         self.pointer.copy_((self.pointer + len(keys)) % length)
         self.filled.copy_((self.filled + len(keys)).clamp(max=length))

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from ..losses import info_nce
-from ..losses.gather import gather_rows
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map
@@ -44,7 +43,7 @@ class _MoCo(EMATeacherMethod):
         queries, keys = self.embed(view1), unit(self.teacher(self.normalize(view2)))
         loss = info_nce(queries, keys, self.queue.read(), self.temperature)
         if self.training:
-            self.queue.write(gather_rows(keys)[0])
+            self.queue.write(keys)
         return {"loss": loss}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from ..config import ContrastConfig
 from ..losses import MultiScaleLoss, labels_at, sample_pixels
-from ..losses.gather import gather_rows
 from ..models.modeling_mscl import MsclForPreTraining, MsclPreTrainingOutput
 from .base import Method
 from .heads import flatten_positions
@@ -32,11 +31,11 @@ class MSCL(Method):
 
     @classmethod
     def uses_unlabelled(cls, contrast: ContrastConfig) -> bool:
-        return contrast.heads != ("pixel",)
+        return contrast.terms != ("pixel",)
 
     @classmethod
     def uses_labels(cls, contrast: ContrastConfig) -> bool:
-        return "pixel" in contrast.heads
+        return "pixel" in contrast.terms
 
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None):
         super().__init__(network)
@@ -58,13 +57,13 @@ class MSCL(Method):
         images; boxes (B, 2, 4): the part that both views show, in [0, 1] of each; None: both show the same crop."""
         a, b = self._embed(image, enhanced, boxes, labelled)
         labels = enhanced_labels = None
-        if "pixel" in self.loss.heads:
+        if "pixel" in self.loss.terms:
             a["pixel"], labels = self._pixels(a["pixel"], mask[labelled])
             b["pixel"], enhanced_labels = self._pixels(b["pixel"], enhanced_mask[labelled])
         past = None if self.queue is None else self.queue.read()
         terms = self.loss(a, b, labels, enhanced_labels, past)
         if self.queue is not None and self.training:
-            self.queue.write(gather_rows(b["global"].detach())[0])
+            self.queue.write(b["global"])
         return terms
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
@@ -89,7 +88,7 @@ class MSCL(Method):
     def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor | None, labelled: Tensor) -> tuple[dict, dict]:
         """Return the embeddings of both views by head, from one forward pass (joint batch statistics) or one each."""
         views = [self.normalize(image), self.normalize(enhanced)]
-        heads, count = self.loss.heads, len(image)
+        heads, count = self.loss.terms, len(image)
         pairs = [None, None] if boxes is None else [boxes[:, 0], boxes[:, 1]]
         if self.network.config.bn_views == "joint":
             both = None if pairs[0] is None else torch.cat(pairs)

@@ -176,7 +176,7 @@ class MsclForPreTraining(MsclPreTrainedModel):
         coarse = config.decoder_channels if config.attach == "decoder" else channels[-1]
         fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
         self.global_head = self.local_head = self.pixel_head = None
-        with torch.random.fork_rng():  # the initial backbone and decoder do not depend on the heads
+        with torch.random.fork_rng(devices=[]):  # the initial backbone and decoder do not depend on the heads
             if "global" in config.heads:
                 self.global_head = GlobalHead(coarse, config.global_dim)
             if "local" in config.heads:

@@ -26,7 +26,7 @@ MAY_CHANGE = (
     "commit", "learning_rate", "max_grad_norm", "global_temperature", "local_temperature", "pixel_temperature", "temperature",
     "dense_temperature", "max_bad_images",
 )  # fmt: skip
-# Options that name files are compared by their contents. Images are compared with those of the checkpoint, in training/loop.py.
+# Options that name files are compared by their contents. Images are compared with those of the checkpoint, in training/progress.py.
 MODELS = ("model", "start_from")
 FILES = (*MODELS, "backbone_weights", "classes")
 NOT_OPTIONS = ("commit", "contents", "changed")  # other entries of run.json

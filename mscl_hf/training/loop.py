@@ -13,7 +13,7 @@ from ..methods.base import Method
 from .crash_report import report_crash, reporting
 from .log import Log
 from .progress import Progress
-from .setup import check_batch, prepare, unwrapped
+from .setup import check_batch, fork_rng, prepare, unwrapped
 from .sharding import gathered
 from .step import average_terms, clip_gradients, set_step, sync_gradients
 
@@ -74,7 +74,7 @@ def run_health_check(
     """
     method.eval()
     values = {}
-    with torch.random.fork_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"), gathered(method):
+    with fork_rng(next(method.parameters()).device), torch.no_grad(), torch.compiler.set_stance("force_eager"), gathered(method):
         try:
             values = health_check(method, step, row)
         except Exception as error:  # such as an image that can no longer be read

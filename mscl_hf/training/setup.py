@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import Accelerator
@@ -74,6 +75,11 @@ def check_batch(method: Method, data: TrainingData, options: TrainingConfig, wor
         )
 
 
+def fork_rng(device: torch.device) -> AbstractContextManager:
+    """Restore the random state of the CPU and of one device afterwards; torch warns where it should restore those of several GPUs."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> list[str]:
     """Freeze the parameters that the loss does not depend on, and return their names; found by one backward pass.
 
@@ -82,7 +88,7 @@ def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> l
     """
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.train()
-    with torch.random.fork_rng(), accelerator.autocast():
+    with fork_rng(accelerator.device), accelerator.autocast():
         method(**batch)["loss"].backward()
     unreached = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     for name in unreached:

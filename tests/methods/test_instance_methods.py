@@ -20,7 +20,7 @@ from mscl_hf.losses import (
     nce_normalizer,
     nt_xent,
 )
-from mscl_hf.methods import METHODS, Scale, create_method
+from mscl_hf.methods import METHODS, RunSize, create_method
 from mscl_hf.methods.teacher import EMATeacher, cosine_momentum
 from mscl_hf.models.heads_mscl import unit
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
@@ -358,32 +358,32 @@ def created(name, scale, **given):
 
 def test_queues_and_momenta_fit_small_data_and_short_runs():
     """367 images, 200 steps: whole batches of at most half of the images, a teacher that moves; both are said in words."""
-    method, said = created("moco_v2", Scale(367, 16, 200))
+    method, said = created("moco_v2", RunSize(367, 16, 200))
     assert len(method.queue.rows) == 176 and method.ema_momentum == 0.9
     assert any("176" in line and "367" in line and "65536" in line for line in said) and any("0.9" in line for line in said)
-    method, said = created("moco_v2", Scale(367, 16, 200), queue_size=64, ema_momentum=0.99)
+    method, said = created("moco_v2", RunSize(367, 16, 200), queue_size=64, ema_momentum=0.99)
     assert len(method.queue.rows) == 64 and method.ema_momentum == 0.99 and not said
 
 
 def test_published_sizes_at_published_scale():
     """1.28 million images and a million steps: the paper's queue, momentum and temperature, and nothing to say."""
-    method, said = created("moco_v1", Scale(1_281_167, 256, 1_000_000))
+    method, said = created("moco_v1", RunSize(1_281_167, 256, 1_000_000))
     assert len(method.queue.rows) == 65536 and method.ema_momentum == 0.999 and not said
-    method, said = created("instdisc", Scale(60_000, 256, 10))
+    method, said = created("instdisc", RunSize(60_000, 256, 10))
     assert len(method.instance.bank.rows) == 60_000 and method.instance.temperature == 0.07 and not said
-    method, said = created("instdisc", Scale(37, 16, 10))
+    method, said = created("instdisc", RunSize(37, 16, 10))
     assert method.instance.temperature == 0.1 and len(said) == 1
 
 
 def test_queues_that_cannot_work_are_refused_or_named():
     """Shorter than a batch: refused. Longer than the data: said, with the length that would do."""
     with pytest.raises(ValueError, match="--queue-size is 8; expected at least 16"):
-        created("moco_v2", Scale(367, 16, 200), queue_size=8)
-    _, said = created("moco_v2", Scale(367, 16, 200), queue_size=4096, ema_momentum=0.9)
+        created("moco_v2", RunSize(367, 16, 200), queue_size=8)
+    _, said = created("moco_v2", RunSize(367, 16, 200), queue_size=4096, ema_momentum=0.9)
     assert len(said) == 1 and "11.2 times" in said[0] and "176 avoids" in said[0]
     with pytest.raises(ValueError, match="Leave out --streaming"):
-        created("instdisc", Scale(None, 16, 200))
-    assert created("cmc", Scale(None, 16, 200), bank_loss="batch")[0].banks is None  # which remembers nothing
+        created("instdisc", RunSize(None, 16, 200))
+    assert created("cmc", RunSize(None, 16, 200), bank_loss="batch")[0].banks is None  # which remembers nothing
 
 
 @pytest.mark.parametrize("name", ["moco_v2", "byol"])

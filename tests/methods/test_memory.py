@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden import fill, u
 
 from mscl_hf.methods.memory import Memory, MemoryBank, Queue
-from mscl_hf.training.loop import NonFinite
+from mscl_hf.training.progress import NonFinite
 from mscl_hf.training.setup import Buffers
 
 
