@@ -1,4 +1,4 @@
-"""Small runs inside the test process: recipes by their main(), and the loop alone on drawn scenes with the smallest timm models."""
+"""Small runs inside the test process: recipes by their main(), and the loop alone on synthetic scenes with the smallest timm models."""
 
 import contextlib
 import copy
@@ -127,7 +127,7 @@ def method_size(name: str, backbone: str = "test_resnet") -> dict:
 
 
 def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, batch: int = BATCH, **given):
-    """Any method of the registry on a new network, its options fitted to the drawn scenes."""
+    """Any method of the registry on a new network, its options fitted to the synthetic scenes."""
     kind = METHODS[name]
     if kind.two_towers and backbone == "test_vit":
         backbone = "vit_tiny_patch16_224"
@@ -139,7 +139,7 @@ def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, 
 
 
 def method_data(name: str, backbone: str = "test_resnet", seed: int = 0, batch: int = BATCH) -> TrainingData:
-    """Batches of drawn scenes as the method wants them."""
+    """Batches of synthetic scenes as the method wants them."""
     kind, size = METHODS[name], method_size(name, backbone)["image_size"]
     view = make_view(kind.views, kind.preset, size, size, ViewConfig())
     if kind.labels == "no":
@@ -160,7 +160,7 @@ def scenes(count: int = SCENES, unlabelled: bool = False, seed: int = 0):
 def training_data(
     stage: str = "pretrain", seed: int = 0, labelled: int = SCENES, unlabelled: int = 0, batch: int = BATCH, **views
 ) -> TrainingData:
-    """Batches of drawn scenes; with unlabelled images, half of each batch is labelled."""
+    """Batches of synthetic scenes; with unlabelled images, half of each batch is labelled."""
     view = PairView(SIZE, SIZE, ViewConfig(**views)) if stage == "pretrain" else TrainView(SIZE, SIZE)
     first = scenes(labelled) if labelled else None
     second = scenes(unlabelled, unlabelled=True, seed=1) if unlabelled else None

@@ -1,4 +1,4 @@
-"""A tiny network and a fixed batch of drawn scenes, for the tests of single methods."""
+"""A tiny network and a fixed batch of synthetic scenes, for the tests of single methods."""
 
 import numpy as np
 import torch

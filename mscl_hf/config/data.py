@@ -14,7 +14,7 @@ class DataConfig(Section):
     _argument_group_name: ClassVar[str] = "data"
 
     dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "hf"] = option(
-        "synthetic", "layout of the data; synthetic draws scenes and needs no files"
+        "synthetic", "layout of the data; synthetic scenes are generated and need no files"
     )
     data_dir: str | None = option(
         None, "folder of the data; for hf also a parquet file, a Hub name or s3://... (default: none; synthetic needs none)"

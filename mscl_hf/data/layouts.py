@@ -46,7 +46,7 @@ def build_synthetic(
     """Open scenes drawn on demand. scenes: their number. scene_seed: other scenes."""
     check_split(split, SPLIT_SIZES, "the synthetic data")
     rows = DrawnScenes(split, scenes or SPLIT_SIZES[split], scene_seed, scene_height, scene_width, masks=not unlabelled)
-    note = f"{len(rows)} drawn scenes, no files (--dataset synthetic)"
+    note = f"{len(rows)} synthetic scenes, no files (--dataset synthetic)"
     return SegmentationData(rows, () if unlabelled else SYNTHETIC_CLASSES, "synthetic", split, note=note)
 
 

@@ -1,4 +1,4 @@
-"""Drawn scenes with exact masks: a data set without files.
+"""Synthetic scenes with exact masks: a data set without files.
 
 Each scene has its own four paints, light, shadows, haze and noise, and all classes are painted with the same paints. Color therefore does
 not separate the classes; texture (clouds, grains, bricks, leaves) does, and outline (box, ball, tent, post) among the objects, which

@@ -208,7 +208,7 @@ def _loader_options() -> dict:
 
 
 def _content_of_some(data: SegmentationData, count: int = 16) -> bytes:
-    """Return a digest of `count` evenly spaced images and masks as stored; empty for drawn scenes."""
+    """Return a digest of `count` evenly spaced images and masks as stored; empty for synthetic scenes."""
     if not isinstance(data.rows, datasets.Dataset):
         return b""
     digest = hashlib.sha256()

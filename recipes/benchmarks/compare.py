@@ -1,6 +1,6 @@
 """Compare cells, each a pre-training, a fine-tuning and an evaluation with the flags of a YAML file, over several seeds.
 
-python -m recipes.benchmarks compare --spec recipes/benchmarks/configs/compare_camvid.yaml --data-dir CamVid --work-dir runs/camvid --jobs 2
+python -m recipes.benchmarks compare --spec recipes/benchmarks/configs/compare_camvid.yaml --data-dir CamVid --jobs 2
 """
 
 import itertools
@@ -23,7 +23,7 @@ class CompareOptions(Section):
     """A grid of cells, and the folders of its parts."""
 
     spec: str = option(..., "YAML file: dataset, common, pretrain, finetune, evaluate, seeds, baseline, cells")
-    data_dir: str | None = option(None, "folder of the data set (default: none, for drawn scenes)")
+    data_dir: str | None = option(None, "folder of the data set (default: none, for synthetic scenes)")
     work_dir: str = option("runs/compare", "folder of the cells; several benchmarks may share it")
     results: str | None = option(None, "CSV file to write, with a .md beside it (default: results/NAME_OF_SPEC.csv)")
     jobs: int = option(1, "stages run side by side, one thread each", at_least=1)

@@ -138,7 +138,8 @@ def markdown(rows: list[dict], spec: str) -> str:
     path = Path(spec).resolve()
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
     heads = {"cell": "", "labels": "masks", "ms_per_step": "ms a step", "over_bare": "bare backbones", "peak_mb": "peak, MB",
-             "handed_on_m": "handed on, M", "heads_m": "heads, M", "teacher_m": "teacher, M", "state_mb": "queue or bank, MB"}  # fmt: skip
+             "handed_on_m": "transferred, M", "heads_m": "heads, M", "teacher_m": "teacher, M",
+             "state_mb": "queue or bank, MB"}  # fmt: skip
     lines = [(*(row.get(name, "-") for name in heads), f"{100 * row['mean_iou']:.1f}" if "mean_iou" in row else "-") for row in rows]
     origin = f"Made by `python -m recipes.benchmarks methods --spec {path} --data-dir DIR`; one thread; times of one run after another.\n"
     return "\n".join([origin, *markdown_table((*heads.values(), "mean IoU, %"), lines)]) + "\n"

@@ -44,7 +44,7 @@ RECIPES = {  # module, configuration
 BUSY = STOPPED  # exit status where another process has the stage: it is not finished either
 FORK = multiprocessing.get_context("fork")  # starting Python and its imports would take longer than a short evaluation
 # Options that change no figure: paths, and how often something is written. A stage's model counts by the stage that made it.
-UNIMPORTANT = (*FREE_TO_CHANGE, "model", "image_cache_gb")
+UNIMPORTANT = (*FREE_TO_CHANGE, "model")
 PATHS = ("data-dir", "model", "backbone-weights")
 LIBRARIES = ("torch", "timm", "transformers")
 STOPPING = (signal.SIGTERM, signal.SIGINT)

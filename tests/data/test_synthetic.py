@@ -1,4 +1,4 @@
-"""The drawn scenes: deterministic, exactly labelled, and not solvable by color."""
+"""The synthetic scenes: deterministic, exactly labelled, and not solvable by color."""
 
 import hashlib
 import subprocess
@@ -98,7 +98,7 @@ def test_other_sizes_and_seeds():
 
 
 def test_the_log_names_drawn_scenes():
-    """A run on drawn scenes logs it in one line, so that its scores are not mistaken for those of real images."""
+    """A run on synthetic scenes logs it in one line, so that its scores are not mistaken for those of real images."""
     lines = []
     usable(load_data("synthetic", "train", scenes=4).select(range(2)), DataConfig(), lines.append)
-    assert lines == ["synthetic/train: 4 drawn scenes, no files (--dataset synthetic)"]
+    assert lines == ["synthetic/train: 4 synthetic scenes, no files (--dataset synthetic)"]

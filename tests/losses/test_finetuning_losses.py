@@ -401,7 +401,7 @@ def tuning(loss: str, seed: int = 0, dropout: float = 0.3, **options) -> Segment
 
 
 def fixed_batch() -> dict:
-    """Four drawn scenes, enlarged so that windows of every size fit into the network's map."""
+    """Four synthetic scenes, enlarged so that windows of every size fit into the network's map."""
     given = next(iter(harness.training_data("finetune").batches(0, 1)))
     return given | {key: given[key].repeat_interleave(4, -1).repeat_interleave(4, -2) for key in ("image", "mask")}
 

@@ -26,7 +26,7 @@ def is_used(recipe: str, name: str) -> bool:
 
 
 def flags_of(method: str, weights: Path) -> tuple:
-    """A tiny network on drawn scenes; some methods need a larger feature map, two towers, or weights."""
+    """A tiny network on synthetic scenes; some methods need a larger feature map, two towers, or weights."""
     backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
     size = [word for name, value in harness.method_size(method).items() for word in (f"--{name.replace('_', '-')}", value)]
     more = ("--backbone-weights", weights) if method == "imagenet" else ()
@@ -34,7 +34,7 @@ def flags_of(method: str, weights: Path) -> tuple:
 
 
 def write_images(folder: Path) -> Path:
-    """Drawn scenes as files, for training and validation."""
+    """Synthetic scenes as files, for training and validation."""
     for index in range(harness.SCENES + 2):
         sample, split = harness.scenes(harness.SCENES + 2).read(index), "train" if index < harness.SCENES else "val"
         for name, array in (("images", sample.image), ("masks", sample.mask)):

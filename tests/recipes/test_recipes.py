@@ -236,7 +236,7 @@ def test_probe_needs_no_training_masks(tmp_path):
 
 
 def write_folder(root: Path, masks: bool = True, splits=("train", "val"), count: int = 6) -> Path:
-    """images/SPLIT/*.png and masks/SPLIT/*.png with drawn scenes."""
+    """images/SPLIT/*.png and masks/SPLIT/*.png with synthetic scenes."""
     for number, split in enumerate(splits):
         data = load_data("synthetic", "train", scenes=count, scene_seed=number, scene_height=48, scene_width=64)
         for part in ("images", "masks") if masks else ("images",):

@@ -268,7 +268,7 @@ def test_sigterm_to_the_process_group(tmp_path):
 
 
 def draw_folder(folder, count=8, seed=0):
-    """Write drawn scenes as image files with masks."""
+    """Write synthetic scenes as image files with masks."""
     for index in range(count):
         sample = harness.scenes(count, seed=seed).read(index)
         for name, array in (("images", sample.image), ("masks", sample.mask)):

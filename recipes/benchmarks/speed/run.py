@@ -41,7 +41,7 @@ PRECISIONS = {"bf16": "bf16", "fp32": "no"}  # names in the results, and values 
 class SpeedOptions(Section):
     """What to measure, and on which images."""
 
-    data_dir: str | None = option(None, "folder of the data set (default: none, for drawn scenes and no other libraries)")
+    data_dir: str | None = option(None, "folder of the data set (default: none, for synthetic scenes and no other libraries)")
     dataset: str = option("camvid", "layout of the data set, as for pretrain.py; folder for images without masks")
     losses: str = option("g+l+p", "losses of the step; g+l where there are no masks")
     workers: int = option(0, "loader processes, also of the other libraries", at_least=0)

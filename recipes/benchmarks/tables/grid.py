@@ -62,7 +62,7 @@ class TablesOptions(Section):
     table: list[int] = option([1, 2, 3], "1 = label counts, 2 = losses, 3 = methods")
     scale: Literal["small", "medium", "full"] = option("small", "small = two CPU cores; medium = one GPU, minutes a cell; full = GPUs")
     settings: str | None = option(None, "YAML file (default: recipes/benchmarks/configs/tables_SCALE_DATASET.yaml)")
-    data_dir: str | None = option(None, "folder of the data set (default: none, for drawn scenes)")
+    data_dir: str | None = option(None, "folder of the data set (default: none, for synthetic scenes)")
     start: Literal["imagenet", "random"] = option("imagenet", "weights that all rows but none and none_long start from")
     weights: str | None = option(None, "safetensors file of timm weights for --start imagenet (default: from the Hub)")
     reading: Literal["best", "printed"] = option("best", "options of mscl: best = its defaults, printed = as in the paper")
