@@ -24,6 +24,7 @@ from .records.files import read_text, write_text
 # Raised by PyYAML for invalid syntax, impossible dates and tagged values, and deep nesting.
 YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 MAPPINGS = ("label_map",)  # options of the form key:value,..., which a file may also give as a mapping
+METAVARS = {"start_from": "MODEL", "push_to_hub": "ORG/NAME", "report_to": "TRACKER", "by_evaluate": "METRIC", "config": "FILE"}
 LONGEST_CHOICES = 60  # characters of {a,b,...} beside an option in --help; longer lists are left to the help text
 TYPE_NAMES = {int: "a whole number", float: "a number", string_to_bool: "true or false", str: "text"}
 
@@ -49,7 +50,7 @@ class _Help(argparse.HelpFormatter):
         if action.type is string_to_bool:
             return option if not action.default else f"{option}, --no-{option[2:]}"
         choices = f"{{{','.join(map(str, action.choices or ()))}}}"
-        metavar = {int: "N", float: "X"}.get(action.type, action.dest.split("_")[-1].upper())
+        metavar = METAVARS.get(action.dest) or {int: "N", float: "X"}.get(action.type, action.dest.split("_")[-1].upper())
         value = choices if action.choices and len(choices) <= LONGEST_CHOICES else metavar
         return option if action.nargs == 0 else f"{option} {self._format_args(action, value)}"
 
@@ -239,6 +240,8 @@ def write_config(config: Any, path: Path) -> None:
     for section in fields(config):
         lines += ["", f"# {section.name}"]
         for name, value in asdict(getattr(config, section.name)).items():
+            if name == "resume":  # a question of the command, not of the run
+                continue
             lines.append(f"{name}: {yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=2**20).strip()[1:-1]}")
     write_text(path, "\n".join(lines[1:]) + "\n")
 

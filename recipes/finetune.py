@@ -103,7 +103,8 @@ def train(method: "methods.SegmentationTraining", images: "data.TrainingData", i
     run.accelerator.init_trackers("mscl_hf", printable(config))
     if config.run.probe_batches and is_new and not training.completed_steps(run.out):
         accuracy = training.start_classifier(method.to(run.accelerator.device), images, config.run.probe_batches)
-        run.log("no labelled pixel to fit the classifier on" if accuracy is None else f"classifier fitted: {accuracy:.1%} of the positions")
+        fitted = None if accuracy is None else f"classifier fitted on frozen features: {accuracy:.1%} of the training positions are right"
+        run.log(fitted or "no labelled pixel to fit the classifier on")
     return training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images)
 
 

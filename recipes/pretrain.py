@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from mscl_hf import data, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import command, parse, print_table, printable, write_config
 from mscl_hf.config import PretrainConfig
+from mscl_hf.config.fields import changed
+from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
 
 
@@ -52,6 +54,10 @@ def check_options(config: PretrainConfig) -> None:
     transforms.check_view_options([(stage.views, stage.preset) for stage in stages], config.views)
     if config.network.bn_views and not any(stage.bn_views for stage in stages):
         raise ValueError(f"--bn-views is {config.network.bn_views}; --method {options.method} has one view per network. Leave it out.")
+    for name in ("global", "local", "pixel"):
+        unread = [field for field, value in changed(config.network).items() if field.startswith(name)]
+        if unread and not any(name in stage.heads for stage in stages):
+            raise ValueError(f"{flag(unread[0])} is not an option of --method {options.method}, which has no {name} head. Leave it out.")
     if options.unlabelled != "none" and not any(stage.uses_unlabelled(config.contrast) for stage in stages):
         raise ValueError(f"--unlabelled is {options.unlabelled}; --method {options.method} reads labelled images only. Leave it out.")
 
@@ -148,7 +154,8 @@ def resolved(config: PretrainConfig, method: "methods.Method | None" = None) -> 
     last, network = stages[-1], config.network
     views = {"geometry": config.views.geometry or last.geometry} if last.views == "pair" else {}
     views |= {"preset": config.views.preset or last.preset} if last.preset else {}
-    own = {name: getattr(network, name) or getattr(last, name) for name in ("bn_views", "pixel_layers", "two_towers")}
+    names = ("bn_views", "two_towers", *["pixel_layers"] * ("pixel" in last.heads))
+    own = {name: getattr(network, name) or getattr(last, name) for name in names}
     return replace(
         config, method=replace(config.method, **options), contrast=replace(config.contrast, **contrast),
         views=replace(config.views, **views), network=replace(network, **own),

@@ -75,3 +75,9 @@ def in_range(value: Any, limits: dict[str, float]) -> bool:
 def in_words(limits: dict[str, float]) -> str:
     """The limits as words: "at least 0 and below 1"."""
     return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
+
+
+def changed(section: Any) -> dict[str, Any]:
+    """The options of a section that differ from their defaults."""
+    default = type(section)()
+    return {name: value for name, value in vars(section).items() if value != getattr(default, name)}

@@ -29,16 +29,22 @@ def _log_cache(options: DataConfig, log: Callable[[str], None], *parts: Segmenta
         log(f"decoded images are cached in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --image-cache-gb 0 turns it off)")
 
 
-def labelled_part(options: DataConfig, view: View, log: Callable[[str], None]) -> tuple[SegmentationData, set[str]]:
+def labelled_part(
+    options: DataConfig, view: View, log: Callable[[str], None], advice: str = "Add masks."
+) -> tuple[SegmentationData, set[str]]:
     """Return the usable labelled samples of the training split, and the names of all chosen ones.
 
-    Raises ValueError if their masks leave fewer than two classes.
+    Raises ValueError, with the advice, if there are no masks, and if the masks leave fewer than two classes.
     """
     data = open_split(options, training_split(options))
-    if data.labelled and needs_classes(options):
+    if not data.labelled:
+        raise ValueError(f"{data.name}/{data.split} has no masks ({data.note}). {advice}")
+    if needs_classes(options):
         ids = f"ids 0 to {data.num_classes - 1}" if data.num_classes > 1 else "id 0"
         log(f"{data.num_classes} classes inferred from the masks ({ids}); to be sure of them, give --classes or --num-classes")
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
+    if len(chosen) < len(data):
+        log(f"{data.name}/{data.split}: the masks of {len(chosen)} of {len(data)} images are used")
     data = data.select(chosen)
     labelled = usable_for(view, data, options, log)
     if labelled.labels is not None and len(labelled.labels.stored) < 2:
@@ -67,8 +73,6 @@ def finetuning_data(options: DataConfig, view: View, batch_size: int, seed: int,
     if options.streaming:
         return _streamed(options, view, batch_size, seed)
     data, _ = labelled_part(options, view, log)
-    if not data.labelled:
-        raise ValueError(f"{data.name}/{data.split} has no masks and fine-tuning needs them ({data.note}). Add masks.")
     _log_cache(options, log, data)
     plan = SamplingPlan(tuple(range(len(data))), (), batch_size, batch_size, seed)
     return TrainingImages(data, None, view, seed, plan, place_of(options))
@@ -87,12 +91,8 @@ def pretraining_data(
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if not uses_labels:
         return _without_labels(options, view, batch_size, seed, unlabelled, log)
-    data, labelled_names = labelled_part(options, view, log)
-    if not data.labelled:
-        raise ValueError(
-            f"{data.name}/{data.split} has no masks and this --method needs them ({data.note}). Add masks, or choose a method that needs "
-            "none (--list-methods; for mscl: --losses g, l or g+l)."
-        )
+    advice = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."
+    data, labelled_names = labelled_part(options, view, log, advice)
     extra = unlabelled_part(options, view, unlabelled, labelled_names, log)
     _log_cache(options, log, data, extra)
     count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))

@@ -95,10 +95,10 @@ def open_held_out(options: DataConfig, log: Callable[[str], None] = print, class
     except UnknownSplit as error:
         if options.val_split is not None or options.dataset not in ("folder", "hf"):
             raise
-        log(f"no held-out masks: {error}")
+        log(f"no split {split!r} in {error.where}: no mean IoU is measured on held-out masks; add one, or name another by --val-split")
         return None
     if not data.labelled:
-        log(f"no held-out masks in {data.name}/{data.split}: {data.note}")
+        log(f"no held-out masks in {data.name}/{data.split}, so that no mean IoU is measured: {data.note}")
         return None
     check_values(data, log)
     return usable(data, options, log)

@@ -44,9 +44,8 @@ def open_model(model_cls: type, name: str, **options) -> Any:
         if isinstance(error, ValueError) and "\n" not in str(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"cannot open a model at {name!r} ({reason}). Give the output folder of a finished run, or a name on the Hub."
-        ) from error
+        problem = f"cannot open a model at {name!r}" if Path(repo).exists() else f"there is no folder {name!r}, nor such a model on the Hub"
+        raise ValueError(f"{problem} ({reason}). Give the output folder of a finished run, or a name on the Hub.") from error
     finally:
         logging.set_verbosity(verbosity)
 

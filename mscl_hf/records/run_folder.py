@@ -7,6 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
+import yaml
 from accelerate import Accelerator
 
 from .files import UNFINISHED, write_json
@@ -112,7 +113,9 @@ def _contents(configuration: dict) -> dict[str, str]:
 
 def _merged(out: Path, old: dict, new: dict) -> dict:
     """Return the new run.json, with the history of the options MAY_CHANGE. Raises ValueError where any other option differs."""
-    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    old, new, resolved = json.loads(json.dumps(old)), json.loads(json.dumps(new)), _resolved(out)
+    # The run's own config.yaml holds, for options that were left open, the values that they got.
+    new |= {option: old[option] for option in new.keys() & old.keys() & resolved.keys() if new[option] == resolved[option]}
     history = old.pop("changed", [])
     if _is_of_another_version(old, new):
         raise ValueError(
@@ -126,9 +129,18 @@ def _merged(out: Path, old: dict, new: dict) -> dict:
             raise ValueError(_cannot_extend(out, old, new))
         differences = ", ".join(_difference(option, old, new) for option in shown[:MAX_SHOWN])
         differences += f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
-        raise ValueError(f"{out} holds a run with other settings ({differences}); resume with the old ones, or give another --output-dir")
+        advice = "" if _command_of(new) == "mscl-evaluate" else "resume with the old ones, or "
+        raise ValueError(f"{out} holds a run with other settings ({differences}); {advice}give another --output-dir")
     history += [allowed] if allowed else []
     return new | ({"changed": history} if history else {})
+
+
+def _resolved(out: Path) -> dict:
+    """The options in the run's config.yaml; {} without one."""
+    try:
+        return json.loads(json.dumps(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8")) or {}))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # removed or edited: then the options have to be given as before
+        return {}
 
 
 def _is_of_another_version(old: dict, new: dict) -> bool:

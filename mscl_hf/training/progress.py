@@ -136,7 +136,8 @@ class Progress:
         if folder is None:
             return 0, []
         state = checkpoint.load(folder, self.method, self.optimizer)
-        self.accelerator.print(f"resuming from step {state['step']} ({folder})")
+        is_complete = state["step"] == self.options.max_steps
+        self.accelerator.print(f"resuming from step {state['step']} ({folder})" + ", the last one: training is complete" * is_complete)
         self._compare_images(state["data"])
         return state["step"], state["pending"]
 

@@ -104,6 +104,9 @@ def results(out: Path) -> dict:
 
 
 def test_file_holds_every_option(tmp_path, weights):
-    """Every option of the recipe is in the file, by its name."""
+    """Every option of the recipe is in the file, by its name, and the file continues its own run."""
     run("pretrain", *flags_of("none", weights), "--output-dir", tmp_path / "a")
-    assert {*options(tmp_path / "a"), "output_dir"} == flat(PretrainConfig()).keys()
+    assert {*options(tmp_path / "a"), "output_dir", "resume"} == flat(PretrainConfig()).keys()
+    run("pretrain", "--config", tmp_path / "a" / "config.yaml", "--resume")
+    run("pretrain", *flags_of("none", weights), "--output-dir", tmp_path / "a", "--resume")
+    assert "already holds a run" in harness.refused("pretrain", "--config", tmp_path / "a" / "config.yaml")
