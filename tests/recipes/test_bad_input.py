@@ -131,7 +131,7 @@ PRETRAIN = {
     "weights that need a network": (("--method", "imagenet"), ("cannot be fetched", "--backbone-weights")),
     "another method's option": (("--method", "simclr", "--ema-momentum", 0.9), ("--ema-momentum is no option of --method simclr",)),
     "mscl's option": (("--method", "byol", "--global-temperature", 0.5), ("--global-temperature is no option", "--hidden-dim")),
-    "an option of a head that is not there": (("--method", "simclr", "--local-grid", 5), ("--local-grid is not an option", "no local head")),
+    "an option of an absent head": (("--method", "simclr", "--local-grid", 5), ("--local-grid is not an option", "no local head")),
     "an option of other views": (("--method", "simclr", "--geometry", "crops"), ("--geometry is no option of the views", "--min-area")),
     "a bank of a stream": (("--method", "instdisc", "--dataset", "hf", "--data-dir", "{}/parquet", "--streaming"), ("--train-count",)),
     "a momentum above one": (("--method", "byol", "--ema-momentum", 1.5), ("--ema-momentum is 1.5", "at most 1")),
