@@ -82,7 +82,7 @@ class Prepared(Dataset):
 def random_crop(sample: Sample, n: int, view: TrainView, config: MsclConfig, seed: int) -> dict[str, Tensor]:
     """A function of (seed, n) alone, so that a resumed run sees what an uninterrupted one does."""
     crop = view(sample, np.random.default_rng([seed, n]))
-    crop = view.on_device({name: value[None] for name, value in crop.items()})  # colours are made for a batch
+    crop = view.on_device({name: value[None] for name, value in crop.items()})  # colors are made for a batch
     pixels = normalize(crop["image"], *image_statistics(config))[0]
     return {"pixel_values": pixels, "labels": crop["mask"][0].long()}
 

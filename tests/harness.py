@@ -81,14 +81,14 @@ def owner(recipe, name: str):
     return next(package for package in packages if name in package.__all__)
 
 
-def refused(name: str, *arguments, **patches) -> str:
-    """The one sentence with which the recipe refuses these flags."""
+def rejected(name: str, *arguments, **patches) -> str:
+    """The one sentence with which the recipe rejects these flags."""
     try:
         run(name, *arguments, **patches)
     except SystemExit as ended:
         message = ended.code
     else:
-        raise AssertionError(f"{name} {arguments} was not refused")
+        raise AssertionError(f"{name} {arguments} was not rejected")
     assert isinstance(message, str) and message.startswith("error: "), message
     sentence = message.removeprefix("error: ")
     assert "\n" not in sentence and "Traceback" not in sentence, sentence

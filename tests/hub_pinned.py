@@ -112,7 +112,7 @@ def pinned_life(hub, folder: Path) -> dict:
                 open_model(model_cls, name)
             except ValueError as error:
                 facts["rejected"][name] = str(error)
-        facts["rejected by a command"] = harness.refused("finetune", *short, "--model", name, "--output-dir", folder / "no")
+        facts["rejected by a command"] = harness.rejected("finetune", *short, "--model", name, "--output-dir", folder / "no")
     # Shards, which are checked after the download
     network = MsclForPreTraining(harness.config())
     network.save_pretrained(folder / "shards", max_shard_size="200KB")

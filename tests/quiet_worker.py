@@ -70,7 +70,7 @@ def main(folder: Path) -> dict[str, list[str]]:
         export(str(folder / "b"), "timm", folder / "d")
         told("export")
         with mock.patch("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None)):  # it tries again, for a while
-            harness.refused("finetune", *small, "--model", "nobody/nothing", "--output-dir", folder / "e")
+            harness.rejected("finetune", *small, "--model", "nobody/nothing", "--output-dir", folder / "e")
         told("a name on the Hub")
     with watched(also_local=False):  # a page is served to this machine
         from mscl_hf.demo import page as demo

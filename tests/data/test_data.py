@@ -535,7 +535,7 @@ def test_all_bad_is_an_error_however_many_are_allowed(tmp_path):
         (("synthetic", "training"), "'training'.*train, val, test"),
     ],
 )
-def test_wrong_names_are_refused_with_the_choices(arguments, message):
+def test_wrong_names_are_rejected_with_the_choices(arguments, message):
     """Data set, folder and split: the error names the value and what was expected."""
     with pytest.raises(ValueError, match=message):
         load_data(*arguments)

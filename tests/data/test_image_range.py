@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from harness import TINY, refused, run
+from harness import TINY, rejected, run
 from PIL import Image
 from test_files import sixteen_bit_png
 from transformers import AutoImageProcessor
@@ -305,7 +305,7 @@ def test_evaluation_takes_the_range_of_the_model(chain, evaluated):
 @pytest.mark.parametrize("command", ["evaluate_model", "finetune"])
 def test_another_range_than_the_model_has_is_an_error(chain, tmp_path, command):
     flags = ("--model", chain / "tuned", "--dataset", "folder", "--data-dir", chain / "data", "--output-dir", tmp_path / "out")
-    assert "--image-range is 0 65535; expected 0 4095, with which" in refused(command, *flags, "--image-range", 0, 65535)
+    assert "--image-range is 0 65535; expected 0 4095, with which" in rejected(command, *flags, "--image-range", 0, 65535)
 
 
 @pytest.mark.parametrize("command", ["evaluate_model", "finetune"])
@@ -313,7 +313,7 @@ def test_images_that_do_not_fit_the_range_are_an_error(chain, tmp_path, command)
     """The frames of training stored with 16 bits would be white to a model of 12."""
     flags = ("--model", chain / "tuned", "--dataset", "folder", "--data-dir", write(tmp_path / "data", "16"))
     flags += ("--output-dir", tmp_path / "out", "--num-classes", 2, *(("--split", "val") if command == "evaluate_model" else ()))
-    assert "of their values, 0 to 65535, lie above the image range 0 to 4095; expected images stored like" in refused(command, *flags)
+    assert "of their values, 0 to 65535, lie above the image range 0 to 4095; expected images stored like" in rejected(command, *flags)
 
 
 def test_dark_images_are_named(chain, evaluated):
@@ -326,7 +326,7 @@ def test_evaluation_finds_no_range_of_its_own(chain, tmp_path, capsys):
     """Images of 16 bits for a model of 8 are an error before the network runs, unless a range is given."""
     tiny(id2label={0: "class_0", 1: "class_1"}).save_pretrained(tmp_path / "model")
     flags = ("--model", tmp_path / "model", "--dataset", "folder", "--data-dir", chain / "data", "--split", "val")
-    said = refused("evaluate_model", *flags, "--output-dir", tmp_path / "out")
+    said = rejected("evaluate_model", *flags, "--output-dir", tmp_path / "out")
     assert "hold more than 8 bits; expected images of 8 bits, as in training. Store them with 8 bits, or give" in said
     run("evaluate_model", *flags, "--output-dir", tmp_path / "out", "--image-range", 0, 4095)
     assert "mean IoU" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_masks_that_leave_fewer_than_two_classes(tmp_path, start, case):
     ids, flags, says = TOO_FEW[case]
     data = folder_flags(write_masks(tmp_path / "data", train=ids), "--val-split", "none", *flags)
     for recipe, more in (("finetune", ("--model", start)), ("pretrain", harness.TINY)):
-        message = harness.refused(recipe, *more, *data, "--output-dir", tmp_path / recipe)
+        message = harness.rejected(recipe, *more, *data, "--output-dir", tmp_path / recipe)
         assert all(part in message for part in says), message
         assert {path.name for path in (tmp_path / recipe).iterdir()} == {"run.json", ".lock"}
     # Runs that read no masks are not affected.
@@ -123,7 +123,7 @@ def short_start(monkeypatch):
 def test_stored_and_streamed_masks_are_counted_too(tmp_path, start, streaming):
     """Unmapped 255 ends the run; all rows of a short stream are counted."""
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, *streaming)
-    message = harness.refused("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
+    message = harness.rejected("finetune", "--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
     assert "the 4 masks" in message or not streaming
     assert "hold the ids 0, 255" in message and message.endswith("give --label-map 255:1.")
 
@@ -133,7 +133,7 @@ def test_first_rows_of_a_stream_that_255_explains(tmp_path, start):
     """Unmapped 255 ends the run; 255:255 in the label map allows it."""
     data = ("--dataset", "hf", "--data-dir", write_parquet(tmp_path / "data", train=(0, 255)), "--num-classes", 2, *BRIEF, "--streaming")
     flags = ("--model", start, *data, "--val-split", "none", "--output-dir", tmp_path / "out")
-    message = harness.refused("finetune", *flags)
+    message = harness.rejected("finetune", *flags)
     assert "the first 2 masks" in message and "if it is to be ignored, give --label-map 255:255" in message
     harness.run("finetune", *flags, "--label-map", "255:255", pictures=False)
 
@@ -145,7 +145,7 @@ def test_first_rows_of_one_class_are_a_warning(tmp_path, start, capsys):
     flags = ("--model", start, *data, "--streaming", *BRIEF, "--output-dir", tmp_path / "out")
     harness.run("finetune", *flags, "--val-split", "none", pictures=False)
     assert "warning: 1 of 2 classes occur in none of the first 2 masks of parquet/train: class_1" in capsys.readouterr().out
-    message = harness.refused("finetune", *flags[:-1], tmp_path / "other")
+    message = harness.rejected("finetune", *flags[:-1], tmp_path / "other")
     assert "the first 2 masks of parquet/train and all of parquet/validation hold only the class 'class_0'" in message
 
 
@@ -154,7 +154,7 @@ def test_a_stream_of_one_class_is_an_error(tmp_path, start):
     """A stream that was read to its end is treated like data that is not streamed."""
     root = write_parquet(tmp_path / "data", train=(0,))
     data = ("--dataset", "hf", "--data-dir", root, "--num-classes", 2, "--streaming", *BRIEF, "--val-split", "none")
-    message = harness.refused("finetune", "--model", start, *data, "--output-dir", tmp_path / "out")
+    message = harness.rejected("finetune", "--model", start, *data, "--output-dir", tmp_path / "out")
     assert "the 4 masks of parquet/train hold the ids 0, and only 'class_0' is labelled" in message
     stream = load_data("hf", "train", root, num_classes=2, streaming=True)
     assert [(len(rows), complete) for rows, complete in map(stream.first_rows, (3, 4, 5))] == [(3, False), (4, True), (4, True)]
@@ -272,7 +272,7 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     assert "the masks are read as in the model's training: --label-map 9:1" in done.stdout
     assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
     for flags in (("--label-map", "9:2"), ("--reduce-labels",)):
-        message = harness.refused("evaluate_model", *measure, *flags, "--output-dir", tmp_path / "other")
+        message = harness.rejected("evaluate_model", *measure, *flags, "--output-dir", tmp_path / "other")
         assert "expected --label-map 9:1, as in the model's training" in message
     done = recipe("evaluate_model", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
     assert "warning: the masks are read by --label-map 9:1,7:2, and those of the model's training by --label-map 9:1" in done.stdout
@@ -286,7 +286,7 @@ def test_reduced_labels_belong_to_the_model(tmp_path, start):
     harness.run("evaluate_model", *measure, "--output-dir", tmp_path / "same")
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["reduce_labels"] is True
-    assert "expected --reduce-labels, as in the model's training" in harness.refused(
+    assert "expected --reduce-labels, as in the model's training" in harness.rejected(
         "evaluate_model", *measure, "--label-map", "1:1", "--output-dir", tmp_path / "other"
     )
     # Fine-tuned further on masks that are read as they are, it keeps nothing of it.
@@ -452,7 +452,7 @@ def test_no_warning_without_held_out_masks(tmp_path):
 def test_cases_of_labels(cases, tmp_path, start):
     """Masks of 0 and 255 are an error that names the label map; a held-out split without labels has no mean IoU."""
     binary = folder_flags(cases / "binary_0_255_two_classes", "--classes", "background", "car", "--val-split", "none")
-    assert "--label-map 255:1" in harness.refused("finetune", "--model", start, *binary, "--output-dir", tmp_path / "a")
+    assert "--label-map 255:1" in harness.rejected("finetune", "--model", start, *binary, "--output-dir", tmp_path / "a")
     unlabelled = folder_flags(cases / "nothing_labelled_in_val")
     harness.run("finetune", "--model", start, *unlabelled, "--output-dir", tmp_path / "b")
     assert json.loads((tmp_path / "b" / "results.json").read_text())["mean_iou"] is None

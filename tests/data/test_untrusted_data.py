@@ -53,7 +53,7 @@ def test_an_archive_is_no_data_folder(tmp_path, dataset):
     for file in (zipped(tmp_path / "data.zip"), tarred(tmp_path / "data.tar"), tarred(tmp_path / "data.tar.gz", "w:gz")):
         before = sorted(tmp_path.iterdir())
         flags = (*harness.TINY, *harness.SHORT, "--max-steps", 1, "--dataset", dataset, "--data-dir", file)
-        message = harness.refused("pretrain", *flags, "--output-dir", tmp_path / "out")
+        message = harness.rejected("pretrain", *flags, "--output-dir", tmp_path / "out")
         assert f"{file} is an archive" in message and "Unpack it" in message
         assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "out"} and not (tmp_path.parent / "evil.txt").exists()
 
@@ -175,7 +175,7 @@ def test_a_bomb_in_a_folder_is_a_bad_sample(tmp_path, dataset):
         assert len(check_data(data, max_bad_images=1)[0]) == len(data) - 1
         brief = ("--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1, "--val-split", "none")
         data_flags = ("--dataset", dataset, "--data-dir", root, "--output-dir", tmp_path / f"out{number}")
-        message = harness.refused("pretrain", *harness.TINY, *brief, *data_flags)
+        message = harness.rejected("pretrain", *harness.TINY, *brief, *data_flags)
         assert "decompression bomb" in message
 
 

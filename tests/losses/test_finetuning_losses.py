@@ -137,7 +137,7 @@ def slow_affinity(logits, y, size, margin, mode, edge_weight, same_weight):
     "size, mode, margin", [(1, "pair", 3.0), (2, "pair", 0.7), (3, "pair", 3.0), (1, "released", 3.0), (2, "released", 0.7)]
 )
 def test_affinity_equals_the_loops(size, mode, margin):
-    """Every pair of neighbours, every class, weighted by the class of the first pixel."""
+    """Every pair of neighbors, every class, weighted by the class of the first pixel."""
     logits, y = batch()
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = affinity(logits, y, size, margin, mode, *weights)
@@ -374,7 +374,7 @@ def test_rmi_tries_again_with_a_larger_alpha():
     assert rmi(torch.full_like(TRUTH, math.nan), SHAPE).isnan()
 
 
-def test_shapes_and_names_are_refused():
+def test_shapes_and_names_are_rejected():
     """Labels of another size, an unknown mode, sizes that do not fit, a window larger than the map: one sentence each."""
     logits, y = batch()
     for loss in (affinity, dice_loss, one_versus_rest, region_mutual_information):
@@ -559,11 +559,11 @@ def test_progress_reaches_the_loss(tmp_path):
         ({"loss": "ohem", "ohem_share": 0.0}, ("--ohem-share", "above 0")),
     ],
 )
-def test_bad_names_and_options_are_refused(given, words):
+def test_bad_names_and_options_are_rejected(given, words):
     """An unknown loss, an option that the loss does not read, a value out of range: one sentence, by the name of the flag."""
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError) as rejected:
         check_options(FinetuningLossConfig(**given))
-    assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value)
+    assert all(word in str(rejected.value) for word in words) and "\n" not in str(rejected.value)
 
 
 @pytest.mark.parametrize("name", FINETUNING_LOSSES)
@@ -582,7 +582,7 @@ def test_losses_are_listed(capsys):
 
 
 def test_recipe_fine_tunes_by_name(tmp_path):
-    """--loss and its options reach the run and its record; a crop too small for RMI's windows is refused before the first step."""
+    """--loss and its options reach the run and its record; a crop too small for RMI's windows is rejected before the first step."""
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", tmp_path / "none", pictures=True)
     short = ("--model", tmp_path / "none", *harness.SHORT, "--max-steps", 2, "--val-split", "none", "--probe-batches", 1)
     harness.run("finetune", *short, "--loss", "ce+aaf", "--affinity-margin", 2, "--output-dir", tmp_path / "aaf", pictures=False)
@@ -591,7 +591,7 @@ def test_recipe_fine_tunes_by_name(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "aaf" / "log.jsonl").read_text().splitlines()]
     assert all({"loss_ce", "loss_aaf", "loss_auxiliary"} <= row.keys() for row in rows)
     assert "size_logits" in load_file(checkpoint_folder.complete(tmp_path / "aaf")[-1] / "method.safetensors")
-    message = harness.refused("finetune", *short, "--loss", "bce+rmi", "--rmi-pool", 32, "--output-dir", tmp_path / "rmi")
+    message = harness.rejected("finetune", *short, "--loss", "bce+rmi", "--rmi-pool", 32, "--output-dir", tmp_path / "rmi")
     assert "--rmi-pool" in message and not checkpoint_folder.complete(tmp_path / "rmi")
 
 

@@ -98,7 +98,7 @@ def test_symmetric_pixel_loss_and_cross_partner():
 
 
 def test_names_of_losses():
-    """Any order is read; repeats, empty names, capitals and unknown letters are refused with the seven names."""
+    """Any order is read; repeats, empty names, capitals and unknown letters are rejected with the seven names."""
     assert [parse_losses(s) for s in ("g", "p+g", "l+p+g")] == [("global",), ("global", "pixel"), ("global", "local", "pixel")]
     assert len(SUBSETS) == 7 and all("+".join(parse_losses(losses)) == losses for losses in SUBSETS)
     for bad in ("", "x", "g+", "g+g", "g,l", "G", "g+l+p+x", "glp"):
@@ -114,7 +114,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_options_are_refused_before_the_first_step(name):
+def test_bad_options_are_rejected_before_the_first_step(name):
     """Creating the loss names the flag and what is expected."""
     expected = "above 0" if name.endswith("temperature") else "expected one of"
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is .*{expected}"):
@@ -131,11 +131,11 @@ def test_a_batch_without_labelled_image(scope):
 
 
 def test_contrast_needs_something_to_contrast_with():
-    """One image: g, and l among other images, are refused; the other terms run; `min_batch` says so beforehand."""
+    """One image: g, and l among other images, are rejected; the other terms run; `min_batch` says so beforehand."""
     one, two = unit(1, 4, 5), unit(1, 4, 5, seed=1)
-    for refused in (lambda: global_contrast(one[:, 0], two[:, 0]), lambda: local_contrast(one, two, scope="others")):
+    for rejected in (lambda: global_contrast(one[:, 0], two[:, 0]), lambda: local_contrast(one, two, scope="others")):
         with pytest.raises(ValueError, match="at least 2 images"):
-            refused()
+            rejected()
     assert local_contrast(one, two).isfinite() and pixel_contrast(one, two, labels_of(1, 4)).loss.isfinite()
     cases = {"g": 2, "l": 1, "p": 1, "g+l+p": 2, "l+p": 1}
     assert {losses: MultiScaleLoss(losses).min_batch for losses in cases} == cases
@@ -143,7 +143,7 @@ def test_contrast_needs_something_to_contrast_with():
 
 
 def test_the_queue_adds_negatives_and_stands_alone():
-    """Old copies stand in every denominator, in all directions the same; options that they do not fit are refused."""
+    """Old copies stand in every denominator, in all directions the same; options that they do not fit are rejected."""
     image, enhanced, past = embeddings(0), embeddings(5), unit(9, 5, seed=20)
     found = MultiScaleLoss("g", queue_size=9)(image, enhanced, None, past=past)["loss"]
     logits = image["global"] @ torch.cat([enhanced["global"], past]).T / 0.1
@@ -173,7 +173,7 @@ def test_pixel_samples(how):
 
 
 def test_loss_precision_lowers_the_products_only():
-    """bf16: float32 losses a little off float64's, gradients for float32 embeddings; an unknown name is refused."""
+    """bf16: float32 losses a little off float64's, gradients for float32 embeddings; an unknown name is rejected."""
     image, enhanced, labels = embeddings(0), embeddings(5), labels_of(3, 6)
     exact = MultiScaleLoss()(image, enhanced, labels)
     image = {head: x.float().requires_grad_() for head, x in image.items()}

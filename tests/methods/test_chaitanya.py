@@ -156,7 +156,7 @@ def part(*places):
         ("GD", data_of(part(("a", 0.1), ("a", 0.9))), "2 slices are of 2 partitions and 1 volumes; expected at least 2 and 2"),
     ],
 )
-def test_missing_places_are_refused(variant, data, message):
+def test_missing_places_are_rejected(variant, data, message):
     """GD and GD- never fall back: data that does not place every slice, or has nothing to contrast, is an error; GR takes any."""
     with pytest.raises(ValueError, match=message):
         method(ChaitanyaGlobal, variant).check_data(data)
@@ -164,7 +164,7 @@ def test_missing_places_are_refused(variant, data, message):
     method(ChaitanyaGlobal, "GD").check_data(data_of(part(("a", 0.1), ("b", 0.9)), part(("c", 0.5))))
 
 
-def test_wrong_options_are_refused():
+def test_wrong_options_are_rejected():
     """An unknown variant, a single partition, a batch without places."""
     with pytest.raises(ValueError, match="--variant is LD; .*GR, GD-, GD"):
         method(ChaitanyaGlobal, "LD")
@@ -288,7 +288,7 @@ def test_the_second_stage_stands_on_the_decoder(attach):
 
 
 def test_both_views_must_show_one_crop():
-    """Geometry crops is refused at the start; shared and none pass."""
+    """Geometry crops is rejected at the start; shared and none pass."""
     for geometry in ("shared", "none", "crops"):
         view = make_view("pair", "chaitanya", 32, 32, ViewConfig(geometry=geometry))
         if geometry == "crops":

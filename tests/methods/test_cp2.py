@@ -106,7 +106,7 @@ def test_autocast_does_not_lower_the_loss():
         assert torch.equal(foreground_contrast(q, k, *masks, 0.2), wanted)
 
 
-def test_unknown_axis_is_refused():
+def test_unknown_axis_is_rejected():
     """An unknown axis raises, with the known ones in the sentence."""
     with pytest.raises(ValueError, match="key, query"):
         foreground_contrast(*GOLDEN, 1.0, "both")

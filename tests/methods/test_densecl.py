@@ -179,7 +179,7 @@ def test_learns_a_batch(autocast):
 
 
 def test_widths_and_limits():
-    """Hidden layers are as wide as the backbone; no head has a BatchNorm; a share outside 0 .. 1 is refused."""
+    """Hidden layers are as wide as the backbone; no head has a BatchNorm; a share outside 0 .. 1 is rejected."""
     method = DenseCL(network(), queue_size=8)
     channels = method.channels()
     assert method.head[2][0].out_features == method.dense_head[0].out_channels == channels and method.queue.rows.shape == (8, 128)

@@ -282,7 +282,7 @@ def test_bank_methods_use_the_bank_of_the_step_before(name):
     assert not any(bank.rows.requires_grad for bank in banks)
 
 
-def test_nce_keeps_its_first_normaliser():
+def test_nce_keeps_its_first_normalizer():
     """Z is that of the first batch, for good; in evaluation nothing is kept."""
     method = make("instdisc", bank_loss="nce", nce_draws=50)
     method.eval()
@@ -329,7 +329,7 @@ def test_two_crops_through_joint_or_separate_statistics():
     assert joint.eval()(**batch())["loss"].item() == pytest.approx(separate.eval()(**batch())["loss"].item(), abs=1e-5)
 
 
-def test_embeddings_that_are_watched_are_unit_or_normalised_later():
+def test_embeddings_that_are_watched_are_unit_or_normalized_later():
     """Each method names the spaces in which a collapse would show."""
     for name in ("simclr", "moco_v2", "byol", "simsiam", "instdisc", "cmc"):
         method = make(name, **({"queue_size": 8} if name.startswith("moco") else {})).eval()
@@ -375,8 +375,8 @@ def test_published_sizes_at_published_scale():
     assert method.instance.temperature == 0.1 and len(said) == 1
 
 
-def test_queues_that_cannot_work_are_refused_or_named():
-    """Shorter than a batch: refused. Longer than the data: said, with the length that would do."""
+def test_queues_that_cannot_work_are_rejected_or_named():
+    """Shorter than a batch: rejected. Longer than the data: said, with the length that would do."""
     with pytest.raises(ValueError, match="--queue-size is 8; expected at least 16"):
         created("moco_v2", RunSize(367, 16, 200), queue_size=8)
     _, said = created("moco_v2", RunSize(367, 16, 200), queue_size=4096, ema_momentum=0.9)

@@ -37,7 +37,7 @@ def pairs_of(match):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_golden_masks(name):
-    """Masks of 2 x 2 cells that were worked out by hand; neighbours lie at 0.7071 of a diagonal, just outside."""
+    """Masks of 2 x 2 cells that were worked out by hand; neighbors lie at 0.7071 of a diagonal, just outside."""
     first, second, rows = MASKS[name]
     match = match_positions(torch.tensor([[first, second]], dtype=torch.float64), (2, 2))
     assert ["".join(str(int(cell)) for cell in row) for row in match[0]] == rows
@@ -162,7 +162,7 @@ def test_autocast_does_not_lower_the_losses():
         assert torch.equal(values(), wanted)
 
 
-def test_unknown_name_is_refused():
+def test_unknown_name_is_rejected():
     """An unknown way to count empty pairs raises, with the known ones in the sentence."""
     with pytest.raises(ValueError, match="skip, zero"):
         pixel_consistency(vectors(1, 2, 3), vectors(1, 2, 3), torch.ones(1, 2, 2, dtype=torch.bool), "ignore")

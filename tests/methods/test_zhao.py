@@ -189,7 +189,7 @@ def test_labels_are_read_whatever_the_losses_say():
         (ZhaoCross, "released", {"symmetric": True}, "--symmetric is True; expected False"),
     ],
 )
-def test_what_does_not_fit_is_refused(method_cls, variant, contrast, message):
+def test_what_does_not_fit_is_rejected(method_cls, variant, contrast, message):
     """One sentence with what came and what to do."""
     with pytest.raises(ValueError, match=message):
         method_cls(network(), MultiScaleLoss(**contrast), variant)

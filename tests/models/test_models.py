@@ -118,7 +118,7 @@ def test_nothing_labelled_gives_zero_with_a_graph():
 
 
 @pytest.mark.parametrize(("name", "stride"), [*product(["test_resnet", "regnetx_002", "test_efficientnet"], [8, 16, 32]), ("test_vit", 16)])
-def test_output_stride_is_honoured(name, stride):
+def test_output_stride_is_honored(name, stride):
     """The last map of a 64 px image has 64 / stride positions a side, and `strides` reports it."""
     backbone = MsclBackbone(config_of(name, output_stride=stride)).eval()
     assert backbone(torch.randn(1, 3, 64, 64)).feature_maps[-1].shape[-1] == 64 // stride == 64 // backbone.strides[-1]
@@ -354,7 +354,7 @@ def test_local_head_boxes():
     torch.testing.assert_close(blocks, head(features))
     flipped = head(features, boxes[:, [2, 1, 0, 3]]).view(2, 4, 4, 5)
     torch.testing.assert_close(flipped, blocks.view(2, 4, 4, 5).flip(2))
-    quarter = head(features, torch.tensor([[0.25, 0.5, 0.5, 0.75]] * 2))  # inside one cell's neighbourhood, nearest is cell (2, 1)
+    quarter = head(features, torch.tensor([[0.25, 0.5, 0.5, 0.75]] * 2))  # inside one cell's neighborhood, nearest is cell (2, 1)
     assert F.cosine_similarity(quarter.mean(1), blocks.view(2, 4, 4, 5)[:, 2, 1]).min() > 0.5
 
 

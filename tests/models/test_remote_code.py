@@ -51,7 +51,7 @@ listener.emit = lambda record: said.append(record.getMessage())
 logging.getLogger("transformers").addHandler(listener)
 
 
-def refused(**options):
+def rejected(**options):
     try:
         AutoConfig.from_pretrained(root / "cnn", **options)
     except ValueError as error:
@@ -67,7 +67,7 @@ def described(model):
     return [type(model).__name__, type(model).__module__.split(".")[0], config.model_type, config.num_labels, config.label2id]
 
 
-report["refused"] = [refused(), refused(trust_remote_code=False)]
+report["rejected"] = [rejected(), rejected(trust_remote_code=False)]
 with torch.no_grad():
     for name in ("cnn", "rope"):
         folder = root / name
@@ -153,7 +153,7 @@ def foreign_process(root, tmp_path_factory):
 
 def test_foreign_code_is_rejected_until_it_is_trusted(foreign_process):
     """By default, and with trust_remote_code=False, the code of the folder is not run; the error names the option."""
-    for message in foreign_process[0]["refused"]:
+    for message in foreign_process[0]["rejected"]:
         assert message is not None and "trust_remote_code=True" in message
 
 

@@ -200,7 +200,7 @@ def test_gradient_checkpointing(name):
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
-def test_output_stride_is_honoured(stride):
+def test_output_stride_is_honored(stride):
     """As for one network."""
     backbone = backbone_of("resnet18", output_stride=stride)
     assert backbone(torch.rand(1, 3, 64, 64)).feature_maps[-1].shape[-1] == 64 // stride == 64 // backbone.strides[-1]

@@ -109,7 +109,7 @@ def config_names_a_bin(folder, sentinel):
     (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "adapter_model.bin"}))
 
 
-REFUSED = {
+REJECTED = {
     bin_only: "pytorch_model.bin", old_bin_only: "pytorch_model.bin", pt_only: "model.pt", bin_index: "pytorch_model",
     index_of_bins: "pytorch_model-00001-of-00001.bin", index_of_elsewhere: "../elsewhere.safetensors",
     config_names_a_bin: "transformers_weights",
@@ -138,7 +138,7 @@ def test_the_trap_works(tmp_path, sentinel):
         sentinel.unlink()
 
 
-@pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", REJECTED, ids=lambda damage: damage.__name__)
 def test_weights_that_are_pickled_are_rejected_by_every_class(models, tmp_path, sentinel, damage):
     """No class, Auto class, pipeline, page or export opens them, by any name."""
     classes = (MsclForSemanticSegmentation, AutoModelForSemanticSegmentation)
@@ -153,7 +153,7 @@ def test_weights_that_are_pickled_are_rejected_by_every_class(models, tmp_path, 
     for opener in openers:
         with pytest.raises(ValueError) as caught:
             opener(folders["tuned"])
-        assert REFUSED[damage] in str(caught.value) and re.search("Give a|Remove it", str(caught.value))
+        assert REJECTED[damage] in str(caught.value) and re.search("Give a|Remove it", str(caught.value))
     for model_cls in (MsclForPreTraining, AutoModelForPreTraining):
         with pytest.raises(ValueError, match="Give a|Remove it"):
             model_cls.from_pretrained(folders["pretrained"])
@@ -168,10 +168,10 @@ def test_weights_that_are_pickled_are_rejected_by_every_command(models, tmp_path
         damage(folder, sentinel)
     brief = (*harness.SHORT, "--val-split", "none", "--max-steps", 1)
     said = [
-        harness.refused("pretrain", *harness.TINY, *brief, "--start-from", pretrained, "--output-dir", tmp_path / "a"),
-        harness.refused("finetune", *brief, "--model", pretrained, "--output-dir", tmp_path / "b"),
-        harness.refused("evaluate_model", "--model", tuned, "--output-dir", tmp_path / "c"),
-        harness.refused("trainer", "--model", pretrained, "--max-steps", 1, "--output-dir", tmp_path / "d", "--train-count", 4),
+        harness.rejected("pretrain", *harness.TINY, *brief, "--start-from", pretrained, "--output-dir", tmp_path / "a"),
+        harness.rejected("finetune", *brief, "--model", pretrained, "--output-dir", tmp_path / "b"),
+        harness.rejected("evaluate_model", "--model", tuned, "--output-dir", tmp_path / "c"),
+        harness.rejected("trainer", "--model", pretrained, "--max-steps", 1, "--output-dir", tmp_path / "d", "--train-count", 4),
         message_of(runpy.run_path(str(ROOT / "hub" / "export.py"))["main"], monkeypatch, "--model", tuned, "--to", "timm", "--output-dir",
                tmp_path / "e"),
     ]  # fmt: skip
@@ -246,7 +246,7 @@ def test_no_code_of_a_processor_is_run(models, tmp_path, monkeypatch):
     said = {"auto_map": {"AutoImageProcessor": "evil.Processor"}, "image_processor_type": "Evil"}
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
     monkeypatch.setattr("builtins.input", lambda prompt="": "y")
-    message = harness.refused("trainer", "--model", folder, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "a")
+    message = harness.rejected("trainer", "--model", folder, "--max-steps", 1, "--train-count", 4, "--output-dir", tmp_path / "a")
     assert "cannot open a model" in message and not trap.exists()
 
 
@@ -437,7 +437,7 @@ def test_hostile_weights(models, tmp_path, damage):
         folder = copied(models, tmp_path, name)
         DAMAGES[damage](folder / "model.safetensors")
         more = (*harness.SHORT, "--val-split", "none", "--max-steps", 1) if recipe == "finetune" else ()
-        assert folder.name in harness.refused(recipe, "--model", folder, *more, "--output-dir", tmp_path / recipe)
+        assert folder.name in harness.rejected(recipe, "--model", folder, *more, "--output-dir", tmp_path / recipe)
 
 
 TYPES = {

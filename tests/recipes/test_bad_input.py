@@ -27,9 +27,9 @@ BASE = {
 FOLDER = (*harness.TINY, "--dataset", "folder", "--batch-size", 2, "--dataloader-num-workers", 0, "--max-steps", 1)
 
 
-def refused(name: str, out, *flags) -> str:
-    """The refusal of a recipe; it must leave no more than the record of its start in the output folder."""
-    message = harness.refused(name, *BASE[name], "--output-dir", out, *flags)
+def rejected(name: str, out, *flags) -> str:
+    """The rejection of a recipe; it must leave no more than the record of its start in the output folder."""
+    message = harness.rejected(name, *BASE[name], "--output-dir", out, *flags)
     assert not out.is_dir() or {path.name for path in out.iterdir()} <= {"run.json", "config.yaml", ".lock"}
     return message
 
@@ -191,7 +191,7 @@ def test_wrong_flags(places, tmp_path, recipe, case):
     """The error names the option or file, its value, and what was expected or what to do."""
     flags, says = RECIPES[recipe][case]
     flags = [flag.format(places) if isinstance(flag, str) else flag for flag in flags]
-    message = refused(recipe, tmp_path / "out", *flags)
+    message = rejected(recipe, tmp_path / "out", *flags)
     assert all(part.format(places).lower() in message.lower() for part in says), message
 
 
@@ -231,12 +231,12 @@ def damage_label(root) -> str:
     return "[77]"
 
 
-def damage_colours(root) -> str:
+def damage_colors(root) -> str:
     Image.new("RGB", (64, 48), "red").save(root / "masks" / "train" / "2.png")
     return "mode RGB"
 
 
-DAMAGES = (damage_truncated, damage_empty, damage_text, damage_mask_file, damage_size, damage_label, damage_colours)
+DAMAGES = (damage_truncated, damage_empty, damage_text, damage_mask_file, damage_size, damage_label, damage_colors)
 
 
 def folder_flags(root, *more):
@@ -248,7 +248,7 @@ def test_bad_file_is_named_and_may_be_skipped(tmp_path, capsys, damage):
     """The file (and the value, the sizes) stand in the message; --max-bad-images 1 goes on without it and says so once."""
     root = write_folder(tmp_path / "data", splits=("train",))
     says = damage(root)
-    message = harness.refused("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
+    message = harness.rejected("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
     assert says in message and "train/2.png" in message and "--max-bad-images" in message and "1 of the 6" in message
     capsys.readouterr()
     harness.run("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out", pictures=False)
@@ -263,7 +263,7 @@ def test_files_without_an_image_are_told_apart(tmp_path, part, content, says):
     """A file of no bytes and what Git LFS leaves in place of a file are named as such."""
     root = write_folder(tmp_path / "data", splits=("train",))
     (root / part / "train" / "2.png").write_bytes(content)
-    message = harness.refused("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
+    message = harness.rejected("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
     mask = "the mask " * (part == "masks")
     assert f"{mask}{root / part / 'train' / '2.png'} {says}" in message and "1 of the 6 samples" in message
 
@@ -285,11 +285,11 @@ def test_numbers_and_repeats_of_class_names(classes, says):
 
 
 def test_more_bad_files_than_allowed(tmp_path):
-    """Two bad files and a limit of one: refused, with the number."""
+    """Two bad files and a limit of one: rejected, with the number."""
     root = write_folder(tmp_path / "data", splits=("train",))
     for name in "12":
         (root / "images" / "train" / f"{name}.png").write_text("no picture")
-    message = harness.refused("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out")
+    message = harness.rejected("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out")
     assert "2 of the 6" in message and "--max-bad-images 1" in message
 
 
@@ -302,7 +302,7 @@ def test_bad_unlabelled_image_is_found_before_the_first_step(tmp_path):
             keep = path.read_bytes()
             path.write_bytes(keep[:900])
             out = tmp_path / f"out{path.stem}"
-            message = harness.refused("pretrain", *folder_flags(root, *more), "--output-dir", out)
+            message = harness.rejected("pretrain", *folder_flags(root, *more), "--output-dir", out)
             assert f"train/{path.name}" in message and not (out / "log.jsonl").exists()
             path.write_bytes(keep)
 
@@ -312,7 +312,7 @@ def test_bad_held_out_image_is_found_before_the_first_step(tmp_path, places):
     root = write_folder(tmp_path / "data")
     (root / "masks" / "val" / "3.png").write_text("no mask")
     flags = (*FOLDER[FOLDER.index("--dataset") :], "--data-dir", root, "--num-classes", 8)
-    message = harness.refused("finetune", "--model", places / "model", *flags, "--output-dir", tmp_path / "b")
+    message = harness.rejected("finetune", "--model", places / "model", *flags, "--output-dir", tmp_path / "b")
     assert "masks/val/3.png" in message and not (tmp_path / "b" / "log.jsonl").exists()
 
 
@@ -320,7 +320,7 @@ def test_image_without_its_mask(tmp_path):
     """Named, with what can be done; --masked-only leaves it out."""
     root = write_folder(tmp_path / "data", splits=("train",))
     (root / "masks" / "train" / "4.png").unlink()
-    message = harness.refused("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
+    message = harness.rejected("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
     assert "train/4.png" in message and "no mask" in message
     harness.run("pretrain", *folder_flags(root, "--masked-only"), "--output-dir", tmp_path / "out", pictures=False)
 
@@ -340,7 +340,7 @@ def test_camvid_faults_are_named(tmp_path, real_data):
     image, mask = (root.joinpath(*name.split("/")[-2:]) for name in lines[2].split())
 
     def complaint() -> str:
-        return harness.refused("pretrain", *flags, "--output-dir", tmp_path / "out")
+        return harness.rejected("pretrain", *flags, "--output-dir", tmp_path / "out")
 
     keep = mask.read_bytes()
     labels = np.array(Image.open(mask))
@@ -352,7 +352,7 @@ def test_camvid_faults_are_named(tmp_path, real_data):
     mask.write_bytes(keep)
     image.unlink()
     assert image.name in complaint() and "do not exist" in complaint()
-    assert "--train-split is 'test'" in harness.refused("pretrain", *flags, "--train-split", "test", "--output-dir", tmp_path / "out")
+    assert "--train-split is 'test'" in harness.rejected("pretrain", *flags, "--train-split", "test", "--output-dir", tmp_path / "out")
 
 
 def test_masks_without_any_label(tmp_path, places):
@@ -360,11 +360,11 @@ def test_masks_without_any_label(tmp_path, places):
     root = write_folder(tmp_path / "data", splits=("train",))
     for path in (root / "masks" / "train").iterdir():
         Image.fromarray(np.full((48, 64), 255, np.uint8)).save(path)
-    message = harness.refused("pretrain", *FOLDER, "--data-dir", root, "--val-split", "none", "--output-dir", tmp_path / "out")
+    message = harness.rejected("pretrain", *FOLDER, "--data-dir", root, "--val-split", "none", "--output-dir", tmp_path / "out")
     assert "the classes cannot be inferred from the masks: they hold the ids 255, and 255 is the ignored label" in message
     flags = (*FOLDER[FOLDER.index("--dataset") :], "--data-dir", root, "--num-classes", 8, "--val-split", "none")
     for recipe, more in (("pretrain", harness.TINY), ("finetune", ("--model", places / "model"))):
-        message = harness.refused(recipe, *more, *flags, "--output-dir", tmp_path / recipe)
+        message = harness.rejected(recipe, *more, *flags, "--output-dir", tmp_path / recipe)
         assert "no pixel is labelled" in message and not (tmp_path / recipe / "log.jsonl").exists()
 
 
@@ -378,13 +378,13 @@ def test_file_that_goes_bad_during_the_run(tmp_path, workers):
     ready = TrainingImages(data, None, TrainView(32, 32), 0, order)
     accelerator = harness.fresh_accelerator()
     given = harness.options(max_steps=3, dataloader_num_workers=workers, logging_steps=1)
-    for out in ("allowed", "refused"):
+    for out in ("allowed", "rejected"):
         (tmp_path / out).mkdir()
     harness.fit(harness.finetuning(), ready, given, tmp_path / "allowed", accelerator, max_bad_images=1)
     names = [name for batch in ready.batches(0, 3) for name in batch["name"]]
     assert "2" not in names and len(names) == 12 and names.count("3") == 4
     with pytest.raises(ValueError, match=r"1 bad image\(s\), more than --max-bad-images 0.*train/2\.png"):
-        harness.fit(harness.finetuning(), ready, given, tmp_path / "refused", accelerator, max_bad_images=0)
+        harness.fit(harness.finetuning(), ready, given, tmp_path / "rejected", accelerator, max_bad_images=0)
 
 
 # -- faults while it runs ------------------------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_divergence_ends_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path, p
     """An absurd learning rate: the step and the samples are named; the checkpoint before is whole and finite, no model is published."""
     model = ("--model", places / "model") if recipe == "finetune" else ()
     flags = (*BASE[recipe][:-1], 30, "--learning-rate", 1e30, "--save-steps", 1, *model)
-    message = harness.refused(recipe, *flags, "--output-dir", tmp_path / "out")
+    message = harness.rejected(recipe, *flags, "--output-dir", tmp_path / "out")
     assert "gave loss" in message and "train_0" in message and "lower --learning-rate" in message
     newest = checkpoint_folder.complete(tmp_path / "out")[-1]
     assert f"the weights are those of step {int(newest.name[5:])}" in message
@@ -417,12 +417,12 @@ def test_process_ends_with_status_one_and_one_line(recipe, tmp_path):
 
 
 def test_broken_masks_where_classes_are_found_in_them(tmp_path):
-    """Without --classes the masks are searched: one that cannot be read, or holds colours, is named by the check and can be skipped."""
+    """Without --classes the masks are searched: one that cannot be read, or holds colors, is named by the check and can be skipped."""
     root = write_folder(tmp_path / "data", splits=("train",))
     (root / "masks" / "train" / "1.png").write_text("no image")
     Image.new("RGB", (64, 48), "red").save(root / "masks" / "train" / "2.png")
     flags = (*FOLDER, "--data-dir", root, "--val-split", "none")
-    message = harness.refused("pretrain", *flags, "--output-dir", tmp_path / "a")
+    message = harness.rejected("pretrain", *flags, "--output-dir", tmp_path / "a")
     assert "2 of the 6 samples" in message and "1.png" in message
     harness.run("pretrain", *flags, "--max-bad-images", 2, "--output-dir", tmp_path / "a", pictures=False)
 
@@ -430,7 +430,7 @@ def test_broken_masks_where_classes_are_found_in_them(tmp_path):
 def test_a_family_without_gradient_checkpointing(tmp_path):
     """timm asserts; the recipe says which backbone has none."""
     flags = ("--backbone", "inception_v3", "--image-size", 96, "--decoder-channels", 16, *harness.SHORT, "--val-split", "none")
-    message = harness.refused("pretrain", *flags, "--gradient-checkpointing", "--output-dir", tmp_path / "a")
+    message = harness.rejected("pretrain", *flags, "--gradient-checkpointing", "--output-dir", tmp_path / "a")
     assert "inception_v3 has no gradient checkpointing" in message
 
 
@@ -445,5 +445,5 @@ def test_scored_classes_that_do_not_occur(tmp_path, places):
     names = [config["id2label"][str(i)] for i in range(8)]
     data = ("--dataset", "folder", "--data-dir", tmp_path / "data", "--split", "val", "--classes", *names)
     flags = ("--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
-    message = harness.refused("evaluate_model", *flags)
+    message = harness.rejected("evaluate_model", *flags)
     assert f"None of the classes to score, {names[5]}" in message

@@ -34,7 +34,7 @@ def parsed(*argv, yaml: str | None = None, tmp_path=None) -> Sample:
     return parse_sections([Sample], "sample", argv)[0]
 
 
-def refusal(*argv, **where) -> str:
+def rejection(*argv, **where) -> str:
     with pytest.raises(ValueError) as raised:
         parsed(*argv, **where)
     assert "\n" not in str(raised.value)
@@ -93,7 +93,7 @@ def test_yaml_with_a_byte_order_mark(tmp_path, encoding):
 )
 def test_bad_yaml_is_named(tmp_path, yaml, says):
     """File, option and value stand in one sentence."""
-    message = refusal(yaml=yaml, tmp_path=tmp_path)
+    message = rejection(yaml=yaml, tmp_path=tmp_path)
     assert says in message and "o.yaml" in message
 
 
@@ -111,7 +111,7 @@ def test_a_label_map_may_be_a_mapping(tmp_path):
 def test_aliases_do_not_fill_the_message(tmp_path):
     """A few lines of YAML can stand for a million values; the sentence shows the first of them."""
     lists = ["&a0 [x, x, x, x, x, x, x, x, x]", *(f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 6))]
-    message = refusal(yaml=f"number: [{', '.join(lists)}]", tmp_path=tmp_path)
+    message = rejection(yaml=f"number: [{', '.join(lists)}]", tmp_path=tmp_path)
     assert "number is [['x', 'x'" in message and len(message) < 1000
 
 
@@ -127,12 +127,12 @@ def test_aliases_do_not_fill_the_message(tmp_path):
 )
 def test_bad_flags_are_named(argv, says):
     """No page of usage: one sentence, and where to find the rest."""
-    assert says in refusal(*argv)
+    assert says in rejection(*argv)
 
 
 def test_abbreviations_are_not_guessed():
     """--num is not --number: a later option may share its start."""
-    assert "--num" in refusal("--num", 3)
+    assert "--num" in rejection("--num", 3)
 
 
 def test_printable_is_what_trackers_take():
@@ -271,7 +271,7 @@ finetune | --ignore-index 0 | --label-map
 @pytest.mark.parametrize(("recipe", "words", "remedy"), [line.split(" | ") for line in HABITS.strip().splitlines()])
 def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy):
     """What to use instead, of the options that this command has, in place of options that are spelled alike."""
-    message = harness.refused(recipe, *words.split(), "--output-dir", tmp_path / "out")
+    message = harness.rejected(recipe, *words.split(), "--output-dir", tmp_path / "out")
     assert remedy in message and "Did you mean" not in message.replace("Did you mean bf16?", "")
     for option in re.findall(r"(?<!launch )--[a-z][a-z-]+(?![a-z_-])", message.replace(words.split()[0].split("=")[0], "")):
         assert option.removeprefix("--").replace("-", "_") in {"help", *OPTIONS[recipe]}, option
@@ -280,14 +280,14 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
 @pytest.mark.parametrize("words", ["--batch-size 8", "--dataloader-num-workers 2"])
 def test_options_of_training_in_an_evaluation(tmp_path, words):
     """Evaluation has neither, and says so."""
-    assert "Images are measured one at a time" in harness.refused("evaluate_model", *words.split(), "--output-dir", tmp_path / "out")
+    assert "Images are measured one at a time" in harness.rejected("evaluate_model", *words.split(), "--output-dir", tmp_path / "out")
 
 
 def test_habits_in_yaml_get_a_remedy(tmp_path):
     """The same in a configuration file."""
     (tmp_path / "run.yaml").write_text("epochs: 10\n")
-    refusal = harness.refused("pretrain", "--config", tmp_path / "run.yaml")
-    assert "epochs is not an option of this command. Training length is given in optimizer steps" in refusal
+    rejection = harness.rejected("pretrain", "--config", tmp_path / "run.yaml")
+    assert "epochs is not an option of this command. Training length is given in optimizer steps" in rejection
 
 
 def test_batch_size_is_written_either_way():

@@ -109,4 +109,4 @@ def test_file_holds_every_option(tmp_path, weights):
     assert {*options(tmp_path / "a"), "output_dir", "resume"} == flat(PretrainConfig()).keys()
     run("pretrain", "--config", tmp_path / "a" / "config.yaml", "--resume")
     run("pretrain", *flags_of("none", weights), "--output-dir", tmp_path / "a", "--resume")
-    assert "already holds a run" in harness.refused("pretrain", "--config", tmp_path / "a" / "config.yaml")
+    assert "already holds a run" in harness.rejected("pretrain", "--config", tmp_path / "a" / "config.yaml")

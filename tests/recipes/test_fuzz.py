@@ -1,4 +1,4 @@
-"""Hostile options and configurations: parsed, or refused in one sentence; nothing else ever happens."""
+"""Hostile options and configurations: parsed, or rejected in one sentence; nothing else ever happens."""
 
 import dataclasses
 import json
@@ -52,8 +52,8 @@ def as_bytes(text: str) -> bytes:
 
 
 def check_parsed(recipe: str, argv: list[str]) -> list[str]:
-    """It is refused, or gives what the records and trackers of a run, and what the recipe makes of it, can live with: no factor is below
-    zero, no number infinite. Returns the refusal."""
+    """It is rejected, or gives what the records and trackers of a run, and what the recipe makes of it, can live with: no factor is below
+    zero, no number infinite. Returns the rejection."""
     module = harness.load_recipe(recipe)
     with stated() as said:
         config = parse(harness.CONFIGS[recipe], "drawn", argv)
@@ -94,7 +94,7 @@ def test_words(recipe, words):
 @example(case=("evaluate_model", {"split": b"test"}), extra={})
 @fuzzed(case=CASES, extra=st.dictionaries(SCALARS, SCALARS, max_size=1))
 def test_yaml_values(tmp_path_factory, case, extra):
-    """Any values under the options' names in a file; what is no number, truth or text, in a list too, is refused."""
+    """Any values under the options' names in a file; what is no number, truth or text, in a list too, is rejected."""
     path = tmp_path_factory.getbasetemp() / "drawn.yaml"
     path.write_text(yaml.safe_dump(case[1] | extra, allow_unicode=True), encoding="utf-8")
     said = check_parsed(case[0], ["--config", str(path)])
@@ -138,7 +138,7 @@ def some_fields(draw):
 @example(fields={"num_labels": None})
 @fuzzed(fields=some_fields())
 def test_model_configuration(fields):
-    """A configuration of any fields is refused, or written to JSON and read back the same."""
+    """A configuration of any fields is rejected, or written to JSON and read back the same."""
     with stated(also="transformers"):
         config = MsclConfig(**fields)
         again = MsclConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))

@@ -67,7 +67,7 @@ def check_run(recipe: str, out, *flags) -> None:
     except SystemExit as ended:
         check_stated(ended.__context__)
         assert ended.code == f"error: {ended.__context__}"
-        event("refused")
+        event("rejected")
     else:
         event("ran")
         rows = read_log(out / "log.jsonl")  # none, of a method that does not train

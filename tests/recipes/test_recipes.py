@@ -149,10 +149,10 @@ def test_fine_tuned_folder_opens_in_a_pipeline(chain, few_camvid):
     assert {segment["mask"].size for segment in segments} == {Image.open(picture).size}
 
 
-def test_evaluation_of_a_model_that_was_not_fine_tuned_is_refused(chain, few_camvid, tmp_path):
+def test_evaluation_of_a_model_that_was_not_fine_tuned_is_rejected(chain, few_camvid, tmp_path):
     """It has no classifier, so a score would be that of noise."""
     data = ("--dataset", "camvid", "--data-dir", few_camvid)
-    message = harness.refused("evaluate_model", "--model", chain[0] / "OUT", *data, "--output-dir", tmp_path / "x")
+    message = harness.rejected("evaluate_model", "--model", chain[0] / "OUT", *data, "--output-dir", tmp_path / "x")
     assert "fine-tune it first" in message
 
 
@@ -441,7 +441,7 @@ def test_another_rate_in_the_middle_of_a_run(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         harness.run(*flags, "--learning-rate", 0.05, pictures=False, fit=fit, commit=lambda: "before")
     assert stopped.value.code == 75
-    assert "other settings (batch_size: 4 -> 2)" in harness.refused(*flags, "--learning-rate", 0.05, "--resume", "--batch-size", 2)
+    assert "other settings (batch_size: 4 -> 2)" in harness.rejected(*flags, "--learning-rate", 0.05, "--resume", "--batch-size", 2)
     harness.run(*flags, "--learning-rate", 0.01, "--resume", pictures=False, commit=lambda: "after")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["learning_rate"] == 0.01 and record["changed"] == [{"commit": ["before", "after"], "learning_rate": [0.05, 0.01]}]
@@ -548,7 +548,7 @@ def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys
 
 
 def test_pretraining_goes_on_from_a_folder(tmp_path):
-    """--start-from: backbone and decoder are the folder's, whatever method made them; another network is refused."""
+    """--start-from: backbone and decoder are the folder's, whatever method made them; another network is rejected."""
     first, then, short = tmp_path / "first", tmp_path / "then", (*harness.SHORT, "--max-steps", 2)
     harness.run("pretrain", *harness.TINY, *short, "--method", "moco_v2", "--output-dir", first, draw_features=lambda *_: None)
     harness.run("pretrain", *harness.TINY, *short, "--method", "none", "--start-from", first, "--output-dir", tmp_path / "same")
@@ -561,11 +561,11 @@ def test_pretraining_goes_on_from_a_folder(tmp_path):
     moved = [(one[key] - more[key]).abs().max() for key in one if key.endswith("weight")]
     assert 0 < max(moved) < 0.5
     flags = (*harness.TINY, *short, "--start-from", first)
-    assert "has decoder_channels 16 and this run asks for 8" in harness.refused(
+    assert "has decoder_channels 16 and this run asks for 8" in harness.rejected(
         "pretrain", *flags, "--decoder-channels", 8, "--output-dir", tmp_path / "a")
-    assert "leave out --pretrained" in harness.refused("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
+    assert "leave out --pretrained" in harness.rejected("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
     flags = (*harness.TINY, "--start-from", tmp_path / "gone")
-    assert "no model folder" in harness.refused("pretrain", *flags, "--output-dir", tmp_path / "c")
+    assert "no model folder" in harness.rejected("pretrain", *flags, "--output-dir", tmp_path / "c")
 
 
 @pytest.mark.parametrize(("method", "flags", "wanted"), [
@@ -593,11 +593,12 @@ def test_batch_statistics_of_the_views_are_the_methods_own_or_as_asked(tmp_path,
 ])  # fmt: skip
 
 
-def test_a_folder_of_another_network_is_refused(tmp_path, flags, says):
+def test_a_folder_of_another_network_is_rejected(tmp_path, flags, says):
     """--start-from: what lies in the folder must be what the run would train, by name and not by a shape that happens to fit."""
     first = tmp_path / "first"
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", first, draw_features=lambda *_: None)
-    assert says in harness.refused("pretrain", *harness.TINY, *harness.SHORT, "--start-from", first, *flags, "--output-dir", tmp_path / "a")
+    start = (*harness.TINY, *harness.SHORT, "--start-from", first)
+    assert says in harness.rejected("pretrain", *start, *flags, "--output-dir", tmp_path / "a")
 
 
 @pytest.mark.parametrize("method", ["none", "imagenet"])

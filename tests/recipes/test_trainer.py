@@ -88,4 +88,4 @@ def losses(folder) -> list[float]:
 ])  # fmt: skip
 def test_wrong_input_ends_in_one_sentence(flags, message, tmp_path):
     """As in the other recipes: what came, what was wanted, and exit status 1."""
-    assert message in harness.refused("trainer", *flags, "--output-dir", tmp_path)
+    assert message in harness.rejected("trainer", *flags, "--output-dir", tmp_path)

@@ -55,8 +55,8 @@ def test_run_of_another_version_by_a_recipe(tmp_path):
     old = {name: value for name, value in flat(PretrainConfig()).items() if name.replace("_", "-") not in RENAMED.values()}
     start(out, **old | OLD)
     flags = ("pretrain", "--output-dir", out, *harness.TINY, *harness.SHORT)
-    assert "another version of mscl_hf" in harness.refused(*flags, "--resume")
-    assert "already holds a run" in harness.refused(*flags)
+    assert "another version of mscl_hf" in harness.rejected(*flags, "--resume")
+    assert "already holds a run" in harness.rejected(*flags)
 
 
 def test_new_option_without_a_value_is_no_other_version(tmp_path):
@@ -85,9 +85,9 @@ def test_rejected_resume_keeps_the_record(tmp_path):
 
     harness.run(*flags(first), pictures=False)
     record = (out / "run.json").read_text()
-    assert "are not those of the checkpoint" in harness.refused(*flags(other), "--resume")
+    assert "are not those of the checkpoint" in harness.rejected(*flags(other), "--resume")
     assert (out / "run.json").read_text() == record
-    assert "nowhere" in harness.refused(*flags(tmp_path / "nowhere"), "--resume")
+    assert "nowhere" in harness.rejected(*flags(tmp_path / "nowhere"), "--resume")
     assert (out / "run.json").read_text() == record
     first.rename(tmp_path / "moved")
     harness.run(*flags(tmp_path / "moved"), "--resume", pictures=False)

@@ -146,9 +146,9 @@ def test_damaged_checkpoint_is_passed_over(zygote, straight, tmp_path, damage):
     assert steps_of(out) == [2, 3]
     newest = out / "checkpoints" / "step-00000003"
     says = damage(newest)
-    with pytest.raises(checkpoint_folder.DamagedCheckpoint) as refused:
+    with pytest.raises(checkpoint_folder.DamagedCheckpoint) as rejected:
         checkpoint_folder.verify(newest)
-    assert says in str(refused.value) and str(newest) in str(refused.value)
+    assert says in str(rejected.value) and str(newest) in str(rejected.value)
     status, output = zygote.run("pretrain", *FLAGS, "--output-dir", out)
     assert status == 0 and f"warning: the checkpoint {newest} is damaged: {says}" in output and "resuming from step 2 (" in output
     assert differences(out, straight) == []
@@ -302,10 +302,10 @@ def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
 def test_a_file_system_without_locks(tmp_path, monkeypatch, number, says):
     """Without locks there is a warning; only the errors that POSIX defines for a held lock mean another run."""
 
-    def refuse(*_):
+    def reject(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_folder.fcntl, "lockf", refuse)
+    monkeypatch.setattr(run_folder.fcntl, "lockf", reject)
     if says is None:
         with pytest.warns(UserWarning, match="a second run in it would not be noticed"):
             run_folder.open_run(tmp_path / "run", {"seed": 0}, False, Accelerator())

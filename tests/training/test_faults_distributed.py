@@ -182,11 +182,11 @@ def test_sharded_training_is_replicated_training(tmp_path, method):
     assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_sharding_is_refused_where_it_cannot_be(tmp_path):
+def test_sharding_is_rejected_where_it_cannot_be(tmp_path):
     """With one process, with --torch-compile, and by Accelerate's own settings."""
     flags = (*harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 1, "--output-dir", tmp_path / "a")
-    assert "there is one" in harness.refused("pretrain", *flags, "--shard")
-    assert "--torch-compile" in harness.refused("pretrain", *flags, "--shard", "--torch-compile")
+    assert "there is one" in harness.rejected("pretrain", *flags, "--shard")
+    assert "--torch-compile" in harness.rejected("pretrain", *flags, "--shard", "--torch-compile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
-        assert "--shard" in harness.refused("pretrain", *flags)
+        assert "--shard" in harness.rejected("pretrain", *flags)

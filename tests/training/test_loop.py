@@ -208,7 +208,7 @@ def test_non_finite_gradient_of_a_finite_loss_stops_too(tmp_path):
     assert all(torch.equal(before[name], p) for name, p in method.named_parameters())
 
 
-def test_batch_too_small_for_contrast_or_indivisible_is_refused():
+def test_batch_too_small_for_contrast_or_indivisible_is_rejected():
     """One image has no negatives, and an odd batch cannot be divided over two processes: errors before the first step."""
     data = harness.training_data(batch=1)
     with pytest.raises(ValueError, match="--batch-size is 1; expected at least 2"):

@@ -143,8 +143,8 @@ def pretrain(out, *more, **patches):
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--output-dir", out, *more, **patches)
 
 
-def refused(out, *more) -> str:
-    return harness.refused("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--output-dir", out, *more)
+def rejected(out, *more) -> str:
+    return harness.rejected("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--output-dir", out, *more)
 
 
 def test_resume_of_a_finished_run_ends_well(tmp_path, capsys):
@@ -173,11 +173,11 @@ def test_other_images_give_a_warning(tmp_path, capsys):
         assert (warning in capsys.readouterr().out) == warned
 
 
-def test_resume_with_other_settings_is_refused(tmp_path):
+def test_resume_with_other_settings_is_rejected(tmp_path):
     """The error names each changed option with its old and new value; intervals of saving and logging may change."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     before = final_state(tmp_path / "a")
-    message = refused(tmp_path / "a", "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
+    message = rejected(tmp_path / "a", "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
     assert "max_steps: 2 -> 4" in message and "pixel_temperature: 0.07 -> 0.2" in message and "seed" not in message
     harmless = ("--save-steps", 1, "--dataloader-num-workers", 1, "--save-total-limit", 5, "--health-steps", 7)
     pretrain(tmp_path / "a", "--max-steps", 2, "--resume", *harmless, pictures=False)
@@ -189,16 +189,16 @@ def test_a_folder_of_another_command_is_named(tmp_path):
     """The error names the command of the run in the folder, with --resume or without."""
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     for more in ((), ("--resume",)):
-        message = harness.refused("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
+        message = harness.rejected("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
         assert f"{tmp_path}/a" in message and "mscl-pretrain" in message and "--output-dir" in message
-    message = harness.refused("evaluate_model", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
+    message = harness.rejected("evaluate_model", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
     assert f"{tmp_path}/a" in message and "mscl-pretrain" in message and "--output-dir" in message
 
 
 def test_a_longer_run_is_told_how_to_go_on(tmp_path):
     """Where only --max-steps grew, the error names the option that continues from the model."""
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
-    message = refused(tmp_path / "a", "--max-steps", 4, "--resume")
+    message = rejected(tmp_path / "a", "--max-steps", 4, "--resume")
     assert "--max-steps is 4" in message and "2 steps" in message
     assert f"--start-from {tmp_path}/a" in message and "--output-dir" in message
 
@@ -208,7 +208,7 @@ def test_at_most_six_other_settings_are_listed(tmp_path):
     pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     temperatures = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2)
     options = (*temperatures, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
-    message = refused(tmp_path / "a", "--max-steps", 4, *options, "--resume")
+    message = rejected(tmp_path / "a", "--max-steps", 4, *options, "--resume")
     assert message.count("->") == 6 and " and 1 more)" in message and "max_steps: 2 -> 4" in message
 
 
@@ -219,24 +219,24 @@ def test_moved_run_can_be_continued(tmp_path):
     pretrain(tmp_path / "b", "--max-steps", 2, "--resume", pictures=False)
 
 
-def test_used_folder_is_refused_and_untouched(tmp_path):
+def test_used_folder_is_rejected_and_untouched(tmp_path):
     """A folder with a run, or with other files, is an error and stays unchanged."""
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     content = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    message = refused(tmp_path / "a", "--max-steps", 1)
+    message = rejected(tmp_path / "a", "--max-steps", 1)
     assert str(tmp_path / "a") in message and "--resume" in message
     assert content == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("precious")
     for more in ((), ("--resume",)):
-        message = refused(tmp_path / "b", "--max-steps", 1, *more)
+        message = rejected(tmp_path / "b", "--max-steps", 1, *more)
         assert str(tmp_path / "b") in message and "--output-dir" in message
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 
 def test_folder_of_a_run_that_never_started_can_be_used(tmp_path):
     """A folder of a run that was rejected for its data can be used again."""
-    assert "nowhere" in refused(tmp_path / "a", "--max-steps", 1, "--dataset", "camvid", "--data-dir", tmp_path / "nowhere")
+    assert "nowhere" in rejected(tmp_path / "a", "--max-steps", 1, "--dataset", "camvid", "--data-dir", tmp_path / "nowhere")
     pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
     assert json.loads((tmp_path / "a" / "run.json").read_text())["dataset"] == "synthetic"
 
@@ -293,9 +293,9 @@ def test_data_at_another_path_is_compared_by_what_it_holds(tmp_path):
     pretrain(out, *flags(data, data, more / "images"), pictures=False)
     pretrain(out, *flags(moved, moved, moved_more), "--resume", pictures=False)
     for places in ((other, moved, moved_more), (moved, other, moved_more), (moved, moved, other / "images")):
-        assert "their content changed" in refused(out, *flags(*places), "--resume")
+        assert "their content changed" in rejected(out, *flags(*places), "--resume")
     few = draw_folder(tmp_path / "few", count=6)
-    assert "16 images, now 14 images" in refused(out, *flags(moved, moved, few / "images"), "--resume")
+    assert "16 images, now 14 images" in rejected(out, *flags(moved, moved, few / "images"), "--resume")
 
 
 def test_images_that_change_in_their_place_are_a_warning(tmp_path, capsys):
@@ -322,10 +322,10 @@ def test_a_model_at_another_path_is_compared_by_its_weights(tmp_path):
 
     harness.run("finetune", *flags(tmp_path / "first"), pictures=False)
     harness.run("finetune", *flags(moved, tmp_path / "names.txt"), "--resume", pictures=False)
-    assert "with other contents" in harness.refused("finetune", *flags(tmp_path / "second"), "--resume")
+    assert "with other contents" in harness.rejected("finetune", *flags(tmp_path / "second"), "--resume")
     (tmp_path / "second" / "model.safetensors").replace(moved / "model.safetensors")
-    assert "have changed" in harness.refused("finetune", *flags(moved), "--resume")
+    assert "have changed" in harness.rejected("finetune", *flags(moved), "--resume")
     (tmp_path / "names.txt").write_text("\n".join("abcdefgx"))
-    assert "classes" in harness.refused("finetune", *flags(tmp_path / "first", tmp_path / "names.txt"), "--resume")
+    assert "classes" in harness.rejected("finetune", *flags(tmp_path / "first", tmp_path / "names.txt"), "--resume")
     run = json.loads((tmp_path / "tuned" / "run.json").read_text())
     assert run["model"] == str(moved)

@@ -66,7 +66,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(sbatch, tmp_path):
     assert (out / "model.safetensors").is_file() and len((tmp_path / "requeued").read_text().splitlines()) == 1
     asked = (tmp_path / "asked").read_text().splitlines()
     assert len(asked) == 2 and all(line.startswith("cpus 12 --kill-on-bad-exit=1 torchrun ") for line in asked)
-    # Other settings for a run that has checkpoints: refused each time, with nothing new saved
+    # Other settings for a run that has checkpoints: rejected each time, with nothing new saved
     job = sbatch(*flags, "--batch-size", 8, restarts=2)
     output = job.communicate(timeout=300)[0]
     assert job.returncode != 0 and "other settings" in output and "without a new checkpoint: not queued again" in output, output[-3000:]

@@ -18,7 +18,7 @@ from mscl_hf.transforms.crops import Crop, central_crop, cut, random_crop
 from mscl_hf.transforms.presets import PRESETS
 from mscl_hf.transforms.views import PairView, TrainView
 
-GREY = torch.tensor([124, 116, 104])
+GRAY = torch.tensor([124, 116, 104])
 
 
 def coordinates(width=160, height=120):
@@ -61,8 +61,8 @@ def test_cut_puts_every_pixel_where_the_crop_says(crop):
     away_from_borders = there & ((x + 0.5) % 16 > step + 1) & ((x + 0.5) % 16 < 15 - step)
     assert torch.equal(mask[away_from_borders].long(), ((x + 0.5) // 16).long()[away_from_borders])
     outside = (x < -step - 1) | (x > 160 + step) | (y < -step - 1) | (y > 120 + step)
-    assert (mask[outside] == 255).all() and (image[:, outside] == GREY[:, None]).all()
-    assert torch.equal(mask == 255, (image == GREY[:, None, None]).all(0))
+    assert (mask[outside] == 255).all() and (image[:, outside] == GRAY[:, None]).all()
+    assert torch.equal(mask == 255, (image == GRAY[:, None, None]).all(0))
 
 
 def test_random_crops_keep_the_mask_on_the_image():
