@@ -32,9 +32,10 @@ def main() -> None:
         print_table(methods.table())
         return
     check_options(config)
+    model_config = model_config_of(config)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
-        network = start_network(config)
+        network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
         stages = [open_stage(method_cls, config, network, run.log) for method_cls in methods.stages_of(config.run.method)]
         record = describe(stages, config, run)
@@ -62,28 +63,33 @@ def check_options(config: PretrainConfig) -> None:
         raise ValueError(f"--unlabelled is {options.unlabelled}; --method {options.method} reads labelled images only. Leave it out.")
 
 
-def start_network(config: PretrainConfig) -> "models.MsclForPreTraining":
-    """A new network, one with timm's weights, or that of a model folder."""
-    method_cls, options, start = methods.METHODS[config.run.method], config.network, config.run.start_from
+def model_config_of(config: PretrainConfig) -> "models.MsclConfig":
+    """The configuration of the network: the options, and the method's own values for those that are left open."""
+    method_cls, options = methods.METHODS[config.run.method], config.network
     fields = {
         "heads": list(method_cls.heads),
         "bn_views": options.bn_views or method_cls.bn_views or "joint",
         "pixel_layers": options.pixel_layers or method_cls.pixel_layers,
         "two_towers": options.two_towers or method_cls.two_towers,
     }
-    network_config = models.config_of(options, **fields)
+    return models.config_of(options, **fields)
+
+
+def start_network(config: PretrainConfig, model_config: "models.MsclConfig") -> "models.MsclForPreTraining":
+    """A new network, one with timm's weights, or that of a model folder."""
+    options, start = config.network, config.run.start_from
     pretrained = options.pretrained or config.run.method == "imagenet"
     if start is None:
-        network = models.MsclForPreTraining(network_config)
+        network = models.MsclForPreTraining(model_config)
         models.load_timm_weights(network, pretrained, options.backbone_weights)
         return network
     if pretrained or options.backbone_weights:
         raise ValueError(f"--start-from is {start}, a model with weights. Leave out --pretrained, --backbone-weights, --method imagenet.")
     found = models.open_model(models.MsclConfig, start)
     for name in ("backbone", "two_towers", "out_indices", "decoder_type", "decoder_channels"):
-        if getattr(found, name) != getattr(network_config, name):
-            raise ValueError(f"--start-from is {start} with {name} {getattr(found, name)}; expected {getattr(network_config, name)}.")
-    return models.open_model(models.MsclForPreTraining, start, config=network_config)
+        if getattr(found, name) != getattr(model_config, name):
+            raise ValueError(f"--start-from is {start} with {name} {getattr(found, name)}; expected {getattr(model_config, name)}.")
+    return models.open_model(models.MsclForPreTraining, start, config=model_config)
 
 
 def with_image_range(config: PretrainConfig, network: "models.MsclForPreTraining", log) -> PretrainConfig:

@@ -33,7 +33,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
     config = parse(PretrainConfig, "", [*flags, "--max-steps", str(steps + warmup), "--save-steps", "0"])
     torch.manual_seed(0)
     accelerator = make_accelerator(config.training.mixed_precision)
-    network = pretrain.start_network(config)
+    network = pretrain.start_network(config, pretrain.model_config_of(config))
     log = lambda text: None  # noqa: E731
     stage = pretrain.open_stage(MSCL, pretrain.with_image_range(config, network, log), network, log)
     clocks = Clocks()
