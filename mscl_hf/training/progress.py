@@ -118,9 +118,10 @@ class Progress:
     def exit_if_stopped(self) -> None:
         """Raise ValueError for too many unreadable images, and SystemExit after a signal, also one during the last step."""
         if len(self.bad_images) > self.max_bad_images:
+            last = sorted(self.bad_images)[-1].rstrip(".")
             raise ValueError(
-                f"--max-bad-images is {self.max_bad_images} and {len(self.bad_images)} image(s) cannot be read, the last: "
-                f"{sorted(self.bad_images)[-1].rstrip('.')}. Replace them or raise the limit, and continue from step {self.done} with --resume."
+                f"--max-bad-images is {self.max_bad_images} and {len(self.bad_images)} image(s) cannot be read, the last: {last}. "
+                f"Replace them or raise the limit, and continue from step {self.done} with --resume."
             )
         if self.stopped_by_signal:
             self.accelerator.print(f"stopped after step {self.done}, checkpoint saved; the same command with --resume continues")

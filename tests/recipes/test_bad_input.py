@@ -123,7 +123,7 @@ PRETRAIN = {
     "one image to paste": (("--method", "cp2", "--train-count", 1), ("copy_paste views", "has 1 image")),
     "a map of one cell": (("--method", "pixpro", "--output-stride", 32), ("--method pixpro", "of 1 x 1", "--image-size")),
     "a decoder's map of few cells": (("--method", "chaitanya_global_local"), ("--method chaitanya_global_local", "2 x 2", "7 x 7")),
-    "slices of no volume": (("--method", "chaitanya_global", "--variant", "GD"), ("--variant is GD", "volume and position", "--variant GR")),
+    "slices of none": (("--method", "chaitanya_global", "--variant", "GD"), ("--variant is GD", "volume and position", "--variant GR")),
     "an unknown variant": (("--method", "zhao_cross", "--variant", "GD"), ("--variant is GD", "published or released")),
     "towers that cannot be halved": (("--method", "cmc", "--backbone", "vgg16_bn"), ("'vgg16_bn'", "halves its width")),
     "towers behind a decoder": (("--method", "cmc", "--backbone", "resnet10t", "--attach", "decoder"), ("--attach is decoder",)),
@@ -398,7 +398,7 @@ def test_divergence_ends_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path, p
     message = harness.rejected(recipe, *flags, "--output-dir", tmp_path / "out")
     assert "gave loss" in message and "train_0" in message and "Lower --learning-rate" in message
     newest = checkpoint_folder.complete(tmp_path / "out")[-1]
-    assert f"the weights are those of step {int(newest.name[5:])}" in message
+    assert f"of step {int(newest.name[5:])} is saved" in message
     saved = load_file(newest / "method.safetensors")
     assert all(np.isfinite(value.numpy()).all() for name, value in saved.items() if "running" not in name)
     assert not (tmp_path / "out" / "model.safetensors").exists()
