@@ -148,6 +148,8 @@ def main(rank: int, world: int, folder: Path):
 class Context:
     """The part of an Accelerator that `freeze_unreached` uses."""
 
+    device = torch.device("cpu")
+
     @staticmethod
     def autocast():
         return torch.autocast("cpu", enabled=False)

@@ -11,7 +11,7 @@ from hypothesis import event
 from hypothesis import strategies as st
 
 from mscl_hf.config import HubConfig
-from mscl_hf.losses import LOSS_SUBSETS
+from mscl_hf.config.contrast import SUBSETS
 from mscl_hf.methods import METHODS
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.training.log import read_log
@@ -23,7 +23,8 @@ BASE = {
 }
 # What says where and how long, or asks for more than a moment, a network or a tracker.
 LEFT_OUT = {"output_dir", "model", "start_from", "max_steps", "batch_size", "list_methods", "list_losses", "backbone", "pretrained",
-            "compile", "num_workers", "report_to", "resume", "gradient_accumulation_steps", "warmup_steps", "save_total_limit",
+            "torch_compile", "dataloader_num_workers", "report_to", "resume", "gradient_accumulation_steps", "warmup_steps",
+            "save_total_limit",
             "method", "loss", "losses", "image_size", "image_width", "base_size", "two_towers", "unlabelled", "backbone_weights",
             "dataset", "data_dir"}  # fmt: skip
 WHOLE = st.integers(-1, 40)
@@ -43,7 +44,7 @@ def runs(draw, recipe: str) -> dict:
     for each in harness.sections(recipe):
         if each is not HubConfig:
             kinds |= {name: kind for name, kind in typing.get_type_hints(each).items() if name not in LEFT_OUT}
-    first = {"method": METHODS, "losses": LOSS_SUBSETS, "preset": PRESETS} if recipe == "pretrain" else {"loss": FINETUNING_LOSSES}
+    first = {"method": METHODS, "losses": SUBSETS, "preset": PRESETS} if recipe == "pretrain" else {"loss": FINETUNING_LOSSES}
     found = {name: draw(st.sampled_from(sorted(known))) for name, known in first.items() if draw(st.booleans())}
     names, reads = st.sampled_from(sorted(kinds)), FINETUNING_LOSSES[found["loss"]].options if "loss" in found else ()
     names = st.one_of(names, st.sampled_from(reads)) if reads else names

@@ -32,7 +32,8 @@ LOGGED = {"step", "loss", "loss_global", "loss_local", "loss_pixel", "floor_pixe
           "images_per_second", "data_wait"}  # fmt: skip
 SPACES = ("backbone", "global", "local", "pixel")
 HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
-CODE = {f"{name}_mscl.py" for name in ("blocks", "checks", "configuration", "decoders", "heads", "modeling", "towers")}
+PARTS = ("base", "blocks", "checks", "configuration", "decoders", "fields", "heads", "modeling", "timm", "towers")
+CODE = {f"{name}_mscl.py" for name in PARTS}
 HUB_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", ".card.sha256", "provenance.json"} | CODE
 RESULTS = {"mean_iou", "per_class_iou", "overall_accuracy", "split", "num_images", "seed", "config"}
 
@@ -153,7 +154,7 @@ def test_evaluation_of_a_model_that_was_not_fine_tuned_is_rejected(chain, few_ca
     """It has no classifier, so a score would be that of noise."""
     data = ("--dataset", "camvid", "--data-dir", few_camvid)
     message = harness.rejected("evaluate_model", "--model", chain[0] / "OUT", *data, "--output-dir", tmp_path / "x")
-    assert "fine-tune it first" in message
+    assert "Fine-tune it first" in message
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,8 @@ def test_methods_are_listed(capsys):
 def test_yaml_file_configures_a_run_and_flags_win(tmp_path):
     """--config gives every option of the recipe; a flag beside it is the last word; the record holds what was used."""
     (tmp_path / "run.yaml").write_text(
-        "backbone: test_resnet\nimage-size: 32\ndecoder_channels: 16\nlr: 1e-2\nmax_steps: 7\nbatch_size: 4\nnum_workers: 0\n"
+        "backbone: test_resnet\nimage-size: 32\ndecoder_channels: 16\nlearning_rate: 1e-2\nmax_steps: 7\nbatch_size: 4\n"
+        "dataloader_num_workers: 0\n"
         "train_count: 8\nval_split: none\nreport_to: []\nexclude_classes: [0, 1]\n"
     )
     harness.run("pretrain", "--config", tmp_path / "run.yaml", "--max-steps", 1, "--output-dir", tmp_path / "out", pictures=False)
@@ -292,7 +294,7 @@ def test_many_images_and_few_masks_in_one_folder(tmp_path, capsys, monkeypatch):
     data = ("--dataset", "folder", "--data-dir", root, "--masked-only", "--unlabelled", "rest", "--val-split", "none")
     harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", pictures=False, fit=fit)
     assert seen == [(["1", "2", "5"], ["0", "3", "4"])]
-    assert "classes found in the masks" in capsys.readouterr().out
+    assert "classes inferred from the masks" in capsys.readouterr().out
     whole = ("--dataset", "folder", "--data-dir", write_folder(tmp_path / "whole", splits=("train",)), *data[4:])
     harness.run("pretrain", *harness.TINY, *whole, *BRIEF, "--output-dir", tmp_path / "b", pictures=False)
     assert "none is left" in capsys.readouterr().out
@@ -465,7 +467,7 @@ def test_evaluation_beside_the_library_as_a_script(tmp_path):
                 draw_features=lambda *_: None)  # fmt: skip
     harness.run("finetune", "--model", tmp_path / "a", *harness.SHORT, "--max-steps", 1, "--val-split", "none",
                 "--output-dir", tmp_path / "b")  # fmt: skip
-    script, module = harness.ROOT / "recipes" / "evaluate.py", harness.ROOT / "hub" / "mean_iou"
+    script, module = harness.ROOT / "recipes" / "evaluate_model.py", harness.ROOT / "hub" / "mean_iou"
     words = ["--model", tmp_path / "b", "--split", "val", "--pictures", 1, "--by-evaluate", module, "--output-dir", tmp_path / "c"]
     environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
     done = subprocess.run([sys.executable, script, *map(str, words)], env=environment, capture_output=True, text=True, check=False)
@@ -561,7 +563,7 @@ def test_pretraining_goes_on_from_a_folder(tmp_path):
     moved = [(one[key] - more[key]).abs().max() for key in one if key.endswith("weight")]
     assert 0 < max(moved) < 0.5
     flags = (*harness.TINY, *short, "--start-from", first)
-    assert "has decoder_channels 16 and this run asks for 8" in harness.rejected(
+    assert "with decoder_channels 16; expected 8" in harness.rejected(
         "pretrain", *flags, "--decoder-channels", 8, "--output-dir", tmp_path / "a")
     assert "leave out --pretrained" in harness.rejected("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
     flags = (*harness.TINY, "--start-from", tmp_path / "gone")
@@ -588,8 +590,8 @@ def test_batch_statistics_of_the_views_are_the_methods_own_or_as_asked(tmp_path,
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (("--backbone", "test_vit"), "has backbone test_resnet and this run asks for test_vit"),
-    (("--decoder", "fcn"), "and this run asks for fcn"),
+    (("--backbone", "test_vit"), "with backbone test_resnet; expected test_vit"),
+    (("--decoder", "fcn"), "expected fcn"),
 ])  # fmt: skip
 
 
