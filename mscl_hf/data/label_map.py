@@ -76,7 +76,8 @@ def make_table(label_map: dict[int, int] | str | None, reduce_labels: bool = Fal
     if not label_map and not reduce_labels:
         return None
     if label_map and reduce_labels:
-        raise ValueError(f"--label-map is {label_map} and --reduce-labels is given; expected one of them. Write both into the label map.")
+        shown = " ".join(str(label_map).split())
+        raise ValueError(f"--label-map is {shown} and --reduce-labels is given; expected one of them. Write both into the label map.")
     if reduce_labels:
         return np.concatenate([[IGNORE_INDEX], np.arange(254), [IGNORE_INDEX]]).astype(np.uint8)
     train_ids = parse_label_map(label_map)

@@ -47,7 +47,7 @@ def vectors_of(kind: str, shape: tuple, seed: int, dtype=torch.float32) -> torch
     """Return leaves of a graph: unit vectors, or zero ones, as from a dead head."""
     found = F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
     if kind == "equal":
-        found = found[(0,) * (len(shape) - 1)].expand(shape).clone()
+        found = found[(0,) * (len(shape) - 1)].expand(shape).clone() if 0 not in shape else found
     elif kind == "zero":
         found = torch.zeros(shape)
     elif kind == "opposite":

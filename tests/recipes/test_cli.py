@@ -248,8 +248,8 @@ pretrain | --epochs 10 | --max-steps
 finetune | --num-epochs=10 | --max-steps
 finetune | --device cuda | CUDA_VISIBLE_DEVICES
 evaluate_model | --gpus 2 | --num_processes
-pretrain | --learning-rate 1 | --learning-rate
-pretrain | --learning_rate 1 | --learning-rate
+pretrain | --lr0 1 | --learning-rate
+pretrain | --base_lr 1 | --learning-rate
 pretrain | --amp | --mixed-precision bf16
 pretrain | --workers 8 | --dataloader-num-workers
 finetune | --data DIR | --data-dir

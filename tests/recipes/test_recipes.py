@@ -385,10 +385,10 @@ def on_two(tmp_path: Path, *arguments) -> tuple[list[dict], str]:
 
 def in_one(tmp_path, monkeypatch, *arguments) -> list[list[str]]:
     """The global batches of the same run in this process."""
-    from mscl_hf.data import loader
+    from mscl_hf.data import training_data
 
-    seen, to_device = [], loader.to_device
-    monkeypatch.setattr(loader, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
+    seen, to_device = [], training_data.to_device
+    monkeypatch.setattr(training_data, "to_device", lambda batch, device: seen.append(batch["name"]) or to_device(batch, device))
     harness.run(*arguments, pictures=False)
     return seen[1:]
 
@@ -536,8 +536,8 @@ def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys
     harness.run("pretrain", *harness.TINY, *short, *backbone, *sizes, *weights, "--method", name, *rest,
                 "--health-steps", 1, "--output-dir", first, draw_features=lambda *_: None)  # fmt: skip
     said = capsys.readouterr().out
-    assert ("queue of" in said) == (name in ("moco_v1", "moco_v2", "densecl", "cp2"))
-    assert ("temperature 0.1" in said) == (name in ("instdisc", "cmc"))
+    assert ("--queue-size is" in said) == (name in ("moco_v1", "moco_v2", "densecl", "cp2"))
+    assert ("--temperature is 0.1" in said) == (name in ("instdisc", "cmc"))
     if METHODS[name].trains:
         rows = read_log(first / "log.jsonl")
         assert all(math.isfinite(value) for row in rows for value in row.values()) and (first / "training.png").is_file()
@@ -565,7 +565,7 @@ def test_pretraining_goes_on_from_a_folder(tmp_path):
     flags = (*harness.TINY, *short, "--start-from", first)
     assert "with decoder_channels 16; expected 8" in harness.rejected(
         "pretrain", *flags, "--decoder-channels", 8, "--output-dir", tmp_path / "a")
-    assert "leave out --pretrained" in harness.rejected("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
+    assert "Leave out --pretrained" in harness.rejected("pretrain", *flags, "--pretrained", "--output-dir", tmp_path / "b")
     flags = (*harness.TINY, "--start-from", tmp_path / "gone")
     assert "no model folder" in harness.rejected("pretrain", *flags, "--output-dir", tmp_path / "c")
 

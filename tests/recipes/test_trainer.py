@@ -82,9 +82,9 @@ def losses(folder) -> list[float]:
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (("--model", "/no/such/folder"), "there is no model folder /no/such/folder; give"),
+    (("--model", "/no/such/folder"), "there is no model folder /no/such/folder. Give"),
     (("--max-steps", 0), "--max-steps is 0, --streaming False; give at least 1"),
-    (("--learning-rat", 1), "unknown option --learning-rat; near: --learning-rate"),
+    (("--learning-rat", 1), "--learning-rat is not an option of this command. Did you mean --learning-rate?"),
 ])  # fmt: skip
 def test_wrong_input_ends_in_one_sentence(flags, message, tmp_path):
     """As in the other recipes: what came, what was wanted, and exit status 1."""
