@@ -280,7 +280,7 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
 @pytest.mark.parametrize("words", ["--batch-size 8", "--dataloader-num-workers 2"])
 def test_options_of_training_in_an_evaluation(tmp_path, words):
     """Evaluation has neither, and says so."""
-    assert "Images are measured one at a time" in harness.rejected("evaluate_model", *words.split(), "--output-dir", tmp_path / "out")
+    assert "Images are evaluated one at a time" in harness.rejected("evaluate_model", *words.split(), "--output-dir", tmp_path / "out")
 
 
 def test_habits_in_yaml_get_a_remedy(tmp_path):
