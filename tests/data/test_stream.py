@@ -311,7 +311,7 @@ def test_bad_rows_end_the_run_beyond_the_limit(tmp_path):
     accelerator = harness.fresh_accelerator()
     for allowed in (2, 1):
         (tmp_path / str(allowed)).mkdir()
-        rejected = contextlib.nullcontext() if allowed == 2 else pytest.raises(ValueError, match="--max-bad-images is 1 and 2 images")
+        rejected = contextlib.nullcontext() if allowed == 2 else pytest.raises(ValueError, match="--max-bad-images is 1 and 2 image")
         with rejected:
             harness.fit(
                 harness.finetuning(), data, harness.options(max_steps=14), tmp_path / str(allowed), accelerator, max_bad_images=allowed

@@ -72,7 +72,7 @@ def test_bad_images_are_counted_over_all_processes(tmp_path, straight):
     many = (*FLAGS, "--output-dir", tmp_path / "run")
     done, fired = launch(tmp_path, *many, "--max-bad-images", 1, fault="bad_images:3")
     assert fired.exists() and done.returncode != 0 and "stopped after" not in done.stdout
-    sentence = "error: --max-bad-images is 1 and 2 images cannot be read, the last: 1.png cannot be read."
+    sentence = "error: --max-bad-images is 1 and 2 image(s) cannot be read, the last: 1.png cannot be read."
     assert done.stderr.count(sentence) == 2 and published_whole(tmp_path / "run")[-1] == 3
     finishes(tmp_path, tmp_path / "run", straight, "--max-bad-images", 2, fault="bad_images:4")
 

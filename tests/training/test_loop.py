@@ -232,7 +232,7 @@ def test_bad_images_are_counted_once_and_limited(tmp_path):
             yield batch | {"bad": ["a.png broken"] if step < 3 else ["b.png broken"]}
 
     object.__setattr__(data, "loader", loader)
-    with pytest.raises(ValueError, match=r"--max-bad-images is 1 and 2 images .*b\.png broken.*step 4 with --resume"):
+    with pytest.raises(ValueError, match=r"--max-bad-images is 1 and 2 image.*b\.png broken.*step 4 with --resume"):
         harness.fit(harness.pretraining(), data, harness.options(max_steps=6), tmp_path, harness.fresh_accelerator(), max_bad_images=1)
     assert [folder.name for folder in checkpoint_folder.complete(tmp_path)] == ["step-00000004"]
 
