@@ -20,8 +20,10 @@ def main() -> None:
     with training.start_run(config, resume=True) as run:  # the same command measures anew, also what was stopped
         network = open_network(config.run.model)
         config, images, warnings = open_data(config, network, run)
+        record = sharing.read_provenance(config.run.model, run.log)
+        config = replace(config, hub=replace(config.hub, license=config.hub.license or record["license"]))
         results = evaluate(network, images, warnings, config, run)
-        publish(network, results, config, run)
+        publish(network, results, record, config, run)
 
 
 def open_network(model: str) -> "models.MsclForSemanticSegmentation":
@@ -82,18 +84,15 @@ def evaluate(network, images: "data.SegmentationData", warnings: list[str], conf
     return results
 
 
-def publish(network: "models.MsclForSemanticSegmentation", results: dict, config: EvaluateConfig, run: "training.Run") -> None:
-    """Push a copy of the model with its new scores, if that was asked for."""
-    hub = config.hub
-    if run.is_main and hub.push_to_hub:
-        record = sharing.read_provenance(config.run.model, run.log)
-        hub = replace(hub, license=hub.license or record["license"])
+def publish(network, results: dict, record: dict, config: EvaluateConfig, run: "training.Run") -> None:
+    """With --push-to-hub, push a copy of the model with its new scores."""
+    if run.is_main and config.hub.push_to_hub:
         sharing.publish(network, run.out)
         sharing.copy_pictures_and_processor(config.run.model, run.out)
-        sharing.write_card(run.out, network, sharing.with_evaluation(record, results, config.data) | {"license": hub.license})
+        sharing.write_card(run.out, network, sharing.with_evaluation(record, results, config.data) | {"license": config.hub.license})
     run.accelerator.end_training()
     if run.is_main:
-        sharing.push_result(run.out, hub)
+        sharing.push_result(run.out, config.hub)
 
 
 if __name__ == "__main__":
