@@ -66,14 +66,19 @@ def pixel_contrast(
     check_choice("--anchor-weight", anchor_weight, ANCHOR_WEIGHTS)
     labels = labels.long()
     key_labels = labels if key_labels is None else key_labels.long()
-    if symmetric:
-        options = {
-            "temperature": temperature, "scope": scope, "denominator": denominator, "reduction": reduction,
-            "anchor_weight": anchor_weight, "exclude_classes": exclude_classes, "partner": partner,
-        }  # fmt: skip
-        forth = pixel_contrast(anchors, keys, labels, key_labels, **options)
-        back = pixel_contrast(keys, anchors, key_labels, labels, **options)
-        return PixelContrast((forth.loss + back.loss) / 2, (forth.floor + back.floor) / 2)
+    rule = (temperature, scope, denominator, reduction, anchor_weight, exclude_classes, partner)
+    forth = _one_direction(anchors, keys, labels, key_labels, *rule)
+    if not symmetric:
+        return forth
+    back = _one_direction(keys, anchors, key_labels, labels, *rule)
+    return PixelContrast((forth.loss + back.loss) / 2, (forth.floor + back.floor) / 2)
+
+
+def _one_direction(
+    anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, temperature: float, scope: str, denominator: str, reduction: str,
+    anchor_weight: str, exclude_classes: tuple[int, ...], partner: Tensor | None,
+) -> PixelContrast:  # fmt: skip
+    """Return the loss of the anchors against the keys; the arguments are those of `pixel_contrast`."""
     copy_size = keys.shape[1] if scope == "cross" else None  # keys of the own copy come first; in "cross" those of the partner follow
     anchors, keys, labels, key_labels = _sets_of_keys(anchors, keys, labels, key_labels, scope, partner)
     means, counts = _class_means(at_least_float32(keys), key_labels)
