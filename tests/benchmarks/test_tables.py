@@ -349,9 +349,11 @@ def test_settings_include_defaults_and_weights_but_no_paths(tmp_path):
 def test_settings_include_the_defaults_of_the_method(tmp_path):
     """Values that the method chooses are settings, so that other values in a later release are noticed; explicit values replace them."""
     left = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "cp2"}))
-    assert (left["temperature"], left["ema_momentum"], left["preset"], left["pixel_layers"]) == (0.2, 0.999, "moco_v2", 3)
-    flags = {"method": "cp2", "temperature": 0.5, "queue_size": 64, "preset": "byol", "pixel-layers": 2}
+    assert (left["temperature"], left["ema_momentum"], left["preset"]) == (0.2, 0.999, "moco_v2")
+    flags = {"method": "cp2", "temperature": 0.5, "queue_size": 64, "preset": "byol"}
     assert stages.settings(stages.Stage("pretrain", tmp_path, flags)) == left | {name.replace("-", "_"): flags[name] for name in flags}
+    heads = [stages.settings(stages.Stage("pretrain", tmp_path, {"method": name}))["pixel_layers"] for name in ("mscl", "zhao_within", "cp2")]
+    assert heads == [1, 3, None]  # CP2 has no pixel head
     both = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "chaitanya_global_local"}))
     assert (both["partitions"], both["variant"], both["bn_views"]) == (4, "GR", "joint")  # of the stage before
 
