@@ -119,10 +119,3 @@ class EvaluateConfig:
     COMMON: ClassVar = (
         "model", "dataset", "data_dir", "split", "flip", "scales", "mode", "mixed_precision", "output_dir", "push_to_hub",
     )  # fmt: skip
-
-
-__all__ = [
-    "ContrastConfig", "CropConfig", "DataConfig", "EvaluateConfig", "EvaluateRun", "FinetuneConfig", "FinetuneRun",
-    "FinetuneTrainingConfig", "FinetuningLossConfig", "HubConfig", "InferenceConfig", "MethodConfig", "NetworkConfig", "PretrainConfig",
-    "PretrainRun", "TrainingConfig", "ViewConfig", "parse_losses",
-]  # fmt: skip

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-__all__ = ["class_palette", "comparison_strip", "feature_maps_sheet", "overlay", "prediction_sheet", "training_figure"]
-
 WRONG, IGNORED = (228, 26, 28), (0, 0, 0)
 DPI = 120
 
