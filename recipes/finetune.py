@@ -32,9 +32,9 @@ def main() -> None:
         record = describe(images, held_out, network, config, run)
         method = methods.SegmentationTraining(network, config.loss)
         done = training.completed_steps(run.out) == config.training.max_steps
-        method = train(method, images, is_new, config, run)
-        publish(method.network, held_out or images.stored, run)
-        score(method.network, held_out, record, config, run, done)
+        train(method, images, is_new, config, run)
+        publish(network, held_out or images.stored, run)
+        score(network, held_out, record, config, run, done)
     sharing.push_run(run, config.hub)
     run.exit_if_failed()
 
@@ -98,14 +98,14 @@ def describe(images: "data.TrainingData", held_out: "data.SegmentationData | Non
     return {"title": title, "license": config.hub.license, "stages": [*history, stage], "evaluations": []}
 
 
-def train(method: "methods.SegmentationTraining", images: "data.TrainingData", is_new: bool, config: FinetuneConfig, run):
-    """Fit a new classifier on frozen features, then train the whole network; returns the trained method."""
+def train(method: "methods.SegmentationTraining", images: "data.TrainingData", is_new: bool, config: FinetuneConfig, run) -> None:
+    """Fit a new classifier on frozen features, then train the whole network."""
     run.accelerator.init_trackers("mscl_hf", printable(config))
     if config.run.probe_batches and is_new and not training.completed_steps(run.out):
         accuracy = training.start_classifier(method.to(run.accelerator.device), images, config.run.probe_batches)
         fitted = None if accuracy is None else f"classifier fitted on frozen features: {accuracy:.1%} of the training positions are right"
         run.log(fitted or "no labelled pixel to fit the classifier on")
-    return training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images)
+    training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images)
 
 
 def publish(network: "models.MsclForSemanticSegmentation", images: "data.SegmentationData | None", run) -> None:

@@ -13,7 +13,7 @@ from ..methods.base import Method
 from .crash_report import report_crash, reporting
 from .log import Log
 from .progress import Progress
-from .setup import check_batch, fork_rng, prepare, unwrapped
+from .setup import check_batch, fork_rng, prepare, unwrap
 from .sharding import gathered
 from .step import average_terms, clip_gradients, set_step, sync_gradients
 
@@ -28,8 +28,8 @@ def fit(
     health_steps: int = 0,
     max_bad_images: int = 0,
     steps_before: int = 0,
-) -> Method:
-    """Train a method for options.max_steps and return it; resume where `out` holds a checkpoint.
+) -> None:
+    """Train a method for options.max_steps; resume where `out` holds a checkpoint.
 
     health_check: (method, step, row of the log) -> further values for the log, called on all processes every `health_steps` (0 = never)
     and at the end. steps_before: steps of an earlier stage, added to those that trackers see.
@@ -62,7 +62,7 @@ def fit(
                 if progress.save_and_stop():
                     break
     progress.exit_if_stopped()
-    return unwrapped(method, trained, options, accelerator)
+    unwrap(method, trained, options, accelerator)
 
 
 def run_health_check(

@@ -48,14 +48,12 @@ def prepare(method: Method, data: TrainingData, options: TrainingConfig, acceler
     return method, model, optimizer
 
 
-def unwrapped(method: Method, trained: Method, options: TrainingConfig, accelerator: Accelerator) -> Method:
-    """Return the trained method without compilation and sharding. method, trained: the argument of `prepare` and its first result."""
-    for part in _compiled_parts(trained) if options.torch_compile else ():
+def unwrap(method: Method, trained: Method, options: TrainingConfig, accelerator: Accelerator) -> None:
+    """Undo compilation and sharding. method, trained: the argument of `prepare` and its first result."""
+    for part in _compiled_parts(method) if options.torch_compile else ():
         part._compiled_call_impl = None  # evaluation has other image sizes, each of which would be compiled
-    if not options.shard:
-        return trained
-    take_back(method, trained, accelerator.device)
-    return method
+    if options.shard:
+        take_back(method, trained, accelerator.device)
 
 
 def check_batch(method: Method, data: TrainingData, options: TrainingConfig, world: int) -> None:
