@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..config import ContrastConfig
+from ..models.heads_mscl import unit
 from ..models.normalization import image_statistics, normalize
 
 
@@ -77,6 +78,14 @@ class Method(nn.Module, ABC):
     def normalize(self, image: Tensor) -> Tensor:
         """Return images (B, 3, H, W), uint8 or float32 in [0, 255], with the mean and deviation that the backbone expects."""
         return normalize(image, self.image_mean, self.image_std)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return the feature map (B, C, h, w) after `parts` of images (B, 3, H, W) with values in [0, 255]."""
+        return feature_map(self.parts(), self.normalize(image))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return vectors of unit length by the method's own `head`, (B, E), or (B, E, h, w) of a head on maps."""
+        return unit(self.head(self.features(image)))
 
     def channels(self) -> int:
         """Return the channels of the feature map of `parts`."""

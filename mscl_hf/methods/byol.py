@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from ..losses import cosine_to_target
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import feature_map
 from .heads import mlp, pooled
 from .teacher import EMATeacher, EMATeacherMethod
 
@@ -41,7 +40,7 @@ class BYOL(EMATeacherMethod):
 
     def project(self, image: Tensor) -> Tensor:
         """Return embeddings (B, E) of any length."""
-        return self.projector(feature_map(self.parts(), self.normalize(image)))
+        return self.projector(self.features(image))
 
     def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """Return the loss, in [0, 8], of view1, view2 (B, 3, H, W) uint8; each predicts the target of the other."""

@@ -9,7 +9,7 @@ from ..losses import nt_xent, region_contrast, slice_contrast
 from ..losses.slices import REGION_SIDE, region_patches
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import Method, feature_map
+from .base import Method
 from .heads import mlp, pooled
 
 PAPER = "Chaitanya et al., NeurIPS, arXiv:2006.10511"
@@ -74,10 +74,6 @@ class ChaitanyaGlobal(Method):
 
     def _partition(self, position: Tensor) -> Tensor:
         return (position * self.partitions).long().clamp(max=self.partitions - 1)
-
-    def embed(self, image: Tensor) -> Tensor:
-        """Return unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
     def forward(self, volume: Tensor | None = None, position: Tensor | None = None, **views) -> dict[str, Tensor]:
         """image, view1, view2 (B, 3, H, W) uint8: slices and two augmented copies of each; volume (B,): numbers of the volumes;

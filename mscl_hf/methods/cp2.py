@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from ..losses import foreground_contrast, foreground_mean, info_nce, labels_at
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import feature_map
 from .heads import flatten_positions, mlp
 from .memory import Queue
 from .teacher import EMATeacher, EMATeacherMethod
@@ -47,10 +46,6 @@ class CP2(EMATeacherMethod):
 
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.network.backbone, "decoder": self.network.decoder}
-
-    def embed(self, image: Tensor) -> Tensor:
-        """Return unit vectors (B, E, h, w)."""
-        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
     def forward(self, view1: Tensor, view2: Tensor, pasted1: Tensor, pasted2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8: queries and keys; pasted1, pasted2 (B, H, W) bool: where they show the common image."""

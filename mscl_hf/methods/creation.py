@@ -15,7 +15,7 @@ from ..config import ContrastConfig, MethodConfig
 from ..losses import MultiScaleLoss
 from ..messages import flag
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import Method, feature_map
+from .base import Method
 from .mscl import MSCL
 
 FEW_IMAGES = 50_000  # CIFAR's, up to which InstDisc's release uses the higher temperature
@@ -89,7 +89,7 @@ def _check_map(name: str, method: Method) -> None:
     config, least = method.network.config, method.min_positions
     image = torch.zeros(1, 3, config.image_size, config.image_width or config.image_size)
     method.eval()
-    height, width = feature_map(method.parts(), method.normalize(image)).shape[-2:]
+    height, width = method.features(image).shape[-2:]
     method.train()
     if min(height, width) < least:
         raise ValueError(

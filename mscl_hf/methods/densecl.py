@@ -8,7 +8,6 @@ from ..losses import dense_contrast, info_nce, nearest_positions
 from ..losses.precision import at_least_float32
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import feature_map
 from .heads import flatten_positions, mlp, pooled
 from .memory import Queue
 from .teacher import EMATeacher, EMATeacherMethod
@@ -70,7 +69,7 @@ class DenseCL(EMATeacherMethod):
 
     def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8: queries and keys; their positions in the image are not used."""
-        features = feature_map(self.parts(), self.normalize(view1))
+        features = self.features(view1)
         grid = self.on_grid(features)
         key, key_grid, dense_keys = self.keys(view2)
         match = nearest_positions(flatten_positions(grid), flatten_positions(key_grid))
@@ -86,6 +85,6 @@ class DenseCL(EMATeacherMethod):
         return {"loss": loss, "loss_global": loss_global.detach(), "loss_dense": loss_dense.detach()}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        features = feature_map(self.parts(), self.normalize(image))
+        features = self.features(image)
         dense = flatten_positions(unit(self.dense_head(self.on_grid(features))))
         return super().embeddings(image) | {"projection": unit(self.head(features)), "dense": dense}

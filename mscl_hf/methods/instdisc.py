@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from ..losses import instance_nce, instance_softmax, nce_normalizer
-from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import Method, feature_map
+from .base import Method
 from .heads import mlp, pooled
 from .memory import MemoryBank
 
@@ -66,10 +65,6 @@ class InstDisc(Method):
         self.proximal = proximal
         self.head = pooled(mlp(self.channels(), embed_dim))
         self.instance = InstanceLoss(images, embed_dim, temperature, bank_loss, nce_draws)
-
-    def embed(self, image: Tensor) -> Tensor:
-        """Return unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
     def forward(self, image: Tensor, index: Tensor, **_) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8; index (B,): numbers of the images in the data set."""

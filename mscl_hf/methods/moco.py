@@ -5,14 +5,19 @@ from torch import Tensor
 from ..losses import info_nce
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import feature_map
 from .heads import mlp, pooled
 from .memory import Queue
 from .teacher import EMATeacher, EMATeacherMethod
 
 
-class _MoCo(EMATeacherMethod):
+class MoCoV2(EMATeacherMethod):
+    """MoCo with a head of two layers, temperature 0.2, blur and SimCLR's weaker color distortion."""
+
+    title = "MoCo v2"
+    paper = "Chen et al., arXiv:2003.04297"
+    year = 2020
     views = "two_crop"
+    preset = "moco_v2"
     labels = "no"
     transfers = "backbone"
     state = "EMA encoder, queue"
@@ -20,23 +25,20 @@ class _MoCo(EMATeacherMethod):
     def __init__(
         self,
         network: MsclForPreTraining,
-        hidden: tuple[int | None, ...],
-        temperature: float,
-        embed_dim: int,
-        queue_size: int,
-        ema_momentum: float,
+        temperature: float = 0.2,
+        embed_dim: int = 128,
+        hidden_dim: int | None = None,
+        queue_size: int = 65536,
+        ema_momentum: float = 0.999,
     ):
-        """hidden: widths of the head's hidden layers; None = the backbone's width."""
+        """hidden_dim: None = the backbone's width, 0 = a linear head."""
         super().__init__(network)
         self.temperature, self.ema_momentum = temperature, ema_momentum
         channels = self.channels()
-        self.head = pooled(mlp(channels, *(width or channels for width in hidden), embed_dim))
+        hidden = [] if hidden_dim == 0 else [hidden_dim or channels]
+        self.head = pooled(mlp(channels, *hidden, embed_dim))
         self.teacher = EMATeacher(self.student())
         self.queue = Queue(queue_size, embed_dim)
-
-    def embed(self, image: Tensor) -> Tensor:
-        """Return unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
     def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8: queries and keys."""
@@ -50,12 +52,11 @@ class _MoCo(EMATeacherMethod):
         return super().embeddings(image) | {"projection": self.embed(image)}
 
 
-class MoCoV1(_MoCo):
+class MoCoV1(MoCoV2):
     """MoCo with a linear head, temperature 0.07 and the first color distortion."""
 
     title = "MoCo v1"
     paper = "He et al., CVPR, arXiv:1911.05722"
-    year = 2020
     preset = "moco_v1"
 
     def __init__(
@@ -66,24 +67,4 @@ class MoCoV1(_MoCo):
         queue_size: int = 65536,
         ema_momentum: float = 0.999,
     ):
-        super().__init__(network, (), temperature, embed_dim, queue_size, ema_momentum)
-
-
-class MoCoV2(_MoCo):
-    """MoCo with a head of two layers, temperature 0.2, blur and SimCLR's weaker color distortion."""
-
-    title = "MoCo v2"
-    paper = "Chen et al., arXiv:2003.04297"
-    year = 2020
-    preset = "moco_v2"
-
-    def __init__(
-        self,
-        network: MsclForPreTraining,
-        temperature: float = 0.2,
-        embed_dim: int = 128,
-        hidden_dim: int | None = None,
-        queue_size: int = 65536,
-        ema_momentum: float = 0.999,
-    ):
-        super().__init__(network, (hidden_dim,), temperature, embed_dim, queue_size, ema_momentum)
+        super().__init__(network, temperature, embed_dim, 0, queue_size, ema_momentum)

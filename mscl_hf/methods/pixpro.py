@@ -54,7 +54,7 @@ class _PixelMethod(EMATeacherMethod):
         return match, {"matched_images": match.flatten(1).any(1).float().mean(), "matched_positions": match.any(2).float().mean()}
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        projected = self.head(feature_map(self.parts(), self.normalize(image)))
+        projected = self.head(self.features(image))
         return super().embeddings(image) | {"projection": flatten_positions(unit(projected))}
 
 

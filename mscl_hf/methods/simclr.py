@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from ..losses import nt_xent
-from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import Method, feature_map
+from .base import Method
 from .heads import mlp, pooled
 
 
@@ -36,10 +35,6 @@ class SimCLR(Method):
         self.temperature, channels = temperature, self.channels()
         hidden = [hidden_dim or channels] * (head_layers - 1)
         self.head = pooled(mlp(channels, *hidden, embed_dim, norm=True, last_norm="scale"))
-
-    def embed(self, image: Tensor) -> Tensor:
-        """Return unit vectors (B, E)."""
-        return unit(self.head(feature_map(self.parts(), self.normalize(image))))
 
     def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8."""

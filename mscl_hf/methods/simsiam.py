@@ -5,7 +5,7 @@ from torch import Tensor
 from ..losses import cosine_to_target
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
-from .base import Method, feature_map
+from .base import Method
 from .heads import mlp, pooled
 
 
@@ -33,7 +33,7 @@ class SimSiam(Method):
 
     def project(self, image: Tensor) -> Tensor:
         """Return embeddings (B, E) of any length."""
-        return self.projector(feature_map(self.parts(), self.normalize(image)))
+        return self.projector(self.features(image))
 
     def forward(self, view1: Tensor, view2: Tensor, **_) -> dict[str, Tensor]:
         """Return the loss, in [-1, 1], of view1, view2 (B, 3, H, W) uint8."""
