@@ -4,11 +4,13 @@ accelerate launch recipes/pretrain.py
 accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-count 37 --unlabelled rest --output-dir OUT
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mscl_hf import data, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import command, parse, print_table, printable, write_config
-from mscl_hf.config import PretrainConfig
+from mscl_hf.config import NetworkConfig, PretrainConfig
+from mscl_hf.config.contrast import TERMS
 from mscl_hf.config.fields import changed
 from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
@@ -47,32 +49,33 @@ def main() -> None:
 
 
 def check_options(config: PretrainConfig) -> None:
-    """Raise ValueError for options that the method, its views or its batches do not read."""
+    """Raise ValueError for options that the method, its views or its batches do not read; of controls, which train nothing, for none."""
     options, stages = config.run, methods.stages_of(config.run.method)
-    methods.explicit_options(options.method, stages, config.method, config.contrast)
     if not stages[-1].trains:
         return
+    methods.check_method_options(config)
     transforms.check_view_options([(stage.views, stage.preset) for stage in stages], config.views)
     if config.network.bn_views and not any(stage.bn_views for stage in stages):
         raise ValueError(f"--bn-views is {config.network.bn_views}; --method {options.method} has one view per network. Leave it out.")
-    for name in ("global", "local", "pixel"):
-        unread = [field for field, value in changed(config.network).items() if field.startswith(name)]
-        if unread and not any(name in stage.heads for stage in stages):
-            raise ValueError(f"{flag(unread[0])} is not an option of --method {options.method}, which has no {name} head. Leave it out.")
+    for field, value in changed(config.network).items():
+        name = field.split("_")[0]
+        has_head = any(name in stage.heads for stage in stages)
+        reader = f"--losses {config.contrast.losses}" if has_head else f"--method {options.method}"
+        if name in TERMS and not (has_head and name in config.contrast.terms) and value != getattr(stages[-1], field, None):
+            raise ValueError(f"{flag(field)} is not an option of {reader}, which has no {name} head. Leave it out.")
     if options.unlabelled != "none" and not any(stage.uses_unlabelled(config.contrast) for stage in stages):
         raise ValueError(f"--unlabelled is {options.unlabelled}; --method {options.method} reads labelled images only. Leave it out.")
 
 
+def network_options(config: PretrainConfig, names: Sequence[str] = ("bn_views", "two_towers", "pixel_layers")) -> NetworkConfig:
+    """The options of the network, with the method's own values for those of these names that are left open."""
+    method_cls = methods.METHODS[config.run.method]
+    return replace(config.network, **{name: getattr(config.network, name) or getattr(method_cls, name) for name in names})
+
+
 def model_config_of(config: PretrainConfig) -> "models.MsclConfig":
-    """The configuration of the network: the options, and the method's own values for those that are left open."""
-    method_cls, options = methods.METHODS[config.run.method], config.network
-    fields = {
-        "heads": list(method_cls.heads),
-        "bn_views": options.bn_views or method_cls.bn_views or "joint",
-        "pixel_layers": options.pixel_layers or method_cls.pixel_layers,
-        "two_towers": options.two_towers or method_cls.two_towers,
-    }
-    return models.config_of(options, **fields)
+    """The configuration of the network."""
+    return models.config_of(network_options(config), heads=list(methods.METHODS[config.run.method].heads))
 
 
 def start_network(config: PretrainConfig, model_config: "models.MsclConfig") -> "models.MsclForPreTraining":
@@ -119,9 +122,8 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
     held_out = data.open_held_out(config.data, log, masked.classes if masked else ())
     data.require_two_classes(masked, held_out)
     loss = methods.MultiScaleLoss(**asdict(config.contrast))
-    method_options = methods.explicit_options(options.method, methods.stages_of(options.method), config.method, config.contrast)
     run_size = methods.RunSize(images.images, training_options.batch_size, training_options.max_steps)
-    method = methods.create_method(options.method, method_cls, network, method_options, loss, run_size, log)
+    method = methods.create_method(options.method, method_cls, network, config.method_options(), loss, run_size, log)
     method.check_data(images)
     return Stage(method, images, held_out, held_out or images.stored)
 
@@ -153,19 +155,14 @@ def resolved(config: PretrainConfig, method: "methods.Method | None" = None) -> 
     """
     stages = methods.stages_of(config.run.method)
     defaults = {name: value for stage in stages for name, value in methods.defaults_of(stage).items()}
-    used = method.network.config.contrast if method else defaults
-    given = methods.explicit_options(config.run.method, stages, config.method, config.contrast)
-    options = {name: value for name, value in (used | given).items() if name in vars(config.method)}
-    contrast = {name: value for name, value in used.items() if name in vars(config.contrast) and name not in given}
-    last, network = stages[-1], config.network
+    used = (method.network.config.contrast if method else defaults) | config.method_options()
+    sections = {name: {option: used[option] for option in used.keys() & vars(getattr(config, name))} for name in ("method", "contrast")}
+    last = stages[-1]
     views = {"geometry": config.views.geometry or last.geometry} if last.views == "pair" else {}
     views |= {"preset": config.views.preset or last.preset} if last.preset else {}
-    names = ("bn_views", "two_towers", *["pixel_layers"] * ("pixel" in last.heads))
-    own = {name: getattr(network, name) or getattr(last, name) for name in names}
-    return replace(
-        config, method=replace(config.method, **options), contrast=replace(config.contrast, **contrast),
-        views=replace(config.views, **views), network=replace(network, **own),
-    )  # fmt: skip
+    network = network_options(config, ("bn_views", "two_towers", *["pixel_layers"] * ("pixel" in last.heads)))
+    options = {name: replace(getattr(config, name), **values) for name, values in (sections | {"views": views}).items()}
+    return replace(config, network=network, **options)
 
 
 def train(stages: list[Stage], config: PretrainConfig, run: "training.Run") -> None:

@@ -1,5 +1,6 @@
 """The multi-scale loss L = w_g L_g + w_l L_l + w_p L_p: which terms, their weights and their variants."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Literal
@@ -7,6 +8,11 @@ from typing import ClassVar, Literal
 from .fields import Section, option
 
 TERMS = ("global", "local", "pixel")
+# The terms that read an option whose name does not begin with its only term.
+READERS = {
+    "negatives": ("global",), "queue_size": ("global",), "denominator": ("global", "local"), "label_downsampling": ("pixel",),
+    "anchor_weight": ("pixel",), "exclude_classes": ("pixel",), "losses": TERMS, "symmetric": TERMS, "loss_precision": TERMS,
+}  # fmt: skip
 SUBSETS = tuple("+".join(subset) for count in (1, 2, 3) for subset in combinations(TERMS, count))
 
 
@@ -69,6 +75,12 @@ class ContrastConfig(Section):
             raise ValueError(f"--queue-size is {self.queue_size}, and --losses {self.losses} has no global loss. Leave one of them out.")
         if self.queue_size and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
             raise ValueError(f"--queue-size is {self.queue_size}; leave out --negatives, --denominator and --symmetric.")
+
+    def unread(self, terms: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Return the options that were set and that none of these terms reads, with the terms that do."""
+        default = ContrastConfig(losses=self.losses)
+        readers = {name: READERS.get(name, (name.split("_")[0],)) for name in vars(self) if getattr(self, name) != getattr(default, name)}
+        return {name: others for name, others in readers.items() if not {*others} & {*terms}}
 
     @property
     def terms(self) -> tuple[str, ...]:

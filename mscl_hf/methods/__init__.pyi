@@ -3,12 +3,12 @@ from .callback import MethodCallback as MethodCallback
 from .creation import RunSize as RunSize
 from .creation import create_method as create_method
 from .creation import defaults_of as defaults_of
-from .creation import explicit_options as explicit_options
 from .finetuning_losses import FINETUNING_LOSSES as FINETUNING_LOSSES
 from .finetuning_losses import check_options as check_options
 from .mscl import MSCL as MSCL
 from .mscl import MultiScaleLoss as MultiScaleLoss
 from .registry import METHODS as METHODS
+from .registry import check_method_options as check_method_options
 from .registry import markdown as markdown
 from .registry import option_table as option_table
 from .registry import stages_of as stages_of

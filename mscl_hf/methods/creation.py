@@ -1,19 +1,17 @@
-"""Create a method: check which options it reads, and scale some of them to the data set and the length of the run.
+"""Create a method, and scale some of its options to the data set and the length of the run.
 
 The published values are for 1.28 million images and hundreds of thousands of steps. A queue longer than the data set holds each image's
 own earlier keys as negatives; a teacher with momentum 0.999 hardly changes in a short run.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 
-from ..config import ContrastConfig, MethodConfig
 from ..losses import MultiScaleLoss
-from ..messages import flag
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import Method
 from .mscl import MSCL
@@ -35,8 +33,8 @@ def create_method(
 ) -> Method:  # fmt: skip
     """Return a method with these options; the others are its paper's, or scaled to the data set and logged.
 
-    options: from `explicit_options`. loss: for mscl and zhao. The resolved options are written into `network.config.contrast`.
-    Raises ValueError for options that do not fit the run, and for a feature map that is too small.
+    options: those that were set; those of other methods are ignored. loss: for mscl and zhao. The resolved options are written into
+    `network.config.contrast`. Raises ValueError for options that do not fit the run, and for a feature map that is too small.
     """
     if not method_cls.trains:
         return method_cls(network)
@@ -52,27 +50,6 @@ def create_method(
     network.config.contrast = {"method": name} | options
     _check_map(name, method)
     return method
-
-
-def explicit_options(name: str, stages: Sequence[type[Method]], method: MethodConfig, contrast: ContrastConfig) -> dict[str, Any]:
-    """Return the options that were set for the stages of a method. Raises ValueError for one that no stage reads.
-
-    Methods that do not train ignore all options, so that they can be run with the flags of the method they are compared with.
-    """
-    options = method.explicit()
-    readable = [option for stage in stages for option in defaults_of(stage)]
-    if contrast.queue_size and "queue_size" in readable:
-        options["queue_size"] = contrast.queue_size
-    unread = [option for option in options if option not in readable]
-    reads_contrast = any(issubclass(stage, MSCL) for stage in stages)
-    if not reads_contrast:
-        default = ContrastConfig()
-        unread += [f.name for f in fields(contrast) if getattr(contrast, f.name) != getattr(default, f.name) and f.name not in options]
-    if unread and stages[-1].trains:
-        flags = [flag(option) for option in readable if option != "images"]
-        flags += ["--pixel-temperature and the other options of its loss"] if reads_contrast else []
-        raise ValueError(f"{flag(unread[0])} is no option of --method {name}, which reads {', '.join(flags)}. Leave it out.")
-    return options
 
 
 def defaults_of(method_cls: type[Method]) -> dict[str, Any]:

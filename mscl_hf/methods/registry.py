@@ -1,5 +1,7 @@
 """The methods by name. To add one: a module in this folder, a row in METHODS, and its name in `PretrainRun.method` (config/__init__.py)."""
 
+from ..config import PretrainConfig
+from ..config.fields import changed
 from ..messages import flag
 from .base import Method
 from .byol import BYOL
@@ -44,6 +46,22 @@ def stages_of(name: str) -> list[type[Method]]:
     """Return the methods that train the network one after another; the last one has the name."""
     method_cls = METHODS[name]
     return [stage for stage in (method_cls.first_stage, method_cls) if stage]
+
+
+def check_method_options(config: PretrainConfig) -> None:
+    """Raise ValueError for an option of a method or a loss that no stage of --method reads."""
+    name = config.run.method
+    stages = stages_of(name)
+    readable = [option for stage in stages for option in defaults_of(stage) if option != "images"]
+    reads_contrast = any(issubclass(stage, MSCL) for stage in stages)
+    given = [*config.method.explicit(), *(() if reads_contrast else changed(config.contrast))]
+    if unread := [option for option in given if option not in readable]:
+        flags = [*map(flag, readable), *["--pixel-temperature and the other options of its loss"] * reads_contrast]
+        raise ValueError(f"{flag(unread[0])} is no option of --method {name}, which reads {', '.join(flags)}. Leave it out.")
+    trained = [term for term in config.contrast.terms if term in stages[-1].heads] or stages[-1].heads
+    for option, readers in config.contrast.unread(trained).items() if reads_contrast else ():
+        reason = f"--method {name} trains with {'+'.join(trained)}, without a {' or '.join(readers)} loss"
+        raise ValueError(f"{flag(option)} is {getattr(config.contrast, option)}, and {reason}. Leave it out.")
 
 
 def table() -> list[tuple[str, ...]]:
