@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import fill, u
-from tiny import batch_for, check_follows, check_teacher, hold_still, losses_of_training, network
+from tiny import batch_for, hold_still, losses_of_training, network
 
 from mscl_hf.losses import dense_contrast, local_contrast, nearest_positions
 from mscl_hf.methods.densecl import DenseCL
@@ -155,15 +155,6 @@ def test_grid_pools_what_is_matched_and_what_is_contrasted():
     assert method.embeddings(batch["view1"])["dense"].shape == (4, 4, 16)
     assert torch.isfinite(method(**batch)["loss"])
     assert torch.equal(densecl(grid=9).on_grid(features), features)
-
-
-def test_teacher():
-    """Every part of the teacher counts in the loss and gets no gradient; it follows the student at a constant momentum."""
-    method = densecl(ema_momentum=0.9)
-    hold_still(method.queue, method.dense_queue)
-    check_teacher(method, batch_for(method))
-    check_follows(method, 0.9, 0.5)
-    check_follows(method, 0.9, 1.0)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

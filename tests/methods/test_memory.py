@@ -1,9 +1,9 @@
 """Queue and memory bank: which rows a write changes, and that writes can be undone."""
 
+import random
 from collections import deque
 
 import harness
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,49 +14,18 @@ from mscl_hf.training.progress import NonFinite
 from mscl_hf.training.setup import Buffers
 
 
-def test_queue_equals_a_deque():
-    """Two hundred random writes, some larger than the queue: what it holds is what a deque of that length holds."""
-    rng, queue, reference = np.random.default_rng(0), Queue(7, 3), deque(maxlen=7)
-    for _ in range(200):
-        keys = torch.from_numpy(rng.normal(size=(rng.integers(0, 10), 3))).float()
-        queue.write(keys)
-        reference.extend(torch.nn.functional.normalize(keys, dim=1))
-        held = sorted(map(tuple, queue.read().tolist()))
-        assert held == sorted(tuple(row.tolist()) for row in reference)
-
-
-def test_queue_wraps_around():
-    """A ring: the newest rows stay, writes wrap around the end, rows are unit length, and nothing unwritten is read."""
-    queue, keys = Queue(6, 8), F.normalize(torch.eye(8), dim=1)
-    assert len(queue.read()) == 0
-    for start in (0, 2, 4, 6):
-        queue.write(3 * keys[start : start + 2])
-    assert torch.equal(queue.read(), keys[[6, 7, 2, 3, 4, 5]]) and queue.pointer == 2
-    split = Queue(6, 8)
-    split.write(keys[:4])
-    assert len(split.read()) == 4
-    split.write(keys[4:])
-    assert torch.equal(split.read(), keys[[6, 7, 2, 3, 4, 5]]) and split.pointer == 2
-    split.write(torch.cat([keys, keys]))
-    assert sorted(split.read().argmax(1).tolist()) == [2, 3, 4, 5, 6, 7]
-
-
-def test_queue_order():
-    """Six rows, four batches of two keys; then batches of four, the second written around the end."""
-    def key(name):  # keys that tell their names: unit vectors at their own angles
-        angle = torch.tensor(0.1 + 0.3 * (2 * "abcd".index(name[0]) + int(name[1])))
-        return torch.stack([angle.cos(), angle.sin()])
-
-    queue = Queue(6, 2)
-    for letter in "abcd":
-        queue.write(torch.stack([key(f"{letter}1"), key(f"{letter}2")]))
-    torch.testing.assert_close(queue.rows, torch.stack([key(name) for name in ("d1", "d2", "b1", "b2", "c1", "c2")]))
-    assert int(queue.pointer) == 2
-    queue = Queue(6, 2)
-    for letter in "ab":
-        queue.write(torch.stack([key(letter + digit) for digit in "1234"]))
-    torch.testing.assert_close(queue.rows, torch.stack([key(name) for name in ("b3", "b4", "a3", "a4", "b1", "b2")]))
-    assert int(queue.pointer) == 2
+def test_queue_is_a_ring_of_the_newest_rows():
+    """After each of two hundred writes of any size, the rows are the unit vectors of a deque of the same length, in its order."""
+    draw = random.Random(0)
+    for length in (1, 5, 7, 12):
+        queue, reference = Queue(length, 3), deque(maxlen=length)
+        for _ in range(200):
+            keys = torch.randn(draw.randint(0, 2 * length + 1), 3)
+            queue.write(keys)
+            reference.extend(F.normalize(keys, dim=1))
+            oldest = int(queue.pointer)
+            rows = queue.read() if len(reference) < length else torch.cat([queue.rows[oldest:], queue.rows[:oldest]])
+            torch.testing.assert_close(rows, torch.stack(list(reference)) if reference else torch.zeros(0, 3))
 
 
 def test_memory_bank_moves_the_rows_of_the_batch_only():

@@ -7,6 +7,7 @@ from typing import get_type_hints
 import harness
 import numpy as np
 import pytest
+import tiny
 import torch
 from same_run import differences
 
@@ -25,6 +26,7 @@ from mscl_hf.methods.creation import defaults_of
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.methods.instdisc import BANK_LOSSES
 from mscl_hf.methods.memory import MemoryBank, Queue
+from mscl_hf.methods.teacher import EMATeacherMethod, cosine_momentum
 from mscl_hf.methods.zhao import VARIANTS as ZHAO_VARIANTS
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training.setup import freeze_unreached
@@ -150,6 +152,33 @@ def test_no_parameter_waits_for_a_gradient(name, backbone):
     for part in ("backbone", "decoder"):
         first = part in trained or (part == "backbone" and METHODS[name].first_stage is not None)
         assert first == (part in METHODS[name].transfers), part
+
+
+TEACHERS = [(name, {}) for name, method_cls in METHODS.items() if issubclass(method_cls, EMATeacherMethod)]
+
+
+@pytest.mark.parametrize(("name", "options"), [*TEACHERS, ("pixpro", {"instance_weight": 1.0})])
+def test_the_teacher_counts_and_follows(name, options):
+    """Each part of a teacher changes the loss and gets no gradient. After a step it is momentum * teacher + (1 - momentum) * student; in
+    BYOL, PixPro and PixContrast the momentum rises to 1 along half a cosine."""
+    method = harness.pretraining_method(name, ema_momentum=0.9, **options)
+    tiny.check_teacher(method, fixed_batch(name, "test_resnet"))
+    for done in (0.25, 1.0):
+        tiny.check_follows(method, cosine_momentum(0.9, done) if name in ("byol", "pixpro", "pixcontrast") else 0.9, done)
+
+
+@pytest.mark.parametrize(("name", "options"), TEACHERS)
+def test_check_of_the_teacher_can_fail(name, options):
+    """A method whose keys come from a teacher that does not change what it computes is detected."""
+    method = harness.pretraining_method(name, **options)
+    kept = {key: value.clone() for key, value in method.teacher.state_dict().items()}
+
+    def forget(*_):
+        method.teacher.load_state_dict(kept)
+
+    method.register_forward_pre_hook(forget)
+    with pytest.raises(AssertionError):
+        tiny.check_teacher(method, fixed_batch(name, "test_resnet"))
 
 
 @pytest.mark.parametrize("name", METHODS)

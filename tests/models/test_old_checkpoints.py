@@ -1,7 +1,8 @@
 """Checkpoints of earlier versions open, and give the numbers that the code of that time computed.
 
-old_checkpoints.json holds, of four runs of that code: config.json as it was saved, the shapes of the weights by their keys, and the mean,
-the standard deviation and the mean weighted from -1 to 1 of its outputs with the weights of `old_weights` and the image of `IMAGE`.
+old_checkpoints.json holds, of four runs of that code: config.json as it was saved (fields that most share are in common_config), the shapes
+of the weights by their keys, and the mean, the standard deviation and the mean weighted from -1 to 1 of its outputs with the weights
+of `old_weights` and the image of `IMAGE`.
 """
 
 import json
@@ -17,6 +18,8 @@ from mscl_hf import MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.config import ContrastConfig, MethodConfig
 
 OLD = json.loads((Path(__file__).parent / "old_checkpoints.json").read_text())
+COMMON = OLD.pop("common_config")
+OLD = {name: entry | {"config": COMMON | entry["config"]} for name, entry in OLD.items()}
 PRE_TRAINED = [name for name in OLD if name != "tuned"]
 IMAGE = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64).mul(40).sin()
 CONTRAST = {

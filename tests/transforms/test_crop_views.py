@@ -14,7 +14,6 @@ from mscl_hf.data.loader import Samples
 from mscl_hf.data.sampler import SampleIndex, SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.transforms.color import Colors
-from mscl_hf.transforms.crop_views import random_rectangle
 from mscl_hf.transforms.crops import random_resized_crop
 from mscl_hf.transforms.presets import PRESETS, Preset
 from mscl_hf.transforms.views import VIEWS, check_view_options, make_view
@@ -76,24 +75,6 @@ def test_two_crops_lie_where_their_boxes_say(width):
     assert not torch.equal(batch["boxes"][:, 0], batch["boxes"][:, 1])
 
 
-def test_pasted_views_are_the_image_inside_and_the_other_outside():
-    """Exactly: a level of the one image inside the mask, of the other outside; the mask covers 0.5 to 0.8 of the view, in one rectangle."""
-    made = view("copy_paste", size=48)
-    samples = [made(solid(200), np.random.default_rng(seed), [solid(9), solid(77)]) for seed in range(30)]
-    batch = made.on_device(loader.stack([{**s, "labelled": False, "name": "", "bad": []} for s in samples]))
-    assert set(batch) == {"view1", "view2", "pasted1", "pasted2", "labelled", "name", "bad"}
-    for which, level in ((1, 9), (2, 77)):
-        images, masks = batch[f"view{which}"], batch[f"pasted{which}"]
-        assert torch.equal(images, torch.where(masks[:, None], 200, level).to(torch.uint8).expand_as(images))
-        share = masks.float().mean((1, 2))
-        assert share.min() >= 0.5 and share.max() <= 0.8 and share.std() > 0.03
-        for mask in masks:
-            rows, columns = mask.any(1), mask.any(0)
-            assert torch.equal(mask, rows[:, None] & columns)
-            assert all(side.int().diff().abs().sum() <= 2 for side in (rows, columns))
-    assert not torch.equal(batch["pasted1"], batch["pasted2"])
-
-
 def test_pasted_views_keep_the_image_in_place():
     """Inside the rectangle a view equals the crop without anything pasted: no rescaling to the rectangle."""
     made, plain = view("copy_paste"), view("single")
@@ -103,17 +84,6 @@ def test_pasted_views_keep_the_image_in_place():
         batch = made.on_device(loader.stack([{**sample, "labelled": False, "name": "", "bad": []}]))
         inside = batch["pasted1"][0]
         assert torch.equal(batch["view1"][0][:, inside], crop[:, inside]) and (batch["view1"][0][:, ~inside] == 9).all()
-
-
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (16, 16), (48, 96)])
-def test_rectangles_keep_their_shape(height, width):
-    """Areas from 0.5 to 0.8 and aspects within 0.8 .. 1.25 of the view's, to a pixel, at any place."""
-    for seed in range(300):
-        top, left, bottom, right = random_rectangle(height, width, np.random.default_rng(seed)).tolist()
-        assert 0 <= top < bottom <= height and 0 <= left < right <= width
-        assert 0.5 <= (bottom - top) * (right - left) / (height * width) <= 0.8
-        ratio = (right - left) / width / ((bottom - top) / height)
-        assert 0.8 * (1 - 2.5 / min(height, width)) <= ratio <= 1.25 * (1 + 2.5 / min(height, width))
 
 
 class Numbered(SegmentationData):
