@@ -1,4 +1,4 @@
-"""Inputs of the golden values, which any program can compute."""
+"""Inputs of the losses: those of the golden values, which any program can compute, and random ones."""
 
 import math
 
@@ -17,3 +17,15 @@ def fill(shape: tuple[int, ...], a: float = 0.37, b: float = 0.11) -> Tensor:
 def u(x: Tensor) -> Tensor:
     """Return vectors of unit length along the last axis."""
     return F.normalize(x, dim=-1)
+
+
+def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return random vectors of unit length along the last axis."""
+    return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+
+
+def labels_of(*shape: int, classes: int = 3, ignored: float = 0.2, seed: int = 0) -> Tensor:
+    """Return random labels, a share of which is 255."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, shape, generator=generator)
+    return labels.masked_fill(torch.rand(shape, generator=generator) < ignored, 255)

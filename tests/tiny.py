@@ -26,9 +26,9 @@ def batch_for(method, count: int = 4, seed: int = 0) -> dict:
     return view.on_device(stack([{**views[i], "labelled": False, "name": str(i), "bad": []} for i in range(count)]))
 
 
-def losses_of_training(method, batch: dict, steps: int, lr: float = 0.05, autocast: bool = False) -> list[float]:
+def losses_of_training(method, batch: dict, steps: int, autocast: bool = False, weight_decay: float = 0.0) -> list[float]:
     """Return the losses of steps on one batch; the EMA teacher is updated."""
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9, weight_decay=weight_decay)
     losses = []
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -14,7 +14,7 @@ import pytest
 from mscl_hf.evaluation.metrics import MeanIoU
 
 MODULE = Path(__file__).parents[2] / "hub" / "mean_iou"
-DTYPES = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
+DTYPES = (np.int8, np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
 
 
 def slow_reference(pairs, num_classes, ignore_index, reduce_labels=False, label_map=None):

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from golden import fill, labels_of
 from safetensors.torch import load_file
 from same_run import differences, final_state
-from test_losses import CLOSE, fill, labels_of
+from test_losses import CLOSE
 from test_resume import STEPS
 
 from mscl_hf.config import FinetuningLossConfig

@@ -1,8 +1,6 @@
-"""Label sets and embeddings at their extremes: every loss stays finite and keeps its graph, and the mean IoU is that of sets."""
+"""Label sets and embeddings at their extremes: every loss stays finite and keeps its graph."""
 
-import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fuzz import fuzzed, stated
@@ -11,9 +9,7 @@ from hypothesis import strategies as st
 from mscl_hf import losses
 from mscl_hf.config import FinetuningLossConfig
 from mscl_hf.config.contrast import SUBSETS
-from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses.info_nce import DENOMINATORS, GLOBAL_NEGATIVES, LOCAL_SCOPES
-from mscl_hf.losses.labels import LABEL_DOWNSAMPLING, PIXEL_SAMPLES
 from mscl_hf.losses.pixel_contrast import ANCHOR_WEIGHTS, REDUCTIONS, SCOPES
 from mscl_hf.losses.pixel_contrast import DENOMINATORS as PIXEL_DENOMINATORS
 from mscl_hf.losses.slices import REGIONS
@@ -158,49 +154,3 @@ def test_other_losses(name, vectors, temperature, dtype, labels, seed):
     a, b = (vectors_of(vectors, (2, 9, 4), seed + more, dtype) for more in (0, 1))
     loss = single_losses(vectors, labels, seed, temperature, dtype)[name](a, b)
     check_loss(loss, a, b)
-
-
-@fuzzed(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), full=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-        how=st.sampled_from(LABEL_DOWNSAMPLING), sample=st.sampled_from(PIXEL_SAMPLES[1:]), count=st.integers(1, 30), **LABELS)  # fmt: skip
-def test_labels_at_a_map(size, full, how, sample, count, labels, seed):
-    """No label appears that was not there, and what is drawn are pixels of their labels, none of them twice."""
-    there = labels_of(labels, (2, *full), 4, seed)
-    found = losses.labels_at(there, size, how)
-    assert found.shape == (2, math.prod(size))
-    for before, after in zip(there, found):
-        assert set(after.tolist()) <= {*before.unique().tolist(), 255}
-    places, drawn = losses.sample_pixels(found, sample, count)
-    kept = drawn != 255
-    assert torch.equal(found.gather(1, places)[kept], drawn[kept])
-    assert all(len(set(row.tolist())) == len(row) for row in places)
-
-
-INTEGER_TYPES = st.sampled_from(["u1", "i1", "i2", "u2", "i4", "i8", "u8", "?"])
-
-
-@st.composite
-def maps(draw, count: int):
-    """Ids of any integer type and value, few of them."""
-    kind = np.dtype(draw(INTEGER_TYPES))
-    low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
-    ids = st.one_of(st.integers(max(low, -1), min(high, 4)), st.sampled_from([v for v in (0, 1, 255, low, high) if low <= v <= high]))
-    return np.array(draw(st.lists(ids, min_size=count, max_size=count)), kind)
-
-
-@fuzzed(pair=st.integers(0, 12).flatmap(lambda n: st.tuples(maps(n), maps(n))), classes=st.integers(1, 5),
-        ignore=st.sampled_from([255, -100, 0, 2, 10**6]), reduce=st.booleans())  # fmt: skip
-def test_mean_iou_is_that_of_sets(pair, classes, ignore, reduce):
-    """Intersections, unions and means by the definition, over sets of pixels."""
-    prediction, label = ([int(value) for value in each] for each in pair)
-    if reduce:
-        label = [255 if value in (0, 255) else value - 1 for value in label]
-    kept = {i for i, value in enumerate(label) if value != ignore}
-    sets = [[{i for i in kept if ids[i] == c} for c in range(classes)] for ids in (prediction, label)]
-    maps = {"predictions": [pair[0][None]], "references": [pair[1][None]]}
-    found = MeanIoU().compute(**maps, num_labels=classes, ignore_index=ignore, reduce_labels=reduce)
-    ious = [len(p & truth) / len(p | truth) if p | truth else math.nan for p, truth in zip(*sets)]
-    np.testing.assert_array_equal(found["per_category_iou"], ious)
-    present = [iou for iou in ious if not math.isnan(iou)]
-    np.testing.assert_allclose(found["mean_iou"], sum(present) / len(present) if present else math.nan, rtol=1e-12)
-    recalls = [len(p & truth) / len(truth) if truth else math.nan for p, truth in zip(*sets)]
-    np.testing.assert_array_equal(found["per_category_accuracy"], recalls)

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from golden import fill, labels_of, u, unit
 
 from mscl_hf.losses import global_contrast, local_contrast, pixel_contrast, streamed
 
@@ -13,30 +14,10 @@ Y = [0, 0, 0, 1, 1, 255]
 CLOSE = {torch.float64: {"rel": 1e-9, "abs": 1e-9}, torch.float32: {"rel": 1e-4}}
 
 
-def fill(shape, a=0.37, b=0.11):
-    count = math.prod(shape)
-    k = torch.arange(count, dtype=torch.float64)
-    return torch.sin(a * k + b * k * k / count + 0.5).view(shape)
-
-
-def u(x):
-    return F.normalize(x, dim=-1)
-
-
-def unit(*shape, seed=0, dtype=torch.float64):
-    return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype))
-
-
 def few_rows_at_once(monkeypatch, cells):
     monkeypatch.setitem(streamed.BYTES_AT_ONCE, "cpu", cells)
     monkeypatch.setattr(streamed, "FEW_ROWS", 1)
     monkeypatch.setattr(streamed, "MANY_ROWS", 1)
-
-
-def labels_of(*shape, classes=3, ignored=0.2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, shape, generator=generator)
-    return labels.masked_fill(torch.rand(shape, generator=generator) < ignored, 255)
 
 
 G = u(fill((4, 8))), u(fill((4, 8), 0.53, 0.29))

@@ -2,20 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from golden import labels_of, unit
 
 from mscl_hf.config import parse_losses
 from mscl_hf.config.contrast import SUBSETS
 from mscl_hf.losses import MultiScaleLoss, global_contrast, local_contrast, pixel_contrast, sample_pixels
-
-
-def unit(*shape, seed=0):
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
-
-
-def labels_of(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, shape, generator=generator).masked_fill(torch.rand(shape, generator=generator) < 0.2, 255)
 
 
 def embeddings(seed):

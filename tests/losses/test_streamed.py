@@ -8,15 +8,9 @@ import harness
 import pytest
 import torch
 import torch.nn.functional as F
+from test_losses import few_rows_at_once
 
-from mscl_hf.losses import streamed
 from mscl_hf.losses.streamed import MASKED_SCORE, logsumexp, streamed_sum, with_autograd
-
-
-def few_rows_at_once(monkeypatch, cells):
-    monkeypatch.setitem(streamed.BYTES_AT_ONCE, "cpu", cells)
-    monkeypatch.setattr(streamed, "FEW_ROWS", 1)
-    monkeypatch.setattr(streamed, "MANY_ROWS", 1)
 
 
 def plain(anchors, keys, temperature, weights, bias=None, keep=None):

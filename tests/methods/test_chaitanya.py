@@ -8,8 +8,9 @@ import harness
 import numpy as np
 import pytest
 import torch
-from golden import u
+from golden import unit
 from PIL import Image
+from tiny import losses_of_training
 
 from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data
@@ -24,10 +25,6 @@ from mscl_hf.transforms.views import make_view
 
 T = 0.1
 PARTITION, VOLUME = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 0, 0, 1, 1])
-
-
-def features(*shape, seed=0):
-    return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
 def images(count=4, size=32, seed=0):
@@ -73,7 +70,7 @@ def slow_slices(versions, partition, volume, t, across):
 @pytest.mark.parametrize("versions", [2, 3])
 def test_slice_contrast_equals_plain_loops(versions, across):
     """Partitions of one, two and three slices, two of them of one volume: neither positive nor negative of each other."""
-    x = features(6, versions, 5).requires_grad_()
+    x = unit(6, versions, 5).requires_grad_()
     wanted = slow_slices(x.detach(), PARTITION, VOLUME, 0.3, across)
     loss = slice_contrast(x, PARTITION, VOLUME, 0.3, across)
     assert loss.item() == pytest.approx(wanted, rel=1e-9)
@@ -94,7 +91,7 @@ def test_a_copy_in_the_same_partition_is_no_negative():
 
 def test_a_batch_of_one_partition_has_nothing_to_contrast():
     """No negatives: zero, and a gradient of zeros."""
-    x = features(3, 2, 4).requires_grad_()
+    x = unit(3, 2, 4).requires_grad_()
     loss = slice_contrast(x, torch.zeros(3, dtype=torch.long), torch.arange(3))
     loss.backward()
     assert loss == 0 and (x.grad == 0).all()
@@ -124,14 +121,8 @@ def test_the_variants_contrast_their_versions(variant, names, bn_views):
 @pytest.mark.parametrize("variant", ["GR", "GD-", "GD"])
 def test_the_first_stage_learns(variant):
     """Thirty steps on one batch bring the loss down; the head has no bias."""
-    stage, views = method(ChaitanyaGlobal, variant), slices()
-    optimizer, losses = torch.optim.SGD(stage.parameters(), lr=0.05, momentum=0.9), []
-    for _ in range(30):
-        loss = stage(**views, **PLACES)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    stage = method(ChaitanyaGlobal, variant)
+    losses = losses_of_training(stage, slices() | PLACES, 30)
     assert losses[-1] < 0.8 * losses[0]
     assert [name for name, _ in stage.head.named_parameters() if "bias" in name] == []
     assert stage.embeddings(images())["projection"].shape == (4, 128)
@@ -228,10 +219,10 @@ def slow_regions(a, b, t):
 
 def test_region_contrast_equals_plain_loops():
     """Both views as anchors, the five nearest regions of both maps as negatives; and the gradient."""
-    a, b = features(3, 13, 6), features(3, 13, 6, seed=1)
+    a, b = unit(3, 13, 6), unit(3, 13, 6, seed=1)
     assert region_contrast(a, b, 0.3).item() == pytest.approx(slow_regions(a, b, 0.3), rel=1e-9)
     assert region_contrast(b, a, 0.3) == pytest.approx(region_contrast(a, b, 0.3).item(), rel=1e-12)
-    a, b = features(1, 13, 2).requires_grad_(), features(1, 13, 2, seed=1).requires_grad_()
+    a, b = unit(1, 13, 2).requires_grad_(), unit(1, 13, 2, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: region_contrast(a, b, 0.5), (a, b))
 
 
@@ -261,14 +252,7 @@ def test_the_second_stage_trains_the_decoder_alone():
     gradient, the decoder and the head move, and the loss falls."""
     stage = second_stage().train()
     before = {name: value.clone() for name, value in stage.network.state_dict().items()}
-    optimizer, losses = torch.optim.SGD(stage.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01), []
-    views = {"image": images(), "enhanced": (images().float() * 0.8).byte()}
-    for _ in range(30):
-        loss = stage(**views)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of_training(stage, {"image": images(), "enhanced": (images().float() * 0.8).byte()}, 30, weight_decay=0.01)
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is None for p in stage.network.backbone.parameters())
     assert all(p.grad is not None for part in (stage.network.decoder, stage.project, stage.head) for p in part.parameters())

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden import fill, u
+from golden import fill, u, unit
 from tiny import SIZE, batch_for, hold_still, losses_of_training, network
 
 from mscl_hf.config import ViewConfig
@@ -19,14 +19,10 @@ from mscl_hf.transforms.presets import PRESETS, Preset
 GOLDEN = u(fill((1, 4, 3))), u(fill((1, 4, 3), 0.53, 0.2)), torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[0, 1, 1, 0]]).bool()
 
 
-def vectors(*shape, seed=0):
-    return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-
-
 def example():
     """Three images of 5 and 6 positions; the last one's key has no foreground."""
     q_mask, k_mask = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 1, 0], [1, 0, 0, 0, 0]]), torch.tensor([[0, 1, 1, 0, 0, 1], [1] * 6, [0] * 6])
-    return vectors(3, 5, 4), vectors(3, 6, 4, seed=1), q_mask.bool(), k_mask.bool()
+    return unit(3, 5, 4), unit(3, 6, 4, seed=1), q_mask.bool(), k_mask.bool()
 
 
 def cp2(**options) -> CP2:
@@ -56,7 +52,7 @@ def test_golden_mean():
     """The pooled query of an independent implementation; zero, and no NaN in the gradient, where there is no foreground."""
     wanted = torch.tensor([[0.5500254398, 0.6113940305, 0.5689194627]], dtype=torch.float64)
     torch.testing.assert_close(foreground_mean(GOLDEN[0], GOLDEN[2]), wanted, atol=1e-9, rtol=0)
-    x = vectors(1, 4, 3).requires_grad_()
+    x = unit(1, 4, 3).requires_grad_()
     foreground_mean(x, torch.zeros(1, 4, dtype=torch.bool)).sum().backward()
     assert not x.grad.any()
 
@@ -75,7 +71,7 @@ def test_background_counts_in_the_denominator_only():
     """Softmax over the key: a background query does not matter at all, a background key through the log-sum-exp alone."""
     q, k, q_mask, k_mask = example()
     other_q, other_k = q.clone(), k.clone()
-    other_q[~q_mask], other_k[~k_mask] = vectors(int((~q_mask).sum()), 4, seed=2), vectors(int((~k_mask).sum()), 4, seed=3)
+    other_q[~q_mask], other_k[~k_mask] = unit(int((~q_mask).sum()), 4, seed=2), unit(int((~k_mask).sum()), 4, seed=3)
     before = foreground_contrast(q, k, q_mask, k_mask)
     assert torch.equal(foreground_contrast(other_q, k, q_mask, k_mask), before)
     change = [
@@ -91,7 +87,7 @@ def test_background_counts_in_the_denominator_only():
 @pytest.mark.parametrize("axis", ["key", "query"])
 def test_without_foreground_zero(axis):
     """A batch without foreground in either view has the loss zero and the gradient zero, not NaN, in bfloat16 too."""
-    q, k = vectors(2, 5, 4).float().requires_grad_(), vectors(2, 6, 4).float().requires_grad_()
+    q, k = unit(2, 5, 4).float().requires_grad_(), unit(2, 6, 4).float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         loss = foreground_contrast(q, k, torch.zeros(2, 5).bool(), torch.ones(2, 6).bool(), 1.0, axis)
     loss.backward()

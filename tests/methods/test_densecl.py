@@ -6,15 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import fill, u
+from golden import fill, u, unit
 from tiny import batch_for, hold_still, losses_of_training, network
 
 from mscl_hf.losses import dense_contrast, local_contrast, nearest_positions
 from mscl_hf.methods.densecl import DenseCL
-
-
-def vectors(*shape, seed=0):
-    return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
 def densecl(**options) -> DenseCL:
@@ -40,7 +36,7 @@ def test_goldens():
 
 def test_match_is_by_angle_and_within_the_image():
     """The largest cosine in the same image's other view: neither a longer vector nor another image's draws it away; no gradient."""
-    first, second = vectors(3, 4, 5) * 3, vectors(3, 6, 5, seed=1)
+    first, second = unit(3, 4, 5) * 3, unit(3, 6, 5, seed=1)
     second[:, 2] *= 100
     first.requires_grad_()
     match = nearest_positions(first, second)
@@ -53,7 +49,7 @@ def test_match_is_by_angle_and_within_the_image():
 @pytest.mark.parametrize("temperature", [0.07, 0.2])
 def test_dense_contrast_equals_loops(temperature):
     """Each place against its positive and the negatives, and nothing else of its image or of others; the right gradient."""
-    anchors, keys, negatives = vectors(2, 4, 3), vectors(2, 5, 3, seed=1), vectors(7, 3, seed=2)
+    anchors, keys, negatives = unit(2, 4, 3), unit(2, 5, 3, seed=1), unit(7, 3, seed=2)
     match = torch.tensor([[0, 4, 4, 1], [2, 2, 0, 3]])
     found = dense_contrast(anchors, keys, match, negatives, temperature)
     assert float(found) == pytest.approx(by_loops(anchors, keys, match, negatives, temperature), abs=1e-9)
@@ -62,17 +58,17 @@ def test_dense_contrast_equals_loops(temperature):
 
 def test_without_negatives_there_is_nothing_to_learn():
     """While the queue is empty the dense loss is zero, and so is its gradient, in bfloat16 too."""
-    x = vectors(2, 4, 3).float().requires_grad_()
+    x = unit(2, 4, 3).float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = dense_contrast(x, vectors(2, 4, 3, seed=1).float(), torch.zeros(2, 4, dtype=torch.long), torch.zeros(0, 3), 0.2)
+        loss = dense_contrast(x, unit(2, 4, 3, seed=1).float(), torch.zeros(2, 4, dtype=torch.long), torch.zeros(0, 3), 0.2)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6) and x.grad.abs().max() < 1e-6
 
 
 def test_order_of_the_keys_places_does_not_matter():
     """Permuting the places of the key view, features and embeddings alike, leaves DenseCL's loss; that of the same blocks changes."""
-    features, embeds = (vectors(2, 9, 6), vectors(2, 9, 6, seed=1)), (vectors(2, 9, 4, seed=2), vectors(2, 9, 4, seed=3))
-    negatives = vectors(8, 4, seed=5)
+    features, embeds = (unit(2, 9, 6), unit(2, 9, 6, seed=1)), (unit(2, 9, 4, seed=2), unit(2, 9, 4, seed=3))
+    negatives = unit(8, 4, seed=5)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
 
     def dense(places):

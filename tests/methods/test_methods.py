@@ -1,16 +1,15 @@
-"""The paper's method as a module: it learns, transformers' Trainer trains it; its queue, and its choice of pixels."""
-
+"""The paper's method as a module: it learns, transformers' Trainer trains it; its queue."""
 
 import harness
 import numpy as np
 import pytest
 import torch
+from tiny import losses_of_training
 from transformers import Trainer, TrainingArguments
 
 from mscl_hf.config import ViewConfig
 from mscl_hf.data import load_data, loader
-from mscl_hf.losses import MultiScaleLoss, sample_pixels
-from mscl_hf.losses.labels import IGNORE_INDEX
+from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import MSCL, MethodCallback
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
@@ -38,15 +37,7 @@ def stack(samples: list[dict]) -> dict:
 def test_fifty_steps_on_one_batch_bring_the_loss_down(geometry, precision):
     """A fixed batch is learnt with either geometry, in either precision."""
     method, batch = MSCL(network()), stack(pairs(geometry=geometry))
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(50):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss = method(**batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+    losses = losses_of_training(method, batch, 50, autocast=precision == torch.bfloat16)
     assert np.isfinite(losses).all() and np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
@@ -85,34 +76,3 @@ def test_queue_adds_negatives_of_the_past_only():
         method = MSCL(network(), MultiScaleLoss(losses="global", queue_size=length)).train()
         losses[length] = [float(method(**batch)["loss"].detach()) for _ in range(2)]
     assert losses[0][0] == losses[8][0] and losses[8][1] > losses[0][1] + 0.1
-
-
-def test_queue_is_saved_with_the_method():
-    """Rows, pointer and fill level are part of the method's state, so a resumed run has the same negatives."""
-    names = MSCL(network(), MultiScaleLoss(losses="global", queue_size=8)).state_dict()
-    assert {"queue.rows", "queue.pointer", "queue.filled"} <= set(names)
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_class_sampling_takes_so_many_of_each_class(count):
-    """class: min(count, what there is) pixels of every class of every image, each at most once, filled up with ignored ones."""
-    torch.manual_seed(count)
-    labels = torch.tensor([[0, 0, 0, 1, 1, 255, 2, 0], [255] * 8, [1, 1, 1, 1, 1, 1, 1, 2]])
-    places, chosen = sample_pixels(labels, "class", count)
-    for row in range(len(labels)):
-        kept = places[row][chosen[row] != IGNORE_INDEX]
-        assert len(set(kept.tolist())) == len(kept)
-        assert torch.equal(labels[row, kept], chosen[row][chosen[row] != IGNORE_INDEX])
-        for train_id in (0, 1, 2):
-            assert (chosen[row] == train_id).sum() == min(count, (labels[row] == train_id).sum())
-
-
-def test_random_sampling_prefers_labelled_pixels():
-    """random: as many pixels as asked for, ignored ones only when the labelled ones run out; every pixel has its chance."""
-    labels, seen = torch.tensor([[0, 255, 1, 255, 2, 3]]), set()
-    for seed in range(50):
-        torch.manual_seed(seed)
-        places, chosen = sample_pixels(labels, "random", 3)
-        assert (chosen != IGNORE_INDEX).all() and torch.equal(labels.gather(1, places), chosen)
-        seen |= set(places[0].tolist())
-    assert seen == {0, 2, 4, 5}

@@ -5,19 +5,14 @@ import math
 import harness
 import pytest
 import torch
-from golden import fill, u
+from golden import labels_of, unit
+from test_losses import LIST, LIST_Y, P, few_rows_at_once
+from tiny import losses_of_training
 
-from mscl_hf.config import ContrastConfig
-from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss, listed_pixel_contrast, pixel_contrast, streamed
+from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss, listed_pixel_contrast, pixel_contrast
 from mscl_hf.methods.mscl import MSCL
 from mscl_hf.methods.zhao import ZhaoBatch, ZhaoCross, ZhaoWithin
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
-
-Y = torch.tensor([[0, 0, 0, 1, 1, 255]])
-IMAGE, COPY = u(fill((1, 6, 8), 0.61, 0.07)), u(fill((1, 6, 8), 0.47, 0.19))
-# Sixteen features of one dimension, equal to their labels and not of unit length; the negative labels are ignored.
-PLAIN = torch.tensor([-2.0, -2, -1, -1, *[1] * 4, *[2] * 4, *[3] * 4], dtype=torch.float64).view(1, 16, 1)
-PLAIN_Y = torch.where(PLAIN[..., 0] < 0, 255, PLAIN[..., 0]).long()
 
 
 def network(**fields):
@@ -27,15 +22,6 @@ def network(**fields):
 
 def some_batch(**views):
     return next(harness.training_data(**views).batches(0, 1))
-
-
-def features(*shape, seed=0):
-    return u(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-
-
-def some_labels(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, shape, generator=generator).masked_fill(torch.rand(shape, generator=generator) < 0.2, 255)
 
 
 def released(scope, **options):
@@ -69,19 +55,19 @@ def mean(values):
 
 def test_values_of_the_release():
     """The golden value of the within loss, and the constants that the release tests itself with: no feature is brought to unit length."""
-    assert value(released("within"), IMAGE, COPY, Y) == pytest.approx(5.467154422174, abs=1e-9)
-    assert listed_pixel_contrast(PLAIN, PLAIN_Y, temperature=1.0) == pytest.approx(2.4503217, abs=1e-7)
+    assert value(released("within"), *P) == pytest.approx(5.467154422174, abs=1e-9)
+    assert listed_pixel_contrast(LIST, LIST_Y, temperature=1.0) == pytest.approx(2.4503217, abs=1e-7)
     plain = {"pixel_temperature": 1.0}
-    assert value(released("within", **plain), PLAIN, PLAIN, PLAIN_Y) == pytest.approx(2 * 2.4503217, abs=1e-6)
-    for pair in ((PLAIN, 2 * PLAIN), (2 * PLAIN, PLAIN)):
-        assert value(released("cross", **plain), *pair, PLAIN_Y) == pytest.approx(5.4602736, abs=1e-7)
+    assert value(released("within", **plain), LIST, LIST, LIST_Y) == pytest.approx(2 * 2.4503217, abs=1e-6)
+    for pair in ((LIST, 2 * LIST), (2 * LIST, LIST)):
+        assert value(released("cross", **plain), *pair, LIST_Y) == pytest.approx(5.4602736, abs=1e-7)
 
 
 @pytest.mark.parametrize("options", [{}, {"anchor_weight": "class"}, {"exclude_classes": [1]}])
 def test_released_losses_equal_plain_loops(options):
     """Label maps and numbers of pixels that differ between the views, ignored pixels, and an image without any label, which counts for
     nothing in the lists of its own."""
-    a, b, y, z = features(4, 7, 5), features(4, 6, 5, seed=1), some_labels(4, 7), some_labels(4, 6, seed=1)
+    a, b, y, z = unit(4, 7, 5), unit(4, 6, 5, seed=1), labels_of(4, 7), labels_of(4, 6, seed=1)
     y[2] = z[2] = 255
     weight, excluded = options.get("anchor_weight", "pixel"), tuple(options.get("exclude_classes", ()))
     wanted = sum(mean(slow_list(v[i], w[i], [0] * 7, 0.3, weight, excluded) for i in range(4)) for v, w in ((a, y), (b, z)))
@@ -98,11 +84,11 @@ def test_released_losses_equal_plain_loops(options):
 @pytest.mark.parametrize("scope", ["within", "cross"])
 def test_released_losses_do_not_care_for_order_names_or_ignored_pixels(scope):
     """Permuting pixels, renaming classes, changing ignored features: the same loss, and exactly no gradient where ignored."""
-    a, b, y, order = features(1, 9, 5).requires_grad_(), features(1, 9, 5, seed=1).requires_grad_(), some_labels(1, 9), torch.randperm(9)
+    a, b, y, order = unit(1, 9, 5).requires_grad_(), unit(1, 9, 5, seed=1).requires_grad_(), labels_of(1, 9), torch.randperm(9)
     loss, ignored = value(released(scope), a, b, y), (y == 255)[..., None]
     loss.backward()
     assert ignored.any() and (a.grad[y == 255] == 0).all() and (b.grad[y == 255] == 0).all() and a.grad.abs().sum() > 0
-    changed = [torch.where(ignored, 9 * features(1, 9, 5, seed=3), x) for x in (a, b)]
+    changed = [torch.where(ignored, 9 * unit(1, 9, 5, seed=3), x) for x in (a, b)]
     renamed = torch.where(y == 255, 255, (y * 7 + 11) % 20)
     for other in (
         value(released(scope), a[:, order], b[:, order], y[:, order]), value(released(scope), a, b, renamed),
@@ -113,14 +99,12 @@ def test_released_losses_do_not_care_for_order_names_or_ignored_pixels(scope):
 
 def test_released_gradients(monkeypatch):
     """Against finite differences, and a little memory at a time as all at once."""
-    a, y = features(2, 5, 3).requires_grad_(), torch.tensor([[0, 0, 1, 255, 1], [2, 2, 2, 1, 0]])
+    a, y = unit(2, 5, 3).requires_grad_(), torch.tensor([[0, 0, 1, 255, 1], [2, 2, 2, 1, 0]])
     image_of = torch.tensor([0, 0, 1, 1, 1])
     for options in ({}, {"anchor_weight": "class"}):
         assert torch.autograd.gradcheck(lambda x: listed_pixel_contrast(x, y, image_of, temperature=0.5, **options), a)
     whole = torch.autograd.grad(listed_pixel_contrast(a, y, image_of), a)[0]
-    monkeypatch.setitem(streamed.BYTES_AT_ONCE, "cpu", 1)
-    monkeypatch.setattr(streamed, "FEW_ROWS", 1)
-    monkeypatch.setattr(streamed, "MANY_ROWS", 1)
+    few_rows_at_once(monkeypatch, 1)
     torch.testing.assert_close(torch.autograd.grad(listed_pixel_contrast(a, y, image_of), a)[0], whole)
 
 
@@ -128,7 +112,7 @@ def test_released_gradients(monkeypatch):
 @pytest.mark.parametrize("scope", ["within", "cross"])
 def test_released_losses_without_labels_are_zero_with_a_graph(scope, labelled):
     """No labelled image in a batch, or only ignored pixels: zero, and a gradient of zeros instead of NaN."""
-    a, b = (features(labelled, 6, 4, seed=s).requires_grad_() for s in (0, 1))
+    a, b = (unit(labelled, 6, 4, seed=s).requires_grad_() for s in (0, 1))
     loss = value(released(scope), a, b, torch.full((labelled, 6), 255))
     loss.backward()
     assert loss == 0 and (a.grad == 0).all() and (b.grad == 0).all()
@@ -153,14 +137,7 @@ def test_released_methods_learn_with_the_pixel_head_alone(method_cls):
     """A network that has the pixel head only: thirty steps bring the released loss down, in sampled pixels of crops of their own too."""
     loss = MultiScaleLoss(pixel_sample="class", pixel_count=8)
     method = method_cls(network(heads=["pixel"]), loss, "released")
-    batch, optimizer = some_batch(geometry="crops"), torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(30):
-        loss = method(**batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of_training(method, some_batch(geometry="crops"), 30)
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is not None for p in method.network.pixel_head.parameters())
 
@@ -170,11 +147,6 @@ def test_the_variants_differ():
     y, x = torch.tensor([[0, 0, 1, 1]]), torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]][None]
     published = pixel_contrast(x, x, y).loss
     assert published == pytest.approx(math.log(2), abs=1e-5) and value(released("within"), x, x, y) < 1e-5
-
-
-def test_labels_are_read_whatever_the_losses_say():
-    """mscl's --losses g+l, which needs no masks, is nothing to these methods."""
-    assert all(method_cls.uses_labels(ContrastConfig(losses="g+l")) for method_cls in (ZhaoWithin, ZhaoCross, ZhaoBatch))
 
 
 @pytest.mark.parametrize(

@@ -441,20 +441,21 @@ def test_lars_adapts_the_rates_of_matrices_only(decay):
         torch.testing.assert_close(method.get_parameter(name).detach(), w - 0.5 * rate * g, atol=1e-6, rtol=1e-4)
 
 
-def test_a_constant_rate_is_scaled_with_the_heads(tmp_path):
-    """--head-lr-scale reaches SimSiam's predictor too, whose rate does not follow the schedule."""
+def test_the_rate_of_simsiams_predictor_stays_constant(tmp_path, monkeypatch):
+    """In the last step its parameters, and no others, have the full rate; --head-lr-scale scales it as that of the other head."""
     rates = {}
 
     def build(method, options):
-        optimizer = build_optimizer(method, options)
-        optimizer.register_step_pre_hook(lambda o, *_: rates.update({g["constant"]: g["lr"] for g in o.param_groups if g["lr_scale"] != 1}))
+        optimizer, names = build_optimizer(method, options), {id(p): name for name, p in method.named_parameters()}
+        optimizer.register_step_pre_hook(lambda o, *_: rates.update({names[id(p)]: g["lr"] for g in o.param_groups for p in g["params"]}))
         return optimizer
 
-    method = harness.pretraining_method("simsiam")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "build_optimizer", build)
-        harness.train(method, harness.method_data("simsiam"), tmp_path, learning_rate=0.02, head_lr_scale=0.5)
-    assert rates == {True: pytest.approx(0.01), False: pytest.approx(0.5 * lr_at(5, harness.options(learning_rate=0.02)))}
+    monkeypatch.setattr(setup, "build_optimizer", build)
+    harness.train(harness.pretraining_method("simsiam"), harness.method_data("simsiam"), tmp_path, learning_rate=0.02, head_lr_scale=0.5)
+    last = lr_at(5, harness.options(learning_rate=0.02))
+    parts = {"network": last, "projector": 0.5 * last, "predictor": 0.5 * 0.02}
+    assert {name.split(".")[0] for name in rates} == parts.keys()
+    assert rates == {name: pytest.approx(parts[name.split(".")[0]]) for name in rates}
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam"])

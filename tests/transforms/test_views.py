@@ -266,17 +266,6 @@ def order(labelled=range(10), unlabelled=range(100, 125), batch=8, share=4, seed
     return SamplingPlan(tuple(labelled), tuple(unlabelled), batch, share, seed)
 
 
-def test_the_world_does_not_change_the_batches():
-    """The shares of 1, 2 and 4 processes are the same global batch, as many labelled ones in each."""
-    for step in range(12):
-        batch = order().batch(step)
-        assert [t.labelled for t in batch] == [True] * 4 + [False] * 4 and [t.slot for t in batch] == list(range(8))
-        for world in (1, 2, 4):
-            shares = [order().share(step, rank, world) for rank in range(world)]
-            assert sorted(t for share in shares for t in share) == sorted(batch)
-            assert all([t.labelled for t in share] == [True] * (4 // world) + [False] * (4 // world) for share in shares)
-
-
 def test_an_epoch_shows_a_sample_once_and_no_batch_shows_it_twice():
     """Each part's epoch is as many whole batches as there are samples for, in another order each time, by seed; over the epochs all
     samples come up. A batch larger than the data repeats each sample as evenly as can be."""
