@@ -33,7 +33,7 @@ class LocalHead(nn.Module):
     def __init__(self, channels: int, dim: int, grid: int, layers: int):
         super().__init__()
         self.grid = grid
-        hidden = [nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True)] * (layers - 1)
+        hidden = [layer for _ in range(layers - 1) for layer in (nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True))]
         self.layers = nn.Sequential(*hidden, nn.Conv2d(channels, dim, 1))
 
     def forward(self, features: Tensor, boxes: Tensor | None = None) -> Tensor:

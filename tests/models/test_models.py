@@ -346,6 +346,17 @@ def test_local_head_pools_before_or_after():
         assert torch.allclose(head(features), after, atol=1e-6) is same
 
 
+def test_layers_of_the_local_head_have_weights_of_their_own(tmp_path):
+    """With three layers no two share a weight, and such a model is saved and opened."""
+    model = MsclForPreTraining(config_of(local_layers=3))
+    convolutions = [layer for layer in model.local_head.layers if isinstance(layer, torch.nn.Conv2d)]
+    assert len({id(p) for layer in convolutions for p in layer.parameters()}) == 6
+    assert not torch.equal(convolutions[0].weight, convolutions[1].weight)
+    model.save_pretrained(tmp_path)
+    opened = MsclForPreTraining.from_pretrained(tmp_path).local_head.state_dict()
+    assert all(torch.equal(value, opened[key]) for key, value in model.local_head.state_dict().items())
+
+
 def test_local_head_boxes():
     """The whole box is sampled at the centers of positions; a box from right to left gives the mirrored blocks."""
     head, features = LocalHead(6, 5, grid=4, layers=1), torch.randn(2, 6, 4, 4)
