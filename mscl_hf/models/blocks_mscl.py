@@ -3,18 +3,18 @@
 Self-contained (torch), so that a checkpoint can carry this file as remote code.
 """
 
-from types import MethodType
+from functools import partial
 
 import torch
 from torch import nn
 
 
-def calls_intermediates(timm_model: nn.Module) -> nn.Module:
-    """Make a call of the model with `indices` run forward_intermediates, and return the model.
+def accept_indices(timm_model: nn.Module) -> nn.Module:
+    """Make a call of the model with `indices` run forward_intermediates, and return the model; other calls are timm's.
 
     The hooks of FSDP and Accelerate gather sharded and offloaded weights when a module is called, not when another method is.
     """
-    timm_model.forward = MethodType(_forward, timm_model)  # bound, so that a copy of the model calls itself
+    timm_model.forward = partial(_forward, timm_model)  # a partial, since pickle would restore a method by its name, as timm's
     return timm_model
 
 
@@ -22,9 +22,6 @@ def _forward(timm_model: nn.Module, x: torch.Tensor, *args, **options):
     if "indices" in options:
         return timm_model.forward_intermediates(x, *args, **options)
     return type(timm_model).forward(timm_model, x, *args, **options)
-
-
-_forward.__name__ = "forward_intermediates"  # pickle restores the attribute of this name
 
 
 def update_statistics_once(timm_model: nn.Module) -> None:

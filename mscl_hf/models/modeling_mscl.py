@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.utils import ModelOutput
 
 from .base_mscl import MsclPreTrainedModel
-from .blocks_mscl import calls_intermediates, update_statistics_once
+from .blocks_mscl import accept_indices, update_statistics_once
 from .configuration_mscl import MsclConfig
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
@@ -39,7 +39,7 @@ class MsclBackbone(BackboneMixin, MsclPreTrainedModel):
         levels = feature_levels(timm_model)
         config.name_stages(stage_names(levels))
         super().__init__(config)
-        self.timm_model = calls_intermediates(timm_model)
+        self.timm_model = accept_indices(timm_model)
         self.num_features = [level["num_chs"] for level in levels]  # of every stage, tapped or not
         for module in self.timm_model.modules():
             module._is_timm = True

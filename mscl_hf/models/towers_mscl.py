@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .blocks_mscl import calls_intermediates
+from .blocks_mscl import accept_indices
 
 # Linear sRGB (D65) to XYZ, IEC 61966-2-1. Each row is divided by its sum, the white point: gray then has x = y = z, and a = b = 0.
 _XYZ = ((0.4123908, 0.3575843, 0.1804808), (0.2126390, 0.7151687, 0.0721923), (0.0193308, 0.1191948, 0.9505322))
@@ -50,7 +50,7 @@ class TwoTowers(nn.Module):
     def __init__(self, name: str, **options):
         super().__init__()
         self.lum, self.chroma = (
-            calls_intermediates(timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options))
+            accept_indices(timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options))
             for channels in (1, 2)
         )
 

@@ -680,13 +680,13 @@ def test_classes_that_are_not_split_are_in_the_model(model_cls, name):
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_the_timm_model_answers_as_timms(name, tmp_path):
-    """Called by itself it gives timm's features, also as a copy; the whole model may be pickled, too."""
+    """Called by itself it gives timm's features, also as a copy and after unpickling the whole model."""
     model, image = MsclBackbone(config_of(name)).eval(), images(1)
     torch.save(model, tmp_path / "model.pt")
     again = torch.load(tmp_path / "model.pt", weights_only=False)
     with torch.no_grad():
         features = type(model.timm_model).forward(model.timm_model, image)
-        for same in (model, copy.deepcopy(model)):
+        for same in (model, copy.deepcopy(model), again):
             assert torch.equal(same.timm_model(image), features)
         for a, b in zip(again(image).feature_maps, model(image).feature_maps):
             assert torch.equal(a, b)
