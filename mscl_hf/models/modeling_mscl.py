@@ -246,7 +246,7 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
 
     def __init__(self, config: MsclConfig):
         if config.num_labels < 2:
-            raise ValueError("the label set has 1 class; expected at least 2. Count the background as a class.")
+            raise ValueError(f"num_labels is {config.num_labels}; expected at least 2. Count the background as a class.")
         _support_pipelines()
         super().__init__(config)
         self.backbone = MsclBackbone(config)
