@@ -352,8 +352,8 @@ def test_settings_include_the_defaults_of_the_method(tmp_path):
     assert (left["temperature"], left["ema_momentum"], left["preset"]) == (0.2, 0.999, "moco_v2")
     flags = {"method": "cp2", "temperature": 0.5, "queue_size": 64, "preset": "byol"}
     assert stages.settings(stages.Stage("pretrain", tmp_path, flags)) == left | {name.replace("-", "_"): flags[name] for name in flags}
-    heads = [stages.settings(stages.Stage("pretrain", tmp_path, {"method": name}))["pixel_layers"] for name in ("mscl", "zhao_within", "cp2")]
-    assert heads == [1, 3, None]  # CP2 has no pixel head
+    with_head = [stages.settings(stages.Stage("pretrain", tmp_path, {"method": name})) for name in ("mscl", "zhao_within", "cp2")]
+    assert [of_method["pixel_layers"] for of_method in with_head] == [1, 3, None]  # CP2 has no pixel head
     both = stages.settings(stages.Stage("pretrain", tmp_path, {"method": "chaitanya_global_local"}))
     assert (both["partitions"], both["variant"], both["bn_views"]) == (4, "GR", "joint")  # of the stage before
 
