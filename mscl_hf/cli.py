@@ -10,7 +10,7 @@ import reprlib
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +61,21 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser with the common options first in --help, and errors as ValueError."""
+    """HfArgumentParser with a group for each section, the common options first in --help, and errors as ValueError."""
 
-    common: Sequence[str] = ()
-    descriptions: dict[str, str] = {}
-
-    @staticmethod
-    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: Field) -> None:
-        """Remove the ranges from the metadata, which transformers passes to argparse."""
-        field = copy.copy(field)
-        if "range" in field.metadata:
-            field.metadata = {"help": field.metadata["help"].replace("%", "%%")}
-        if field.default_factory not in (MISSING, list) and not isinstance(default := field.default_factory(), list):
-            field.default, field.default_factory = default, MISSING  # transformers supports factories of lists only
-        HfArgumentParser._parse_dataclass_field(parser, field)
+    def __init__(self, sections: Sequence[tuple[str, type]], common: Sequence[str], description: str):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+        self.common, self.dataclass_types = common, [section_cls for _, section_cls in sections]
+        for title, section_cls in sections:
+            group, hints = self.add_argument_group(title, inspect.getdoc(section_cls)), typing.get_type_hints(section_cls)
+            for field in map(copy.copy, filter(lambda field: field.init, fields(section_cls))):
+                field.type = hints[field.name]
+                if "range" in field.metadata:  # transformers passes the metadata to argparse
+                    field.metadata = {"help": field.metadata["help"].replace("%", "%%")}
+                if field.default_factory not in (MISSING, list) and not isinstance(default := field.default_factory(), list):
+                    field.default, field.default_factory = default, MISSING  # transformers supports factories of lists only
+                self._parse_dataclass_field(group, field)
+        self.add_argument("--config", help="YAML file with one 'option: value' per line, such as a run's config.yaml; flags override it")
 
     def error(self, message: str) -> None:
         raise ValueError(f"{message.removeprefix('argument ')}. See --help.")
@@ -99,11 +100,12 @@ class _Parser(HfArgumentParser):
         formatter.add_text(self.description)
         shown = [action for action in self._actions if not any(option.startswith("--no-") for option in action.option_strings)]
         common = [action for name in self.common for action in shown if action.dest == name]
-        groups = [("common options", common)] if common else []
-        groups += [(group.title, [a for a in group._group_actions if a in shown and a not in common]) for group in self._action_groups[1:]]
-        for title, actions in groups:
+        groups = [("common options", None, common)] if common else []
+        for group in self._action_groups[1:]:
+            groups.append((group.title, group.description, [a for a in group._group_actions if a in shown and a not in common]))
+        for title, description, actions in groups:
             formatter.start_section(title)
-            formatter.add_text(self.descriptions.get(title))
+            formatter.add_text(description)
             formatter.add_arguments(actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
@@ -116,19 +118,16 @@ def parse(config_cls: type, description: str, argv: Sequence[str] | None = None)
     config_cls: a dataclass whose fields are dataclasses, the sections.
     """
     hints = typing.get_type_hints(config_cls)
-    names = [f.name for f in fields(config_cls)]
-    sections = parse_sections([hints[name] for name in names], description, argv, getattr(config_cls, "COMMON", ()))
-    return config_cls(**dict(zip(names, sections)))
+    sections = [(f.name, hints[f.name]) for f in fields(config_cls)]
+    return config_cls(*_parse(_Parser(sections, getattr(config_cls, "COMMON", ()), description), argv))
 
 
-def parse_sections(
-    section_classes: Sequence[type], description: str, argv: Sequence[str] | None = None, common: Sequence[str] = ()
-) -> tuple:
-    """Return one instance of each dataclass, as `parse` does. common: options that --help lists first."""
-    parser = _Parser(list(section_classes), description=description, allow_abbrev=False, formatter_class=_Help)
-    parser.common = common
-    parser.descriptions = {getattr(cls, "_argument_group_name", ""): inspect.getdoc(cls) for cls in section_classes}
-    parser.add_argument("--config", help="YAML file with one 'option: value' per line, such as a run's config.yaml; flags override it")
+def parse_sections(section_classes: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
+    """Return one instance of each dataclass, as `parse` does."""
+    return _parse(_Parser([("options of the command", section_cls) for section_cls in section_classes], (), description), argv)
+
+
+def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
     path = _expanded(_config_path(argv))

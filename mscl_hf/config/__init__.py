@@ -23,8 +23,6 @@ OUTPUT = "new or empty folder for the model and its records"
 class PretrainRun(Section):
     """What is trained, and on which images."""
 
-    _argument_group_name: ClassVar[str] = "run"
-
     output_dir: str = option("runs/pretrain", OUTPUT)
     method: Literal[
         "none", "imagenet", "mscl", "simclr", "instdisc", "moco_v1", "moco_v2", "byol", "simsiam", "cmc", "pixpro", "pixcontrast",
@@ -41,8 +39,6 @@ class PretrainRun(Section):
 class FinetuneRun(Section):
     """What is fine-tuned."""
 
-    _argument_group_name: ClassVar[str] = "run"
-
     model: str = option("runs/pretrain", f"{MODEL} to start from")
     output_dir: str = option("runs/finetune", OUTPUT)
     list_losses: bool = option(False, "print the losses and exit")
@@ -54,8 +50,6 @@ class FinetuneRun(Section):
 @dataclass(frozen=True)
 class EvaluateRun(Section):
     """What is measured, and on which images."""
-
-    _argument_group_name: ClassVar[str] = "run"
 
     model: str = option("runs/finetune", f"{MODEL} to measure")
     output_dir: str = option("runs/evaluate", "new or empty folder for results.json and pictures")

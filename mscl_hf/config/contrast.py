@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -27,8 +27,6 @@ def parse_losses(text: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class ContrastConfig(Section):
     """The loss of mscl; zhao reads its pixel options. Sources of the defaults: docs/method.md."""
-
-    _argument_group_name: ClassVar[str] = "contrast"
 
     losses: str = option("global+local+pixel", "terms of the loss: a sum of global, local and pixel, or g, l, p for short")
     global_weight: float | None = option(None, "weight of the global loss (default: 0.1 beside the pixel loss, else 1)", at_least=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -10,8 +10,6 @@ from .fields import Section, option
 @dataclass(frozen=True)
 class DataConfig(Section):
     """The data set: where images and masks are, which of them are used, and how masks are read."""
-
-    _argument_group_name: ClassVar[str] = "data"
 
     dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "hf"] = option(
         "synthetic", "layout of the data; synthetic scenes are generated and need no files"

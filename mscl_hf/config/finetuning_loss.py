@@ -1,7 +1,7 @@
 """The fine-tuning loss and its options."""
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -11,8 +11,6 @@ SHARE = {"above": 0, "at_most": 1}
 @dataclass(frozen=True)
 class FinetuningLossConfig(Section):
     """The loss, and the options of some losses."""
-
-    _argument_group_name: ClassVar[str] = "loss"
 
     loss: Literal["ce", "ce+affinity", "ce+aaf", "bce+rmi", "ce+dice", "ohem"] = option("ce", "loss to minimize; see --list-losses")
     affinity_edge: float | None = option(None, "affinity: weight of pairs across an edge (default: 1)", at_least=0)

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..records.redact import without_secrets
 from .fields import Section, option
@@ -13,8 +12,6 @@ BRANCH = r"(?!.*(\.\.|//|/\.|\.lock(/|$)|[./]$))\w[\w./-]*"  # git's rules for n
 @dataclass(frozen=True)
 class HubConfig(Section):
     """Repository on the Hugging Face Hub to push the result to."""
-
-    _argument_group_name: ClassVar[str] = "hub"
 
     push_to_hub: str | None = option(None, "ORG/NAME on the Hugging Face Hub to push the result to (default: no push)")
     private: bool = option(False, "make the repository private")

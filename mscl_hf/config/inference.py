@@ -1,7 +1,7 @@
 """How images are predicted."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -9,8 +9,6 @@ from .fields import Section, option
 @dataclass(frozen=True)
 class InferenceConfig(Section):
     """How images are predicted. Logits are scaled to the size of the mask before the argmax."""
-
-    _argument_group_name: ClassVar[str] = "inference"
 
     base_size: int | None = option(
         None, "short side in px that images are scaled to; 0 = as they are (default: as in training)", at_least=0

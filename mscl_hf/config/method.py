@@ -1,7 +1,7 @@
 """Options of the pre-training methods other than mscl. The constructor of a method lists those that it reads, and their defaults."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -9,8 +9,6 @@ from .fields import Section, option
 @dataclass(frozen=True)
 class MethodConfig(Section):
     """Options of the methods other than mscl (default: from the method's paper, or scaled to the data set and logged)."""
-
-    _argument_group_name: ClassVar[str] = "method"
 
     temperature: float | None = option(None, "temperature of the contrast", above=0)
     embed_dim: int | None = option(None, "dimension of the embeddings", at_least=1)

@@ -1,7 +1,7 @@
 """The network that pre-training builds: backbone, decoder, contrastive heads, image size."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -11,8 +11,6 @@ SIZE = {"at_least": 16}
 @dataclass(frozen=True)
 class NetworkConfig(Section):
     """Backbone, decoder, contrastive heads, image size."""
-
-    _argument_group_name: ClassVar[str] = "network"
 
     backbone: str = option("resnet18", "name of a timm model")
     pretrained: bool = option(False, "start from timm's pre-trained weights, which are downloaded")

@@ -2,7 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 from .launcher import check_accumulation, check_precision, launched_accumulation, launched_precision
@@ -13,8 +13,6 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 @dataclass(frozen=True)
 class TrainingConfig(Section):
     """Budget, optimizer, precision, checkpoints, logs."""
-
-    _argument_group_name: ClassVar[str] = "training"
 
     max_steps: int = option(300, "optimizer steps", at_least=1)
     batch_size: int = option(16, "images per forward pass, over all processes", at_least=1)

@@ -1,7 +1,7 @@
 """Options of the views of pre-training and of the crops of fine-tuning."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .fields import Section, option
 
@@ -20,8 +20,6 @@ def check_scales(least: float, most: float) -> None:
 @dataclass(frozen=True)
 class ViewConfig(Section):
     """Geometry and color of the views. Methods on random resized crops read --preset and --min-area, methods on pairs the others."""
-
-    _argument_group_name: ClassVar[str] = "views"
 
     geometry: Literal["shared", "crops", "none"] | None = option(
         None, "crops = a random scale, crop and flip for each view, with overlap; shared = one crop for both; none = the central crop "
@@ -48,8 +46,6 @@ class ViewConfig(Section):
 @dataclass(frozen=True)
 class CropConfig(Section):
     """Training crops of fine-tuning."""
-
-    _argument_group_name: ClassVar[str] = "crops"
 
     image_size: int | None = option(None, "height of the training crop in px (default: as pre-trained)", at_least=16)
     image_width: int | None = option(None, "width of the training crop in px (default: as pre-trained, or the height)", at_least=16)

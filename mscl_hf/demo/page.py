@@ -10,7 +10,6 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from PIL import Image
 
@@ -36,8 +35,6 @@ OPACITY = 0.7
 @dataclass(frozen=True)
 class DemoConfig(Section):
     """Which checkpoints are shown, and where the page is served."""
-
-    _argument_group_name: ClassVar[str] = "demo"
 
     model: list[str] = option(["runs/finetune"], "model folders or Hub names to choose from")
     compare: str | None = option(None, "model folder or Hub name that is shown beside the first (default: none)")
