@@ -57,7 +57,7 @@ def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data
     view = transforms.TrainView(
         crops.image_size, crops.base_size, (crops.min_scale, crops.max_scale), crops.color_strength, crops.image_width
     )
-    images = data.finetuning_data(config.data, view, train.batch_size, train.seed, log)
+    images = data.open_training_data(config.data, view, train.batch_size, train.seed, log)
     classes = images.masked.classes
     held_out = data.open_held_out(config.data, log, classes)
     if held_out is not None and held_out.classes != classes:

@@ -15,6 +15,8 @@ from mscl_hf.config.fields import changed
 from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
 
+NO_MASKS = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."
+
 
 @dataclass
 class Stage:
@@ -110,10 +112,10 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
     options, training_options, model = config.run, config.training, network.config
     views = replace(config.views, geometry=config.views.geometry or method_cls.geometry)
     view = transforms.make_view(method_cls.views, method_cls.preset, model.image_size, model.base_size, views, model.image_width)
-    images = data.pretraining_data(
-        config.data, view, training_options.batch_size, training_options.seed,
-        options.unlabelled if method_cls.trains else "none", options.labelled_share,
-        method_cls.uses_labels(config.contrast), log,
+    images = data.open_training_data(
+        config.data, view, training_options.batch_size, training_options.seed, log,
+        unlabelled=options.unlabelled if method_cls.trains else "none", labelled_share=options.labelled_share,
+        uses_labels=method_cls.uses_labels(config.contrast), advice=NO_MASKS,
     )  # fmt: skip
     masked = images.masked
     wrong = [c for c in config.contrast.exclude_classes if masked and not 0 <= c < masked.num_classes]

@@ -1,6 +1,5 @@
-from .build import finetuning_data as finetuning_data
 from .build import labelled_part as labelled_part
-from .build import pretraining_data as pretraining_data
+from .build import open_training_data as open_training_data
 from .checks import check_data as check_data
 from .dataset import BadSample as BadSample
 from .dataset import Sample as Sample

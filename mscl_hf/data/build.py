@@ -21,14 +21,6 @@ def usable_for(view: View, data: SegmentationData, options: DataConfig, log: Cal
     return usable(with_cache(data, view.short_side, options.image_cache_gb, log), options, log)
 
 
-def _log_cache(options: DataConfig, log: Callable[[str], None], *parts: SegmentationData | None) -> None:
-    """Log the folder of the image cache, if any part of the data is cached."""
-    folder = next((part.folder for part in parts if isinstance(part, CachedData) and part.folder), None)
-    if folder is not None:
-        limit = f"{options.image_cache_gb:g} GB"
-        log(f"decoded images are cached in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --image-cache-gb 0 turns it off)")
-
-
 def labelled_part(
     options: DataConfig, view: View, log: Callable[[str], None], advice: str = "Add masks."
 ) -> tuple[SegmentationData, set[str]]:
@@ -68,40 +60,34 @@ def unlabelled_part(
     return usable_for(view, replace(images.select(indices), note=""), options, log)  # the note is logged with the labelled part
 
 
-def finetuning_data(options: DataConfig, view: View, batch_size: int, seed: int, log=print) -> TrainingData:
-    """Build the data of fine-tuning: the labelled subset alone."""
-    if options.streaming:
-        return _streamed(options, view, batch_size, seed)
-    data, _ = labelled_part(options, view, log)
-    _log_cache(options, log, data)
-    plan = SamplingPlan(tuple(range(len(data))), (), batch_size, batch_size, seed)
-    return TrainingImages(data, None, view, seed, plan, place_of(options))
-
-
-def pretraining_data(
-    options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, labelled_share: float, uses_labels: bool, log=print
-) -> TrainingData:
-    """Build the data of pre-training: the labelled subset, and unlabelled images.
+def open_training_data(
+    options: DataConfig, view: View, batch_size: int, seed: int, log: Callable[[str], None] = print, *, unlabelled: str = "none",
+    labelled_share: float = 0.5, uses_labels: bool = True, advice: str = "Add masks.",
+) -> TrainingData:  # fmt: skip
+    """Open the images to train on: the labelled subset, and unlabelled ones.
 
     unlabelled: "none", "rest" (the training images outside of the labelled subset), or a folder of images.
-    labelled_share: share of labelled images in a batch, if there are both. A method that uses no labels draws from all images alike, and
-    no mask is opened.
+    labelled_share: share of labelled images in a batch, if there are both. uses_labels: False = batches are drawn from all images alike,
+    and no mask is opened. advice: see `labelled_part`.
     """
     if options.streaming:
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
-    if not uses_labels:
-        return _without_labels(options, view, batch_size, seed, unlabelled, log)
-    advice = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."
-    data, labelled_names = labelled_part(options, view, log, advice)
-    extra = unlabelled_part(options, view, unlabelled, labelled_names, log)
-    _log_cache(options, log, data, extra)
-    count = batch_size if extra is None else min(batch_size, max(1, round(labelled_share * batch_size)))
-    plan = SamplingPlan(tuple(range(len(data))), tuple(range(len(extra or ()))), batch_size, count, seed)
-    return TrainingImages(data, extra, view, seed, plan, place_of(options, unlabelled))
+    if uses_labels:
+        labelled, names = labelled_part(options, view, log, advice)
+        others = unlabelled_part(options, view, unlabelled, names, log)
+        count = batch_size if others is None else min(batch_size, max(1, round(labelled_share * batch_size)))
+    else:
+        labelled, others, count = None, _images_alone(options, view, unlabelled, log), 0
+    folder = next((part.folder for part in (labelled, others) if isinstance(part, CachedData) and part.folder), None)
+    if folder is not None:
+        limit = f"{options.image_cache_gb:g} GB"
+        log(f"decoded images are cached in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --image-cache-gb 0 turns it off)")
+    plan = SamplingPlan(*(tuple(range(len(part or ()))) for part in (labelled, others)), batch_size, count, seed)
+    return TrainingImages(labelled, others, view, seed, plan, place_of(options, unlabelled))
 
 
-def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int, unlabelled: str, log) -> TrainingData:
-    """Build the data of a method without labels: all images alike; no mask is opened."""
+def _images_alone(options: DataConfig, view: View, unlabelled: str, log: Callable[[str], None]) -> SegmentationData:
+    """Return the usable images of a method without labels: the chosen subset, or with unlabelled "rest" the whole training split."""
     if unlabelled not in ("none", "rest"):
         raise ValueError(
             f"--unlabelled is {unlabelled}; expected rest or none for losses without labels, which read one set of images. Give that "
@@ -112,13 +98,11 @@ def _without_labels(options: DataConfig, view: View, batch_size: int, seed: int,
     data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, log)
     if view.others and len(data) < 2:
         raise ValueError(f"{data.name}/{data.split} has {len(data)} image(s); {view.name} views need at least 2. Give more images.")
-    _log_cache(options, log, data)
-    plan = SamplingPlan((), tuple(range(len(data))), batch_size, 0, seed)
-    return TrainingImages(None, data, view, seed, plan, place_of(options))
+    return data
 
 
-def _streamed(options: DataConfig, view: View, batch_size: int, seed: int, labelled: bool = True, unlabelled: str = "none") -> TrainingData:
-    """Build the data of a stream. Raises ValueError for options that need a length or several images at once."""
+def _streamed(options: DataConfig, view: View, batch_size: int, seed: int, labelled: bool, unlabelled: str) -> TrainingData:
+    """Open a stream. Raises ValueError for options that need a length or several images at once."""
     defaults = {"--train-fraction": None, "--train-count": None, "--unlabelled": "none"}
     for flag, value in zip(defaults, (options.train_fraction, options.train_count, unlabelled)):
         if value != defaults[flag]:

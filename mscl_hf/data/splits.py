@@ -105,7 +105,7 @@ def open_held_out(options: DataConfig, log: Callable[[str], None] = print, class
 
 
 def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callable[[str], None] = print) -> DataConfig:
-    """Return the options with the image range of the training images, if they have none. unlabelled: see `pretraining_data`.
+    """Return the options with the image range of the training images, if they have none. unlabelled: see `open_training_data`.
 
     A given range is compared with the images. Raises ValueError for images that do not fit. The images of a stream are not read.
     """

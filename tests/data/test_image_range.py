@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor
 
 from mscl_hf import MsclConfig, MsclForSemanticSegmentation
 from mscl_hf.config import DataConfig, ViewConfig
-from mscl_hf.data import BadSample, check_data, checks, finetuning_data, load_data, open_held_out, with_image_range
+from mscl_hf.data import BadSample, check_data, checks, load_data, open_held_out, open_training_data, with_image_range
 from mscl_hf.data.cache import with_cache
 from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_range import check_values, stored_values
@@ -73,7 +73,7 @@ def write_rows(root, depth):
 
 def network_input(options, view):
     """The network's input for two batches, (8, 3, H, W) in levels, by image name."""
-    data = finetuning_data(options, view, COUNT, 0, log=lambda _: None)
+    data = open_training_data(options, view, COUNT, 0, log=lambda _: None)
     method = SegmentationTraining(tiny())
     images, names = [], []
     for batch in data.batches(0, 2):
@@ -121,7 +121,7 @@ def test_eight_bit_data_keep_their_path(tmp_path):
     said = []
     options = with_image_range(DataConfig("folder", str(write(tmp_path, "8")), num_classes=2), log=said.append)
     assert options.image_range is None and said == []
-    batch = next(finetuning_data(options, TrainView(32, 32), COUNT, 0, said.append).batches(0, 1))
+    batch = next(open_training_data(options, TrainView(32, 32), COUNT, 0, said.append).batches(0, 1))
     assert batch["image"].dtype == torch.uint8
 
 

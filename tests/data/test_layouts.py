@@ -11,7 +11,7 @@ from PIL import Image
 from test_files import sixteen_bit_png
 
 from mscl_hf.config import DataConfig, ViewConfig
-from mscl_hf.data import BadSample, check_data, finetuning_data, load_data, open_held_out, pretraining_data
+from mscl_hf.data import BadSample, check_data, load_data, open_held_out, open_training_data
 from mscl_hf.data.image_io import IMAGE_SUFFIXES
 from mscl_hf.data.mask_files import FORMATS
 from mscl_hf.transforms.views import make_view
@@ -50,7 +50,7 @@ def error(root: Path | None, split: str = "train", **options) -> str:
 def pretrained_on(root: Path, uses_labels: bool = False, **options):
     lines: list[str] = []
     data = DataConfig(dataset="folder", data_dir=str(root), image_cache_gb=0, **options)
-    return pretraining_data(data, VIEW, 2, 0, "none", 0.5, uses_labels, lines.append), lines
+    return open_training_data(data, VIEW, 2, 0, lines.append, uses_labels=uses_labels), lines
 
 
 READ = {
@@ -180,7 +180,7 @@ def test_unlabelled_folder_with_masks(tmp_path):
     """--unlabelled DIR leaves out the masks in DIR."""
     write(tmp_path / "more", "0.jpg", "0_mask.png", "1.jpg", "1_mask.png")
     options = DataConfig(dataset="folder", data_dir=str(write(tmp_path / "own", "images/0.jpg", "masks/0.png")), image_cache_gb=0)
-    data = pretraining_data(options, VIEW, 2, 0, str(tmp_path / "more"), 0.5, True, lambda line: None)
+    data = open_training_data(options, VIEW, 2, 0, lambda line: None, unlabelled=str(tmp_path / "more"))
     assert data.unlabelled.names == ["0", "1"]
 
 
@@ -241,7 +241,7 @@ def test_an_empty_folder_of_masks(tmp_path, name):
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks")) + r" holds (no file|0.npy).*--losses g, l or g\+l"):
         pretrained_on(tmp_path, uses_labels=True)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "masks"))):
-        finetuning_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
+        open_training_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
 
 
 @pytest.mark.parametrize("names", [["annotations.json"], ["annotations/instances.json"], ["images/0.json", "images/1.json"]])
@@ -252,7 +252,7 @@ def test_annotations_in_json(tmp_path, names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError) as caught:
-        finetuning_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
+        open_training_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
     assert f"{tmp_path} holds {', '.join(names)}, and JSON is not read; export masks as PNG" in str(caught.value)
 
 
@@ -339,7 +339,7 @@ def test_the_log_names_what_was_found_and_the_cache(tmp_path, monkeypatch):
     root = write(tmp_path / "data", "images/0.jpg", "images/1.jpg", "masks/0.png", "masks/1.png")
     lines: list[str] = []
     options = DataConfig(dataset="folder", data_dir=str(root), train_count=1, image_cache_gb=2)
-    pretraining_data(options, VIEW, 2, 0, "rest", 0.5, True, lines.append)
+    open_training_data(options, VIEW, 2, 0, lines.append, unlabelled="rest")
     assert [line for line in lines if "images" in line and str(root) in line] == [
         f"folder/train: 2 images with masks in {root}/images; masks in {root}/masks"
     ]

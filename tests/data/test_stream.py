@@ -24,7 +24,7 @@ from minihub import TOKEN, Minihub
 from PIL import Image
 
 from mscl_hf.config import DataConfig
-from mscl_hf.data import BadSample, dataset, finetuning_data, load_data, open_whole_split, shards, stream, training_data
+from mscl_hf.data import BadSample, dataset, load_data, open_training_data, open_whole_split, shards, stream, training_data
 from mscl_hf.data.hub_layout import streamed_shards
 from mscl_hf.data.loader import worker_slots
 from mscl_hf.data.sampler import permutation
@@ -346,7 +346,7 @@ def test_streams_without_rows_are_named(tmp_path):
     """Fine-tuning on shards without rows, and evaluation on them, end in one sentence that names the data."""
     root = write(tmp_path / "a", (0, 0))
     options = DataConfig("hf", str(root), num_classes=2, streaming=True)
-    data = finetuning_data(options, TrainView(4, 4), 2, 0)
+    data = open_training_data(options, TrainView(4, 4), 2, 0)
     with pytest.raises(ValueError, match="none of the 2 shards of a/train has a row. Give others"):
         next(iter(data.loader(0, 1)))
     with pytest.raises(ValueError, match="a/train has no rows; expected at least one image. Give another"):
