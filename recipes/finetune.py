@@ -28,7 +28,7 @@ def main() -> None:
     with training.start_run(config, config.training.resume) as run:
         config = resolved(config, run.log)
         images, held_out = open_data(config, run.log)
-        network, is_new = open_network(config, images.masked.classes, run.log)
+        network, is_new = open_network(config, images.labelled.classes, run.log)
         record = describe(images, held_out, network, config, run)
         method = methods.SegmentationTraining(network, config.loss)
         done = training.completed_steps(run.out) == config.training.max_steps
@@ -58,11 +58,11 @@ def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data
         crops.image_size, crops.base_size, (crops.min_scale, crops.max_scale), crops.color_strength, crops.image_width
     )
     images = data.open_training_data(config.data, view, train.batch_size, train.seed, log)
-    classes = images.masked.classes
+    classes = images.labelled.classes
     held_out = data.open_held_out(config.data, log, classes)
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out. Give --classes.")
-    data.require_two_classes(images.masked, held_out)
+    data.require_two_classes(images.labelled, held_out)
     return images, held_out
 
 

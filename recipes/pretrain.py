@@ -117,7 +117,7 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
         unlabelled=options.unlabelled if method_cls.trains else "none", labelled_share=options.labelled_share,
         uses_labels=method_cls.uses_labels(config.contrast), advice=NO_MASKS,
     )  # fmt: skip
-    masked = images.masked
+    masked = images.labelled
     wrong = [c for c in config.contrast.exclude_classes if masked and not 0 <= c < masked.num_classes]
     if wrong:
         raise ValueError(f"--exclude-classes is {wrong[0]}; expected class ids of {masked.name}, 0..{masked.num_classes - 1}.")
@@ -190,7 +190,7 @@ def health_check(stage: Stage, log) -> "training.HealthCheck | None":
     """Checks of the embeddings, and a linear probe: fitted on the training masks, or on one half of the held-out ones."""
     if stage.images is None:  # streamed, and nothing is held out
         return None
-    fitted, scored, model = stage.data.stored if stage.data.masked else None, stage.held_out, stage.method.network.config
+    fitted, scored, model = stage.data.stored if stage.data.labelled else None, stage.held_out, stage.method.network.config
     if fitted is None and scored is not None:
         count = len(scored)
         fitted, scored = scored.select(range(0, count, 2)), scored.select(range(1, count, 2)) if count > 1 else None

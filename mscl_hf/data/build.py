@@ -10,7 +10,7 @@ from .dataset import BadSample, LabelCounts, SegmentationData
 from .label_checks import require_classes, stored_ids
 from .loader import View
 from .sampler import SamplingPlan
-from .splits import in_memory, needs_classes, open_split, open_unlabelled, place_of, training_split, usable
+from .splits import in_memory, needs_classes, open_split, open_unlabelled, place_of, usable
 from .stream import SegmentationStream
 from .subset import choose_subset
 from .training_data import TrainingData, TrainingImages, TrainingStream
@@ -28,7 +28,7 @@ def labelled_part(
 
     Raises ValueError, with the advice, if there are no masks, and if the masks leave fewer than two classes.
     """
-    data = open_split(options, training_split(options))
+    data = open_split(options, options.train_split or "train")
     if not data.labelled:
         raise ValueError(f"{data.name}/{data.split} has no masks ({data.note}). {advice}")
     if needs_classes(options):
@@ -52,7 +52,7 @@ def unlabelled_part(
         return None
     if unlabelled != "rest":
         return usable_for(view, open_unlabelled(unlabelled, options), options, log)
-    images = open_split(options, training_split(options), unlabelled=True)
+    images = open_split(options, options.train_split or "train", unlabelled=True)
     indices = [index for index, name in enumerate(images.names) if name not in labelled_names]
     if not indices:
         log("--unlabelled is rest, and all images of the training split are used with masks: none is left; --train-count N leaves some")
@@ -93,7 +93,7 @@ def _images_alone(options: DataConfig, view: View, unlabelled: str, log: Callabl
             f"--unlabelled is {unlabelled}; expected rest or none for losses without labels, which read one set of images. Give that "
             "folder as --dataset folder --data-dir DIR."
         )
-    data = open_split(options, training_split(options), unlabelled=True)
+    data = open_split(options, options.train_split or "train", unlabelled=True)
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     data = usable_for(view, data if unlabelled == "rest" else data.select(chosen), options, log)
     if view.others and len(data) < 2:
@@ -109,7 +109,7 @@ def _streamed(options: DataConfig, view: View, batch_size: int, seed: int, label
             raise ValueError(f"{flag} is {value} with --streaming; a stream has no length to take a part of. Leave out one of the two.")
     if view.others:
         raise ValueError(f"--streaming is given and {view.name} views use several images at once. Leave out --streaming.")
-    stream = open_split(options, training_split(options), unlabelled=not labelled)
+    stream = open_split(options, options.train_split or "train", unlabelled=not labelled)
     if stream.labelled:
         stream = replace(stream, labels=run_once(lambda: _first_labels(stream, options)))
     return TrainingStream(stream, view, seed, batch_size, place_of(options))

@@ -3,10 +3,12 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
 
+from .checks import examined_rows
 from .dataset import SegmentationData
 
 HEAD = 65_536  # bytes that are compared before whole files are
@@ -22,7 +24,7 @@ def shared_images(first: SegmentationData, second: SegmentationData) -> list[str
     compared, see `compared_rows`. Equal names prove nothing, since many splits count from 0.
     """
     indices: list[Sequence[int]] = [compared_rows(data) for data in (first, second)]
-    for fingerprint in (_size, _head, _digest):
+    for fingerprint in (_size, partial(_digest, limit=HEAD), _digest):
         keys = [{i: _key(fingerprint, data, i) for i in rows} for data, rows in zip((first, second), indices)]
         common = set(keys[0].values()) & set(keys[1].values()) - {None}
         indices = [[i for i, key in of.items() if key in common] for of in keys]
@@ -35,8 +37,7 @@ def compared_rows(data: SegmentationData) -> Sequence[int]:
     if not isinstance(data.rows, datasets.Dataset) or not len(data):
         return range(0)
     is_file = (data.stored(0)["image"] or {}).get("bytes") is None
-    most = MOST_FILES if is_file else MOST_STORED
-    return range(len(data)) if len(data) <= most else [i * len(data) // most for i in range(most)]
+    return examined_rows(len(data), MOST_FILES if is_file else MOST_STORED)
 
 
 def _key(fingerprint: Callable[[bytes | None, str], object], data: SegmentationData, index: int) -> object:
@@ -51,12 +52,9 @@ def _size(content: bytes | None, path: str) -> int:
     return os.path.getsize(path) if content is None else len(content)
 
 
-def _head(content: bytes | None, path: str) -> bytes:
-    if content is not None:
-        return hashlib.blake2b(content[:HEAD]).digest()
-    with Path(path).open("rb") as file:
-        return hashlib.blake2b(file.read(HEAD)).digest()
-
-
-def _digest(content: bytes | None, path: str) -> bytes:
-    return hashlib.blake2b(Path(path).read_bytes() if content is None else content).digest()
+def _digest(content: bytes | None, path: str, limit: int | None = None) -> bytes:
+    """Return the digest of the first `limit` bytes, None = of all."""
+    if content is None:
+        with Path(path).open("rb") as file:
+            content = file.read(limit)
+    return hashlib.blake2b(content[:limit]).digest()

@@ -35,7 +35,7 @@ def build_hf(
     image_column: str | None = None,
     mask_column: str | None = None,
     subset: str | None = None,
-    revision: str | None = None,
+    data_revision: str | None = None,
     streaming: bool = False,
     classes: str | Path | Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -43,7 +43,7 @@ def build_hf(
     reduce_labels: bool = False,
 ) -> SegmentationData | SegmentationStream:
     """Open a split of `data_dir`: a folder of `save_to_disk`, a parquet file, a folder of parquet files or of images with metadata
-    (`file_name`, `mask_file_name`), a name on the Hub (`subset`: its configuration; `revision`: its commit), or an address such as
+    (`file_name`, `mask_file_name`), a name on the Hub (`subset`: its configuration; `data_revision`: its commit), or an address such as
     s3://bucket/folder that fsspec opens, with files SPLIT-*.parquet at any depth.
 
     classes: names, a text file, "a,b,c", or the name of a column of class labels. Without classes and num_classes they are inferred from
@@ -51,9 +51,9 @@ def build_hf(
     """
     if data_dir is None:
         raise ValueError("--data-dir is missing; --dataset hf needs a Hub name, a parquet file or a folder that `datasets` reads.")
-    rows = load_rows(str(data_dir), split, subset, revision, streaming)
+    rows = load_rows(str(data_dir), split, subset, data_revision, streaming)
     if Path(data_dir).is_dir():
-        reject_mask_files(Path(data_dir), split, subset, revision)
+        reject_mask_files(Path(data_dir), split, subset, data_revision)
     features = features_of(rows, str(data_dir))
     if streaming and rows.features is not None:
         rows = rows.decode(False)  # newer versions of `datasets` decode files of the Hub in threads, whatever a column is cast to
@@ -66,7 +66,7 @@ def build_hf(
     if streaming:
         if names is None:
             raise ValueError("--streaming is given without class names, which a stream does not give. Give --classes or --num-classes.")
-        if files := parquet_files(str(data_dir), split, subset, revision):
+        if files := files_of(str(data_dir), split, subset, data_revision, Parquet):
             shards = tuple(ParquetShard(file, tuple(columns.items())) for file in files)
             return SegmentationStream(shards, names, name, split, table)
         repository = None if Path(data_dir).exists() or "://" in name else f"hf://datasets/{name}@"
@@ -149,12 +149,7 @@ def reject_named_files(folder: Path) -> None:
 
 def reject_mask_files(folder: Path, split: str, subset: str | None, revision: str | None) -> None:
     """Raise ValueError if `datasets` reads a folder of image files without metadata, and some of the split's files are masks."""
-    if any((folder / marker).is_file() for marker in SAVED):
-        return
-    builder = datasets.load_dataset_builder(**source_of(str(folder), split, subset, revision))
-    if not isinstance(builder, ImageFolder):
-        return
-    files = [Path(file) for file in builder.config.data_files[available_split(split, list(builder.config.data_files), str(folder))]]
+    files = [Path(file) for file in files_of(str(folder), split, subset, revision, ImageFolder)]
     if any(file.name in ImageFolder.METADATA_FILENAMES for file in files):
         return
     root = folder.resolve()
@@ -167,13 +162,13 @@ def reject_mask_files(folder: Path, split: str, subset: str | None, revision: st
         )
 
 
-def parquet_files(name: str, split: str, subset: str | None, revision: str | None) -> list[str]:
-    """Return paths or addresses of a split's parquet files, in their order; [] for other formats."""
+def files_of(name: str, split: str, subset: str | None, revision: str | None, reader: type) -> list[str]:
+    """Return paths or addresses of a split's files, in their order, if `datasets` reads them by this builder; else []."""
     if any((Path(name) / marker).is_file() for marker in SAVED):
         return []
     builder = datasets.load_dataset_builder(**source_of(name, split, subset, revision))
     files = builder.config.data_files or {}
-    return [str(file) for file in files[available_split(split, list(files), name)]] if isinstance(builder, Parquet) else []
+    return [str(file) for file in files[available_split(split, list(files), name)]] if isinstance(builder, reader) else []
 
 
 def streamed_shards(rows: datasets.IterableDataset, name: str) -> tuple[StreamedShard, ...]:

@@ -190,21 +190,20 @@ def load_data(
 
 def _check_options(dataset: str, options: dict[str, Any]) -> None:
     """Raise ValueError for options that the data set does not read, naming the data sets that do."""
-    accepted = _options_of(dataset)
+    accepted = options_of(dataset)
     for name, value in options.items():
         if name in accepted:
             continue
-        readers = sorted((other for other in DATASETS if name in _options_of(other)), key="folder".__ne__)  # folder first
+        readers = sorted((other for other in DATASETS if name in options_of(other)), key="folder".__ne__)  # folder first
         if not readers:
             expected = ", ".join(accepted) or "none"
             raise ValueError(f"{name} is no option of --dataset {dataset}; expected {expected}. {near_names(name, accepted)}".rstrip())
         reason = "is drawn and reads no files" if dataset == "synthetic" else "does not read this option"
-        spelled = flag({"revision": "data_revision"}.get(name, name))
         others = f" (or {', '.join(readers[1:])})" if len(readers) > 1 else ""
-        raise ValueError(f"{spelled} is {value} and --dataset is {dataset}, which {reason}. Give --dataset {readers[0]}{others}.")
+        raise ValueError(f"{flag(name)} is {value} and --dataset is {dataset}, which {reason}. Give --dataset {readers[0]}{others}.")
 
 
-def _options_of(dataset: str) -> list[str]:
+def options_of(dataset: str) -> list[str]:
     """Return the names of the options that a data set reads, including data_dir."""
     names = [name for name in inspect.signature(DATASETS[dataset].build).parameters if name not in ("split", "unlabelled")]
     return [name for name in names if dataset != "synthetic" or name != "data_dir"]

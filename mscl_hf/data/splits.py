@@ -13,23 +13,19 @@ from .dataset import LabelCounts, SegmentationData
 from .folder_names import UnknownSplit
 from .hub_layout import row_names
 from .image_range import check_values, find_image_range
-from .layouts import load_data
+from .layouts import DATASETS, load_data, options_of
 from .shards import Row
 from .stream import SegmentationStream
 
 HELD_OUT = {"hf": "validation"}  # the held-out split; "val" of other layouts
-# Options that only some layouts have: passed on if they are set.
-LAYOUT_OPTIONS = ("image_dir", "mask_dir", "mask_suffix", "masked_only", "label_map", "image_column", "mask_column", "subset",
-                  "data_revision", "streaming", "reduce_labels", "classes", "num_classes", "image_range")  # fmt: skip
 
 
 def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
     """Open one split of the data set that the options name."""
-    arguments = {name: getattr(options, name) for name in LAYOUT_OPTIONS if getattr(options, name) not in (None, False)}
+    names = {"image_range"}.union(*map(options_of, DATASETS)) - {"data_dir"}
+    arguments = {name: value for name, value in vars(options).items() if name in names and value not in (None, False)}
     if isinstance(arguments.get("classes"), list) and len(arguments["classes"]) == 1:
         arguments["classes"] = arguments["classes"][0]  # a text file, or "a,b,c"
-    if "data_revision" in arguments:  # --revision is that of the model
-        arguments["revision"] = arguments.pop("data_revision")
     try:
         return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **arguments)
     except UnknownSplit as error:
@@ -71,11 +67,6 @@ def in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData
     return SegmentationData(rows, stream.classes, stream.name, stream.split, stream.label_table, image_range=stream.image_range)
 
 
-def training_split(options: DataConfig) -> str:
-    """Return the name of the split to train on."""
-    return options.train_split or "train"
-
-
 def place_of(options: DataConfig, unlabelled: str = "none") -> str:
     """Return where the images and masks of a run lie: folders as absolute paths, other names unchanged."""
     places = (options.data_dir, options.image_dir, options.mask_dir, None if unlabelled in ("none", "rest") else unlabelled)
@@ -113,7 +104,7 @@ def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callabl
         return options
     parts = []
     if options.dataset in ("folder", "hf"):  # images of the other layouts have 8 bits
-        parts.append(open_split(options, training_split(options), unlabelled=True))
+        parts.append(open_split(options, options.train_split or "train", unlabelled=True))
     if unlabelled not in ("none", "rest"):
         parts.append(open_unlabelled(unlabelled, options))
     if options.image_range is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path, PurePath
-from typing import ClassVar
 
 import datasets
 import torch
@@ -26,33 +25,36 @@ Source = SegmentationData | SegmentationStream
 class TrainingData(ABC):
     """The images that a run trains on, in batches.
 
-    view: makes the views of a sample. seed: of sampling and views. place: where the data lies, for messages.
+    labelled, unlabelled: the data sets that batches are drawn from, one of which may be None. view: makes the views of a sample.
+    seed: of sampling and views. place: where the data lies, for messages.
     """
 
+    labelled: Source | None
+    unlabelled: Source | None
     view: View
     seed: int
     place: str
-    images: int | None  # their number; None for a stream
 
     @property
-    @abstractmethod
     def sources(self) -> list[Source]:
         """The data sets that batches are drawn from; one with masks comes first."""
+        return [part for part in (self.labelled, self.unlabelled) if part is not None]
 
     @property
-    @abstractmethod
-    def masked(self) -> Source | None:
-        """The data set whose masks are read."""
-
-    @property
-    @abstractmethod
     def stored(self) -> SegmentationData | None:
         """Images for figures and health checks; None for a stream."""
+        return next((source for source in self.sources if isinstance(source, SegmentationData)), None)
 
     @property
-    @abstractmethod
+    def images(self) -> int | None:
+        """The number of images; None for a stream."""
+        return None if self.stored is None else sum(map(len, self.sources))
+
+    @property
     def counts(self) -> dict[str, int | str]:
         """Numbers of images with and without labels, for the model card."""
+        parts = {"images with labels": self.labelled, "images without labels": self.unlabelled}
+        return {name: "a stream" if isinstance(part, SegmentationStream) else len(part or ()) for name, part in parts.items()}
 
     @abstractmethod
     def check_world(self, world: int) -> None:
@@ -102,7 +104,7 @@ class TrainingData(ABC):
 
 @dataclass(frozen=True)
 class TrainingImages(TrainingData):
-    """Stored images. labelled, unlabelled: either may be None. plan: which of them make up a batch."""
+    """Stored images. plan: which of them make up a batch."""
 
     labelled: SegmentationData | None
     unlabelled: SegmentationData | None
@@ -110,26 +112,6 @@ class TrainingImages(TrainingData):
     seed: int
     plan: SamplingPlan
     place: str = ""
-
-    @property
-    def images(self) -> int:
-        return sum(map(len, self.sources))
-
-    @property
-    def sources(self) -> list[Source]:
-        return [part for part in (self.labelled, self.unlabelled) if part is not None]
-
-    @property
-    def masked(self) -> Source | None:
-        return self.labelled
-
-    @property
-    def stored(self) -> SegmentationData | None:
-        return self.labelled or self.unlabelled
-
-    @property
-    def counts(self) -> dict[str, int | str]:
-        return {"images with labels": len(self.labelled or ()), "images without labels": len(self.unlabelled or ())}
 
     def check_world(self, world: int) -> None:
         self.plan.check_world(world)
@@ -161,21 +143,13 @@ class TrainingStream(TrainingData):
     batch_size: int
     place: str = ""
 
-    images: ClassVar[None] = None
-    stored: ClassVar[None] = None
-
     @property
-    def counts(self) -> dict[str, int | str]:
-        with_labels, without = ("a stream", 0) if self.stream.labelled else (0, "a stream")
-        return {"images with labels": with_labels, "images without labels": without}
-
-    @property
-    def sources(self) -> list[Source]:
-        return [self.stream]
-
-    @property
-    def masked(self) -> Source | None:
+    def labelled(self) -> Source | None:
         return self.stream if self.stream.labelled else None
+
+    @property
+    def unlabelled(self) -> Source | None:
+        return None if self.stream.labelled else self.stream
 
     def check_world(self, world: int) -> None:
         """Do nothing: a stream can be divided over any number of processes."""
