@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_shapes
+from .arguments import at_least_float32, check_choice, check_shapes, full_precision
 from .labels import IGNORE_INDEX
-from .precision import at_least_float32, full_precision
 
 SIZES = (1, 2, 3)  # half sides of the windows: 3x3, 5x5, 7x7
 IGNORE_MODES = ("pair", "released")

@@ -6,9 +6,8 @@ Letters: B images, N and M positions of the first and second view, E embedding.
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_choice
+from .arguments import at_least_float32, check_choice, full_precision
 from .gather import share_of_mean
-from .precision import at_least_float32, full_precision
 from .streamed import logsumexp, streamed_sum
 
 AXES = ("key", "query")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import full_precision
+from .arguments import full_precision
 
 
 @full_precision

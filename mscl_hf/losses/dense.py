@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import at_least_float32, full_precision
 from .info_nce import info_nce
-from .precision import at_least_float32, full_precision
 
 
 @torch.no_grad()

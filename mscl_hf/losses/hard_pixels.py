@@ -5,8 +5,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import at_least_float32, full_precision
 from .labels import IGNORE_INDEX
-from .precision import at_least_float32, full_precision
 
 
 @full_precision

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import check_choice
+from .arguments import at_least_float32, check_choice, full_precision
 from .gather import gather_rows
-from .precision import at_least_float32, full_precision
 from .streamed import MASKED_SCORE, Block, Mask, Term, logsumexp, streamed_sum, with_autograd
 
 LOCAL_SCOPES = ("batch", "image", "others")

@@ -6,8 +6,8 @@ Letters: B images in this process, N rows of the bank, one per training image, E
 import torch
 from torch import Tensor
 
+from .arguments import at_least_float32, full_precision
 from .gather import mean_count
-from .precision import at_least_float32, full_precision
 from .streamed import logsumexp, streamed_sum
 
 EPSILON = 1e-7

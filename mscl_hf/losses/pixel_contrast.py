@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_choice
+from .arguments import at_least_float32, check_choice, full_precision
 from .gather import gather_rows, mean_count, share_of_mean
 from .labels import IGNORE_INDEX
-from .precision import at_least_float32, full_precision
 from .streamed import MASKED_SCORE, Mask, Term, logsumexp, streamed_sum, with_autograd
 
 SCOPES = ("within", "cross", "batch")

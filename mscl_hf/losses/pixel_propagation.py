@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_choice
+from .arguments import at_least_float32, check_choice, full_precision
 from .gather import mean_count, share_of_mean
-from .precision import at_least_float32, full_precision
 from .streamed import logsumexp, streamed_sum
 
 EMPTY = ("skip", "zero")

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_shapes
+from .arguments import at_least_float32, check_shapes, full_precision
 from .labels import IGNORE_INDEX
-from .precision import at_least_float32, full_precision
 
 MAX_RETRIES = 12
 

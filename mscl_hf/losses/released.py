@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arguments import at_least_float32, full_precision
 from .labels import IGNORE_INDEX
 from .multi_scale import MultiScaleLoss
 from .pixel_contrast import PixelContrast, against_negatives, anchor_weights
-from .precision import at_least_float32, full_precision
 from .streamed import MASKED_SCORE, streamed_sum, with_autograd
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import at_least_float32, full_precision
 from .gather import gather_rows, mean_count
 from .pixel_contrast import against_negatives
-from .precision import at_least_float32, full_precision
 from .streamed import MASKED_SCORE, streamed_sum, with_autograd
 
 # 13 regions of a map, (row, column) in quarters of its sides: corners, middles of edges and center, then the middles of the quarters.

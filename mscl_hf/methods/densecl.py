@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import dense_contrast, info_nce, nearest_positions
-from ..losses.precision import at_least_float32
+from ..losses.arguments import at_least_float32
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .heads import flatten_positions, mlp, pooled

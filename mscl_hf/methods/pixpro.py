@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..losses import cosine_to_target, match_positions, matched_contrast, pixel_consistency, propagate
-from ..losses.precision import at_least_float32
+from ..losses.arguments import at_least_float32
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import feature_map

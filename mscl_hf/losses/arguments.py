@@ -1,4 +1,4 @@
-"""Full precision for losses: at a temperature of 0.07 logits reach 14, where bfloat16 has steps of 0.06."""
+"""Arguments of losses: full precision, since logits reach 14 at a temperature of 0.07, where bfloat16 has steps of 0.06; and checks."""
 
 import functools
 
@@ -23,3 +23,15 @@ def full_precision(loss):
 def at_least_float32(x: Tensor) -> Tensor:
     """Return bfloat16 as float32, and any other type as it is."""
     return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{option} is {value!r}; expected one of {', '.join(choices)}.")
+
+
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless logits are (B, K, H, W) and labels (B, H, W)."""
+    if logits.dim() != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(f"logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}; expected (B, K, H, W) and (B, H, W).")
