@@ -9,7 +9,7 @@ from .fields import Section, option
 from .finetuning_loss import FinetuningLossConfig
 from .hub import HubConfig
 from .inference import InferenceConfig
-from .launcher import check_precision, launched_precision
+from .launcher import check_launched, launched_precision
 from .method import MethodConfig
 from .network import NetworkConfig
 from .training import FinetuneTrainingConfig, TrainingConfig
@@ -63,7 +63,7 @@ class EvaluateRun(Section):
     seed: int = option(0, "copied into the results")
 
     def __post_init__(self):
-        check_precision(self.mixed_precision)
+        check_launched("mixed_precision", self.mixed_precision, launched_precision())
         super().__post_init__()
 
 

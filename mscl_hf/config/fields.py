@@ -1,6 +1,7 @@
 """Fields of a configuration: help, choices and ranges in one place, checked wherever a configuration is made."""
 
 import math
+import operator
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -8,15 +9,15 @@ from typing import Any, Literal
 
 from ..messages import flag
 
+LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
-def option(default: Any, help: str, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None,
-           below: float | None = None) -> Any:  # fmt: skip
+
+def option(default: Any, help: str, **limits: float) -> Any:
     """A field of a configuration: `help` for the command line, and the range of its number or of each number in its list.
 
-    default: a value, or a function that makes it; `...` for an option that has to be given.
+    default: a value, or a function that makes it; `...` for an option that has to be given. limits: by the names in LIMITS.
     """
-    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help, "range": {name: limit for name, limit in limits.items() if limit is not None}}
+    metadata = {"help": help, "range": limits}
     if default is ...:
         return field(metadata=metadata)
     if callable(default):
@@ -31,23 +32,17 @@ class Section:
     """A part of a configuration. Its choices (`Literal` types) and ranges are checked when it is made; ValueError names the flag."""
 
     def __post_init__(self):
-        check_fields(self)
-
-
-def check_fields(section: Any) -> None:
-    """Raise ValueError for a value of a dataclass that is none of its choices, or out of its range."""
-    hints = typing.get_type_hints(type(section))
-    for f in fields(section):
-        value = getattr(section, f.name)
-        if value is None and f.default is None:
-            continue
-        values = value if isinstance(value, (list, tuple)) else [value]
-        choices = choices_of(hints[f.name])
-        for item in values:
-            if choices and item not in choices:
-                raise ValueError(f"{flag(f.name)} is {item!r}; expected one of {', '.join(map(str, choices))}.")
-            if not in_range(item, f.metadata.get("range", {})):
-                raise ValueError(f"{flag(f.name)} is {item}; expected {in_words(f.metadata['range'])}.")
+        hints = typing.get_type_hints(type(self))
+        for f in fields(self):
+            value, choices, limits = getattr(self, f.name), choices_of(hints[f.name]), f.metadata.get("range", {})
+            if value is None and f.default is None:
+                continue
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                if choices and item not in choices:
+                    raise ValueError(f"{flag(f.name)} is {item!r}; expected one of {', '.join(map(str, choices))}.")
+                if limits and not (math.isfinite(item) and all(LIMITS[name](item, limit) for name, limit in limits.items())):
+                    expected = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
+                    raise ValueError(f"{flag(f.name)} is {item}; expected {expected}.")
 
 
 def choices_of(hint: Any) -> tuple:
@@ -57,24 +52,6 @@ def choices_of(hint: Any) -> tuple:
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
         return next((found for part in typing.get_args(hint) if (found := choices_of(part))), ())
     return ()
-
-
-def in_range(value: Any, limits: dict[str, float]) -> bool:
-    """Whether a number keeps all limits; NaN keeps none, infinity is in no range."""
-    if not limits:
-        return True
-    return (
-        math.isfinite(value)
-        and value >= limits.get("at_least", -math.inf)
-        and value > limits.get("above", -math.inf)
-        and value <= limits.get("at_most", math.inf)
-        and value < limits.get("below", math.inf)
-    )
-
-
-def in_words(limits: dict[str, float]) -> str:
-    """The limits as words: "at least 0 and below 1"."""
-    return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
 
 
 def changed(section: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from ..messages import flag
+
 DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 1}  # without settings of the launcher
 PRECISIONS = ("no", "bf16")
 PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -13,8 +15,11 @@ LAUNCHERS = ("accelerate-launch", "accelerate.commands.launch")
 
 
 def launched_precision() -> str:
-    """Return the launcher's --mixed_precision, else "no"."""
-    return os.environ.get(PRECISION, DEFAULTS["mixed_precision"]).lower()
+    """Return the launcher's --mixed_precision, else "no". Raises ValueError for one that is not supported."""
+    launched = os.environ.get(PRECISION, DEFAULTS["mixed_precision"]).lower()
+    if launched not in PRECISIONS:
+        raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
+    return launched
 
 
 def launched_accumulation() -> int:
@@ -26,23 +31,10 @@ def launched_accumulation() -> int:
         raise ValueError(f"{STEPS} is {value}; expected a number. Unset it, and give --gradient-accumulation-steps.") from None
 
 
-def check_precision(precision: str) -> None:
-    """Raise ValueError for a precision that is not supported, or differs from the launcher's, unless that is its default "no"."""
-    launched = launched_precision()
-    if launched not in PRECISIONS:
-        raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
-    if launched not in (DEFAULTS["mixed_precision"], precision):
-        raise ValueError(f"--mixed-precision is {precision} and --mixed_precision of the launcher is {launched}. Give one of them only.")
-
-
-def check_accumulation(gradient_accumulation_steps: int) -> None:
-    """Raise ValueError for a number that differs from the launcher's, unless that is its default 1."""
-    steps = launched_accumulation()
-    if steps not in (DEFAULTS["gradient_accumulation_steps"], gradient_accumulation_steps):
-        raise ValueError(
-            f"--gradient-accumulation-steps is {gradient_accumulation_steps} and --gradient_accumulation_steps of the launcher is {steps}. "
-            "Give one of them only."
-        )
+def check_launched(name: str, value: str | int, launched: str | int) -> None:
+    """Raise ValueError for a value of an option that differs from the launcher's, unless that is its default."""
+    if launched not in (DEFAULTS[name], value):
+        raise ValueError(f"{flag(name)} is {value} and --{name} of the launcher is {launched}. Give one of them only.")
 
 
 def lacks_processes(count: int) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .fields import Section, option
-from .launcher import check_accumulation, check_precision, launched_accumulation, launched_precision
+from .launcher import check_launched, launched_accumulation, launched_precision
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
@@ -44,8 +44,8 @@ class TrainingConfig(Section):
     resume: bool = option(False, "continue the run in the output folder, or start one if it is empty")
 
     def __post_init__(self):
-        check_precision(self.mixed_precision)
-        check_accumulation(self.gradient_accumulation_steps)
+        check_launched("mixed_precision", self.mixed_precision, launched_precision())
+        check_launched("gradient_accumulation_steps", self.gradient_accumulation_steps, launched_accumulation())
         super().__post_init__()
         if self.shard and self.torch_compile:
             raise ValueError("--shard and --torch-compile are both given; expected one of them. Leave out the other.")
