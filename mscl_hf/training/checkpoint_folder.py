@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..records.files import UNFINISHED, write_json
-from .distributed import sum_over, together
+from .distributed import sums_over, together
 
 MANIFEST, STATE = "manifest.json", "state.json"
 NAME = re.compile(r"step-(\d{8,})")
@@ -108,7 +108,7 @@ def newest(out: Path, accelerator: Accelerator) -> Path | None:
     Damaged ones are logged, and renamed to damaged-step-N. Raises ValueError where all are damaged, instead of starting from the beginning.
     """
     step = together(accelerator, lambda: _newest_step(out, accelerator.print), f"looking for a checkpoint in {out}")
-    step = sum_over(accelerator, step or 0)
+    (step,) = sums_over(accelerator, step or 0)
     return folder_of(out, step) if step else None
 
 

@@ -11,12 +11,7 @@ Result = TypeVar("Result")
 
 def any_process(accelerator: Accelerator, condition: bool) -> bool:
     """Return on all processes whether the condition holds on any."""
-    return bool(sum_over(accelerator, int(condition)))
-
-
-def sum_over(accelerator: Accelerator, number: int) -> int:
-    """Return the sum of a number over all processes."""
-    return sums_over(accelerator, number)[0]
+    return bool(sums_over(accelerator, int(condition))[0])
 
 
 def sums_over(accelerator: Accelerator, *numbers: int) -> list[int]:

@@ -53,10 +53,6 @@ class Log:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=self.steps_before + step)
 
-    def close(self) -> None:
-        """Close the progress bar."""
-        self.bar.close()
-
 
 def read_log(path: Path) -> list[dict]:
     """Return the lines of a log.jsonl, without a last line that a crash cut short."""

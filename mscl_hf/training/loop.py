@@ -1,10 +1,13 @@
 """The training loop, the same for pre-training and fine-tuning: it uses the `Method` interface and names no method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..config import TrainingConfig
@@ -13,9 +16,8 @@ from ..methods.base import Method
 from .crash_report import report_crash, reporting
 from .log import Log
 from .progress import Progress
-from .setup import check_batch, fork_rng, prepare, unwrap
+from .setup import check_batch, fork_rng, lr_at, prepare, unwrap
 from .sharding import gathered
-from .step import average_terms, clip_gradients, set_step, sync_gradients
 
 
 def fit(
@@ -46,7 +48,7 @@ def fit(
                 set_step(step, trained, optimizer, options, accelerator)
                 terms = []
                 for number, batch in enumerate(batches, 1):
-                    with sync_gradients(accelerator, model, number == len(batches)):
+                    with nullcontext() if number == len(batches) else accelerator.no_sync(model):
                         losses = model(**batch)
                         (losses["loss"] / len(batches)).backward()
                     terms.append({name: value.detach() for name, value in losses.items()})
@@ -83,3 +85,34 @@ def run_health_check(
     method.train()
     if values:
         log.write(step, values)
+
+
+def set_step(step: int, method: Method, optimizer: torch.optim.Optimizer, options: TrainingConfig, accelerator: Accelerator) -> None:
+    """Set the random state, the learning rates, the training mode and `method.progress` of a step."""
+    # Dropout and sampling are functions of the step, so that no random state has to be saved.
+    torch.manual_seed(options.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = (options.learning_rate if group["constant"] else lr_at(step, options)) * group["lr_scale"]
+    method.train()
+    method.progress = step / options.max_steps
+
+
+def average_terms(terms: Sequence[dict[str, Tensor]], accelerator: Accelerator) -> tuple[dict[str, float], float]:
+    """Return the mean of each logged term over batches and processes, and the loss of this process."""
+    sums: dict[str, Tensor] = {}
+    for batch_terms in terms:
+        for name, value in batch_terms.items():
+            sums[name] = sums.get(name, 0) + value.float() / len(terms)
+    means = accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist()
+    return dict(zip(sums, means)), float(sums["loss"])
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Return the norm of the gradient; a gradient with a larger norm than `max_norm` (0 = no limit) is scaled down to it."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if isinstance(norm, DTensor):  # sharded gradients: the partial norms are not combined yet
+        norm = norm.full_tensor()
+    if 0 < max_norm < float(norm):  # most steps are not clipped, which saves one pass over all gradients
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)

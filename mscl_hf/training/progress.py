@@ -19,9 +19,8 @@ from . import checkpoint
 from .checkpoint_folder import newest, step_of
 from .distributed import any_process, sums_over, together
 from .log import Log
-from .setup import Buffers
+from .setup import Buffers, lr_at
 from .signals import STOPPED_BY_SIGNAL, reading, stop_signal
-from .step import lr_at
 
 
 class NonFinite(ValueError):
@@ -54,7 +53,7 @@ class Progress:
     @contextmanager
     def running(self) -> Iterator[range]:
         """Yield the steps that are left; signals are handled, and the data workers and the log are closed at the end."""
-        with stop_signal() as self.signal, reading(self.batches), closing(self.log):
+        with stop_signal() as self.signal, reading(self.batches), closing(self.log.bar):
             yield range(self.done, self.options.max_steps)
             self.stopped_by_signal = any_process(self.accelerator, self.signal.requested)  # also while the last step was saved
 

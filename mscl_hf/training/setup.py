@@ -1,6 +1,7 @@
 """Prepare a method for the training loop: optimizer, memory format, device, and wrapping for several processes."""
 
 import ctypes
+import math
 import os
 import shutil
 import sys
@@ -36,7 +37,10 @@ def prepare(method: Method, data: TrainingData, options: TrainingConfig, acceler
     if accelerator.device.type == "cuda" and world > 1:
         method = convert_sync_batchnorm(method)  # timm's, which keeps the activations inside timm's norms; torch's does not
     if options.torch_compile:
-        _check_compiler(accelerator.device)
+        compilers = [os.environ.get("CXX", "g++"), "clang++"]
+        if accelerator.device.type == "cpu" and not any(map(shutil.which, compilers)):
+            expected = f"needs a C++ compiler, one of {', '.join(compilers)} on the PATH"
+            raise ValueError(f"--torch-compile {expected}. Install one, or leave it out.")
         for part in _compiled_parts(method):
             part.compile()
     if options.shard:
@@ -121,6 +125,15 @@ def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Opti
     return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=0.9, fused=on_gpu)  # on CPUs the fused version is slower
 
 
+def lr_at(step: int, options: TrainingConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then to zero by half a cosine (Loshchilov & Hutter, 2017) or (1 - x)^0.9."""
+    warmup = min(options.warmup_steps, options.max_steps // 2)
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / (options.max_steps - warmup)
+    return options.learning_rate * (0.5 * (1 + math.cos(math.pi * done)) if options.lr_scheduler_type == "cosine" else (1 - done) ** 0.9)
+
+
 def exclude_memories_from_broadcast(method: Method) -> None:
     """Exclude queues and memory banks, which are equal on all processes, from DDP's broadcast of buffers in each step."""
     names = [f"{name}.{key}" for name, part in method.named_modules() if isinstance(part, Memory) for key in part._buffers]
@@ -129,12 +142,6 @@ def exclude_memories_from_broadcast(method: Method) -> None:
 
 def _compiled_parts(method: Method) -> tuple[nn.Module, nn.Module]:
     return method.network.backbone, method.network.decoder
-
-
-def _check_compiler(device: torch.device) -> None:
-    names = [os.environ.get("CXX", "g++"), "clang++"]
-    if device.type == "cpu" and not any(map(shutil.which, names)):
-        raise ValueError(f"--torch-compile needs a C++ compiler, one of {', '.join(names)} on the PATH. Install one, or leave it out.")
 
 
 def keep_freed_memory() -> None:

@@ -14,8 +14,7 @@ from mscl_hf.data import training_data
 from mscl_hf.training import checkpoint_folder, loop, setup
 from mscl_hf.training.log import read_log
 from mscl_hf.training.progress import NonFinite
-from mscl_hf.training.setup import build_optimizer, freeze_unreached
-from mscl_hf.training.step import lr_at
+from mscl_hf.training.setup import build_optimizer, freeze_unreached, lr_at
 
 
 def batches(stage: str = "pretrain", count: int = 1, **data) -> list[dict]:
