@@ -4,13 +4,10 @@ The file is loaded by its path, because it also has to work without mscl_hf: `ev
 """
 
 import importlib.util
-from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
-# In an installed copy, hub is a folder of the package; in the sources it lies beside it.
-FILE = next(path for hub in (PACKAGE / "hub", PACKAGE.parent / "hub") if (path := hub / "mean_iou" / "mean_iou.py").is_file())
+from ..records.files import hub_folder
 
-_spec = importlib.util.spec_from_file_location(f"{__package__}.mean_iou", FILE)
+_spec = importlib.util.spec_from_file_location(f"{__package__}.mean_iou", hub_folder() / "mean_iou" / "mean_iou.py")
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 MeanIoU, mean_of_present = _module.MeanIoU, _module.mean_of_present

@@ -5,8 +5,8 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..models.loading import split_revision
+from ..records.files import hub_folder
 from ..sharing.model_card import cell, license_text
-from ..sharing.model_folder import hub_folder
 from ..sharing.provenance import OPTIONAL, read_provenance
 from ..sharing.upload import NAME_PLACEHOLDER
 

@@ -16,16 +16,14 @@ def full_logits(network: PreTrainedModel, images: Tensor) -> Tensor:
     return F.interpolate(network(images).logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def difference(output: Tensor, expected: Tensor) -> float:
-    """Return max |output - expected| / max |expected|; infinity where the shapes differ or the output is not finite."""
-    if output.shape != expected.shape or not output.isfinite().all():
-        return float("inf")
-    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-
-
 def check_same(name: str, output: Tensor, expected: Tensor, bound: float) -> float:
-    """Return the relative difference. Raises ValueError where it is above the bound."""
-    relative = difference(output, expected)
+    """Return max |output - expected| / max |expected|. Raises ValueError where it is above the bound.
+
+    It is infinite where the shapes differ or the output is not finite.
+    """
+    relative = float("inf")
+    if output.shape == expected.shape and output.isfinite().all():
+        relative = float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not relative <= bound:
         raise ValueError(f"The relative difference between {name} and this project's model is {relative:.1e}; expected at most {bound:g}. "
                          "Nothing was written.")  # fmt: skip

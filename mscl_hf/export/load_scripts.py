@@ -3,8 +3,6 @@
 The text is executed. An untrusted configuration can only contribute names that are identifiers, and the repr of values.
 """
 
-from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.timm_mscl import feature_levels
@@ -98,8 +96,3 @@ def _deeplabv3(network: PreTrainedModel) -> str:
         f"    torch.nn.BatchNorm2d({width!r}), torch.nn.ReLU(), torch.nn.Conv2d({width!r}, {config.num_labels!r}, 1),\n)\n"
         f"model = DeepLabV3(backbone, classifier, {f'FCNHead({channels[-2]!r}, {config.num_labels!r})' if auxiliary else None})\n"
     )
-
-
-def torchvision_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the maps of the four stages."""
-    return list(IntermediateLayerGetter(model, {f"layer{i}": str(i) for i in range(1, 5)})(images).values())

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..records.files import write_json
@@ -38,7 +39,12 @@ def save_state_dict(network: PreTrainedModel, folder: Path, library: str, backbo
     else:
         script = load_scripts.smp(architecture, network, whole=reason is None)
     target = _build_model(script, library, config.backbone)
-    weights = _backbone_weights(network, library, target) if reason else _weights(network, library, target)
+    if reason is None:
+        weights = _weights(network, library, target)
+    elif library == "torchvision":
+        weights = _stages(network, target)
+    else:
+        weights = _with_prefix("encoder.", _encoder_weights(network, list(target.state_dict())))
     save_file({key: value.clone() for key, value in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "model.json", description(config, labels=reason is None))
     (folder / "load.py").write_text(script)
@@ -88,7 +94,9 @@ def _build_model(script: str, library: str, backbone: str) -> nn.Module:
 def _weights(network: PreTrainedModel, library: str, target: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict()
     width = network.config.decoder_channels
-    pyramid, conv_and_norm = _pyramid(network), {"conv.weight": _identity_conv(width), **_with_prefix("bn.", _identity_norm(width))}
+    # A 3x3 convolution that changes nothing. The ReLU after it has no effect either: its inputs are outputs of a ReLU.
+    identity = nn.init.dirac_(torch.empty(width, width, 3, 3))
+    pyramid, conv_and_norm = _pyramid(network), {"conv.weight": identity, **_with_prefix("bn.", _identity_norm(width))}
     classifier = _part(state, "classifier.")
     if library == "smp":
         encoder = _encoder_weights(network, [key.removeprefix("encoder.") for key in target.state_dict() if key.startswith("encoder.")])
@@ -118,17 +126,6 @@ def _identity_norm(channels: int, bias: Tensor | None = None) -> dict[str, Tenso
     zeros = torch.zeros(channels)
     return {"weight": torch.ones(channels), "bias": zeros if bias is None else bias, "running_mean": zeros,
             "running_var": torch.full((channels,), 1 - EPS), "num_batches_tracked": torch.tensor(0)}  # fmt: skip
-
-
-def _identity_conv(channels: int) -> Tensor:
-    """Return weights of a 3x3 convolution that changes nothing. The ReLU after it has no effect: its inputs are outputs of a ReLU."""
-    return nn.init.dirac_(torch.empty(channels, channels, 3, 3))
-
-
-def _backbone_weights(network: PreTrainedModel, library: str, target: nn.Module) -> dict[str, Tensor]:
-    if library == "torchvision":
-        return _stages(network, target)
-    return _with_prefix("encoder.", _encoder_weights(network, list(target.state_dict())))
 
 
 def _encoder_weights(network: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
@@ -189,7 +186,7 @@ def _compare_backbone(network: PreTrainedModel, model: nn.Module, library: str) 
     timm_model = network.backbone.timm_model
     expected = timm_model.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
     if library == "torchvision":
-        maps = load_scripts.torchvision_maps(model, images)
+        maps = list(IntermediateLayerGetter(model, {f"layer{i}": str(i) for i in range(1, 5)})(images).values())
     elif load_scripts.constant_stride(network):
         maps, expected = model(images)[0], [expected[index] for index in network.backbone.taps]
     else:

@@ -1,4 +1,4 @@
-"""Read text with any byte order mark, and write text and JSON atomically."""
+"""Read text with any byte order mark, write text and JSON atomically, and find the files that belong to the package."""
 
 import codecs
 import json
@@ -8,6 +8,12 @@ from typing import Any
 
 UNFINISHED = ".tmp-"  # prefix of files and folders that are still being written
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # by byte order mark
+
+
+def hub_folder() -> Path:
+    """Return the folder `hub` with the metric, the Spaces and the templates of the cards, in an installed package or a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(folder for folder in (package / "hub", package.parent / "hub") if folder.is_dir())
 
 
 def read_text(path: str | Path) -> str:

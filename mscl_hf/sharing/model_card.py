@@ -15,9 +15,8 @@ from transformers.utils import cached_file
 from ..models.checks_mscl import read_json
 from ..models.configuration_mscl import HEADS
 from ..models.loading import split_revision
-from ..records.files import write_json
+from ..records.files import hub_folder, write_json
 from ..records.versions import package_versions
-from .model_folder import hub_folder
 from .provenance import METRICS, OPTIONAL, PROVENANCE
 from .upload import NAME_PLACEHOLDER, PROCESSOR, links_outside, updated_processor
 

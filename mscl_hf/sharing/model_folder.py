@@ -48,9 +48,3 @@ def typical_size(data: SegmentationData | None, base_size: int | None, count: in
     aspect = median_low(width / height for height, width in shapes)
     short = base_size or median_low(map(min, shapes))
     return round(short * max(1, 1 / aspect)), round(short * max(1, aspect))
-
-
-def hub_folder() -> Path:
-    """Return the folder `hub` with the templates of the cards and the Spaces, in an installed package or a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return next(folder for folder in (package / "hub", package.parent / "hub") if folder.is_dir())

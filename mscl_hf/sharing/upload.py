@@ -14,6 +14,7 @@ from ..records.redact import without_secrets
 from ..training.run import Run
 from .hub_errors import NO_TOKEN, is_transient, reason, repeat
 
+NEEDED_ON_HUB = ("scoring", "model card")  # steps of a run
 PUSH_FAILED = 76  # exit status of a run whose model is complete but was not pushed
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 NAME_PLACEHOLDER = "PATH_OR_HUB_NAME"  # stands for the model's name in its card; replaced when the model is pushed
@@ -61,7 +62,9 @@ def push_run(run: Run, options: HubConfig) -> None:
     if run.is_main:
         with run.step("push"):
             if options.push_to_hub is not None:
-                run.require_for_push()
+                failed = [name for name in NEEDED_ON_HUB if name in run.failed]
+                if failed:
+                    raise ValueError(f"{' and '.join(failed)} failed, and a model is not pushed without its card and its scores")
             push_result(run.out, options)
 
 
@@ -104,11 +107,6 @@ def links_outside(file: Path) -> bool:
     folder, target = file.parent.resolve(), file.resolve()
     in_cache = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     return not (target.is_relative_to(folder) or in_cache)
-
-
-def push_folder(folder: Path, repo_id: str, **options) -> str:
-    """Push the files of a model folder as `push_files`, which takes the options."""
-    return push_files(model_files(folder), repo_id, **options)
 
 
 def push_files(

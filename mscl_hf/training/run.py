@@ -18,7 +18,6 @@ from .crash_report import report_crash, reporting
 from .setup import make_accelerator
 
 STEPS_FAILED = 77  # exit status of a run with a complete model, where a later step failed
-NEEDED_ON_HUB = ("scoring", "model card")
 
 
 @dataclass
@@ -52,12 +51,6 @@ class Run:
             self.failed.append(name)
             print(f"{name} failed ({type(error).__name__}: {error}); the model in {self.out} is complete", flush=True)
             report_crash(self.out, error)
-
-    def require_for_push(self) -> None:
-        """Raise ValueError where a step failed without which a model is not published."""
-        failed = [name for name in NEEDED_ON_HUB if name in self.failed]
-        if failed:
-            raise ValueError(f"{' and '.join(failed)} failed, and a model is not pushed without its card and its scores")
 
     def exit_if_failed(self) -> None:
         """Exit with STEPS_FAILED, on the main process only, since a launcher stops the others once one of them fails."""

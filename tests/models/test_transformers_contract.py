@@ -36,7 +36,8 @@ from transformers import (
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data.pixels import rgb_array
 from mscl_hf.models.backbones import build_config
-from mscl_hf.sharing.model_folder import hub_folder, publish
+from mscl_hf.records.files import hub_folder
+from mscl_hf.sharing.model_folder import publish
 
 torch.set_num_threads(1)
 SWIN, DINOV3 = "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"  # a rule of sizes; buffers outside the checkpoint in both

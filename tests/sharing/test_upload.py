@@ -20,7 +20,7 @@ from minihub import TOKEN, Minihub
 
 from mscl_hf.config import HubConfig
 from mscl_hf.sharing import hub_errors, upload
-from mscl_hf.sharing.upload import PUSH_FAILED, PushError, check_can_push, model_files, push_folder, push_result
+from mscl_hf.sharing.upload import PUSH_FAILED, PushError, check_can_push, model_files, push_files, push_result
 
 READER, OTHER_USER, FOREIGN = "hf_readerReaderReaderReader", "hf_otherOtherOtherOther", "eyJhbGciOi.eyJzdWIiOi.of_another_form"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-segmentation\ntags: [mscl_hf]\n---\n\n# A model\n"
@@ -113,7 +113,7 @@ def test_push_is_one_commit_of_the_models_files(hub, folder):
     """All files of a model are pushed unchanged in one commit; other files of the run are not."""
     before = contents(folder)
     log = []
-    url = push_folder(folder, NAME, log=log.append)
+    url = push_files(model_files(folder), NAME, log=log.append)
     assert contents(folder) == before and log == []
     (sha,) = pushes(hub)
     assert url == f"{hub.url}/{NAME}/commit/{sha}"
@@ -127,7 +127,7 @@ def test_push_is_one_commit_of_the_models_files(hub, folder):
 def test_a_processor_of_an_earlier_version_is_updated(hub, folder):
     """do_convert_rgb, without which gray images fail, is added to the pushed processor; the file on disk is unchanged."""
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0], "size": {"shortest_edge": 48}}))
-    push_folder(folder, NAME)
+    push_files(model_files(folder), NAME)
     updated = hub.blob(hub.repo(NAME).files("main")["preprocessor_config.json"]["sha256"]).read_bytes()
     assert json.loads(updated) == {"do_convert_rgb": True, "image_mean": [0, 0, 0], "size": {"shortest_edge": 48}}
     assert "do_convert_rgb" not in (folder / "preprocessor_config.json").read_text()
@@ -138,21 +138,21 @@ def test_a_processor_of_an_earlier_version_is_updated(hub, folder):
 
 def test_second_push_makes_no_commit_and_uploads_nothing(hub, folder):
     """A second push of the same files makes no commit and returns the URL of the first; one changed file makes one commit."""
-    first = push_folder(folder, NAME)
-    assert push_folder(folder, NAME) == first and len(pushes(hub)) == 1
+    first = push_files(model_files(folder), NAME)
+    assert push_files(model_files(folder), NAME) == first and len(pushes(hub)) == 1
     assert hub.requests("POST", "/commit/") == [200] and hub.requests("PUT", "/lfs/") == [200]
     (folder / "log.jsonl").write_text("{}")
-    assert push_folder(folder, NAME) != first and len(pushes(hub)) == 2
+    assert push_files(model_files(folder), NAME) != first and len(pushes(hub)) == 2
     assert hub.requests("PUT", "/lfs/") == [200]
     assert hub.requests("POST", "/api/repos/create") == [200, 409, 409]  # it exists: fine
 
 
 def test_weights_that_are_not_replaced_are_removed(hub, folder):
     """A push of shards deletes an old model.safetensors, which from_pretrained would prefer, in the same commit."""
-    push_folder(folder, NAME)
+    push_files(model_files(folder), NAME)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text("{}")
-    push_folder(folder, NAME)
+    push_files(model_files(folder), NAME)
     files = hub.repo(NAME).files("main")
     assert "model.safetensors" not in files and {"model-00001-of-00001.safetensors", "model.safetensors.index.json"} <= set(files)
     assert len(pushes(hub)) == 2 and "training.png" in files
@@ -194,7 +194,7 @@ def test_passing_fault_is_waited_out(hub, folder, waits, method, path, what, opt
     succeeded and only its answer was lost."""
     hub.fail(method, path, what, **options)
     log = []
-    push_folder(folder, NAME, log=log.append)
+    push_files(model_files(folder), NAME, log=log.append)
     answers = hub.requests(method, path)
     assert answers[0] == what and set(answers[1:]) <= {200, 409}
     headers = options.get("headers", {})
@@ -208,7 +208,7 @@ def test_passing_fault_is_waited_out(hub, folder, waits, method, path, what, opt
 def test_upload_cut_in_the_middle_is_repeated(hub, folder, waits, what):
     """After a connection is dropped in the middle of the weights, the client uploads them once more, and nothing else."""
     hub.fail("PUT", "/lfs/", what)
-    push_folder(folder, NAME)
+    push_files(model_files(folder), NAME)
     assert hub.requests("PUT", "/lfs/") == [what, 200] and hub.requests("POST", "/commit/") == [200]
     entry = hub.repo(NAME).files("main")["model.safetensors"]
     assert hub.blob(entry["sha256"]).read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -219,7 +219,7 @@ def test_retry_after_may_be_a_date(hub, folder, waits):
     """Retry-After may be an HTTP date."""
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30), usegmt=True)
     hub.fail("POST", "/commit/", 503, headers={"Retry-After": date})
-    push_folder(folder, NAME)
+    push_files(model_files(folder), NAME)
     assert 28 <= waits[0] <= 31 and len(pushes(hub)) == 1
 
 
@@ -230,7 +230,7 @@ def test_retry_after_may_be_a_date(hub, folder, waits):
 def test_lasting_fault_at_the_commit(hub, folder, waits, capfd, what):
     """A commit that always fails is tried four times with growing waits. The run then exits with status 76, the reason and a command, which
     pushes when the fault is over; until then the repository is unchanged."""
-    push_folder(folder, NAME, private=True, revision="v2")
+    push_files(model_files(folder), NAME, private=True, revision="v2")
     heads = dict(hub.repo(NAME).branches)
     (folder / "config.json").write_text('{"new": true}')
     hub.log.clear()
@@ -287,7 +287,7 @@ def test_token_that_may_not_write(hub, folder, capfd, monkeypatch, waits, token,
             check_can_push(HubConfig(NAME))
         if not exists:
             monkeypatch.setenv("HF_TOKEN", TOKEN)
-            push_folder(folder, NAME)
+            push_files(model_files(folder), NAME)
     assert len(pushes(hub)) == 1
 
 
@@ -417,10 +417,10 @@ def test_files_that_a_push_deletes(hub, folder, tmp_path):
     shards.mkdir()
     for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "README.md", "training.png"):
         (shards / name).write_text(CARD)
-    push_folder(shards, NAME, revision="v2")
+    push_files(model_files(shards), NAME, revision="v2")
     for name in ("README.md", "training.png"):
         (folder / name).unlink()
-    push_folder(folder, NAME, revision="v2")
+    push_files(model_files(folder), NAME, revision="v2")
     files = set(hub.repo(NAME).files("v2"))
     assert {"README.md", "training.png", "model.safetensors"} <= files
     assert not {"model-00001-of-00001.safetensors", "model.safetensors.index.json"} & files
@@ -542,6 +542,6 @@ def test_api_of_the_caller_is_used(hub, folder, monkeypatch):
     """push_folder uses the endpoint and token of the given HfApi, and raises PushError in one line."""
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert hub.url in push_folder(folder, NAME, api=HfApi(endpoint=hub.url, token=TOKEN))
+    assert hub.url in push_files(model_files(folder), NAME, api=HfApi(endpoint=hub.url, token=TOKEN))
     with pytest.raises(PushError, match="^the Hub answered 401[^\n]*$"):
-        push_folder(folder, NAME, api=HfApi(endpoint=hub.url, token="hf_wrongWrongWrongWrong"))
+        push_files(model_files(folder), NAME, api=HfApi(endpoint=hub.url, token="hf_wrongWrongWrongWrong"))
