@@ -2,9 +2,9 @@ from .checkpoint_folder import completed_steps as completed_steps
 from .distributed import any_process as any_process
 from .distributed import together as together
 from .health import HealthCheck as HealthCheck
+from .health import draw_features as draw_features
+from .log import draw_training as draw_training
 from .loop import fit as fit
 from .probe import start_classifier as start_classifier
 from .run import Run as Run
 from .run import start_run as start_run
-from .run_figures import draw_features as draw_features
-from .run_figures import draw_training as draw_training

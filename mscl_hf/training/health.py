@@ -1,7 +1,8 @@
-"""Health checks of pre-training: a linear probe on held-out masks, and the effective rank and spread of the embeddings."""
+"""Health checks of pre-training: a linear probe on held-out masks, effective rank and spread of the embeddings, a picture of features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.dataset import SegmentationData
+from ..data.pixels import displayed
 from ..losses import labels_at
 from ..methods.base import Method
 from ..transforms.crops import central_crop, cut
+from ..visual.figures import feature_maps_sheet
 from .probe import ridge_probe
 
 MIN_VECTORS = 8
@@ -74,6 +77,17 @@ def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Ten
     cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in samples]
     masks = None if cuts[0][1] is None else torch.stack([mask for _, mask in cuts])
     return torch.stack([image for image, _ in cuts]), masks
+
+
+@torch.no_grad()
+def draw_features(method: Method, data: SegmentationData, out: Path, count: int = 6) -> None:
+    """Draw features.png: images, masks, and the last feature map of the backbone as colors (PCA)."""
+    method.eval()
+    config = method.network.config
+    pixels, masks = _load(data, config.image_size, config.base_size, count)
+    images = [displayed(image.permute(1, 2, 0).numpy()) for image in pixels]
+    masks = [None] * len(images) if masks is None else list(masks.numpy())
+    feature_maps_sheet(images, masks, features(method, pixels), out / "features.png", data.classes)
 
 
 def features(method: Method, pixels: Tensor) -> Tensor:

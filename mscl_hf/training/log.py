@@ -1,4 +1,4 @@
-"""The log of a training run: log.jsonl, trackers and a progress bar."""
+"""The log of a training run: log.jsonl, trackers, a progress bar and training.png."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..records.files import write_text
+from ..visual.figures import training_figure
 
 
 class Log:
@@ -52,6 +53,12 @@ class Log:
                 file.write(json.dumps({"step": step, **row}) + "\n")
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=self.steps_before + step)
+
+
+def draw_training(out: Path, title: str) -> None:
+    """Draw training.png from log.jsonl, if it has lines."""
+    if rows := read_log(out / "log.jsonl"):
+        training_figure(rows, out / "training.png", title)
 
 
 def read_log(path: Path) -> list[dict]:
