@@ -243,8 +243,3 @@ def test_a_tiff_that_ends_early_is_called_damaged(tmp_path):
     (tmp_path / "x.png").write_bytes(tiff(noise(3), RGB)[:160])
     with pytest.raises(BadSample, match=r"x.png cannot be read as an image \(it is a damaged TIFF without the tags of its image\)"):
         load_data("folder", "train", tmp_path).read(0)
-
-
-def test_the_case_of_pages(cases):
-    with pytest.raises(BadSample, match=r"00.tif is a TIFF of 3 pages; expected one image in a file"):
-        load_data("folder", "train", cases / "multi_page_tiff", num_classes=3).read(0)

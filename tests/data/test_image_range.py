@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor
 
 from mscl_hf import MsclConfig, MsclForSemanticSegmentation
 from mscl_hf.config import DataConfig, ViewConfig
-from mscl_hf.data import BadSample, check_data, checks, load_data, open_held_out, open_training_data, with_image_range
+from mscl_hf.data import BadSample, checks, load_data, open_held_out, open_training_data, with_image_range
 from mscl_hf.data.cache import with_cache
 from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_range import check_values, stored_values
@@ -373,12 +373,3 @@ def test_pictures_of_such_images(chain):
     """predictions.png and features.png are drawn, with contrast."""
     for stage, name in (("tuned", "predictions.png"), ("pretrained", "features.png")):
         assert (np.asarray(Image.open(chain / stage / name).convert("L")) < 60).mean() > 0.01
-
-
-def test_the_case_of_12_bits(cases):
-    said = []
-    options = with_image_range(DataConfig("folder", str(cases / "gray_12_bit")), log=said.append)
-    assert options.image_range == [0, 4095] and "6 of 6 images" in said[0]
-    data = load_data("folder", "train", cases / "gray_12_bit", image_range=(0, 4095))
-    assert check_data(data)[1] == [] and max(data.read(index).image.max() for index in range(6)) > 250
-    assert np.mean([data.read(index).image.std() for index in range(6)]) > 40

@@ -79,6 +79,7 @@ TOO_FEW = {
     "0 and 1, reduced": ((0, 1), ("--reduce-labels",), ("only 'class_0' is labelled", "Leave out --reduce-labels")),
     "0 and 1, reduced, names": ((0, 1), ("--reduce-labels", "--classes", "a", "b"), ("only 'a' is labelled", "Leave out --reduce-labels")),
     "255 alone": ((255,), ("--num-classes", 2), ("hold the ids 255", "no pixel is labelled")),
+    "255 alone, nothing given": ((255,), (), ("the classes cannot be inferred from the masks: they hold the ids 255, and 255 is the",)),
     "one id": ((1,), ("--num-classes", 3), ("only 'class_1' is labelled", "Give more masks")),
     "everything mapped away": ((0, 1), ("--label-map", "0:255,1:255", "--num-classes", 2),
                                ("no pixel is labelled", "--label-map is 0:255,1:255", "Correct --label-map")),
@@ -447,12 +448,3 @@ def test_no_warning_without_held_out_masks(tmp_path):
     options = DataConfig(dataset="folder", data_dir=str(write_masks(tmp_path, train=(0, 1))))
     data = usable(open_split(options, "train"), options)
     assert label_warnings([None, data], open_held_out(options, lambda text: None), options) == []
-
-
-def test_cases_of_labels(cases, tmp_path, start):
-    """Masks of 0 and 255 are an error that names the label map; a held-out split without labels has no mean IoU."""
-    binary = folder_flags(cases / "binary_0_255_two_classes", "--classes", "background", "car", "--val-split", "none")
-    assert "--label-map 255:1" in harness.rejected("finetune", "--model", start, *binary, "--output-dir", tmp_path / "a")
-    unlabelled = folder_flags(cases / "nothing_labelled_in_val")
-    harness.run("finetune", "--model", start, *unlabelled, "--output-dir", tmp_path / "b")
-    assert json.loads((tmp_path / "b" / "results.json").read_text())["mean_iou"] is None

@@ -350,13 +350,6 @@ def test_the_log_names_what_was_found_and_the_cache(tmp_path, monkeypatch):
 # The layouts of the small cases
 
 
-@pytest.mark.parametrize(("case", "count"), [("suffix_beside", 6), ("beside_each_other", 6), ("split_above", 4)])
-def test_cases(cases, case, count):
-    """Each is read without flags, with masks and without."""
-    names, images = both(cases / case)
-    assert len(names) == len(images) == count
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("case", ["folders", "beside", "split above"])
 def test_hf_reads_no_mask_files_as_images(tmp_path, case, streaming):

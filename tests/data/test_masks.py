@@ -231,19 +231,3 @@ def test_unreadable_masks_are_named_where_classes_are_sought(tmp_path):
     root = folder(tmp_path, lambda path: path.write_bytes(b"no image"))
     with pytest.raises(BadSample, match=r"the mask .*0.png cannot be read as an image"):
         load_data("folder", "train", root)
-
-
-@pytest.mark.parametrize("name, options", [("gif_masks", {}), ("gray_alpha_masks", {}), ("rgb_ids", {})])
-def test_cases_equal_to_plain(cases, name, options):
-    """Masks as GIF, as gray with alpha and as R = G = B hold the ids of the plain ones, mask by mask."""
-    plain, found = load_data("folder", "train", cases / "plain"), load_data("folder", "train", cases / name, **options)
-    assert found.classes == plain.classes and len(found) == len(plain) == 6
-    assert all(np.array_equal(found.read(index).mask, plain.read(index).mask) for index in range(6))
-
-
-@pytest.mark.parametrize(
-    "name, message", [("jpeg_masks", "is a JPEG"), ("rgb_masks_without_table", r"with colors, and the 6 masks read hold \(0, 0, 0\)")]
-)
-def test_cases_that_are_rejected(cases, name, message):
-    with pytest.raises(BadSample, match=message):
-        load_data("folder", "train", cases / name)

@@ -65,6 +65,7 @@ PRETRAIN = {
     "unknown option": (("--losse", "g"), ("--losse is not an option", "--losses")),
     "ill-typed option": (("--max-steps", "many"), ("--max-steps", "'many'")),
     "unknown data set": (("--dataset", "camvidd"), ("--dataset is 'camvidd'", "camvid")),
+    "no folder given": (("--dataset", "folder"), ("images/ and masks/",)),
     "no data folder given": (("--dataset", "camvid"), ("--data-dir", "train.txt")),
     "a data folder and no data set": (("--data-dir", "{}/data"), ("--data-dir is {}/data and --dataset is synthetic",
                                       "Give --dataset folder (or camvid, ")),
@@ -203,74 +204,50 @@ def test_wrong_flags(places, tmp_path, recipe, case):
 # -- faults in the files -------------------------------------------------------------------------------------------------------
 
 
-def damage_truncated(root) -> str:
-    path = root / "images" / "train" / "2.png"
-    path.write_bytes(path.read_bytes()[:1000])
-    return "train/2.png"
+def with_id(value: int):
+    """Write an id into a pixel of a mask."""
+
+    def damage(path):
+        mask = np.array(Image.open(path)).astype(np.uint16 if value > 255 else np.uint8)
+        mask[5, 5] = value
+        Image.fromarray(mask).save(path)
+
+    return damage
 
 
-def damage_empty(root) -> str:
-    (root / "images" / "train" / "2.png").write_bytes(b"")
-    return "train/2.png"
-
-
-def damage_text(root) -> str:
-    (root / "images" / "train" / "2.png").write_text("I am no picture")
-    return "train/2.png"
-
-
-def damage_mask_file(root) -> str:
-    (root / "masks" / "train" / "2.png").write_text("I am no mask")
-    return "masks/train/2.png"
-
-
-def damage_size(root) -> str:
-    Image.fromarray(np.zeros((20, 30), np.uint8)).save(root / "masks" / "train" / "2.png")
-    return "64x48"
-
-
-def damage_label(root) -> str:
-    mask = np.array(Image.open(root / "masks" / "train" / "2.png"))
-    mask[5, 5] = 77
-    Image.fromarray(mask).save(root / "masks" / "train" / "2.png")
-    return "[77]"
-
-
-def damage_colors(root) -> str:
-    Image.new("RGB", (64, 48), "red").save(root / "masks" / "train" / "2.png")
-    return "mode RGB"
-
-
-DAMAGES = (damage_truncated, damage_empty, damage_text, damage_mask_file, damage_size, damage_label, damage_colors)
+POINTER = LFS_POINTER + b".com/spec/v1\noid sha256:1f\nsize 9\n"
+DAMAGES = {  # folder of the file 2.png, what happens to it, and the message behind the file's name
+    "truncated": ("images", lambda path: path.write_bytes(path.read_bytes()[:1000]), " cannot be read"),
+    "no bytes": ("images", lambda path: path.write_bytes(b""), " is empty. Replace it"),
+    "a pointer": ("images", lambda path: path.write_bytes(POINTER), " is a Git LFS pointer. Run `git lfs pull`"),
+    "text": ("images", lambda path: path.write_text("I am no picture"), " cannot be read"),
+    "text for a mask": ("masks", lambda path: path.write_text("I am no mask"), " cannot be read"),
+    "no bytes for a mask": ("masks", lambda path: path.write_bytes(b""), " is empty. Replace it"),
+    "a pointer for a mask": ("masks", lambda path: path.write_bytes(POINTER), " is a Git LFS pointer. Run `git lfs pull`"),
+    "a mask of another size": ("masks", lambda path: Image.new("L", (30, 20)).save(path), " is 30x20"),
+    "an id of no class": ("masks", with_id(77), " holds the ids [77]"),
+    "an id of 16 bits": ("masks", with_id(300), " holds the ids [300]"),
+    "colors": ("masks", lambda path: Image.new("RGB", (64, 48), "red").save(path), " has mode RGB"),
+}
 
 
 def folder_flags(root, *more):
     return (*FOLDER, "--data-dir", root, "--num-classes", 8, "--val-split", "none", *more)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_file_is_named_and_may_be_skipped(tmp_path, capsys, damage):
-    """The file (and the value, the sizes) stand in the message; --max-bad-images 1 goes on without it and says so once."""
+@pytest.mark.parametrize("case", DAMAGES)
+def test_bad_file_is_named_and_may_be_skipped(tmp_path, capsys, case):
+    """The message has the file with its value or size; --max-bad-images 1 continues without it, which is logged once."""
     root = write_folder(tmp_path / "data", splits=("train",))
-    says = damage(root)
+    part, damage, says = DAMAGES[case]
+    damage(root / part / "train" / "2.png")
     message = harness.rejected("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
-    assert says in message and "train/2.png" in message and "--max-bad-images" in message and "1 of the 6" in message
+    mask = "mask " * (part == "masks")
+    assert f"{mask}{root / part / 'train' / '2.png'}{says}" in message and "--max-bad-images" in message and "1 of the 6" in message
     capsys.readouterr()
     harness.run("pretrain", *folder_flags(root, "--max-bad-images", 1), "--output-dir", tmp_path / "out", pictures=False)
     shown = capsys.readouterr().out
     assert shown.count("skipped: ") == 1 and "train/2.png" in shown
-
-
-@pytest.mark.parametrize("part", ["images", "masks"])
-@pytest.mark.parametrize(("content", "says"), [(b"", "is empty. Replace it"), (LFS_POINTER + b".com/spec/v1\noid sha256:1f\nsize 9\n",
-                                                                            "is a Git LFS pointer. Run `git lfs pull`")])  # fmt: skip
-def test_files_without_an_image_are_told_apart(tmp_path, part, content, says):
-    """A file of no bytes and what Git LFS leaves in place of a file are named as such."""
-    root = write_folder(tmp_path / "data", splits=("train",))
-    (root / part / "train" / "2.png").write_bytes(content)
-    message = harness.rejected("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
-    mask = "the mask " * (part == "masks")
-    assert f"{mask}{root / part / 'train' / '2.png'} {says}" in message and "1 of the 6 samples" in message
 
 
 def test_masks_of_rows_are_named_once():
@@ -321,15 +298,6 @@ def test_bad_held_out_image_is_found_before_the_first_step(tmp_path, places):
     assert "masks/val/3.png" in message and not (tmp_path / "b" / "log.jsonl").exists()
 
 
-def test_image_without_its_mask(tmp_path):
-    """Named, with what can be done; --masked-only leaves it out."""
-    root = write_folder(tmp_path / "data", splits=("train",))
-    (root / "masks" / "train" / "4.png").unlink()
-    message = harness.rejected("pretrain", *folder_flags(root), "--output-dir", tmp_path / "out")
-    assert "train/4.png" in message and "no mask" in message
-    harness.run("pretrain", *folder_flags(root, "--masked-only"), "--output-dir", tmp_path / "out", pictures=False)
-
-
 def test_camvid_faults_are_named(tmp_path, real_data):
     """On real files: a list that names a missing image, an image without its mask, a label outside the 11 classes."""
     source, root = real_data / "CamVid", tmp_path / "CamVid"
@@ -358,19 +326,6 @@ def test_camvid_faults_are_named(tmp_path, real_data):
     image.unlink()
     assert image.name in complaint() and "do not exist" in complaint()
     assert "--train-split is 'test'" in harness.rejected("pretrain", *flags, "--train-split", "test", "--output-dir", tmp_path / "out")
-
-
-def test_masks_without_any_label(tmp_path, places):
-    """Nothing is labelled: no classes can be found; with classes given, neither stage trains on nothing."""
-    root = write_folder(tmp_path / "data", splits=("train",))
-    for path in (root / "masks" / "train").iterdir():
-        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(path)
-    message = harness.rejected("pretrain", *FOLDER, "--data-dir", root, "--val-split", "none", "--output-dir", tmp_path / "out")
-    assert "the classes cannot be inferred from the masks: they hold the ids 255, and 255 is the ignored label" in message
-    flags = (*FOLDER[FOLDER.index("--dataset") :], "--data-dir", root, "--num-classes", 8, "--val-split", "none")
-    for recipe, more in (("pretrain", harness.TINY), ("finetune", ("--model", places / "model"))):
-        message = harness.rejected(recipe, *more, *flags, "--output-dir", tmp_path / recipe)
-        assert "no pixel is labelled" in message and not (tmp_path / recipe / "log.jsonl").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -441,14 +396,13 @@ def test_a_family_without_gradient_checkpointing(tmp_path):
 
 def test_scored_classes_that_do_not_occur(tmp_path, places):
     """A mean over absent classes is no number."""
-    harness.run("finetune", "--model", places / "model", *BASE["finetune"], "--output-dir", tmp_path / "a")
     mask = np.zeros((48, 64), np.uint8)
     for part, picture in (("images", Image.new("RGB", (64, 48))), ("masks", Image.fromarray(mask))):
         (tmp_path / "data" / part / "val").mkdir(parents=True)
         picture.save(tmp_path / "data" / part / "val" / "0.png")
-    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config = json.loads((places / "tuned" / "config.json").read_text())
     names = [config["id2label"][str(i)] for i in range(8)]
     data = ("--dataset", "folder", "--data-dir", tmp_path / "data", "--split", "val", "--classes", *names)
-    flags = ("--model", tmp_path / "a", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
+    flags = ("--model", places / "tuned", *data, "--score-classes", names[5], "--output-dir", tmp_path / "b")
     message = harness.rejected("evaluate_model", *flags)
     assert f"--score-classes is {names[5]}" in message
