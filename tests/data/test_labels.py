@@ -101,15 +101,13 @@ def test_masks_that_leave_fewer_than_two_classes(tmp_path, start, case):
         harness.run("pretrain", *harness.TINY, *data, "--losses", "g+l", "--output-dir", tmp_path / "g", pictures=False)
 
 
-def test_black_and_white_masks_in_a_process(tmp_path, start, recipe):
-    """In a process: status 1 and one sentence; with the label map that it suggests, both classes are trained and scored."""
+def test_black_and_white_masks_with_the_suggested_label_map(tmp_path, start, capsys):
+    """Both classes are trained and scored."""
     root = write_masks(tmp_path / "data", train=(0, 255), val=(0, 255))
-    flags = ("--model", start, *folder_flags(root, "--classes", "background", "car"), "--output-dir", tmp_path / "out")
-    done = recipe("finetune", *flags, check=False)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: the masks of folder/train hold the ids 0, 255")
-    done = recipe("finetune", *flags, "--label-map", "255:1")
+    flags = ("--model", start, *folder_flags(root, "--classes", "background", "car", "--label-map", "255:1"))
+    harness.run("finetune", *flags, "--output-dir", tmp_path / "out", **QUIET)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert f"mean IoU on val: {results['mean_iou']:.4f} (over 2 of 2 classes)" in done.stdout
+    assert f"mean IoU on val: {results['mean_iou']:.4f} (over 2 of 2 classes)" in capsys.readouterr().out
     assert set(results["per_class_iou"]) == {"background", "car"} and None not in results["per_class_iou"].values()
 
 
@@ -227,19 +225,20 @@ def test_nothing_is_warned_of_where_nothing_is_amiss(tmp_path, start, capsys):
     assert results["classes_scored"] == results["num_classes"] == 2
 
 
-def test_held_out_masks_without_a_label(tmp_path, start, recipe):
+def test_held_out_masks_without_a_label(tmp_path, start, capsys):
     """All 255: the mean is undefined, with a warning before training; null, status 0, a model with pictures and a card, never 0 or 1."""
     root = write_masks(tmp_path / "data", train=(0, 1), val=(255,))
-    done = recipe("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out")
-    said = done.stdout.index("warning: no pixel of folder/val is labelled, so that the mean IoU on it is undefined")
-    assert said < done.stdout.index("fine-tuned model:") < done.stdout.index("mean IoU on val: undefined, because no pixel is labelled")
+    harness.run("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "out")
+    shown = capsys.readouterr().out
+    said = shown.index("warning: no pixel of folder/val is labelled, so that the mean IoU on it is undefined")
+    assert said < shown.index("fine-tuned model:") < shown.index("mean IoU on val: undefined, because no pixel is labelled")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [results[key] for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "classes_scored")] == [None, None, None, 0]
     assert {"model.safetensors", "predictions.png", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "| - | - | - |" in (tmp_path / "out" / "README.md").read_text()
     measure = ("--model", tmp_path / "out", "--dataset", "folder", "--data-dir", root, "--split", "val")
-    done = recipe("evaluate_model", *measure, "--output-dir", tmp_path / "measured")
-    assert "mean IoU on val: undefined" in done.stdout
+    harness.run("evaluate_model", *measure, "--output-dir", tmp_path / "measured")
+    assert "mean IoU on val: undefined" in capsys.readouterr().out
     assert json.loads((tmp_path / "measured" / "results.json").read_text())["mean_iou"] is None
 
 
@@ -259,7 +258,7 @@ def test_pretraining_warns_too(tmp_path, capsys):
 # the label map of training
 
 
-def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
+def test_evaluation_reads_masks_as_training_did(tmp_path, start, capsys):
     """The label map is in config.json; without a flag it is used, and the figures are those of the fine-tuning. A map that contradicts it
     is rejected, one of other ids is a warning."""
     root = write_masks(tmp_path / "data", train=(0, 9, 2), val=(0, 9, 2))
@@ -267,16 +266,19 @@ def test_evaluation_reads_masks_as_training_did(tmp_path, start, recipe):
     harness.run("finetune", "--model", start, *folder_flags(root, "--label-map", "9:1"), "--output-dir", tmp_path / "tuned", **QUIET)
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["label_map"] == {"9": 1}
     measure = ("--model", tmp_path / "tuned", *data, "--split", "val")
-    done = recipe("evaluate_model", *measure, "--output-dir", tmp_path / "same")
+    capsys.readouterr()
+    harness.run("evaluate_model", *measure, "--output-dir", tmp_path / "same")
+    shown = capsys.readouterr().out
     results, again = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("tuned", "same"))
     assert again["per_class_iou"] == results["per_class_iou"] and again["config"]["label_map"] == "9:1"
-    assert "the masks are read as in the model's training: --label-map 9:1" in done.stdout
-    assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in done.stdout
+    assert "the masks are read as in the model's training: --label-map 9:1" in shown
+    assert f"mean IoU on val: {again['mean_iou']:.4f} (over 3 of 3 classes)" in shown
     for flags in (("--label-map", "9:2"), ("--reduce-labels",)):
         message = harness.rejected("evaluate_model", *measure, *flags, "--output-dir", tmp_path / "other")
         assert "expected --label-map 9:1, as in the model's training" in message
-    done = recipe("evaluate_model", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
-    assert "warning: the masks are read by --label-map 9:1,7:2, and those of the model's training by --label-map 9:1" in done.stdout
+    harness.run("evaluate_model", *measure, "--label-map", "9:1,7:2", "--output-dir", tmp_path / "more")
+    warning = "warning: the masks are read by --label-map 9:1,7:2, and those of the model's training by --label-map 9:1"
+    assert warning in capsys.readouterr().out
 
 
 def test_reduced_labels_belong_to_the_model(tmp_path, start):
@@ -313,25 +315,12 @@ def test_label_map_of_an_untrusted_configuration(value):
         MsclConfig(label_map=value)
 
 
-def test_label_map_in_a_file_of_options(tmp_path, start, recipe):
+def test_label_map_in_a_file_of_options(tmp_path, start):
     """YAML 1.1 reads 255:1 as a number to base 60; here it is a label map."""
     root = write_masks(tmp_path / "data", train=(0, 255))
-    (tmp_path / "run.yaml").write_text("label_map: 255:1\nmax_steps: 1\n")
-    flags = (
-        "--model",
-        start,
-        "--dataset",
-        "folder",
-        "--data-dir",
-        root,
-        "--batch-size",
-        2,
-        "--dataloader-num-workers",
-        0,
-        "--val-split",
-        "none",
-    )
-    recipe("finetune", "--config", tmp_path / "run.yaml", *flags, "--output-dir", tmp_path / "out")
+    (tmp_path / "run.yaml").write_text("label_map: 255:1\n")
+    flags = ("--model", start, *folder_flags(root, "--val-split", "none"), "--output-dir", tmp_path / "out")
+    harness.run("finetune", "--config", tmp_path / "run.yaml", *flags, **QUIET)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_map"] == {"255": 1}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import harness
 import pytest
-from PIL import Image
+from test_recipes import write_folder
 
 from mscl_hf.cli import flat
 from mscl_hf.config import PretrainConfig
@@ -31,16 +31,6 @@ def flags_of(method: str, weights: Path) -> tuple:
     size = [word for name, value in harness.method_size(method).items() for word in (f"--{name.replace('_', '-')}", value)]
     more = ("--backbone-weights", weights) if method == "imagenet" else ()
     return ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *size, "--val-split", "none", *BUDGET, *more)
-
-
-def write_images(folder: Path) -> Path:
-    """Synthetic scenes as files, for training and validation."""
-    for index in range(harness.SCENES + 2):
-        sample, split = harness.scenes(harness.SCENES + 2).read(index), "train" if index < harness.SCENES else "val"
-        for name, array in (("images", sample.image), ("masks", sample.mask)):
-            (folder / name / split).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(folder / name / split / f"{index:02d}.png")
-    return folder
 
 
 def options(out: Path) -> dict[str, str]:
@@ -80,7 +70,7 @@ def test_pretraining(tmp_path, weights, method):
 
 def test_fine_tuning_and_evaluation(tmp_path):
     """The sizes of the model, its label map and its start become options of the next recipe."""
-    data = ("--dataset", "folder", "--data-dir", write_images(tmp_path / "data"))
+    data = ("--dataset", "folder", "--data-dir", write_folder(tmp_path / "data", count=harness.SCENES))
     mapped = (*data, "--num-classes", 3, "--label-map", "0:0,1:1,2:1,3:2,4:2,5:2,6:2,7:2")
     run("pretrain", *harness.TINY, *data, *BUDGET, "--num-classes", 8, "--losses", "g+l", "--output-dir", tmp_path / "first")
     start = ("--start-from", tmp_path / "first", "--method", "simclr", "--num-classes", 8)

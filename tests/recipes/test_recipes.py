@@ -237,9 +237,9 @@ def test_probe_needs_no_training_masks(tmp_path):
 # -- other data ----------------------------------------------------------------------------------------------------------------
 
 
-def write_folder(root: Path, masks: bool = True, splits=("train", "val"), count: int = 6) -> Path:
-    """images/SPLIT/*.png and masks/SPLIT/*.png with synthetic scenes."""
-    for number, split in enumerate(splits):
+def write_folder(root: Path, masks: bool = True, splits=("train", "val"), count: int = 6, seed: int = 0) -> Path:
+    """images/SPLIT/*.png and masks/SPLIT/*.png with synthetic scenes; without SPLIT where it is empty."""
+    for number, split in enumerate(splits, seed):
         data = load_data("synthetic", "train", scenes=count, scene_seed=number, scene_height=48, scene_width=64)
         for part in ("images", "masks") if masks else ("images",):
             (root / part / split).mkdir(parents=True, exist_ok=True)

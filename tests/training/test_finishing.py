@@ -179,14 +179,14 @@ def test_reports_are_for_crashes_alone(tmp_path, capsys):
     other_process.exit_if_failed()
 
 
-def test_folders_of_images_and_masks_without_a_data_folder(tmp_path, recipe):
+def test_folders_of_images_and_masks_without_a_data_folder(tmp_path):
     """All three recipes work with --image-dir and --mask-dir only, and cards have a title."""
     root = write_masks(tmp_path / "streets", train=(0, 1), val=(0, 1))
     data = ("--dataset", "folder", "--image-dir", root / "images", "--mask-dir", root / "masks")
-    recipe("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a")
-    recipe("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b")
-    recipe("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", "--resume")
-    recipe("evaluate_model", "--model", tmp_path / "b", *data, "--split", "val", "--output-dir", tmp_path / "c")
+    harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", draw_features=lambda *_: None)
+    for more in ((), ("--resume",)):
+        harness.run("finetune", "--model", tmp_path / "a", *data, *BRIEF, "--output-dir", tmp_path / "b", *more)
+    harness.run("evaluate_model", "--model", tmp_path / "b", *data, "--split", "val", "--output-dir", tmp_path / "c")
     for out, words in (("a", "on streets"), ("b", "fine-tuned on streets")):
         assert (tmp_path / out / "model.safetensors").is_file()
         card = (tmp_path / out / "README.md").read_text()
@@ -212,9 +212,9 @@ def test_names_of_folders(tmp_path, monkeypatch):
     assert name(data_dir="/train") == "train"
 
 
-def test_the_folder_here_in_a_title(tmp_path, start, recipe, monkeypatch):  # noqa: F811
+def test_the_folder_here_in_a_title(tmp_path, start, monkeypatch):  # noqa: F811
     """--data-dir . names the folder in the card's title and metadata."""
     monkeypatch.chdir(write_masks(tmp_path / "streets", train=(0, 1), val=(0, 1)))
-    recipe("finetune", "--model", start, "--dataset", "folder", "--data-dir", ".", *BRIEF, "--output-dir", tmp_path / "out")
+    harness.run("finetune", "--model", start, *folder_flags("."), "--output-dir", tmp_path / "out")
     card = Path(tmp_path / "out" / "README.md").read_text()
     assert "fine-tuned on streets" in card and "name: streets" in card

@@ -12,9 +12,8 @@ import datasets
 import harness
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from same_run import differences, final_state, logged
+from same_run import differences, logged
+from test_recipes import write_folder
 
 from mscl_hf.data.hub_layout import streamed_shards
 from mscl_hf.data.stream import SegmentationStream
@@ -147,16 +146,21 @@ def rejected(out, *more) -> str:
     return harness.rejected("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--output-dir", out, *more)
 
 
-def test_resume_of_a_finished_run_ends_well(tmp_path, capsys):
-    """Nothing is trained again, the model is the same, and the recipe ends normally."""
-    pretrain(tmp_path / "a", "--max-steps", 3)
-    before, rows = load_file(tmp_path / "a" / "model.safetensors"), read_log(tmp_path / "a" / "log.jsonl")
-    capsys.readouterr()
-    pretrain(tmp_path / "a", "--max-steps", 3, "--resume")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of two steps; tests that write into it use a copy."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    pretrain(out, "--max-steps", 2, draw_training=lambda *_: None, draw_features=lambda *_: None)
+    return out
+
+
+def test_resume_of_a_finished_run_ends_well(finished, tmp_path, capsys):
+    """In a renamed folder, and with other intervals of saving and logging: nothing is trained again, and the recipe ends normally."""
+    out = shutil.copytree(finished, tmp_path / "renamed")
+    harmless = ("--save-steps", 1, "--dataloader-num-workers", 1, "--save-total-limit", 5, "--health-steps", 7)
+    pretrain(out, "--max-steps", 2, "--resume", *harmless, draw_training=lambda *_: None, draw_features=lambda *_: None)
     assert "pre-trained model" in capsys.readouterr().out
-    after = load_file(tmp_path / "a" / "model.safetensors")
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert read_log(tmp_path / "a" / "log.jsonl") == rows
+    assert differences(out, finished) == []
 
 
 def test_resume_in_an_empty_place_starts(tmp_path):
@@ -173,59 +177,36 @@ def test_other_images_give_a_warning(tmp_path, capsys):
         assert (warning in capsys.readouterr().out) == warned
 
 
-def test_resume_with_other_settings_is_rejected(tmp_path):
-    """The error names each changed option with its old and new value; intervals of saving and logging may change."""
-    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
-    before = final_state(tmp_path / "a")
-    message = rejected(tmp_path / "a", "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
+def test_resume_with_other_settings_is_rejected(finished):
+    """The error names each changed option with its old and new value, at most six, and the number of the others."""
+    message = rejected(finished, "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
     assert "max_steps: 2 -> 4" in message and "pixel_temperature: 0.07 -> 0.2" in message and "seed" not in message
-    harmless = ("--save-steps", 1, "--dataloader-num-workers", 1, "--save-total-limit", 5, "--health-steps", 7)
-    pretrain(tmp_path / "a", "--max-steps", 2, "--resume", *harmless, pictures=False)
-    after = final_state(tmp_path / "a")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_folder_of_another_command_is_named(tmp_path):
-    """The error names the command of the run in the folder, with --resume or without."""
-    pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
-    for more in ((), ("--resume",)):
-        message = harness.rejected("finetune", "--model", tmp_path / "a", "--output-dir", tmp_path / "a", *more)
-        assert f"{tmp_path}/a" in message and "mscl-pretrain" in message and "--output-dir" in message
-    message = harness.rejected("evaluate_model", "--model", tmp_path / "a", "--output-dir", tmp_path / "a")
-    assert f"{tmp_path}/a" in message and "mscl-pretrain" in message and "--output-dir" in message
-
-
-def test_a_longer_run_is_told_how_to_go_on(tmp_path):
-    """Where only --max-steps grew, the error names the option that continues from the model."""
-    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
-    message = rejected(tmp_path / "a", "--max-steps", 4, "--resume")
-    assert "--max-steps is 4" in message and "2 steps" in message
-    assert f"--start-from {tmp_path}/a" in message and "--output-dir" in message
-
-
-def test_at_most_six_other_settings_are_listed(tmp_path):
-    """The error lists six changed options, and the number of the others."""
-    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
     temperatures = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2)
     options = (*temperatures, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
-    message = rejected(tmp_path / "a", "--max-steps", 4, *options, "--resume")
+    message = rejected(finished, "--max-steps", 4, *options, "--resume")
     assert message.count("->") == 6 and " and 1 more)" in message and "max_steps: 2 -> 4" in message
 
 
-def test_moved_run_can_be_continued(tmp_path):
-    """A run continues in a renamed folder."""
-    pretrain(tmp_path / "a", "--max-steps", 2, pictures=False)
-    (tmp_path / "a").rename(tmp_path / "b")
-    pretrain(tmp_path / "b", "--max-steps", 2, "--resume", pictures=False)
+def test_a_folder_of_another_command_is_named(finished):
+    """The error names the command of the run in the folder, with --resume or without."""
+    for recipe, *more in (("finetune",), ("finetune", "--resume"), ("evaluate_model",)):
+        message = harness.rejected(recipe, "--model", finished, "--output-dir", finished, *more)
+        assert str(finished) in message and "mscl-pretrain" in message and "--output-dir" in message
 
 
-def test_used_folder_is_rejected_and_untouched(tmp_path):
+def test_a_longer_run_is_told_how_to_go_on(finished):
+    """Where only --max-steps grew, the error names the option that continues from the model."""
+    message = rejected(finished, "--max-steps", 4, "--resume")
+    assert "--max-steps is 4" in message and "2 steps" in message
+    assert f"--start-from {finished}" in message and "--output-dir" in message
+
+
+def test_used_folder_is_rejected_and_untouched(finished, tmp_path):
     """A folder with a run, or with other files, is an error and stays unchanged."""
-    pretrain(tmp_path / "a", "--max-steps", 1, pictures=False)
-    content = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    message = rejected(tmp_path / "a", "--max-steps", 1)
-    assert str(tmp_path / "a") in message and "--resume" in message
-    assert content == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    content = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    message = rejected(finished, "--max-steps", 2)
+    assert str(finished) in message and "--resume" in message
+    assert content == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("precious")
     for more in ((), ("--resume",)):
@@ -267,23 +248,14 @@ def test_sigterm_to_the_process_group(tmp_path):
     assert differences(out, straight) == []
 
 
-def draw_folder(folder, count=8, seed=0):
-    """Write synthetic scenes as image files with masks."""
-    for index in range(count):
-        sample = harness.scenes(count, seed=seed).read(index)
-        for name, array in (("images", sample.image), ("masks", sample.mask)):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(folder / name / f"{index:02d}.png")
-    return folder
-
-
 def folder_flags(data, *more):
     return ("--dataset", "folder", "--num-classes", 8, "--data-dir", data, "--max-steps", 2, *more)
 
 
 def test_data_at_another_path_is_compared_by_what_it_holds(tmp_path):
     """--resume accepts the same images, masks and unlabelled images in other folders, and rejects different ones."""
-    data, other, more = draw_folder(tmp_path / "data"), draw_folder(tmp_path / "other", seed=1), draw_folder(tmp_path / "more", seed=2)
+    places = ("data", "other", "more")
+    data, other, more = (write_folder(tmp_path / name, splits=("",), count=8, seed=seed) for seed, name in enumerate(places))
     moved, moved_more = shutil.copytree(data, tmp_path / "moved"), shutil.copytree(more / "images", tmp_path / "moved_more")
     out = tmp_path / "run"
 
@@ -294,15 +266,15 @@ def test_data_at_another_path_is_compared_by_what_it_holds(tmp_path):
     pretrain(out, *flags(moved, moved, moved_more), "--resume", pictures=False)
     for places in ((other, moved, moved_more), (moved, other, moved_more), (moved, moved, other / "images")):
         assert "their content changed" in rejected(out, *flags(*places), "--resume")
-    few = draw_folder(tmp_path / "few", count=6)
+    few = write_folder(tmp_path / "few", splits=("",))
     assert "16 images, now 14 images" in rejected(out, *flags(moved, moved, few / "images"), "--resume")
 
 
 def test_images_that_change_in_their_place_are_a_warning(tmp_path, capsys):
     """Images may become unreadable during a run, which --max-bad-images allows."""
-    data = draw_folder(tmp_path / "data")
+    data = write_folder(tmp_path / "data", splits=("",), count=8)
     pretrain(tmp_path / "run", *folder_flags(data), pictures=False)
-    shutil.copy(data / "images" / "01.png", data / "images" / "00.png")
+    shutil.copy(data / "images" / "1.png", data / "images" / "0.png")
     pretrain(tmp_path / "run", *folder_flags(data), "--resume", pictures=False)
     assert "warning: the images are not those of the checkpoint (their content changed)" in capsys.readouterr().out
 
@@ -312,7 +284,7 @@ def test_a_model_at_another_path_is_compared_by_its_weights(tmp_path):
     for name, seed in (("first", 0), ("second", 1)):
         pretrain(tmp_path / name, "--max-steps", 1, "--seed", seed, "--losses", "g+l")
     moved = shutil.copytree(tmp_path / "first", tmp_path / "moved")
-    names = draw_folder(tmp_path / "data") / "classes.txt"
+    names = write_folder(tmp_path / "data", splits=("",), count=8) / "classes.txt"
     names.write_text("\n".join("abcdefgh"))
     shutil.copy(names, tmp_path / "names.txt")
 
