@@ -412,21 +412,6 @@ def test_a_failure_on_one_process_ends_all(outputs):
     assert "image3.png is truncated" in outputs["two"][1]["broken"]
 
 
-def test_evaluate_module_gives_the_same_figure_beside_ours(tmp_path):
-    """by_evaluate adds the same predictions to a second metric, here the folder hub/mean_iou; its mean IoU is equal, bit for bit."""
-    from accelerate import Accelerator
-
-    from mscl_hf.data import load_data
-    from mscl_hf.models.backbones import build_config
-    from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
-
-    data = load_data("synthetic", "val").select(range(3))
-    config = build_config("test_resnet", image_size=32, decoder_channels=16, id2label=dict(enumerate(data.classes)))
-    module = Path(__file__).resolve().parents[2] / "hub" / "mean_iou"
-    results = evaluate_model(MsclForSemanticSegmentation(config), data, Accelerator(cpu=True), by_evaluate=str(module))
-    assert results["mean_iou_by_evaluate"] == results["mean_iou_all_classes"]
-
-
 def test_a_model_without_mean_and_std_raises(accelerator):
     """They are never replaced by ImageNet's: one sentence, before the first image is read."""
     model = worker.TinyModel()

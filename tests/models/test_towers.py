@@ -3,7 +3,6 @@
 import pytest
 import torch
 from PIL import Image, ImageCms
-from safetensors.torch import load_file
 from test_families import assert_round_trip
 from transformers import AutoImageProcessor
 
@@ -166,19 +165,6 @@ def test_shared_weights_travel(tmp_path):
     assert all(weights[copy] is weights[first] for copy, first in names.items())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_fine_tuning_takes_both_towers(name, tmp_path):
-    """From a pre-training folder: no backbone or decoder weight missing, none left over, all equal; keys are timm's own."""
-    model = MsclForPreTraining(config_of(name))
-    model.save_pretrained(tmp_path)
-    tuned, info = MsclForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True, num_labels=5)
-    assert {key.split(".")[0] for key in info["missing_keys"]} == {"classifier", "auxiliary_head"} and not info["unexpected_keys"]
-    found = tuned.state_dict()
-    assert all(torch.equal(value, found[f"backbone.{key}"]) for key, value in model.backbone.state_dict().items())
-    lum = {f"backbone.timm_model.lum.{key}" for key in model.backbone.timm_model.lum.state_dict()}
-    assert lum <= set(load_file(tmp_path / "model.safetensors"))
-
-
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_gradient_checkpointing(name):
@@ -197,13 +183,6 @@ def test_gradient_checkpointing(name):
         model.gradient_checkpointing_enable()
     for key, value in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], value, atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("stride", [8, 16, 32])
-def test_output_stride_is_honored(stride):
-    """As for one network."""
-    backbone = backbone_of("resnet18", output_stride=stride)
-    assert backbone(torch.rand(1, 3, 64, 64)).feature_maps[-1].shape[-1] == 64 // stride == 64 // backbone.strides[-1]
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])

@@ -218,6 +218,9 @@ def test_new_parts_are_initialized_when_loading(name, tmp_path):
         new = {key for key in found if key.startswith(heads)}
         assert new == set(info["missing_keys"]) and found.keys() == wanted.keys()
         assert_initialized(new, found, wanted)
+        loaded.save_pretrained(tmp_path / "back")  # a fine-tuned model can be pre-trained further
+        back = MsclForPreTraining.from_pretrained(tmp_path / "back").state_dict()
+        assert all(torch.equal(back[key], value) for key, value in found.items() if key.startswith(("backbone.", "decoder.")))
 
 
 def assert_initialized(keys, found, wanted):

@@ -148,14 +148,21 @@ def test_second_push_makes_no_commit_and_uploads_nothing(hub, folder):
 
 
 def test_weights_that_are_not_replaced_are_removed(hub, folder):
-    """A push of shards deletes an old model.safetensors, which from_pretrained would prefer, in the same commit."""
+    """A push of shards deletes an old model.safetensors, which from_pretrained would prefer, in the same commit, and the other way round;
+    it deletes no card and no picture."""
+    shards = {"model-00001-of-00001.safetensors", "model.safetensors.index.json"}
     push_files(model_files(folder), NAME)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "training.png").unlink()
     push_files(model_files(folder), NAME)
-    files = hub.repo(NAME).files("main")
-    assert "model.safetensors" not in files and {"model-00001-of-00001.safetensors", "model.safetensors.index.json"} <= set(files)
-    assert len(pushes(hub)) == 2 and "training.png" in files
+    files = set(hub.repo(NAME).files("main"))
+    assert "model.safetensors" not in files and shards | {"README.md", "training.png"} <= files and len(pushes(hub)) == 2
+    (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    push_files(model_files(folder), NAME)
+    files = set(hub.repo(NAME).files("main"))
+    assert not shards & files and {"model.safetensors", "README.md", "training.png"} <= files and len(pushes(hub)) == 3
 
 
 def test_branch_and_privacy(hub, folder, capfd):
@@ -247,21 +254,15 @@ def test_lasting_fault_at_the_commit(hub, folder, waits, capfd, what):
     assert "--private" in command
 
 
-@pytest.mark.parametrize("what", ["drop_midway", 500])
-def test_lasting_fault_in_the_upload(hub, folder, waits, capfd, what):
-    """An upload that always fails is tried six times by the client, and not repeated by mscl_hf; nothing is committed."""
-    hub.fail("PUT", "/lfs/", what, times=100)
+@pytest.mark.parametrize("method, path, what", [("PUT", "/lfs/", "drop_midway"), ("PUT", "/lfs/", 500), ("POST", "/preupload/", 503)])
+def test_lasting_fault_in_the_upload(hub, folder, waits, capfd, method, path, what):
+    """An upload, or the request before it, that always fails is tried six times by the client, and not repeated by mscl_hf; nothing is
+    committed."""
+    hub.fail(method, path, what, times=100)
     output = fails(folder, HubConfig(NAME), capfd)
-    assert hub.requests("PUT", "/lfs/") == [what] * 6 and hub.requests("POST", "/commit/") == [] and pushes(hub) == []
+    assert hub.requests(method, path) == [what] * 6 and hub.requests("POST", "/commit/") == [] and pushes(hub) == []
     assert waits == [1, 2, 4, 8, 8] and "mscl-push --folder" in output and hub.signature not in output
     assert list(hub.repo(NAME).files("main")) == [".gitattributes"]
-
-
-def test_lasting_fault_before_the_upload(hub, folder, capfd):
-    """The request before an upload is repeated by the client, and not by mscl_hf."""
-    hub.fail("POST", "/preupload/", 503, times=100)
-    fails(folder, HubConfig(NAME), capfd)
-    assert hub.requests("POST", "/preupload/") == [503] * 6 and pushes(hub) == []
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 413])
@@ -329,13 +330,15 @@ def test_check_creates_repository_and_branch(hub, folder):
     assert hub.repo(NAME).private and set(hub.repo(NAME).branches) == {"main", "v2"} and pushes(hub) == [] and log == []
 
 
-@pytest.mark.parametrize("what", ["drop", 500, 429])
-def test_unreachable_hub_is_a_warning(hub, what):
-    """A Hub that is out of reach at the start is a warning, without waits; the run continues, since it pushes at its end."""
-    hub.fail("POST", "/api/repos/create", what, times=100)
+@pytest.mark.parametrize("path", ["/api/repos/create", "/validate-yaml"])
+@pytest.mark.parametrize("what", ["drop", 500, 503, 429])
+def test_unreachable_hub_is_a_warning(hub, what, path):
+    """A Hub that is out of reach at the start, or when the license is checked, is a warning, without waits; the run continues, since it
+    pushes at its end."""
+    hub.fail("POST", path, what, times=100)
     log = []
-    check_can_push(HubConfig(NAME), log.append)
-    assert len(log) == 1 and log[0].startswith("warning: cannot push to org/net: ") and len(hub.log) == 1
+    check_can_push(HubConfig(NAME, license="mit"), log.append)
+    assert len(log) == 1 and log[0].startswith("warning: cannot push to org/net: ") and len(hub.requests("POST", path)) == 1
 
 
 def test_check_rejects_what_cannot_work(hub, monkeypatch):
@@ -369,14 +372,19 @@ def test_no_token_at_the_end(hub, folder, monkeypatch, capfd):
         ({"push_to_hub": TOKEN}, r"hf_\*\*\*"),
         ({"private": True}, "--private is given without --push-to-hub"),
         ({"revision": "v2"}, "--revision is given without --push-to-hub"),
-        ({"push_to_hub": NAME, "revision": "two words"}, "--revision is 'two words'"),
+        *(
+            ({"push_to_hub": NAME, "revision": branch}, f"--revision is '{re.escape(branch)}'")
+            for branch in ("two words", "a..b", "a//b", "a/.b", ".a", "a.lock", "a.lock/b", "a.", "a/", "-a", "")
+        ),
     ],
 )
 def test_options_are_checked(options, message):
-    """Errors about wrong names, and flags without --push-to-hub, name the flag."""
+    """Errors about wrong names, branches that git rejects, and flags without --push-to-hub name the flag."""
     with pytest.raises(ValueError, match=message) as error:
         HubConfig(**options)
     assert TOKEN not in str(error.value)
+    for good in ("main", "v2.1", "a/b", "refs_1/x-y"):
+        HubConfig(push_to_hub=NAME, revision=good)
 
 
 def test_license_is_checked_before_training(hub):
@@ -386,44 +394,11 @@ def test_license_is_checked_before_training(hub):
         check_can_push(HubConfig(push_to_hub=NAME, license="mine"))
 
 
-@pytest.mark.parametrize("fault", [503, 429, "drop"])
-def test_license_that_cannot_be_checked(hub, fault):
-    """A Hub that is out of reach when the license is checked is only a warning."""
-    hub.fail("POST", "/validate-yaml", fault, times=9)
-    log = []
-    check_can_push(HubConfig(push_to_hub=NAME, license="mit"), log.append)
-    assert len(log) == 1 and log[0].startswith("warning: cannot push to org/net: ")
-
-
 def test_license_check_that_the_hub_rejects(hub):
     """An answer that is no passing fault is an error."""
     hub.fail("POST", "/validate-yaml", 403, times=9)
     with pytest.raises(ValueError, match="403"):
         check_can_push(HubConfig(push_to_hub=NAME, license="mit"))
-
-
-@pytest.mark.parametrize("branch", ["a..b", "a//b", "a/.b", ".a", "a.lock", "a.lock/b", "a.", "a/", "-a", "a b", ""])
-def test_invalid_branch_names(branch):
-    """Names of branches that git rejects are errors; plain and nested names are accepted."""
-    with pytest.raises(ValueError, match="--revision is"):
-        HubConfig(push_to_hub=NAME, revision=branch)
-    for good in ("main", "v2.1", "a/b", "refs_1/x-y"):
-        HubConfig(push_to_hub=NAME, revision=good)
-
-
-def test_files_that_a_push_deletes(hub, folder, tmp_path):
-    """A push deletes weights and their index that it does not replace, on its branch; never a card or a picture."""
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "README.md", "training.png"):
-        (shards / name).write_text(CARD)
-    push_files(model_files(shards), NAME, revision="v2")
-    for name in ("README.md", "training.png"):
-        (folder / name).unlink()
-    push_files(model_files(folder), NAME, revision="v2")
-    files = set(hub.repo(NAME).files("v2"))
-    assert {"README.md", "training.png", "model.safetensors"} <= files
-    assert not {"model-00001-of-00001.safetensors", "model.safetensors.index.json"} & files
 
 
 def test_removed_modules_are_deleted_from_the_space(hub, tmp_path):
