@@ -1,13 +1,13 @@
 """Keys of all processes with their gradient, and sums for exact means. No-ops in a single process.
 
 A loss that averages over the anchors of this process against the keys of all processes has, after DDP's averaging, the gradient of one
-process with the whole batch: the backward of `all_gather` adds the gradients from the anchors of the other processes.
+process with the whole batch: the backward of `gather_rows` adds the gradients from the anchors of the other processes.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
@@ -19,15 +19,24 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """Return x (n, ...) of all processes as (world * n, ...), and the index of the first row of this process; n is the same in each."""
     if world_size() == 1:
         return x, 0
-    if x.requires_grad:
-        rows = torch.cat(all_gather(x.contiguous()))
-        # torch's backward receives into buffers with the strides of the gradient; a transposed one would scramble the rows.
-        rows.register_hook(torch.Tensor.contiguous)
-    else:
-        parts = [torch.empty_like(x) for _ in range(world_size())]
+    return _GatherRows.apply(x), dist.get_rank() * len(x)
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather of rows; in the backward pass each process gets the sum of the gradients that all processes have of its rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
-        rows = torch.cat(parts)
-    return rows, dist.get_rank() * len(x)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[dist.get_rank()]
 
 
 def largest(count: Tensor) -> Tensor:
