@@ -37,7 +37,7 @@ class MethodConfig(Section):
     variant: Literal["published", "released", "GR", "GD-", "GD"] | None = option(
         None, "zhao: published or released; chaitanya: GR, GD- or GD"
     )
-    partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are no negatives of each other", at_least=2)
+    partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are not negatives of each other", at_least=2)
 
     def explicit(self) -> dict:
         """The options that were set, by name."""

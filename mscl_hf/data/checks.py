@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used. unknown_ids: the ids in its mask that are no classes."""
+    """Why a row cannot be used. unknown_ids: the ids in its mask that are not classes."""
 
     message: str
     unknown_ids: list[int]

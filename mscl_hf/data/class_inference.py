@@ -1,4 +1,4 @@
-"""Infer the classes of a data set without class names from the ids in its masks, or report why these ids are no classes."""
+"""Infer the classes of a data set without class names from the ids in its masks, or report why these ids are not classes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -86,14 +86,14 @@ def infer_classes(masks: Iterable[tuple[str, Mask | Exception]], table: np.ndarr
     """Return class_0 ... class_K-1, where K - 1 is the highest train id (other than 255) in the masks. The main process reads them.
 
     Raises BadSample if half of the masks or more cannot be used: fewer are reported by the check of the data.
-    Raises ValueError if the ids are no classes: ids of resampled masks, ids above 254, only 255 beside 0 (a black-and-white mask?), no id
+    Raises ValueError if the ids are not classes: ids of resampled masks, ids above 254, only 255 beside 0 (a black-and-white mask?), no id
     at all, or ids with gaps.
     """
     return run_once(lambda: _classes_of(_stored_ids(masks), table))
 
 
 def _classes_of(stored: StoredIds, table: np.ndarray | None) -> tuple[str, ...]:
-    """Return the names of the classes. Raises ValueError if the ids are no classes."""
+    """Return the names of the classes. Raises ValueError if the ids are not classes."""
     if interpolated := stored.interpolated():
         raise ValueError(
             f"the masks were resized or anti-aliased: {len(interpolated)} of their {len(stored.counts)} ids occur only along edges, "

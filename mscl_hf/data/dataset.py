@@ -33,7 +33,7 @@ class Slice(NamedTuple):
 
 
 class UnknownLabels(BadSample):
-    """A mask that holds ids which are no classes."""
+    """A mask that holds ids that are not classes."""
 
     def __init__(self, message: str, ids: list[int]):
         super().__init__(message)
@@ -98,7 +98,7 @@ class SegmentationData:
     classes: the names of train ids 0..K-1; () without masks.
     label_table: (256,) uint8 or (65536,) int32, stored id -> train id, 255 = ignored; None = stored ids are train ids.
     groups: the stratum of each row, such as its video sequence, for subsets that keep the proportions.
-    slices: the volume of each row and its position there; None = the images are no slices.
+    slices: the volume of each row and its position there; None = the images are not slices.
     note: sentence for the log at startup: how many images and masks, and where.
     image_range: the values of black and white in images of more than 8 bits; None = such images cannot be read. With a range, all images
         are read as float32.
@@ -174,7 +174,7 @@ class SegmentationData:
 
 
 def row_of(column: str, row: str) -> str:
-    """Return the name of an image that is no file; that of a mask follows the words "the mask"."""
+    """Return the name of an image that is not a file; that of a mask follows the words "the mask"."""
     return f"of {row}" if column == "mask" else f"the {column} of {row}"
 
 
@@ -197,7 +197,7 @@ def _decoded(value: dict[str, Any], file: str) -> Any:
 
 
 def unreadable(where: str, error: Exception) -> BadSample:
-    """Return the error for a truncated file, a file that is no image, one beyond Pillow's pixel limit, or several images in one file."""
+    """Return the error for a truncated file, one that is not an image, one beyond Pillow's pixel limit, or several images in one file."""
     if isinstance(error, UnsupportedFile):
         return BadSample(f"{where} {error}")
     reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # Pillow adds the address of a buffer, which makes equal messages differ

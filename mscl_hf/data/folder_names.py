@@ -49,13 +49,13 @@ def _find_folders(split: str, data_dir: Path | None, image_dir: Any, mask_dir: A
     images, masks = (None if folder is None else Path(folder) for folder in (image_dir, mask_dir))
     for flag, folder in (("--image-dir", images), ("--mask-dir", masks)):
         if folder is not None and not folder.is_dir():
-            raise ValueError(f"{flag} is {folder}, which is no folder; expected {EXPECTED}.")
+            raise ValueError(f"{flag} is {folder}, which is not a folder; expected {EXPECTED}.")
     candidates = [masks] if masks is not None else [] if data_dir is None else mask_folders(data_dir)
     images = images or image_folder(data_dir, bool(candidates))
     if images is not None:
         return in_split(images, split), _masks_of(split, candidates)
     images = in_split(data_dir, split)
-    if images == data_dir:  # a mask folder that is no link lies among the images; `separate` finds it
+    if images == data_dir:  # a mask folder that is not a link lies among the images; `separate` finds it
         return images, _masks_of(split, [path for path in candidates if masks is not None or path.is_symlink()])
     if masks is None and not candidates:
         named = re.compile(rf"(?i){re.escape(images.name)}[ ._-]?(?:{WORDS})")  # train_masks, trainannot

@@ -33,7 +33,7 @@ def is_tiff(head: bytes) -> bool:
 
 
 def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
-    """Return index and tags of the page of a TIFF that is the image; thumbnails and reduced-resolution copies are no pages.
+    """Return index and tags of the page of a TIFF that is the image; thumbnails and reduced-resolution copies are not pages.
 
     Raises UnsupportedFile for several pages, and for more bands than gray, palette, RGB or CMYK with a declared alpha band have; ValueError
     for a file without an image.

@@ -122,7 +122,7 @@ def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a list of files. Raises ValueError if it is no text."""
+    """Return the lines of a list of files. Raises ValueError if it is not text."""
     try:
         return read_text(path).splitlines()
     except UnicodeDecodeError as error:
@@ -183,7 +183,7 @@ def load_data(
         if data_dir.is_file():
             reject_archives(data_dir)
         if not data_dir.is_dir():
-            raise ValueError(f"--data-dir is {data_dir}, which is no folder; expected {layout.layout}.")
+            raise ValueError(f"--data-dir is {data_dir}, which is not a folder; expected {layout.layout}.")
     data = layout.build(split, data_dir, unlabelled, **options)
     return data if image_range is None else replace(data, image_range=tuple(image_range))
 
@@ -197,7 +197,7 @@ def _check_options(dataset: str, options: dict[str, Any]) -> None:
         readers = sorted((other for other in DATASETS if name in options_of(other)), key="folder".__ne__)  # folder first
         if not readers:
             expected = ", ".join(accepted) or "none"
-            raise ValueError(f"{name} is no option of --dataset {dataset}; expected {expected}. {near_names(name, accepted)}".rstrip())
+            raise ValueError(f"{name} is not an option of --dataset {dataset}; expected {expected}. {near_names(name, accepted)}".rstrip())
         reason = "is drawn and reads no files" if dataset == "synthetic" else "does not read this option"
         others = f" (or {', '.join(readers[1:])})" if len(readers) > 1 else ""
         raise ValueError(f"{flag(name)} is {value} and --dataset is {dataset}, which {reason}. Give --dataset {readers[0]}{others}.")

@@ -26,7 +26,7 @@ SAMPLES = 8  # pairs that are opened to check whether one file is the other's ma
 
 
 class Separated(NamedTuple):
-    """images: the files that are no masks. beside: masks of an image in the image's folder. folders: folders of masks below the root.
+    """images: the files that are not masks. beside: masks of an image in the image's folder. folders: folders of masks below the root.
     left_out: number of files that are masks."""
 
     images: list[Path]

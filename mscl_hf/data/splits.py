@@ -36,7 +36,7 @@ def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> Seg
 def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:
     """Open the images of --unlabelled FOLDER."""
     if not Path(folder).is_dir():
-        raise ValueError(f"--unlabelled is {folder}, which is no folder; expected none, rest or a folder of images.")
+        raise ValueError(f"--unlabelled is {folder}, which is not a folder; expected none, rest or a folder of images.")
     return load_data("folder", "train", folder, unlabelled=True, image_range=options.image_range)
 
 

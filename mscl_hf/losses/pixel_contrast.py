@@ -51,13 +51,13 @@ def pixel_contrast(
     """L_p = mean over images of mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ],  s = <z_p, z_k>/t.
 
     anchors (B, N, E): unit vectors of the images; keys (B, M, E): of the enhanced copies; labels (B, N), key_labels (B, M; default:
-    labels) with 255 = ignored: such pixels are no anchors, no positives and no part of the denominator.
+    labels) with 255 = ignored: such pixels are not anchors, not positives and not part of the denominator.
     scope: "within" the own copy; "cross" adds the same-class pixels of another image's copy (partner (B,), a permutation; default:
     the next image); "batch" contrasts with all copies of the batch, over all processes.
     denominator: "all" keys as printed, or "neg": each positive against the keys of other classes (as Zhao et al. released).
     reduction: "out" averages the log over positives, "in" takes the log of their sum (SupCon's two forms).
     anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
-    exclude_classes: class ids that are no anchors. symmetric: average over both directions.
+    exclude_classes: class ids that are not anchors. symmetric: average over both directions.
     """
     check_choice("--pixel-scope", scope, SCOPES)
     check_choice("--pixel-denominator", denominator, DENOMINATORS)

@@ -18,7 +18,7 @@ VERSIONS = {"GR": ("view1", "view2"), "GD-": ("image", "view1", "view2"), "GD": 
 
 
 class ChaitanyaGlobal(Method):
-    """The first stage. Slices at about the same position of different volumes are no negatives (GD-), or positives (GD), of each other.
+    """The first stage. Slices at about the same position of different volumes are not negatives (GD-), or positives (GD), of each other.
 
     GR is SimCLR's loss, without volumes; it is the default, since most images belong to no volume. Unlike in the paper, the head pools the
     map instead of flattening it, so that images can have any size, and batches are random instead of one slice of each partition of a few

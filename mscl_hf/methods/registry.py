@@ -57,7 +57,7 @@ def check_method_options(config: PretrainConfig) -> None:
     given = [*config.method.explicit(), *(() if reads_contrast else changed(config.contrast))]
     if unread := [option for option in given if option not in readable]:
         flags = [*map(flag, readable), *["--pixel-temperature and the other options of its loss"] * reads_contrast]
-        raise ValueError(f"{flag(unread[0])} is no option of --method {name}, which reads {', '.join(flags)}. Leave it out.")
+        raise ValueError(f"{flag(unread[0])} is not an option of --method {name}, which reads {', '.join(flags)}. Leave it out.")
     trained = [term for term in config.contrast.terms if term in stages[-1].heads] or stages[-1].heads
     for option, readers in config.contrast.unread(trained).items() if reads_contrast else ():
         reason = f"--method {name} trains with {'+'.join(trained)}, without a {' or '.join(readers)} loss"

@@ -123,7 +123,7 @@ def method_options() -> Any:
 
 def _check_method(value: dict | None) -> None:
     if value and type(value.get("method", "")) is not str:
-        raise ValueError("the method is no text")
+        raise ValueError("the method is not text")
 
 
 def class_names() -> Any:

@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datas
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of the source tree, with "-dirty" if it was changed since; None where it is no git checkout.
+    """Return the commit of the source tree, with "-dirty" if it was changed since; None where it is not a git checkout.
 
     Cached: a long run keeps the sources of its start. MSCL_HF_COMMIT overrides it, for trees copied without their history.
     """

@@ -72,7 +72,7 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
-    """Write rows; keys that are no column are left out, and columns that a row lacks stay empty."""
+    """Write rows; keys that are not columns are left out, and columns that a row lacks stay empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w", newline="") as file:
