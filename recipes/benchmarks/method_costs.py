@@ -137,7 +137,7 @@ def markdown(rows: list[dict], spec: str) -> str:
     """The rows as a Markdown table, with the command that made it."""
     path = Path(spec).resolve()
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
-    heads = {"cell": "", "labels": "masks", "ms_per_step": "ms a step", "over_bare": "bare backbones", "peak_mb": "peak, MB",
+    heads = {"cell": "", "labels": "masks", "ms_per_step": "ms per step", "over_bare": "bare backbones", "peak_mb": "peak, MB",
              "handed_on_m": "transferred, M", "heads_m": "heads, M", "teacher_m": "teacher, M",
              "state_mb": "queue or bank, MB"}  # fmt: skip
     lines = [(*(row.get(name, "-") for name in heads), f"{100 * row['mean_iou']:.1f}" if "mean_iou" in row else "-") for row in rows]

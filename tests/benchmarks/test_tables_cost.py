@@ -103,7 +103,7 @@ def test_totals_are_the_sums_over_the_stages():
     *by_table, together = [float(row[3].replace(",", "")) for row in rows[1:5]]
     assert by_table == pytest.approx([hours(cells) for cells in grid.values()], rel=0.006)
     assert together == pytest.approx(hours(*grid.values()), rel=0.006) and together < sum(by_table)
-    by_type = rows[rows.index(next(row for row in rows if row[0] == "type of run")) + 1 :]
+    by_type = rows[rows.index(next(row for row in rows if row[0] == "type of stage")) + 1 :]
     assert len(by_type) == len(types) and sum(int(row[1]) for row in by_type) == len(all_stages(grid))
     assert sum(float(row[5].replace(",", "")) for row in by_type) == pytest.approx(together, rel=0.006)
 

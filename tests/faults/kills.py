@@ -186,7 +186,7 @@ def report(args: argparse.Namespace, cases: list[Case], ended: list[int], second
         "# Runs killed at random moments", "",
         f"`python tests/faults/kills.py --kills {args.kills} --seed {args.seed}`, commit {commit()}, torch {torch.__version__}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {seconds / 60:.0f} min.", "",
-        f"**{sum(case.kills for case in cases)} kills, {sum(ended)} runs completed by the same command, all equal to the "
+        f"**{sum(case.kills for case in cases)} kills, {sum(ended)} runs completed with the same command, all equal to the "
         "undisturbed ones bit for bit (weights, optimizer, model, log); no complete checkpoint was lost.**", "",
         "Phases: " + ", ".join(f"{name} {count}" for name, count in phases.most_common()) + ".", "",
         "| run | kills | runs that ended equal | undisturbed, s |", "|---|---|---|---|",

@@ -197,7 +197,7 @@ def report(args: argparse.Namespace, soak: Soak, slopes: list[tuple[float, float
 `python tests/faults/soak.py --minutes {args.minutes:g} --seed {args.seed}`, commit {commit()}, torch {torch.__version__},
 {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores.
 
-{soak.step():,} steps in {args.minutes:g} minutes and {soak.starts} starts by the same command, each of which resumed from the newest
+{soak.step():,} steps in {args.minutes:g} minutes and {soak.starts} starts with the same command, each of which resumed from the newest
 checkpoint.
 
 | fault | times | message |

@@ -15,7 +15,7 @@ RULES = (
     "supported. H2: the gain with all masks minus the gain with 1/10, paired by seed: supported when its mean is at most 0, contradicted "
     "when its interval is above 0, else not supported. H3, H4: supported when the mean is at most one pooled sample deviation below each "
     "of the others, contradicted when it is more than two below one of them, else not supported. A claim of several parts has the worst "
-    "verdict of its parts. open: cells are missing, or there are fewer than two seeds. Ordering: ≥ allows for one pooled sample deviation "
+    "verdict of its parts. open: runs are missing, or there are fewer than two seeds. Ordering: ≥ allows for one pooled sample deviation "
     "(for nothing with a single seed), > for nothing; strictly: the higher mean."
 )
 

@@ -182,7 +182,7 @@ def _forward_tflop(words: tuple[str, ...], parts: str) -> float:
 
 def report(grid: dict[int, list[Cell]], types: dict[StageType, list[Stage]], timings: dict[StageType, Timing], steps: int,
            launcher: str | None = None) -> str:  # fmt: skip
-    """Markdown: the cost of each table, then of each type of run."""
+    """Markdown: the cost of each table, then of each type of stage."""
     hours = ("hours",) if timings else ()
     by_table = [(number, *totals(stages_of(cells), timings)) for number, cells in grid.items()]
     by_table.append(("together, shared stages once", *totals(stages_of(cell for cells in grid.values() for cell in cells), timings)))
@@ -193,7 +193,7 @@ def report(grid: dict[int, list[Cell]], types: dict[StageType, list[Stage]], tim
         paces = (f"{1e3 * pace.step:,.1f}", f"{pace.once:,.1f}") if pace else ()
         all_steps = sum(map(steps_of, stages))
         by_type.append((title(stages[0]), number, f"{all_steps:,}", rounded(tflop_per_pass(stages[0])), *sums, *paces))
-    head = ("type of run", "stages", "steps", "TFLOP a pass", "PFLOP", *hours, *(("ms a step", "s once") if timings else ()))
+    head = ("type of stage", "stages", "steps", "TFLOP per view", "PFLOP", *hours, *(("ms per step", "s once") if timings else ()))
     tables = [*markdown_table(("table", "stages", "PFLOP", *hours), by_table), "", *markdown_table(head, by_type)]
     return "\n".join([origin(steps, launcher), *tables]) + "\n"
 
@@ -210,7 +210,7 @@ def rounded(value: float) -> str:
 
 
 def title(stage: Stage) -> str:
-    """A type of run in words."""
+    """A type of stage in words."""
     flags = cost_flags(stage)
     words = [stage.recipe, *(str(flags[name]) for name in ("method", "losses", "loss") if name in flags)]
     words += [f"--{name} {Path(str(flags[name])).name}" for name in ("unlabelled", "config") if name in flags]
@@ -228,4 +228,4 @@ def origin(steps: int, launcher: str | None) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
     launched = f", `{launcher}`" if launcher else ""
     where = f"{device}{launched}, torch {torch.__version__}, commit {commit() or '-'}"
-    return f"Hours of one stage after another, estimated from {steps} steps of each type of run: {where}. {arithmetic}\n"
+    return f"Hours of one stage after another, estimated from {steps} steps of each type of stage: {where}. {arithmetic}\n"

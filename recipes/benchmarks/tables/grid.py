@@ -77,7 +77,7 @@ class TablesOptions(Section):
     launcher: str | None = option(None, "such as 'accelerate launch --config_file FILE' (default: this Python)")
     finished_only: bool = option(False, "write the tables of the finished cells, and run nothing")
     estimate: int | None = option(
-        None, "only time this number of steps of each type of run, and print the cost of the grid; 0 = FLOPs only", at_least=0
+        None, "only time this number of steps of each type of stage, and print the cost of the grid; 0 = FLOPs only", at_least=0
     )
     page: str | None = option(None, "HTML file for the report, which has images of the data set in it (default: none)")
 

@@ -20,12 +20,12 @@ from .rows import Block, Setting, Table, blocks, has_paper_rows, read_tables
 TITLES = {1: "mean IoU by the number of masks", 2: "the losses and their sums", 3: "beside other methods"}
 HOW = (
     "Mean IoU in %, mean ± sample deviation over seeds; differences are paired by seed, with their 95 % t interval. Columns: the share of "
-    "the masks that are used, with their number in brackets. passes: images through the network in pre-training + in fine-tuning. Values "
-    "that differ between shares are separated by a slash, in the order of the shares."
+    "the masks that are used, with their number in brackets. passes: views in pre-training + images in fine-tuning. Values that differ "
+    "between shares are separated by a slash, in the order of the shares."
 )
 KEY = (
     "none: random weights, in all tables. imagenet: the weights that pre-training starts from, without pre-training. "
-    "_long: the passes of a pre-training are spent on more fine-tuning instead. mscl: the paper's method, with the losses g + l + p "
+    "_long: as many more images in fine-tuning, instead of pre-training. mscl: the paper's method, with the losses g + l + p "
     "(global, local, pixel). mscl_unlabelled: the same, with unlabelled images in g and l. "
     "aaf, rmi: no pre-training, and another loss in fine-tuning. Other names: pre-training by that method. "
     "mscl, with any losses, and the methods of Zhao et al. were pre-trained on the images whose masks are used; the other methods, "
