@@ -178,7 +178,7 @@ def trial(args: argparse.Namespace, soak: Soak) -> tuple[list[tuple[float, float
         soak.observe(15)
         soak.cut_file()
     slopes, length = [soak.slope(1), soak.slope(2)], (time.monotonic() - started) / 60
-    print(f"MB a minute, and mean: {slopes}", flush=True)
+    print(f"MB per minute, and mean: {slopes}", flush=True)
     faults = []
     while time.monotonic() - started < 60 * args.minutes:
         soak.observe(soak.draw.uniform(3, 20))
@@ -207,14 +207,14 @@ checkpoint.
         text += f"| {fault} | {count} | {NAMED.get(fault, 'none (SIGKILL)')} |\n"
     text += f"""
 Longest time between two lines of the log (20 steps each): {soak.slowest:.1f} s. Resident memory, of one process over
-{length:.1f} minutes without the first eighth: training process {alone:+.3f} MB a minute (mean {mean:.0f} MB), with its two data workers
-{total:+.3f} MB a minute (mean {total_mean:.0f} MB).
+{length:.1f} minutes without the first eighth: training process {alone:+.3f} MB per minute (mean {mean:.0f} MB), with its two data workers
+{total:+.3f} MB per minute (mean {total_mean:.0f} MB).
 """
     print(text)
     if args.results:
         args.results.write_text(text)
     if abs(total) > max(0.5, 0.001 * total_mean):
-        raise AssertionError(f"memory grows: {total:+.3f} MB a minute")
+        raise AssertionError(f"memory grows: {total:+.3f} MB per minute")
 
 
 if __name__ == "__main__":
