@@ -21,7 +21,7 @@ class ExportConfig(Section):
     to: Literal["timm", "smp", "torchvision", "onnx", "torch"] = option(..., "library or format; smp = segmentation_models_pytorch")
     output_dir: str = option(..., "new or empty folder for the export")
     model: str = option("runs/finetune", "model folder, Hub name or NAME@REVISION")
-    revision: str | None = option(None, "branch, tag or commit of a Hub model (default: main)")
+    revision: str | None = option(None, "branch, tag or commit of --model to read from the Hub (default: main)")
     backbone_only: bool = option(False, "smp, torchvision: export the encoder without its decoder")
     height: int | None = option(None, "onnx, torch: the only height of images in px (default: any)", at_least=16)
     width: int | None = option(None, "onnx, torch: the only width of images in px (default: any)", at_least=16)

@@ -32,7 +32,10 @@ class PretrainRun(Section):
     start_from: str | None = option(None, f"{MODEL} to continue from (default: a new network)")
     unlabelled: str = option("none", "unlabelled images: none, rest (of the training split), or a folder of images")
     labelled_share: float = option(0.5, "share of labelled images in a batch that also has unlabelled ones", above=0, at_most=1)
-    health_steps: int = option(100, "steps between health checks; 0 = only at the end", at_least=0)
+    health_steps: int = option(
+        100, "steps between health checks (linear probe on held-out masks; effective rank and spread of the embeddings, which show a "
+        "collapse); 0 = only at the end", at_least=0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

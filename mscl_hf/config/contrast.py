@@ -26,7 +26,8 @@ def parse_losses(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ContrastConfig(Section):
-    """The loss of mscl; zhao reads its pixel options. Sources of the defaults: docs/method.md."""
+    """The loss of mscl; zhao reads its pixel options. It contrasts an image with its copy, the second view, whose colors are distorted (the
+    paper's "color-enhanced copy"). Sources of the defaults: docs/method.md."""
 
     losses: str = option("global+local+pixel", "terms of the loss: a sum of global, local and pixel, or g, l, p for short")
     global_weight: float | None = option(None, "weight of the global loss (default: 0.1 beside the pixel loss, else 1)", at_least=0)
@@ -36,7 +37,7 @@ class ContrastConfig(Section):
     local_temperature: float = option(0.2, "temperature of the local loss", above=0)
     pixel_temperature: float = option(0.07, "temperature of the pixel loss", above=0)
     negatives: Literal["others", "ntxent"] = option(
-        "others", "negatives of the global loss: enhanced copies of the other images, or both views as in NT-Xent"
+        "others", "negatives of the global loss: color-enhanced copies of the other images, or both views as in NT-Xent"
     )
     queue_size: int = option(
         0, "embeddings of earlier batches as further negatives; 0 = none, but in moco, densecl and cp2 scaled to the data set", at_least=0
@@ -45,7 +46,8 @@ class ContrastConfig(Section):
         "batch", "negatives of the local loss: blocks of the batch, of the same image, or of the other images"
     )
     pixel_scope: Literal["within", "cross", "batch"] | None = option(
-        None, "set of keys of the pixel loss: pixels of the same image, of two images, or of the batch (default: batch; zhao: by its name)"
+        None, "set of keys of the pixel loss: pixels of the same image, of two images, or of the batch "
+        "(default: batch; zhao: fixed by its name)"
     )
     pixel_denominator: Literal["all", "neg"] = option("all", "denominator of the pixel loss: all labelled pixels, or other classes only")
     pixel_sample: Literal["all", "random", "class"] = option(
@@ -57,7 +59,7 @@ class ContrastConfig(Section):
     anchor_weight: Literal["pixel", "class"] = option("pixel", "pixel loss: whether all pixels or all classes have the same weight")
     exclude_classes: list[int] = option([], "class ids without anchors in the pixel loss (default: none)")
     denominator: Literal["all", "literal"] = option(
-        "all", "denominator of the global and local loss; literal = without the temperature on the positive, as printed"
+        "all", "mscl, global and local loss: denominator; literal = without the temperature on the positive, as in the paper"
     )
     symmetric: bool = option(False, "average the loss over both directions")
     loss_precision: Literal["fp32", "bf16"] = option("fp32", "precision of the products of embeddings; bf16 is faster and less exact")

@@ -17,7 +17,8 @@ class FinetuningLossConfig(Section):
     affinity_same: float | None = option(None, "affinity: weight of pairs within a class (default: 1)", at_least=0)
     affinity_margin: float | None = option(None, "affinity: divergence above which pairs across an edge have no loss (default: 3)", above=0)
     affinity_ignore: Literal["pair", "released"] | None = option(
-        None, "affinity: pairs to leave out: with an ignored pixel (pair), or also without an opposite pixel as released (default: pair)"
+        None, "affinity: pairs to leave out: with an ignored pixel (pair), or also without an opposite pixel, "
+        "as in the authors' code (released) (default: pair)"
     )
     rmi_lam: float | None = option(
         None, "rmi: weight of the binary cross-entropy, 1 minus that of the mutual information (default: 0.5)", at_least=0, at_most=1

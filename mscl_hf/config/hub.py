@@ -15,7 +15,7 @@ class HubConfig(Section):
 
     push_to_hub: str | None = option(None, "ORG/NAME on the Hugging Face Hub to push the result to (default: no push)")
     private: bool = option(False, "make the repository private")
-    revision: str | None = option(None, "branch to push to; it is created if missing (default: main)")
+    revision: str | None = option(None, "branch of --push-to-hub to push to; it is created if missing (default: main)")
     license: str | None = option(None, "license of the weights as the Hub names it: apache-2.0, cc-by-4.0, other, ... (default: none)")
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ from .fields import Section, option
 class MethodConfig(Section):
     """Options of the methods other than mscl (default: from the method's paper, or scaled to the data set and logged)."""
 
-    temperature: float | None = option(None, "temperature of the contrast", above=0)
+    temperature: float | None = option(None, "methods other than mscl: temperature of the loss", above=0)
     embed_dim: int | None = option(None, "dimension of the embeddings", at_least=1)
     hidden_dim: int | None = option(None, "width of the hidden layers of the heads", at_least=1)
     head_layers: int | None = option(None, "simclr: layers of the head", at_least=1)
@@ -23,7 +23,9 @@ class MethodConfig(Section):
     dense_weight: float | None = option(None, "densecl, cp2: weight of the dense loss", at_least=0)
     dense_warmup: float | None = option(None, "densecl: share of training without the dense loss", at_least=0, at_most=1)
     dense_temperature: float | None = option(None, "cp2: temperature of the dense loss", above=0)
-    dense_axis: Literal["key", "query"] | None = option(None, "cp2: softmax over positions of the key (printed) or query (released)")
+    dense_axis: Literal["key", "query"] | None = option(
+        None, "cp2: softmax over positions of the key, as in the paper, or of the query, as in the authors' code"
+    )
     grid: int | None = option(None, "densecl: side of the grid that feature maps are pooled to", at_least=1)
     ppm_gamma: float | None = option(None, "pixpro: exponent of the pixel propagation", at_least=1)
     ppm_layers: int | None = option(None, "pixpro: layers of the transformation in the pixel propagation; 0 = none", at_least=0)
@@ -31,11 +33,11 @@ class MethodConfig(Section):
         None, "pixpro, pixcontrast: distance, in diagonals of a feature-map position, up to which two positions are positives", above=0
     )
     match_empty: Literal["skip", "zero"] | None = option(
-        None, "pixpro, pixcontrast: leave out crops without overlap (skip), or count them as zero as released (zero)"
+        None, "pixpro, pixcontrast: leave out crops without overlap (skip), or count them as zero, as in the authors' code (zero)"
     )
     instance_weight: float | None = option(None, "pixpro: weight of an additional image-level loss", at_least=0)
     variant: Literal["published", "released", "GR", "GD-", "GD"] | None = option(
-        None, "zhao: published or released; chaitanya: GR, GD- or GD"
+        None, "zhao: as in the paper (published) or in the authors' code (released); chaitanya: GR, GD- or GD"
     )
     partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are not negatives of each other", at_least=2)
 

@@ -25,9 +25,12 @@ class NetworkConfig(Section):
     base_size: int | None = option(
         None, "short side in px that images are scaled to before cropping; 0 = as they are (default: the height of the crop)", at_least=0
     )
-    attach: Literal["ancestor", "backbone", "decoder"] = option("ancestor", "where the contrastive heads are attached")
+    attach: Literal["ancestor", "backbone", "decoder"] = option(
+        "ancestor", "features that the contrastive heads read: ancestor = as in the methods that the losses come from (global and local: "
+        "backbone; pixel: decoder); backbone = of the backbone; decoder = of the decoder",
+    )  # fmt: skip
     bn_views: Literal["joint", "separate"] | None = option(None, "batch statistics of the two views (default: as the method's paper)")
-    local_grid: int = option(7, "S of the S x S blocks of the local loss", at_least=1)
+    local_grid: int = option(7, "S of the S x S blocks of the local loss, at most the side of the feature map", at_least=1)
     local_layers: int = option(1, "layers of the local head", at_least=1)
     global_dim: int = option(128, "dimension of the global embeddings", at_least=1)
     local_dim: int = option(128, "dimension of the local embeddings", at_least=1)

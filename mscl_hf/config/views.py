@@ -19,11 +19,12 @@ def check_scales(least: float, most: float) -> None:
 
 @dataclass(frozen=True)
 class ViewConfig(Section):
-    """Geometry and color of the views. Methods on random resized crops read --preset and --min-area, methods on pairs the others."""
+    """Geometry and color of the views. By the column views of --list-methods: methods with two_crop, single, copy_paste or slices read
+    --preset and --min-area, methods with pair the others."""
 
     geometry: Literal["shared", "crops", "none"] | None = option(
         None, "crops = a random scale, crop and flip for each view, with overlap; shared = one crop for both; none = the central crop "
-        "(default: crops for mscl, shared for other methods on pairs)",
+        "(default: crops for mscl, shared for other methods with views pair)",
     )  # fmt: skip
     min_scale: float = option(0.5, SMALLEST, **IN_RANGE)
     max_scale: float = option(2.0, LARGEST, **IN_RANGE)
@@ -32,7 +33,7 @@ class ViewConfig(Section):
     blur: float = option(0.5, "probability of a Gaussian blur", at_least=0, at_most=1)
     augment_both: bool = option(False, "distort the colors of both views, not only of the second")
     preset: Literal["simclr", "moco_v1", "moco_v2", "byol", "cmc", "chaitanya"] | None = option(
-        None, "published augmentation: colors, and the area of random resized crops (default: the method's)"
+        None, "augmentation of a published method: colors, and the area of random resized crops (default: the method's)"
     )
     min_area: float | None = option(
         None, "least share of the image that a random resized crop covers (default: the preset's)", above=0, at_most=1
