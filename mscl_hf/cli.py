@@ -130,7 +130,9 @@ def parse_sections(section_classes: Sequence[type], description: str, argv: Sequ
 def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
-    path = _expanded(_config_path(argv))
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?")  # without a file, an error of the other parser
+    path = _expanded(first.parse_known_args(argv)[0].config)
     if path is not None:
         parser.set_defaults(**_read_yaml(path, known))
     parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
@@ -154,17 +156,6 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
-
-
-def _config_path(argv: list[str]) -> str | None:
-    """The file of --config: the last one, as argparse takes it."""
-    path = None
-    for word, following in zip(argv, [*argv[1:], None]):
-        if word == "--config":
-            path = following
-        elif word.startswith("--config="):
-            path = word.split("=", 1)[1]
-    return path
 
 
 def _read_yaml(path: str, known: dict[str, argparse.Action]) -> dict:

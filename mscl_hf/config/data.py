@@ -48,7 +48,10 @@ class DataConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        check_image_range(self.image_range)
+        image_range = self.image_range
+        if image_range is not None and (len(image_range) != 2 or not -(2**31) <= image_range[0] < image_range[1] < 2**31):
+            shown = " ".join(map(str, image_range))
+            raise ValueError(f"--image-range is {shown}; expected two whole numbers LOW < HIGH, such as 0 4095.")
 
     def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> "DataConfig":
         """Return the options with the image range of a model, if it has one. Raises ValueError if they have another."""
@@ -60,9 +63,3 @@ class DataConfig(Section):
                 f"--image-range is {low} {high}; expected {image_range[0]} {image_range[1]}, with which {model} was trained. Leave it out."
             )
         return replace(self, image_range=list(image_range))
-
-
-def check_image_range(image_range: Sequence[int] | None) -> None:
-    """Raise ValueError unless the range is None or LOW, HIGH with LOW < HIGH."""
-    if image_range is not None and (len(image_range) != 2 or not -(2**31) <= image_range[0] < image_range[1] < 2**31):
-        raise ValueError(f"--image-range is {' '.join(map(str, image_range))}; expected two whole numbers LOW < HIGH, such as 0 4095.")

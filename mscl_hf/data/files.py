@@ -141,13 +141,6 @@ def require_files(paths: Sequence[Path], listed_in: str) -> None:
         raise ValueError(f"{listed_in} lists files that do not exist: {first_three(missing)}. Complete the data set.")
 
 
-def require_masks(images: Sequence[Path], masks: Sequence[Path]) -> None:
-    """Raise ValueError if listed mask files do not exist."""
-    missing = [f"{image} ({mask})" for image, mask in zip(images, masks) if not mask.is_file()]
-    if missing:
-        raise ValueError(f"{len(missing)} of {len(images)} images have no mask: {first_three(missing)}. Complete the data set.")
-
-
 def open_masks(paths: Sequence[Path]) -> Iterable[tuple[str, Mask | Exception]]:
     """Yield (file name, mask) of at most SCAN_AT_MOST evenly spaced masks; for an unreadable one, the error in place of the mask."""
     step = max(1, -(-len(paths) // SCAN_AT_MOST))
@@ -191,5 +184,6 @@ def from_files(
     note = f"{len(images)} images{'' if masks is None else ' with masks'}{note}"
     if masks is None:
         return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups, slices, note)
-    require_masks(images, masks)
+    if missing := [f"{image} ({mask})" for image, mask in zip(images, masks) if not mask.is_file()]:
+        raise ValueError(f"{len(missing)} of {len(images)} images have no mask: {first_three(missing)}. Complete the data set.")
     return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups, slices, note)

@@ -24,11 +24,7 @@ class UnknownSplit(ValueError):
 
     def __init__(self, split: str, available: Sequence[str], where: str, remedy: str = "Choose one of them.", flag: str = "the split"):
         super().__init__(f"{flag} is {split!r}; expected a split of {where} ({', '.join(available) or 'it has none'}). {remedy}")
-        self.split, self.available, self.where, self.remedy = split, tuple(available), where, remedy
-
-    def with_flag(self, flag: str) -> "UnknownSplit":
-        """Return the error with the flag that names the split."""
-        return UnknownSplit(self.split, self.available, self.where, self.remedy, flag)
+        self.available, self.where, self.remedy = tuple(available), where, remedy
 
 
 def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_dir: Any = None) -> tuple[Path, Path | None]:

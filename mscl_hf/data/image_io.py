@@ -121,14 +121,11 @@ def upright(image: Image.Image) -> Image.Image:
 def reject_archives(place: Path) -> None:
     """Raise ValueError for a data set that is an archive or a folder that holds one."""
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if not named_as_image(path))
-    archive = next((path for path in files if path.is_file() and is_archive(path)), None)
+    # `datasets` unpacks a file by its first bytes, or when streaming as a ZIP file behind other content.
+    archives = (path for path in files if path.is_file() and (Extractor.infer_extractor_format(path) is not None or is_zipfile(path)))
+    archive = next(archives, None)
     if archive is not None:
         raise ValueError(f"{archive} is an archive, and archives are not opened. Unpack it, and give a folder without archives.")
-
-
-def is_archive(path: Path) -> bool:
-    """Return whether `datasets` would unpack the file: by its first bytes, or when streaming as a ZIP file behind other content."""
-    return Extractor.infer_extractor_format(path) is not None or is_zipfile(path)
 
 
 def named_as_image(path: Path) -> bool:

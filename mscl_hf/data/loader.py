@@ -84,11 +84,11 @@ class StreamedSamples(IterableDataset):
         worker = get_worker_info()
         slots = self.slots[0 if worker is None else worker.id]
         for step, samples in zip(self.steps, self.stream.batches(self.seed, self.batch_size, slots, self.steps.start)):
-            yield stack([self._item(step, slot, *sample) for slot, sample in zip(slots, samples)])
-
-    def _item(self, step: int, slot: int, sample: Sample, bad: list[str]) -> dict:
-        views = self.view(sample, sample_rng(self.seed, SampleIndex(step, slot, 0, True)))
-        return {**views, "labelled": sample.mask is not None, "name": sample.name, "bad": bad}
+            items = []
+            for slot, (sample, bad) in zip(slots, samples):
+                views = self.view(sample, sample_rng(self.seed, SampleIndex(step, slot, 0, True)))
+                items.append({**views, "labelled": sample.mask is not None, "name": sample.name, "bad": bad})
+            yield stack(items)
 
 
 def worker_slots(batch_size: int, sequences: int, rank: int, world: int, workers: int) -> list[list[int]]:

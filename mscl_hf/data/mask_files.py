@@ -211,14 +211,11 @@ def _folders_of_masks(by_folder: dict[Path, list[Path]], root: Path) -> list[Pat
             parent = folder.parent
             named = folder.name.lower() in MASK_FOLDERS and parent in with_images
             if not named and parent not in nearby:
-                nearby[parent] = {normal(path.stem): path for path in below[parent] if not _in_mask_word(path.relative_to(parent))}
+                folders_of = {path: path.relative_to(parent).parts[:-1] for path in below[parent]}
+                nearby[parent] = {normal(path.stem): path for path, names in folders_of.items() if not any(map(MASK_WORD.search, names))}
             if named or _mirrors(below[folder], nearby[parent]):
                 chosen[folder] = None
     return list(chosen)
-
-
-def _in_mask_word(path: Path) -> bool:
-    return any(map(MASK_WORD.search, path.parts[:-1]))
 
 
 def _mirrors(files: Sequence[Path], images: dict[str, Path]) -> bool:

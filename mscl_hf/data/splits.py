@@ -30,7 +30,7 @@ def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> Seg
         return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **arguments)
     except UnknownSplit as error:
         flags = {options.val_split: "--val-split", options.train_split: "--train-split"}
-        raise error.with_flag(flags.get(split, "the split")) from error
+        raise UnknownSplit(split, error.available, error.where, error.remedy, flags.get(split, "the split")) from error
 
 
 def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:

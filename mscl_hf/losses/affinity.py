@@ -84,7 +84,7 @@ def adaptive_affinity(
     """
     if size_logits.shape != (2, logits.shape[1], len(sizes)):
         raise ValueError(f"size_logits are {tuple(size_logits.shape)}; expected (2, {logits.shape[1]}, {len(sizes)}).")
-    weights = negated_gradient(size_logits).softmax(2)
+    weights = (2 * size_logits.detach() - size_logits).softmax(2)  # 2x - x = x exactly, with the opposite gradient
     parts = [affinity(logits, labels, size, margin, ignore_mode, *weights[:, :, s]) for s, size in enumerate(sizes)]
     return Affinity(sum(part.edge for part in parts), sum(part.same for part in parts))
 
@@ -92,11 +92,6 @@ def adaptive_affinity(
 def affinity_decay(progress: float) -> float:
     """Return the factor 10^-t of the affinity terms, t the share of training done: from 1 to 0.1."""
     return 10**-progress
-
-
-def negated_gradient(x: Tensor) -> Tensor:
-    """Return x with the opposite gradient; 2x - x = x exactly."""
-    return 2 * x.detach() - x
 
 
 def _per_pixel(weight: Tensor | None, labels: Tensor) -> Tensor:

@@ -134,7 +134,9 @@ def anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...],
         counts = counts & (labels != label)
     weight = counts.to(positives.dtype)
     if anchor_weight == "class":
-        weight = weight * _one_over_class_size(labels, weight, shared)
+        sizes = weight.new_zeros(len(labels), 256).scatter_add_(1, labels.long(), weight)
+        sizes = mean_count(sizes) if shared else sizes
+        weight = weight * (1 / torch.where(sizes > 0, sizes, 1).gather(1, labels.long()))
     return share_of_mean(weight, shared)
 
 
@@ -156,10 +158,3 @@ def against_negatives(same: Mask, other: Mask, positives: Tensor) -> Callable[[T
         return each.sum(2) / positives[:, rows].clamp(min=1)
 
     return function
-
-
-def _one_over_class_size(labels: Tensor, weight: Tensor, shared: bool) -> Tensor:
-    """Return 1 / number of anchors of the same class in the set, up to a factor, per anchor (G, N)."""
-    sizes = weight.new_zeros(len(labels), 256).scatter_add_(1, labels.long(), weight)
-    sizes = mean_count(sizes) if shared else sizes
-    return 1 / torch.where(sizes > 0, sizes, 1).gather(1, labels.long())

@@ -42,15 +42,11 @@ class FinetuningLoss(NamedTuple):
     paper: str
     year: int | None
     adds: str  # learned state beside the network
-    terms: Callable[..., tuple[Terms, dict[str, Tensor]]]
+    terms: Callable[..., tuple[Terms, dict[str, Tensor]]] | None  # None: cross-entropy alone, computed by the network
     options: tuple[str, ...] = ()
     cross_entropy: bool = True  # whether plain cross-entropy is one of its terms
     sigmoid: bool = False  # whether the loss uses one sigmoid per class instead of a softmax
     learns_sizes: bool = False  # whether it learns weights of window sizes
-
-
-def _no_terms(x: Predicted) -> tuple[Terms, dict]:
-    return {}, {}
 
 
 def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float = 3.0, ignore: str = "pair") -> tuple[Terms, dict]:
@@ -79,7 +75,7 @@ def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) 
 AFFINITY_OPTIONS = ("affinity_edge", "affinity_same", "affinity_margin", "affinity_ignore")
 AFFINITY_PAPER = "Ke et al., ECCV, arXiv:1803.10335"
 FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
-    "ce": FinetuningLoss("cross-entropy", "-", None, "-", _no_terms),
+    "ce": FinetuningLoss("cross-entropy", "-", None, "-", None),
     "ce+affinity": FinetuningLoss("cross-entropy and affinity of 3x3 neighbors", AFFINITY_PAPER, 2018, "-", _affinity, AFFINITY_OPTIONS),
     "ce+aaf": FinetuningLoss(
         "cross-entropy and adaptive affinity fields", AFFINITY_PAPER, 2018, "weights of 3 window sizes per class",

@@ -15,7 +15,7 @@ from ..config.network import NetworkConfig
 from ..messages import near_names
 from .configuration_mscl import HEADS, MsclConfig
 from .decoders_mscl import DECODERS
-from .half_width import half_width
+from .half_width import build_on_meta, half_width
 from .loading import pinned
 from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from .timm_mscl import feature_levels, stage_names
@@ -80,7 +80,9 @@ def build_config(
     depth, strides = len(levels), [level["reduction"] for level in levels]
     constant = len(set(strides)) == 1
     if out_indices is None:
-        out_indices = _spread(depth, 4) if constant else [depth - 2, depth - 1][-depth:]
+        count = min(4, depth)
+        evenly = [round((i + 1) * depth / count) - 1 for i in range(count)]  # of 12 blocks 2, 5, 8, 11
+        out_indices = evenly if constant else [depth - 2, depth - 1][-depth:]
     if decoder_type == "auto":
         decoder_type = "mla" if constant else "deeplabv3"
     options.setdefault("image_mean", model.default_cfg.get("mean"))
@@ -143,8 +145,7 @@ def _without_classifier(name: str, file: str) -> dict[str, torch.Tensor]:
 
 def _on_meta(name: str, kwargs: dict) -> nn.Module:
     """Build a model on the meta device, without memory for its weights."""
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0, **kwargs).eval()
+    model = build_on_meta(name, kwargs).eval()
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(f"--backbone is {name!r}, without intermediate features in timm {timm.__version__}. Choose another name.")
     return model
@@ -209,12 +210,6 @@ def _accepts(model: nn.Module, height: int, width: int, norm: bool) -> bool:
         return all(x.shape[1] == feature_levels(model)[index]["num_chs"] for index, x in enumerate(maps))
     except (AssertionError, RuntimeError, ValueError, IndexError, NotImplementedError):
         return False
-
-
-def _spread(depth: int, count: int) -> list[int]:
-    """Return `count` evenly spaced block indices that end with the last one: depth 12 -> [2, 5, 8, 11]."""
-    count = min(count, depth)
-    return [round((i + 1) * depth / count) - 1 for i in range(count)]
 
 
 def _rates(image_size: int, stride: int) -> list[int]:

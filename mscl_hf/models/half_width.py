@@ -16,12 +16,12 @@ def half_width(name: str, kwargs: dict) -> dict:
 
     A stem keeps its width where timm has no option for it (plain ResNets: 64). Raises ValueError for a family without such options.
     """
-    whole = _build(name, kwargs)
+    whole = build_on_meta(name, kwargs)
     candidates = list(_candidates(whole))
     for first in (0, 1):  # all levels, or all but the stem
         for options in candidates:
             with contextlib.suppress(*BUILD_ERRORS):
-                towers = [_build(name, kwargs | options, in_chans) for in_chans in (1, 2)]
+                towers = [build_on_meta(name, kwargs | options, in_chans) for in_chans in (1, 2)]
                 if _is_half(towers, whole, first) and _runs(towers[0], kwargs.get("img_size")):
                     return options
     raise ValueError(
@@ -52,7 +52,7 @@ def _expansion(whole: nn.Module, stage: str | None) -> int:
     return 1
 
 
-def _build(name: str, kwargs: dict, in_chans: int = 3) -> nn.Module:
+def build_on_meta(name: str, kwargs: dict, in_chans: int = 3) -> nn.Module:
     """Build a model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0, in_chans=in_chans, **kwargs)

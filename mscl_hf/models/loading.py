@@ -73,17 +73,12 @@ def open_segmenter(
         return network, False
     log(f"new classifier: {name} was trained on the classes {first_three(trained_classes)}; the data has {first_three(classes)}")
     if len(trained_classes) == len(classes):  # otherwise `from_pretrained` has initialized it
-        initialize_classifier(network)
+        for module in network.modules():
+            if getattr(module, "_is_classifier", False):  # the auxiliary head's too
+                for parameter in module.parameters():
+                    parameter._is_hf_initialized = False  # transformers keeps loaded weights
+                network._init_weights(module)
     return network, True
-
-
-def initialize_classifier(network: MsclForSemanticSegmentation) -> None:
-    """Initialize the weights of the classifier, and of the auxiliary head's."""
-    for module in network.modules():
-        if getattr(module, "_is_classifier", False):
-            for parameter in module.parameters():
-                parameter._is_hf_initialized = False  # transformers keeps loaded weights
-            network._init_weights(module)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

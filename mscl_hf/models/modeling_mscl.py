@@ -279,7 +279,9 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         self._check_keywords(kwargs)
         out = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits, auxiliary = self._classify(out.feature_maps, with_auxiliary=labels is not None)
-        loss = None if labels is None else self.segmentation_loss(logits, labels, auxiliary)
+        loss = None if labels is None else self.cross_entropy(logits, labels)
+        if auxiliary is not None:
+            loss = loss + self.config.auxiliary_loss_weight * self.cross_entropy(auxiliary, labels)
         result = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
         return result if _or_default(return_dict, self.config.return_dict) else result.to_tuple()
 
@@ -292,13 +294,6 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
         if self.auxiliary_head is None or not with_auxiliary:
             return logits, None
         return logits, self.auxiliary_head(maps[-2]).float()
-
-    def segmentation_loss(self, logits: Tensor, labels: Tensor, auxiliary: Tensor | None) -> Tensor:
-        """Return the loss of logits (B, K, h, w) for labels (B, H, W), plus the weighted auxiliary loss."""
-        loss = self.cross_entropy(logits, labels)
-        if auxiliary is not None:
-            loss = loss + self.config.auxiliary_loss_weight * self.cross_entropy(auxiliary, labels)
-        return loss
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W)."""

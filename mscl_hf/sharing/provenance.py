@@ -86,7 +86,7 @@ def _training_facts(
     batch = train.batch_size * train.gradient_accumulation_steps
     passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
     resized = f"images scaled to {network.base_size} px on the short side" if network.base_size else "images at their original size"
-    height, width = network.image_size, network.image_width or network.image_size
+    height, width, device = network.image_size, network.image_width or network.image_size, accelerator.device
     return {
         "data": f"{data_name(config.data)}, {data.sources[0].split}" + (f" at {revision}" if revision else ""),
         **data.counts,
@@ -95,7 +95,7 @@ def _training_facts(
         **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
         "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}",
         "precision": train.mixed_precision.replace("no", "fp32"),
-        "machine": f"{accelerator.num_processes} x {_device(accelerator.device)}",
+        "machine": f"{accelerator.num_processes} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type.upper()}",
     }
 
 
@@ -172,10 +172,6 @@ def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
             else:
                 words += [flag(name), *(public(str(item)) for item in (value if isinstance(value, list) else [value]))]
     return shlex.join(words)
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def _hub_name(options: DataConfig) -> str | None:

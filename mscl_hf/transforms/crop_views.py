@@ -49,13 +49,8 @@ class TwoCropView(CropView):
         views: dict[str, Tensor] = {}
         for which, crop in enumerate(crops):
             views |= self._view(f"view{which + 1}", which, sample, crop, rng)
-        return views | {"boxes": torch.tensor([_directed_box(crop) for crop in crops])}
-
-
-def _directed_box(crop: Crop) -> tuple[float, float, float, float]:
-    """Return x0, y0, x1, y1, with x0 > x1 for a mirrored crop."""
-    x0, y0, x1, y1 = crop.box
-    return (x1, y0, x0, y1) if crop.flip else (x0, y0, x1, y1)
+        boxes = [(x1, y0, x0, y1) if crop.flip else (x0, y0, x1, y1) for crop in crops for x0, y0, x1, y1 in [crop.box]]
+        return views | {"boxes": torch.tensor(boxes)}
 
 
 class SliceView(TwoCropView):
