@@ -15,8 +15,6 @@ from mscl_hf.config.fields import changed
 from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
 
-NO_MASKS = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."
-
 
 @dataclass
 class Stage:
@@ -115,7 +113,7 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
     images = data.open_training_data(
         config.data, view, training_options.batch_size, training_options.seed, log,
         unlabelled=options.unlabelled if method_cls.trains else "none", labelled_share=options.labelled_share,
-        uses_labels=method_cls.uses_labels(config.contrast), advice=NO_MASKS,
+        uses_labels=method_cls.uses_labels(config.contrast), advice=data.OTHER_METHODS,
     )  # fmt: skip
     masked = images.labelled
     wrong = [c for c in config.contrast.exclude_classes if masked and not 0 <= c < masked.num_classes]

@@ -1,3 +1,4 @@
+from .build import OTHER_METHODS as OTHER_METHODS
 from .build import labelled_part as labelled_part
 from .build import open_training_data as open_training_data
 from .checks import check_data as check_data

@@ -15,6 +15,8 @@ from .stream import SegmentationStream
 from .subset import choose_subset
 from .training_data import TrainingData, TrainingImages, TrainingStream
 
+OTHER_METHODS = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."  # advice of pre-training
+
 
 def usable_for(view: View, data: SegmentationData, options: DataConfig, log: Callable[[str], None]) -> SegmentationData:
     """Return the usable samples, decoded once at the largest size that the views need."""

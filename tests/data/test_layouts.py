@@ -11,7 +11,7 @@ from PIL import Image
 from test_files import sixteen_bit_png
 
 from mscl_hf.config import DataConfig, ViewConfig
-from mscl_hf.data import BadSample, check_data, load_data, open_held_out, open_training_data
+from mscl_hf.data import OTHER_METHODS, BadSample, check_data, load_data, open_held_out, open_training_data
 from mscl_hf.data.image_io import IMAGE_SUFFIXES
 from mscl_hf.data.mask_files import FORMATS
 from mscl_hf.transforms.views import make_view
@@ -50,7 +50,7 @@ def error(root: Path | None, split: str = "train", **options) -> str:
 def pretrained_on(root: Path, uses_labels: bool = False, **options):
     lines: list[str] = []
     data = DataConfig(dataset="folder", data_dir=str(root), image_cache_gb=0, **options)
-    return open_training_data(data, VIEW, 2, 0, lines.append, uses_labels=uses_labels), lines
+    return open_training_data(data, VIEW, 2, 0, lines.append, uses_labels=uses_labels, advice=OTHER_METHODS), lines
 
 
 READ = {
