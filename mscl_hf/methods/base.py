@@ -23,11 +23,11 @@ class Method(nn.Module, ABC):
 
     title: ClassVar[str]
     paper: ClassVar[str]
-    year: ClassVar[int | None]
-    views: ClassVar[str]  # a name of `transforms.views.VIEWS`
-    labels: ClassVar[str]  # whether pre-training reads masks: "yes", "no", or a condition
-    transfers: ClassVar[str]  # the parts of the network that it trains
-    state: ClassVar[str]
+    year: ClassVar[int | None] = None
+    views: ClassVar[str] = "two_crop"  # a name of `transforms.views.VIEWS`
+    labels: ClassVar[str] = "no"  # whether pre-training reads masks: "yes", "no", or a condition
+    transfers: ClassVar[str] = "backbone"  # the parts of the network that it trains
+    state: ClassVar[str] = "-"  # what it keeps between batches
     geometry: ClassVar[str] = "shared"  # of pairs: one crop for both views, or "crops", one each
     preset: ClassVar[str | None] = None  # crops and colors of the views, a name of PRESETS
     heads: ClassVar[tuple[str, ...]] = ()  # the network's own contrastive heads that it trains

@@ -15,11 +15,7 @@ class BYOL(EMATeacherMethod):
     title = "BYOL"
     paper = "Grill et al., NeurIPS, arXiv:2006.07733"
     year = 2020
-    views = "two_crop"
     preset = "byol"
-    labels = "no"
-    transfers = "backbone"
-    state = "EMA encoder"
     momentum_rises = True
     bn_views = "separate"
     head_statistics = True

@@ -30,10 +30,7 @@ class ChaitanyaGlobal(Method):
     year = 2020
     views = "slices"
     preset = "chaitanya"
-    labels = "no"
     bn_views = "joint"
-    transfers = "backbone"
-    state = "-"
     min_batch = 2
 
     def __init__(
@@ -105,10 +102,8 @@ class ChaitanyaGlobalLocal(Method):
     year = 2020
     views = "pair"
     preset = "chaitanya"
-    labels = "no"
     bn_views = "joint"
     transfers = "backbone, decoder"
-    state = "-"
     min_positions = 7  # below that regions coincide
     first_stage = ChaitanyaGlobal
 

@@ -19,11 +19,9 @@ class CMC(Method):
     year = 2020
     views = "single"
     preset = "cmc"
-    labels = "no"
     transfers = "backbone (two towers)"
     state = "two memory banks"
     two_towers = True
-    min_batch = 1
 
     def __init__(
         self,

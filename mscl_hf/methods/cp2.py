@@ -18,7 +18,6 @@ class CP2(EMATeacherMethod):
     year = 2022
     views = "copy_paste"
     preset = "moco_v2"
-    labels = "no"
     transfers = "backbone, decoder"
     state = "EMA network, queue"
     min_positions = 2

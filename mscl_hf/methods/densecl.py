@@ -19,10 +19,7 @@ class DenseCL(EMATeacherMethod):
     title = "DenseCL"
     paper = "Wang et al., CVPR, arXiv:2011.09157"
     year = 2021
-    views = "two_crop"
     preset = "moco_v2"
-    labels = "no"
-    transfers = "backbone"
     state = "EMA encoder, two queues"
     min_positions = 2
 

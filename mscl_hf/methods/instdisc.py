@@ -46,8 +46,6 @@ class InstDisc(Method):
     year = 2018
     views = "single"
     preset = "moco_v1"
-    labels = "no"
-    transfers = "backbone"
     state = "memory bank"
 
     def __init__(

@@ -16,10 +16,7 @@ class MoCoV2(EMATeacherMethod):
     title = "MoCo v2"
     paper = "Chen et al., arXiv:2003.04297"
     year = 2020
-    views = "two_crop"
     preset = "moco_v2"
-    labels = "no"
-    transfers = "backbone"
     state = "EMA encoder, queue"
 
     def __init__(

@@ -10,11 +10,8 @@ class NoPreTraining(Method):
 
     title = "random initialization"
     paper = "-"
-    year = None
     views = "pair"
-    labels = "no"
     transfers = "initial weights"
-    state = "-"
     trains = False
 
     def forward(self, **batch) -> dict[str, Tensor]:

@@ -12,11 +12,7 @@ from .teacher import EMATeacher, EMATeacherMethod
 
 
 class _PixelMethod(EMATeacherMethod):
-    views = "two_crop"
     preset = "byol"
-    labels = "no"
-    transfers = "backbone"
-    state = "EMA encoder"
     momentum_rises = True
     bn_views = "separate"
     min_positions = 2

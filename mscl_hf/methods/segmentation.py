@@ -16,11 +16,9 @@ class SegmentationTraining(Method):
 
     title = "fine-tuning"
     paper = "-"
-    year = None
     views = "finetune"
     labels = "yes"
     transfers = "everything"
-    state = "-"
 
     def __init__(self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None):
         super().__init__(network)

@@ -14,12 +14,8 @@ class SimCLR(Method):
     title = "SimCLR"
     paper = "Chen et al., ICML, arXiv:2002.05709"
     year = 2020
-    views = "two_crop"
     preset = "simclr"
-    labels = "no"
     bn_views = "joint"
-    transfers = "backbone"
-    state = "-"
     min_batch = 2
 
     def __init__(

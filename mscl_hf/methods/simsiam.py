@@ -15,11 +15,7 @@ class SimSiam(Method):
     title = "SimSiam"
     paper = "Chen & He, CVPR, arXiv:2011.10566"
     year = 2021
-    views = "two_crop"
     preset = "moco_v2"
-    labels = "no"
-    transfers = "backbone"
-    state = "-"
     bn_views = "separate"
     head_statistics = True
     constant_lr = ("predictor.",)

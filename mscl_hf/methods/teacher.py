@@ -47,6 +47,7 @@ def cosine_momentum(start: float, done: float) -> float:
 class EMATeacherMethod(Method):
     """A method with an EMA `teacher` of its `student()`, updated after every optimizer step with momentum `ema_momentum`."""
 
+    state = "EMA encoder"
     momentum_rises: ClassVar[bool] = False  # from ema_momentum to 1 at the end of training
     head: nn.Module
     teacher: EMATeacher
