@@ -5,20 +5,22 @@ from typing import Literal
 
 from .fields import Section, option
 
-SCALE_RANGE = (0.001, 1000)  # scales outside this range give empty or constant crops
-IN_RANGE = {"at_least": SCALE_RANGE[0], "at_most": SCALE_RANGE[1]}
+IN_RANGE = {"at_least": 0.001, "at_most": 1000}  # scales outside this range give empty or constant crops
 SMALLEST = "smallest random scale, as a factor of --base-size"
 LARGEST = "largest random scale, as a factor of --base-size"
 
 
-def check_scales(least: float, most: float) -> None:
-    """Raise ValueError unless least <= most, both in SCALE_RANGE."""
-    if not SCALE_RANGE[0] <= least <= most <= SCALE_RANGE[1]:
-        raise ValueError(f"--min-scale is {least} and --max-scale {most}; expected min <= max, both in {SCALE_RANGE[0]}..{SCALE_RANGE[1]}.")
+class ScaledSection(Section):
+    """A section with random scales, of which the smallest must not be above the largest."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"--min-scale is {self.min_scale} and --max-scale {self.max_scale}; expected min <= max.")
 
 
 @dataclass(frozen=True)
-class ViewConfig(Section):
+class ViewConfig(ScaledSection):
     """Geometry and color of the views. By the column views of --list-methods: methods with two_crop, single, copy_paste or slices read
     --preset and --min-area, methods with pair the others."""
 
@@ -39,13 +41,9 @@ class ViewConfig(Section):
         None, "least share of the image that a random resized crop covers (default: the preset's)", above=0, at_most=1
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_scales(self.min_scale, self.max_scale)
-
 
 @dataclass(frozen=True)
-class CropConfig(Section):
+class CropConfig(ScaledSection):
     """Training crops of fine-tuning."""
 
     image_size: int | None = option(None, "height of the training crop in px (default: as pre-trained)", at_least=16)
@@ -56,7 +54,3 @@ class CropConfig(Section):
     min_scale: float = option(0.5, SMALLEST, **IN_RANGE)
     max_scale: float = option(2.0, LARGEST, **IN_RANGE)
     color_strength: float = option(0.3, "strength of the color distortion; 0 = none", at_least=0, at_most=100)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_scales(self.min_scale, self.max_scale)

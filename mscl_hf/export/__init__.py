@@ -36,7 +36,10 @@ def export(
     [px] that the graph accepts; None = any. Raises ValueError, without writing to `out`, where the other library has no such model, or
     where the export gives other outputs.
     """
-    check_packages(to)
+    if to not in EXPORTS:
+        raise ValueError(f"--to is {to!r}; expected one of {', '.join(EXPORTS)}.")
+    if missing := [pip_name for module, pip_name in EXPORTS[to].items() if importlib.util.find_spec(module) is None]:
+        raise ValueError(f"--to is {to}, which needs packages that are not installed. Run pip install {' '.join(missing)}.")
     if backbone_only and to not in ("smp", "torchvision"):
         raise ValueError(f"--backbone-only is given with --to {to}; expected --to smp or torchvision. Leave it out.")
     if size is not None and to not in ("onnx", "torch"):
@@ -61,15 +64,6 @@ def export(
         for file in sorted(folder.iterdir()):
             file.rename(out / file.name)
     return summary
-
-
-def check_packages(to: str) -> None:
-    """Raise ValueError for an unknown target, or one whose packages are not installed."""
-    if to not in EXPORTS:
-        raise ValueError(f"--to is {to!r}; expected one of {', '.join(EXPORTS)}.")
-    missing = [pip_name for module, pip_name in EXPORTS[to].items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ValueError(f"--to is {to}, which needs packages that are not installed. Run pip install {' '.join(missing)}.")
 
 
 def open_network(name: str) -> PreTrainedModel:

@@ -6,15 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import extract_tb
+from types import SimpleNamespace
 
 STOPPED_BY_SIGNAL = 75  # exit status of a run that --resume continues
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class StopSignal:
-    """requested: whether a signal to stop has arrived."""
-
-    requested = False
 
 
 @contextmanager
@@ -29,14 +24,10 @@ def handlers(handler) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signal() -> Iterator[StopSignal]:
+def stop_signal() -> Iterator[SimpleNamespace]:
     """Yield an object whose `requested` is True after SIGTERM or SIGINT; the training loop reads it after each step."""
-    stop = StopSignal()
-
-    def request(*_):
-        stop.requested = True
-
-    with handlers(request):
+    stop = SimpleNamespace(requested=False)
+    with handlers(lambda *_: vars(stop).update(requested=True)):
         yield stop
 
 
