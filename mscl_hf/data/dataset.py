@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -14,6 +14,7 @@ from ..losses.labels import IGNORE_INDEX
 from .image_formats import UnsupportedFile
 from .image_io import DECODE_ERRORS, decode
 from .pixels import BadSample, index_array, rgb_array
+from .synthetic import DrawnScenes
 
 
 class Sample(NamedTuple):
@@ -78,23 +79,11 @@ def histogram_of(mask: np.ndarray) -> np.ndarray:
     return np.bincount(mask.ravel(), minlength=256)
 
 
-class Rows(Protocol):
-    """The rows of a split: a `datasets.Dataset` with Image columns, or scenes drawn on demand."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    def select(self, indices: Sequence[int]) -> "Rows": ...
-
-    names: list[str]
-
-
 @dataclass(frozen=True)
 class SegmentationData:
     """A split of a data set.
 
-    rows: len() and [i] -> {"image": PIL image, "mask": PIL image or None, "name": str}, or a `datasets.Dataset` that stores these encoded.
+    rows: a `datasets.Dataset` with Image columns, or scenes drawn on demand.
     classes: the names of train ids 0..K-1; () without masks.
     label_table: (256,) uint8 or (65536,) int32, stored id -> train id, 255 = ignored; None = stored ids are train ids.
     groups: the stratum of each row, such as its video sequence, for subsets that keep the proportions.
@@ -105,7 +94,7 @@ class SegmentationData:
     labels: label counts of these rows; None = not counted.
     """
 
-    rows: Rows
+    rows: datasets.Dataset | DrawnScenes
     classes: tuple[str, ...]
     name: str
     split: str

@@ -17,20 +17,8 @@ from datasets.utils.extract import Extractor
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .image_formats import (
-    UnsupportedFile,
-    check_frames,
-    holds_more_than_8_bits,
-    is_inverted,
-    is_tiff,
-    joined_bytes,
-    lossy_compression,
-    raw_mode,
-    read_low_bytes,
-    tiff_page,
-    unreadable_tiff,
-    value_step,
-)
+from . import image_formats
+from .image_formats import UnsupportedFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 # Pillow reads more; for EPS it would run Ghostscript, whatever the name of the file.
@@ -58,9 +46,9 @@ def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image
     Raises one of DECODE_ERRORS, which include UnsupportedFile for several pages or frames and for bands that would be lost.
     """
     with opened(path, encoded) as (image, file):
-        info = {"format": image.format, "lossy": lossy_compression(image, file), "step": value_step(image)}
-        info["inverted"] = is_inverted(image)
-        colors = raw_mode(image) if holds_more_than_8_bits(image) and not image.mode.startswith("I") else None
+        info = {"format": image.format, "lossy": image_formats.lossy_compression(image, file), "step": image_formats.value_step(image)}
+        info["inverted"] = image_formats.is_inverted(image)
+        colors = image_formats.raw_mode(image) if image_formats.holds_more_than_8_bits(image) and not image.mode.startswith("I") else None
         image.load()
         image.info |= info
         if colors is None:
@@ -68,13 +56,13 @@ def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image
         high = upright(image)
     with opened(path, encoded, low_bytes_of=colors) as (image, _):
         image.load()
-        return joined_bytes(np.asarray(high), np.asarray(upright(image)), colors)
+        return image_formats.joined_bytes(np.asarray(high), np.asarray(upright(image)), colors)
 
 
 def stores_more_than_8_bits(path: str | Path | None, encoded: bytes | None = None) -> bool:
     """Return whether an image stores integers of more than 8 bits a band, without decoding it. Raises one of DECODE_ERRORS."""
     with opened(path, encoded) as (image, _):
-        return holds_more_than_8_bits(image)
+        return image_formats.holds_more_than_8_bits(image)
 
 
 @contextmanager
@@ -85,11 +73,11 @@ def opened(path: str | Path | None, encoded: bytes | None = None, low_bytes_of: 
     if encoded is None and ADDRESS.match(str(path)):
         raise ValueError("it is an address and addresses are not read: give data that holds its images, or local files")
     with open(path, "rb") if encoded is None else BytesIO(encoded) as file:
-        page, tags = tiff_page(file) if is_tiff(file.read(4)) else (0, None)
+        page, tags = image_formats.tiff_page(file) if image_formats.is_tiff(file.read(4)) else (0, None)
         with _opened_page(file, page, tags) as image:
-            check_frames(image)
+            image_formats.check_frames(image)
             if low_bytes_of:
-                read_low_bytes(image, low_bytes_of)
+                image_formats.read_low_bytes(image, low_bytes_of)
             yield image, file
 
 
@@ -109,7 +97,7 @@ def _opened_page(file: IO[bytes], page: int, tags: Any) -> Image.Image:
         if head == LFS_POINTER:
             raise UnsupportedFile("is a Git LFS pointer. Run `git lfs pull`.") from error
         if tags is not None:
-            raise UnsupportedFile(unreadable_tiff(tags)) from error
+            raise UnsupportedFile(image_formats.unreadable_tiff(tags)) from error
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
 
 

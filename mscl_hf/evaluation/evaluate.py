@@ -1,32 +1,28 @@
 """Mean IoU of a model over a data set, on one process or many."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import evaluate
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..config import InferenceConfig
+from ..data.dataset import Sample, SegmentationData
+from ..data.pixels import displayed
 from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
 from ..models.normalization import image_statistics, normalize
+from ..visual.figures import prediction_sheet
 from .inference import predict_ids
 from .metrics import MeanIoU, mean_of_present
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from ..data import Sample, SegmentationData
 
 
 def evaluate_model(
@@ -100,9 +96,6 @@ def draw_predictions(
 
     The other arguments are those of `evaluate_model`.
     """
-    from ..data.pixels import displayed
-    from ..visual.figures import prediction_sheet
-
     network = accelerator.unwrap_model(model).to(accelerator.device)
     indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
     with _evaluating(network):

@@ -35,6 +35,7 @@ class Method(nn.Module, ABC):
     bn_views: ClassVar[str | None] = None  # whether two views share batch statistics: "joint" or "separate"; None: not applicable
     head_statistics: ClassVar[bool] = False  # whether its heads have BatchNorm over images, which needs two images
     two_towers: ClassVar[bool] = False
+    trains_decoder: ClassVar[bool] = False  # whether its heads are always behind the decoder
     trains: ClassVar[bool] = True  # False: the network is saved with its initial weights
     min_positions: ClassVar[int] = 1  # least side of the feature map that it contrasts
     min_batch: int = 1  # least number of images per forward pass over all processes
@@ -92,8 +93,9 @@ class Method(nn.Module, ABC):
         return self.network.config.decoder_channels if "decoder" in self.parts() else self.network.backbone.channels[-1]
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the modules before the heads, which are trained: the backbone, with `--attach decoder` also the decoder."""
-        behind_decoder = self.network.config.attach == "decoder"
+        """Return the modules before the heads, which are trained: the backbone, and the decoder with `--attach decoder` or where the
+        method always trains it."""
+        behind_decoder = self.trains_decoder or self.network.config.attach == "decoder"
         return {"backbone": self.network.backbone} | ({"decoder": self.network.decoder} if behind_decoder else {})
 
     def encode_views(self, encode: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,7 @@ class ChaitanyaGlobalLocal(Method):
     bn_views = "joint"
     transfers = "backbone, decoder"
     min_positions = 7  # below that regions coincide
+    trains_decoder = True
     first_stage = ChaitanyaGlobal
 
     def __init__(self, network: MsclForPreTraining, temperature: float = 0.1, embed_dim: int = 128):
@@ -113,10 +114,6 @@ class ChaitanyaGlobalLocal(Method):
         channels = self.channels()
         self.project = mlp(channels, channels, channels, dense=True, norm=True)
         self.head = nn.Linear(channels * REGION_SIDE**2, embed_dim, bias=False)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """Return backbone and decoder, independent of `--attach`."""
-        return {"backbone": self.network.backbone, "decoder": self.network.decoder}
 
     def train(self, mode: bool = True) -> "ChaitanyaGlobalLocal":
         super().train(mode)

@@ -1,6 +1,6 @@
 """CP2: contrast an image pasted onto two backgrounds, as a whole and pixel by pixel."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..losses import foreground_contrast, foreground_mean, info_nce, labels_at
 from ..models.heads_mscl import unit
@@ -21,6 +21,7 @@ class CP2(EMATeacherMethod):
     transfers = "backbone, decoder"
     state = "EMA network, queue"
     min_positions = 2
+    trains_decoder = True
 
     def __init__(
         self,
@@ -42,9 +43,6 @@ class CP2(EMATeacherMethod):
         self.head = mlp(self.channels(), hidden_dim or self.channels(), embed_dim, dense=True)
         self.teacher = EMATeacher(self.student())
         self.queue = Queue(queue_size, embed_dim)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"backbone": self.network.backbone, "decoder": self.network.decoder}
 
     def forward(self, view1: Tensor, view2: Tensor, pasted1: Tensor, pasted2: Tensor, **_) -> dict[str, Tensor]:
         """view1, view2 (B, 3, H, W) uint8: queries and keys; pasted1, pasted2 (B, H, W) bool: where they show the common image."""

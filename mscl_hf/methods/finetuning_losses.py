@@ -6,17 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .. import losses
 from ..config import FinetuningLossConfig
-from ..losses import (
-    adaptive_affinity,
-    affinity,
-    affinity_decay,
-    dice_loss,
-    hard_pixel_cross_entropy,
-    labels_at,
-    one_versus_rest,
-    region_mutual_information,
-)
 from ..messages import flag
 
 
@@ -50,26 +41,26 @@ class FinetuningLoss(NamedTuple):
 
 
 def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float = 3.0, ignore: str = "pair") -> tuple[Terms, dict]:
-    labels = labels_at(x.labels, x.logits.shape[-2:]).view(len(x.labels), *x.logits.shape[-2:])
+    labels = losses.labels_at(x.labels, x.logits.shape[-2:]).view(len(x.labels), *x.logits.shape[-2:])
     if x.size_logits is None:
-        name, means = "loss_affinity", affinity(x.logits, labels, margin=margin, ignore_mode=ignore)
+        name, means = "loss_affinity", losses.affinity(x.logits, labels, margin=margin, ignore_mode=ignore)
     else:
-        name, means = "loss_aaf", adaptive_affinity(x.logits, labels, x.size_logits, margin=margin, ignore_mode=ignore)
-    return {name: (affinity_decay(x.progress), edge * means.edge + same * means.same)}, {}
+        name, means = "loss_aaf", losses.adaptive_affinity(x.logits, labels, x.size_logits, margin=margin, ignore_mode=ignore)
+    return {name: (losses.affinity_decay(x.progress), edge * means.edge + same * means.same)}, {}
 
 
 def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:
-    return {"loss_dice": (weight, dice_loss(x.full, x.labels))}, {}
+    return {"loss_dice": (weight, losses.dice_loss(x.full, x.labels))}, {}
 
 
 def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: int = 4) -> tuple[Terms, dict]:
-    rmi, retries = region_mutual_information(x.full.sigmoid(), x.labels, radius, pool=pool)
-    terms = {"loss_bce": (lam, one_versus_rest(x.full, x.labels)), "loss_rmi": (1 - lam, rmi)}
+    rmi, retries = losses.region_mutual_information(x.full.sigmoid(), x.labels, radius, pool=pool)
+    terms = {"loss_bce": (lam, losses.one_versus_rest(x.full, x.labels)), "loss_rmi": (1 - lam, rmi)}
     return terms, {"rmi_retries": rmi.new_tensor(retries)}
 
 
 def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) -> tuple[Terms, dict]:
-    return {"loss_ohem": (1.0, hard_pixel_cross_entropy(x.full, x.labels, probability, share))}, {}
+    return {"loss_ohem": (1.0, losses.hard_pixel_cross_entropy(x.full, x.labels, probability, share))}, {}
 
 
 AFFINITY_OPTIONS = ("affinity_edge", "affinity_same", "affinity_margin", "affinity_ignore")

@@ -5,12 +5,6 @@ from .backbones import weights_name as weights_name
 from .configuration_mscl import MsclConfig as MsclConfig
 from .loading import open_model as open_model
 from .loading import open_segmenter as open_segmenter
-from .modeling_mscl import (
-    MsclBackbone as MsclBackbone,
-)
-from .modeling_mscl import (
-    MsclForPreTraining as MsclForPreTraining,
-)
-from .modeling_mscl import (
-    MsclForSemanticSegmentation as MsclForSemanticSegmentation,
-)
+from .modeling_mscl import MsclBackbone as MsclBackbone
+from .modeling_mscl import MsclForPreTraining as MsclForPreTraining
+from .modeling_mscl import MsclForSemanticSegmentation as MsclForSemanticSegmentation
