@@ -18,7 +18,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from .messages import flag, layout_advice, near_names, unknown_option
+from .messages import flag, unknown_option
 from .records.files import read_text, write_text
 
 # Raised by PyYAML for invalid syntax, impossible dates and tagged values, and deep nesting.
@@ -87,11 +87,7 @@ class _Parser(HfArgumentParser):
             raise ValueError(f"{flag(action.dest)} is {arg_string!r}; expected {_type_name(action)}.") from None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is None or value in action.choices:
-            return
-        expected = f"{flag(action.dest)} is {value!r}; expected one of {', '.join(map(str, action.choices))}."
-        advice = (action.dest == "dataset" and layout_advice(str(value))) or near_names(str(value), map(str, action.choices))
-        raise ValueError(f"{expected} {advice}".rstrip())
+        """Do nothing: the section checks its choices."""
 
     def format_help(self) -> str:
         """Return the common options, then the others by group. --no-x is hidden: --x false does the same."""

@@ -19,22 +19,10 @@ from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, EvalPrediction, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from mscl_hf import MsclConfig
+from mscl_hf import data, evaluation, models, sharing
 from mscl_hf.cli import command, parse
 from mscl_hf.config import DataConfig, Section, option
-from mscl_hf.data import (
-    Sample,
-    SegmentationData,
-    label_fields,
-    label_warnings,
-    labelled_part,
-    open_held_out,
-    with_image_range,
-)
-from mscl_hf.evaluation import MeanIoU
-from mscl_hf.models.loading import open_model, open_segmenter
 from mscl_hf.models.normalization import image_statistics, normalize
-from mscl_hf.sharing.provenance import pin_revisions
 from mscl_hf.transforms.views import TrainView
 
 
@@ -69,7 +57,7 @@ class TrainerConfig:
 class Prepared(Dataset):
     """Item n is what `prepare` makes of (image n, n); images are counted round and round."""
 
-    def __init__(self, data: SegmentationData, count: int, prepare: Callable[[Sample, int], dict[str, Tensor]]):
+    def __init__(self, data: "data.SegmentationData", count: int, prepare: Callable[["data.Sample", int], dict[str, Tensor]]):
         self.data, self.count, self.prepare = data, count, prepare
 
     def __len__(self) -> int:
@@ -79,7 +67,7 @@ class Prepared(Dataset):
         return self.prepare(self.data.read(n % len(self.data)), n)
 
 
-def random_crop(sample: Sample, n: int, view: TrainView, config: MsclConfig, seed: int) -> dict[str, Tensor]:
+def random_crop(sample: "data.Sample", n: int, view: TrainView, config: "models.MsclConfig", seed: int) -> dict[str, Tensor]:
     """A function of (seed, n) alone, so that a resumed run sees what an uninterrupted one does."""
     crop = view(sample, np.random.default_rng([seed, n]))
     crop = view.on_device({name: value[None] for name, value in crop.items()})  # colors are made for a batch
@@ -87,7 +75,7 @@ def random_crop(sample: Sample, n: int, view: TrainView, config: MsclConfig, see
     return {"pixel_values": pixels, "labels": crop["mask"][0].long()}
 
 
-def whole_image(sample: Sample, n: int, processor) -> dict[str, Tensor]:
+def whole_image(sample: "data.Sample", n: int, processor) -> dict[str, Tensor]:
     """As a pipeline prepares it; the labels keep their size, which must be one where several processes measure."""
     pixels = processor(np.array(sample.image), return_tensors="pt")["pixel_values"][0]
     return {"pixel_values": pixels, "labels": torch.from_numpy(sample.mask.astype(np.int64))}
@@ -100,7 +88,7 @@ def class_ids(logits: Tensor, labels: Tensor) -> Tensor:
 
 @command
 def main() -> None:
-    config = pin_revisions(parse(TrainerConfig, __doc__.splitlines()[0]))
+    config = sharing.pin_revisions(parse(TrainerConfig, __doc__.splitlines()[0]))
     run, arguments, options = config.model, config.arguments, config.data
     if options.streaming or arguments.max_steps < 1:
         raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
@@ -108,27 +96,27 @@ def main() -> None:
     if run.resume != there:
         raise ValueError(f"{arguments.output_dir} holds {'a' if there else 'no'} checkpoint; {'add' if there else 'leave out'} --resume")
     set_seed(arguments.seed)
-    config, processor = open_model(MsclConfig, run.model), open_model(AutoImageProcessor, run.model)
+    config, processor = models.open_model(models.MsclConfig, run.model), models.open_model(AutoImageProcessor, run.model)
     view = TrainView(config.image_size, config.base_size, image_width=config.image_width)
-    options = with_image_range(options.with_range_of(run.model, config.image_range))
-    data, _ = labelled_part(options, view, print)
-    held_out = open_held_out(options, classes=data.classes)
-    for warning in label_warnings([data], held_out, options):
+    options = data.with_image_range(options.with_range_of(run.model, config.image_range))
+    labelled, _ = data.labelled_part(options, view, print)
+    held_out = data.open_held_out(options, classes=labelled.classes)
+    for warning in data.label_warnings([labelled], held_out, options):
         print(f"warning: {warning}")
     # Backbone and decoder come over, a classifier for other classes is new.
-    fields = {"image_range": options.image_range} | label_fields(options)
-    model, metric = open_segmenter(run.model, data.classes, **fields)[0], MeanIoU()
+    fields = {"image_range": options.image_range} | data.label_fields(options)
+    model, metric = models.open_segmenter(run.model, labelled.classes, **fields)[0], evaluation.MeanIoU()
 
     def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:
         metric.add_batch(predictions=batch.predictions.cpu().numpy(), references=batch.label_ids.cpu().numpy())
         if not compute_result:  # more batches follow
             return {}
-        figures = metric.compute(num_labels=len(data.classes), ignore_index=255)
+        figures = metric.compute(num_labels=len(labelled.classes), ignore_index=255)
         scored = {"classes_scored": int(np.isfinite(figures["per_category_iou"]).sum())}
         return scored | {name: float(figures[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
 
     count = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    crops = Prepared(data, count, partial(random_crop, view=view, config=config, seed=arguments.seed))  # one pass is the whole run
+    crops = Prepared(labelled, count, partial(random_crop, view=view, config=config, seed=arguments.seed))  # one pass is the whole run
     images = None if held_out is None else Prepared(held_out, len(held_out), partial(whole_image, processor=processor))
     trainer = Trainer(model, arguments, train_dataset=crops, eval_dataset=images, processing_class=processor, compute_metrics=mean_iou,
                       preprocess_logits_for_metrics=class_ids)  # fmt: skip
@@ -137,7 +125,7 @@ def main() -> None:
     if images is not None:
         figures = trainer.evaluate()
         trainer.save_metrics("eval", figures)
-        scored = f"over {figures['eval_classes_scored']} of {len(data.classes)} classes"
+        scored = f"over {figures['eval_classes_scored']} of {len(labelled.classes)} classes"
         print(f"mean IoU on {held_out.split}: {figures['eval_mean_iou']:.4f} ({scored})")
     print(f"fine-tuned model: {arguments.output_dir}")
 

@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from ..messages import flag
+from ..messages import flag, layout_advice, near_names
 
 LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
@@ -39,7 +39,8 @@ class Section:
                 continue
             for item in value if isinstance(value, (list, tuple)) else [value]:
                 if choices and item not in choices:
-                    raise ValueError(f"{flag(f.name)} is {item!r}; expected one of {', '.join(map(str, choices))}.")
+                    advice = (f.name == "dataset" and layout_advice(str(item))) or near_names(str(item), map(str, choices))
+                    raise ValueError(f"{flag(f.name)} is {item!r}; expected one of {', '.join(map(str, choices))}. {advice}".rstrip())
                 if limits and not (math.isfinite(item) and all(LIMITS[name](item, limit) for name, limit in limits.items())):
                     expected = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
                     raise ValueError(f"{flag(f.name)} is {item}; expected {expected}.")
