@@ -11,7 +11,6 @@ from mscl_hf import data, methods, models, records, sharing, training, transform
 from mscl_hf.cli import command, parse, print_table, printable, write_config
 from mscl_hf.config import NetworkConfig, PretrainConfig
 from mscl_hf.config.contrast import TERMS
-from mscl_hf.config.fields import changed
 from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
 
@@ -57,7 +56,7 @@ def check_options(config: PretrainConfig) -> None:
     transforms.check_view_options([(stage.views, stage.preset) for stage in stages], config.views)
     if config.network.bn_views and not any(stage.bn_views for stage in stages):
         raise ValueError(f"--bn-views is {config.network.bn_views}; --method {options.method} has one view per network. Leave it out.")
-    for field, value in changed(config.network).items():
+    for field, value in config.network.changed().items():
         name = field.split("_")[0]
         has_head = any(name in stage.heads for stage in stages)
         reader = f"--losses {config.contrast.losses}" if has_head else f"--method {options.method}"

@@ -85,7 +85,7 @@ class PretrainConfig:
 
     def method_options(self) -> dict:
         """Return the options of the method that were set, with --queue-size."""
-        return self.method.explicit() | ({"queue_size": self.contrast.queue_size} if self.contrast.queue_size else {})
+        return self.method.changed() | ({"queue_size": self.contrast.queue_size} if self.contrast.queue_size else {})
 
     COMMON: ClassVar = (
         "dataset", "data_dir", "train_count", "unlabelled", "method", "backbone", "pretrained", "max_steps", "batch_size", "output_dir",

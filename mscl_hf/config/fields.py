@@ -45,6 +45,11 @@ class Section:
                     expected = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
                     raise ValueError(f"{flag(f.name)} is {item}; expected {expected}.")
 
+    def changed(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults."""
+        default = type(self)()
+        return {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+
 
 def choices_of(hint: Any) -> tuple:
     """The values of a `Literal` type, also within `| None` and `list[...]`; () for any other type."""
@@ -53,9 +58,3 @@ def choices_of(hint: Any) -> tuple:
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
         return next((found for part in typing.get_args(hint) if (found := choices_of(part))), ())
     return ()
-
-
-def changed(section: Any) -> dict[str, Any]:
-    """The options of a section that differ from their defaults."""
-    default = type(section)()
-    return {name: value for name, value in vars(section).items() if value != getattr(default, name)}

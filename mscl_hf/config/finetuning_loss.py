@@ -1,6 +1,6 @@
 """The fine-tuning loss and its options."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from .fields import Section, option
@@ -28,7 +28,3 @@ class FinetuningLossConfig(Section):
     dice_weight: float | None = option(None, "dice: weight beside cross-entropy (default: 1)", at_least=0)
     ohem_probability: float | None = option(None, "ohem: pixels are hard up to this probability of their class (default: 0.7)", **SHARE)
     ohem_share: float | None = option(None, "ohem: least share of the labelled pixels in the loss (default: 1/16)", **SHARE)
-
-    def explicit(self) -> dict:
-        """The options that were set, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name) is not None}

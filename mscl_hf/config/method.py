@@ -40,7 +40,3 @@ class MethodConfig(Section):
         None, "zhao: as in the paper (published) or in the authors' code (released); chaitanya: GR, GD- or GD"
     )
     partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are not negatives of each other", at_least=2)
-
-    def explicit(self) -> dict:
-        """The options that were set, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}

@@ -86,14 +86,13 @@ FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
 
 def check_options(loss: FinetuningLossConfig) -> None:
     """Raise ValueError for an explicit option that the loss does not read."""
-    for name in loss.explicit():
-        if name not in FINETUNING_LOSSES[loss.loss].options:
-            readers = [other for other, row in FINETUNING_LOSSES.items() if name in row.options]
-            value, use = loss.explicit()[name], " or ".join(readers)
+    for name, value in loss.changed().items():
+        if name not in ("loss", *FINETUNING_LOSSES[loss.loss].options):
+            use = " or ".join(other for other, row in FINETUNING_LOSSES.items() if name in row.options)
             raise ValueError(f"{flag(name)} is {value}, and --loss {loss.loss} does not read it. Leave it out, or use --loss {use}.")
 
 
 def loss_terms(loss: FinetuningLossConfig, predicted: Predicted) -> tuple[Terms, dict[str, Tensor]]:
     """Return the terms of a loss beside cross-entropy, and further values to log."""
-    options = {name.split("_", 1)[1]: value for name, value in loss.explicit().items()}
+    options = {name.split("_", 1)[1]: value for name, value in loss.changed().items() if name != "loss"}
     return FINETUNING_LOSSES[loss.loss].terms(predicted, **options)

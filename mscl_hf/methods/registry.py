@@ -1,7 +1,6 @@
 """The methods by name. To add one: a module in this folder, a row in METHODS, and its name in `PretrainRun.method` (config/__init__.py)."""
 
 from ..config import PretrainConfig
-from ..config.fields import changed
 from ..messages import flag
 from .base import Method
 from .byol import BYOL
@@ -54,7 +53,7 @@ def check_method_options(config: PretrainConfig) -> None:
     stages = stages_of(name)
     readable = [option for stage in stages for option in defaults_of(stage) if option != "images"]
     reads_contrast = any(issubclass(stage, MSCL) for stage in stages)
-    given = [*config.method.explicit(), *(() if reads_contrast else changed(config.contrast))]
+    given = [*config.method.changed(), *(() if reads_contrast else config.contrast.changed())]
     if unread := [option for option in given if option not in readable]:
         flags = [*map(flag, readable), *["--pixel-temperature and the other options of its loss"] * reads_contrast]
         raise ValueError(f"{flag(unread[0])} is not an option of --method {name}, which reads {', '.join(flags)}. Leave it out.")
