@@ -1,6 +1,7 @@
 """Fixtures that several test files share, and the marker for long tests."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: pass --runslow"))
+
+
+def pytest_collection_finish():
+    """Freeze what the imports have made: Accelerate collects garbage after each run, and would visit all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingData, TrainingImages
 from mscl_hf.losses import MultiScaleLoss
 from mscl_hf.methods import METHODS, MSCL, RunSize, SegmentationTraining, create_method
+from mscl_hf.models import backbones
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.training import run as training_run
@@ -48,6 +49,23 @@ def load_recipe(name: str):
     return module
 
 
+def asked_once(function):
+    """The function, whose answer to the same arguments is computed once."""
+    answers = {}
+
+    @functools.wraps(function)
+    def inner(*arguments):
+        key = repr(arguments)
+        if key not in answers:
+            answers[key] = function(*arguments)
+        return copy.deepcopy(answers[key])
+
+    return inner
+
+
+BY_TRIAL = {name: asked_once(getattr(backbones, name)) for name in ("_stride_kwargs", "_size_rule")}  # by building timm's model
+
+
 def run(name: str, *arguments, pictures: bool = True, **patches) -> None:
     """Run the recipe's main() with these flags. pictures=False: train only, write no model and draw nothing.
 
@@ -60,6 +78,7 @@ def run(name: str, *arguments, pictures: bool = True, **patches) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         stack.enter_context(mock.patch.object(sys, "argv", [name, *map(str, arguments)]))
+        stack.enter_context(mock.patch.multiple(backbones, **BY_TRIAL))
         for part, stand_in in patches.items():
             stack.enter_context(mock.patch.object(owner(module, part), part, stand_in))
         module.main()

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "mscl_hf", "recipes", "hub")
 PIP = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation")
-LISTS = {"mscl-finetune": "--list-losses", "mscl-pretrain": "--list-methods"}
+LISTS = {"mscl-finetune": ("--list-losses", "loss"), "mscl-pretrain": ("--list-methods", "method")}
 # All in one process: most of the time that a command takes to print its help is spent on imports.
 HELP = """
 import contextlib, inspect, sys
@@ -56,9 +56,9 @@ def start(command: list, folder: Path) -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="scripts lie elsewhere")
-@pytest.mark.parametrize("editable", [True, False], ids=["editable", "wheel"])
-def test_every_console_command_starts_from_any_folder(tmp_path, editable):
-    """Each entry point of the package prints its help, by the modules of this very installation; two scripts print their lists."""
+@pytest.mark.parametrize(("editable", "name"), [(True, "mscl-finetune"), (False, "mscl-pretrain")], ids=["editable", "wheel"])
+def test_every_console_command_starts_from_any_folder(tmp_path, editable, name):
+    """Each entry point of the package prints its help, by the modules of this very installation; one of the scripts prints its list."""
     pytest.importorskip("pip")
     python, site = install(tmp_path, editable)
     (package,) = metadata.distributions(name="mscl_hf", path=[str(site)])
@@ -71,5 +71,5 @@ def test_every_console_command_starts_from_any_folder(tmp_path, editable):
     files = [Path(line.split()[1]).resolve() for line in lines if line.startswith("mscl-")]
     assert len(files) == len(scripts) and all(file.is_relative_to(home) for file in files)
     assert all(os.access(python.with_name(name), os.X_OK) for name in scripts)
-    for name, option in LISTS.items():
-        assert start([python.with_name(name), option], tmp_path).split()[:2] == ["name", "loss" if "losses" in option else "method"]
+    option, column = LISTS[name]
+    assert start([python.with_name(name), option], tmp_path).split()[:2] == ["name", column]
