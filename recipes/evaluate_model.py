@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from mscl_hf import data, evaluation, models, records, sharing, training
 from mscl_hf.cli import command, flat, parse, write_config
-from mscl_hf.config import DataConfig, EvaluateConfig
+from mscl_hf.config import DatasetConfig, EvaluateConfig
 from mscl_hf.training.signals import leave_on_signal
 
 
@@ -48,7 +48,7 @@ def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentati
 
 
 def open_scored_split(
-    options: DataConfig, split: str, classes: tuple[str, ...], log: Callable[[str], None]
+    options: DatasetConfig, split: str, classes: tuple[str, ...], log: Callable[[str], None]
 ) -> "data.SegmentationData":
     """The usable images of a split. Raises ValueError, which lists the splits of the data, where it has no such one."""
     try:

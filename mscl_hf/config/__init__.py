@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from .contrast import ContrastConfig, parse_losses
-from .data import DataConfig
+from .data import DataConfig, DatasetConfig
 from .fields import Section, option
 from .finetuning_loss import FinetuningLossConfig
 from .hub import HubConfig
@@ -113,7 +113,7 @@ class EvaluateConfig:
     """Everything that decides an evaluation."""
 
     run: EvaluateRun = field(default_factory=EvaluateRun)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DatasetConfig = field(default_factory=DatasetConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 

@@ -1,15 +1,15 @@
-"""Options of the data set: where images and masks are, which of them are used, and how masks are read."""
+"""Options of the data set: where images and masks are, how masks are read, and which of them training uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from .fields import Section, option
 
 
 @dataclass(frozen=True)
-class DataConfig(Section):
-    """The data set: where images and masks are, which of them are used, and how masks are read."""
+class DatasetConfig(Section):
+    """The data set: where images and masks are, and how masks are read."""
 
     dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "hf"] = option(
         "synthetic", "layout of the data; synthetic scenes are generated and need no files"
@@ -17,11 +17,6 @@ class DataConfig(Section):
     data_dir: str | None = option(
         None, "folder of the data; for hf also a parquet file, a Hub name or s3://... (default: none; synthetic needs none)"
     )
-    train_split: str | None = option(None, "split to train on (default: train; voc2012 also has trainaug)")
-    val_split: str | None = option(None, "held-out split to measure on (default: val, or validation for hf); none = no split")
-    train_fraction: float | None = option(None, "share of the training masks to use (default: all); subsets are nested")
-    train_count: int | None = option(None, "number of training masks to use (default: all); subsets are nested")
-    subset_seed: int = option(0, "seed of the choice of training masks")
     max_bad_images: int = option(0, "unreadable images or masks to skip before the run stops", at_least=0)
     image_dir: str | None = option(None, "folder: folder of the images (default: DATA_DIR/images)")
     mask_dir: str | None = option(None, "folder: folder of the masks (default: DATA_DIR/masks, labels, annotations, ...)")
@@ -42,9 +37,6 @@ class DataConfig(Section):
         None, "folder, hf: LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's, or 0 to the "
         "highest value of the 8, 10, 12, 14 or 16 bits that the training images need)",
     )  # fmt: skip
-    image_cache_gb: float = option(
-        10.0, "size of the image cache in GB: decoded images in ~/.cache/mscl_hf, or MSCL_HF_CACHE; 0 = no cache", at_least=0
-    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,7 +45,7 @@ class DataConfig(Section):
             shown = " ".join(map(str, image_range))
             raise ValueError(f"--image-range is {shown}; expected two whole numbers LOW < HIGH, such as 0 4095.")
 
-    def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> "DataConfig":
+    def with_range_of(self, model: str | None, image_range: Sequence[int] | None) -> Self:
         """Return the options with the image range of a model, if it has one. Raises ValueError if they have another."""
         if image_range is None:
             return self
@@ -63,3 +55,17 @@ class DataConfig(Section):
                 f"--image-range is {low} {high}; expected {image_range[0]} {image_range[1]}, with which {model} was trained. Leave it out."
             )
         return replace(self, image_range=list(image_range))
+
+
+@dataclass(frozen=True)
+class DataConfig(DatasetConfig):
+    """The data set: where images and masks are, how masks are read, and which of them are used to train and to measure."""
+
+    train_split: str | None = option(None, "split to train on (default: train; voc2012 also has trainaug)")
+    val_split: str | None = option(None, "held-out split to measure on (default: val, or validation for hf); none = no split")
+    train_fraction: float | None = option(None, "share of the training masks to use (default: all); subsets are nested")
+    train_count: int | None = option(None, "number of training masks to use (default: all); subsets are nested")
+    subset_seed: int = option(0, "seed of the choice of training masks")
+    image_cache_gb: float = option(
+        10.0, "size of the image cache in GB: decoded images in ~/.cache/mscl_hf, or MSCL_HF_CACHE; 0 = no cache", at_least=0
+    )

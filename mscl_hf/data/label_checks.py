@@ -6,7 +6,7 @@ from contextlib import suppress
 import datasets
 import numpy as np
 
-from ..config import DataConfig
+from ..config import DatasetConfig
 from ..losses.labels import IGNORE_INDEX
 from ..messages import first_three
 from .dataset import SegmentationData
@@ -32,7 +32,7 @@ def stored_ids(data: SegmentationData) -> list[int]:
     return sorted(ids)
 
 
-def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: DataConfig) -> None:
+def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[int], options: DatasetConfig) -> None:
     """Raise ValueError if the training masks hold fewer than two classes: every prediction would be right.
 
     data: with counts of its labels. ids: those stored in its masks. If only the first rows of a stream are known, one class is an error
@@ -69,7 +69,7 @@ def _listed_ids(ids: Sequence[int]) -> str:
     return f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}" or "none"
 
 
-def _remedy(ids: Sequence[int], options: DataConfig, is_part: bool) -> str:
+def _remedy(ids: Sequence[int], options: DatasetConfig, is_part: bool) -> str:
     if options.label_map:
         return "Correct --label-map or the masks"
     leave_out = "Leave out --reduce-labels" if options.reduce_labels else ""
@@ -82,7 +82,7 @@ def _remedy(ids: Sequence[int], options: DataConfig, is_part: bool) -> str:
 
 
 def label_warnings(
-    training: Sequence[SegmentationData | SegmentationStream | None], held_out: SegmentationData | None, options: DataConfig
+    training: Sequence[SegmentationData | SegmentationStream | None], held_out: SegmentationData | None, options: DatasetConfig
 ) -> list[str]:
     """Return warnings about classes that cannot be trained or measured, and about images that are in two splits.
 

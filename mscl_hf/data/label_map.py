@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig
+from ..config import DatasetConfig
 from ..losses.labels import IGNORE_INDEX
 from ..models.fields_mscl import is_plain
 from ..records.files import read_text
@@ -108,7 +108,7 @@ def parse_label_map(label_map: dict[int, int] | str) -> dict[int, int]:
     return train_ids
 
 
-def label_fields(options: DataConfig) -> dict[str, dict[str, int] | bool | None]:
+def label_fields(options: DatasetConfig) -> dict[str, dict[str, int] | bool | None]:
     """Return the label map of the options, as fields of a model's configuration."""
     train_ids = parse_label_map(options.label_map) if options.label_map else None
     label_map = train_ids and {str(stored): train for stored, train in train_ids.items()}
@@ -116,8 +116,8 @@ def label_fields(options: DataConfig) -> dict[str, dict[str, int] | bool | None]
 
 
 def with_labels_of_model(
-    options: DataConfig, label_map: dict[str, int] | None, reduce_labels: bool, log: Callable[[str], None] = print
-) -> tuple[DataConfig, list[str]]:
+    options: DatasetConfig, label_map: dict[str, int] | None, reduce_labels: bool, log: Callable[[str], None] = print
+) -> tuple[DatasetConfig, list[str]]:
     """Return the options with the label map of a model's training if they have none, which is logged, and warnings.
 
     label_map, reduce_labels: of the model's configuration. Raises ValueError if the options and the model map one id to different classes.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import datasets
 
-from ..config import DataConfig
+from ..config import DataConfig, DatasetConfig
+from ..messages import flag
 from .cache import CachedData
 from .checks import check_data, run_once
 from .dataset import LabelCounts, SegmentationData
@@ -20,7 +21,7 @@ from .stream import SegmentationStream
 HELD_OUT = {"hf": "validation"}  # the held-out split; "val" of other layouts
 
 
-def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
+def open_split(options: DatasetConfig, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
     """Open one split of the data set that the options name."""
     names = {"image_range"}.union(*map(options_of, DATASETS)) - {"data_dir"}
     arguments = {name: value for name, value in vars(options).items() if name in names and value not in (None, False)}
@@ -29,7 +30,7 @@ def open_split(options: DataConfig, split: str, unlabelled: bool = False) -> Seg
     try:
         return load_data(options.dataset, split, options.data_dir, unlabelled=unlabelled, **arguments)
     except UnknownSplit as error:
-        flags = {options.val_split: "--val-split", options.train_split: "--train-split"}
+        flags = {getattr(options, name, None): flag(name) for name in ("val_split", "train_split")}  # of training
         raise UnknownSplit(split, error.available, error.where, error.remedy, flags.get(split, "the split")) from error
 
 
@@ -40,7 +41,7 @@ def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:
     return load_data("folder", "train", folder, unlabelled=True, image_range=options.image_range)
 
 
-def open_whole_split(options: DataConfig, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
+def open_whole_split(options: DatasetConfig, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
     """Open a split that is read from end to end: a stream is read into memory, still encoded.
 
     classes: names for data sets without class names; without these, they are inferred from the masks, and a split may lack some.
@@ -51,7 +52,7 @@ def open_whole_split(options: DataConfig, split: str, classes: tuple[str, ...] =
     return data if isinstance(data, SegmentationData) else in_memory(data, list(data.rows()))
 
 
-def needs_classes(options: DataConfig) -> bool:
+def needs_classes(options: DatasetConfig) -> bool:
     """Return whether neither the layout nor the options name the classes."""
     return options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None
 
@@ -116,7 +117,7 @@ def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callabl
     return options
 
 
-def usable(data: SegmentationData, options: DataConfig, log: Callable[[str], None] = print) -> SegmentationData:
+def usable(data: SegmentationData, options: DatasetConfig, log: Callable[[str], None] = print) -> SegmentationData:
     """Return the data without its bad samples, which are logged, and with counts of its labels. The main process reads the samples.
 
     Raises BadSample if more samples are bad than --max-bad-images.

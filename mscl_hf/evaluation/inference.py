@@ -115,10 +115,9 @@ def _view_logits(model: nn.Module, image: Tensor, options: InferenceConfig) -> T
     height, width = image.shape[-2:]
     if options.mode == "whole" or max(height, width) <= options.window:
         return model(pixel_values=image).logits.float()
-    stride = options.stride or max(1, round(options.window * 2 / 3))
     total, num_windows = None, image.new_zeros(1, 1, height, width, dtype=torch.float32)
-    for top in window_starts(height, options.window, stride):
-        for left in window_starts(width, options.window, stride):
+    for top in window_starts(height, options.window, options.stride):
+        for left in window_starts(width, options.window, options.stride):
             region = (..., slice(top, top + options.window), slice(left, left + options.window))
             crop = image[region]
             probabilities = _resize(model(pixel_values=crop).logits.float(), crop.shape[-2:]).softmax(1)

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
 from ..cli import flat
-from ..config import DataConfig, FinetuneConfig, PretrainConfig
+from ..config import DatasetConfig, FinetuneConfig, PretrainConfig
 from ..config.launcher import DEFAULTS as LAUNCHER_DEFAULTS
 from ..data.folder_names import IMAGE_FOLDERS, SPLITS
 from ..data.training_data import TrainingData
@@ -99,7 +99,7 @@ def _training_facts(
     }
 
 
-def with_evaluation(record: dict, results: dict, options: DataConfig) -> dict:
+def with_evaluation(record: dict, results: dict, options: DatasetConfig) -> dict:
     """Return the record with the results of `evaluate_model`, which replace those of an earlier evaluation on the same split."""
     keys = ("split", "num_images", *METRICS, "per_class_iou", "per_class_accuracy", "score_classes", "inference", "precision")
     keys += tuple(key for key in ("classes_scored", "num_classes", "warnings") if key in results)
@@ -108,7 +108,7 @@ def with_evaluation(record: dict, results: dict, options: DataConfig) -> dict:
     return record | {"evaluations": [*others, new]}
 
 
-def data_name(options: DataConfig) -> str:
+def data_name(options: DatasetConfig) -> str:
     """Return the data set's name on the Hub or among the built-in ones, else that of its folder without `images`, `train` and the like."""
     location = options.data_dir or options.image_dir
     if name := _hub_name(options):
@@ -132,7 +132,7 @@ def pin_revisions(config: Any) -> Any:
         section = getattr(config, f.name)
         models = [name for name in ("model", "start_from") if hasattr(section, name)]
         changes = {name: _pinned_model(getattr(section, name), recorded.get(name)) for name in models}
-        if isinstance(section, DataConfig) and (name := _hub_name(section)):
+        if isinstance(section, DatasetConfig) and (name := _hub_name(section)):
             if section.data_revision is None and recorded.get("data_dir") == name and recorded.get("data_revision"):
                 changes["data_revision"] = recorded["data_revision"]
             else:
@@ -174,7 +174,7 @@ def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
     return shlex.join(words)
 
 
-def _hub_name(options: DataConfig) -> str | None:
+def _hub_name(options: DatasetConfig) -> str | None:
     """Return the name on the Hub of a data set that is read from there, else None."""
     name = options.data_dir or ""
     return name if options.dataset == "hf" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None

@@ -135,7 +135,7 @@ def test_windows_are_averaged_as_probabilities(image):
 def test_an_image_inside_the_window_is_run_whole(image):
     """No padding, one call: the small image itself."""
     model = worker.TinyModel()
-    options = (InferenceConfig(mode=mode, window=67) for mode in ("whole", "slide"))
+    options = (InferenceConfig(), InferenceConfig(mode="slide", window=67))
     whole, slide = (predict_logits(model, image, (41, 67), option) for option in options)
     assert torch.equal(whole, slide) and [shape for shape, _ in model.seen] == [(1, 3, 41, 67)] * 2
 
@@ -182,7 +182,9 @@ def test_a_class_ruled_out_everywhere_stays_finite(image):
         ({"mode": "tile"}, "--mode is 'tile'; expected one of whole, slide"),
         ({"base_size": -1}, "--base-size is -1; expected at least 0"),
         ({"window": -1}, "--window is -1; expected at least 1"),
-        ({"window": 64, "stride": 65}, "--stride is 65; expected at most --window 64"),
+        ({"mode": "slide", "window": 64, "stride": 65}, "--stride is 65; expected at most --window 64"),
+        ({"window": 64}, "--window is 64; expected none with --mode whole"),
+        ({"stride": 64}, "--stride is 64; expected none with --mode whole"),
         ({"scales": []}, "--scales is empty; expected positive"),
         ({"scales": [1.0, float("nan")]}, "--scales is nan; expected above 0"),
     ],
