@@ -29,7 +29,8 @@ class ExportConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         if (self.height is None) != (self.width is None):
-            raise ValueError(f"--height is {self.height} and --width is {self.width}; expected both or neither.")
+            one, other = ("--height", "--width") if self.width is None else ("--width", "--height")
+            raise ValueError(f"{one} is given without {other}; expected both or neither. Give {other} as well.")
 
 
 @command

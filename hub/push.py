@@ -26,21 +26,27 @@ class PushConfig(Section):
     _argument_group_name: ClassVar[str] = "push"
 
     what: Literal["model", "metric", "space"] = option("model", "model = a folder; metric = mean IoU for evaluate; space = the demo")
-    folder: str | None = option(None, "for --what model: output folder of a finished run or of an export (default: none)")
+    folder: str | None = option(None, "output folder of a finished run or of an export (required with --what model)")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.what == "model" and self.folder is None:
-            raise ValueError("--folder is missing; expected the output folder of a run or of an export.")
         if self.what != "model" and self.folder is not None:
             raise ValueError(f"--folder is {self.folder}; expected none with --what {self.what}. Leave it out.")
 
 
+@dataclass(frozen=True)
+class TargetConfig(HubConfig):
+    """Repository on the Hugging Face Hub to push to."""
+
+    push_to_hub: str | None = option(None, "ORG/NAME on the Hugging Face Hub to push to (required)")
+
+
 @command
 def main() -> None:
-    push, hub = parse_sections([PushConfig, HubConfig], __doc__.splitlines()[0])
-    if hub.push_to_hub is None:
-        raise ValueError("--push-to-hub is missing; expected ORG/NAME.")
+    push, hub = parse_sections([PushConfig, TargetConfig], __doc__.splitlines()[0])
+    missing = ["--folder"] * (push.what == "model" and push.folder is None) + ["--push-to-hub"] * (hub.push_to_hub is None)
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} missing. See --help.")
     if hub.license is not None:
         raise ValueError(f"--license is {hub.license}; expected none, because the card is not written here. Edit README.md in the folder.")
     if push.what == "model":

@@ -18,6 +18,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from .config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from .messages import flag, unknown_option
 from .records.files import read_text, write_text
 
@@ -26,6 +27,7 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionEr
 MAPPINGS = ("label_map",)  # options of the form key:value,..., which a file may also give as a mapping
 METAVARS = {"start_from": "MODEL", "push_to_hub": "ORG/NAME", "report_to": "TRACKER", "by_evaluate": "METRIC", "config": "FILE"}
 LONGEST_CHOICES = 60  # characters of {a,b,...} beside an option in --help; longer lists are left to the help text
+REQUIRED = "the following arguments are required: "  # of argparse
 TYPE_NAMES = {int: "a whole number", float: "a number", string_to_bool: "true or false", str: "text"}
 
 
@@ -55,6 +57,8 @@ class _Help(argparse.HelpFormatter):
         return option if action.nargs == 0 else f"{option} {self._format_args(action, value)}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
+        if action.required:
+            return f"{action.help} (required)"
         if action.default in (None, argparse.SUPPRESS, []) or "(default:" in action.help or action.type is string_to_bool:
             return action.help
         return f"{action.help} (default: {' '.join(map(str, action.default)) if isinstance(action.default, list) else action.default})"
@@ -78,6 +82,9 @@ class _Parser(HfArgumentParser):
         self.add_argument("--config", help="YAML file with one 'option: value' per line, such as a run's config.yaml; flags override it")
 
     def error(self, message: str) -> None:
+        if message.startswith(REQUIRED):
+            options = [names.split("/")[-1] for names in message.removeprefix(REQUIRED).split(", ")]  # of --x_y/--x-y
+            raise ValueError(f"{' and '.join(options)} {'are' if options[1:] else 'is'} missing. See --help.")
         raise ValueError(f"{message.removeprefix('argument ')}. See --help.")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
@@ -134,11 +141,18 @@ def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:
     parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     *instances, _, remaining = parsed  # _ holds --config
     if remaining:
-        raise ValueError(unknown_option(remaining[0], [option for action in parser._actions for option in action.option_strings]))
+        options = [option for action in parser._actions for option in action.option_strings]
+        raise ValueError(unknown_option(remaining[0], options, _options_of_commands()))
     for name, value in flat(*instances).items():
         if any(isinstance(number, float) and not math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{flag(name)} is {value}; expected a finite number.")
     return tuple(map(_with_home, instances))
+
+
+def _options_of_commands() -> dict[str, list[str]]:
+    """Return {command: names of its options} of the three recipes."""
+    configs = {"mscl-pretrain": PretrainConfig, "mscl-finetune": FinetuneConfig, "mscl-evaluate": EvaluateConfig}
+    return {command: list(flat(config_cls())) for command, config_cls in configs.items()}
 
 
 def _with_home(instance: Any) -> Any:
@@ -166,7 +180,7 @@ def _read_yaml(path: str, known: dict[str, argparse.Action]) -> dict:
     options = {str(key).replace("-", "_"): value for key, value in content.items()}
     for key, value in options.items():
         if key not in known:
-            raise ValueError(f"{path}: " + unknown_option(key, list(known)))
+            raise ValueError(f"{path}: " + unknown_option(key, list(known), _options_of_commands()))
         options[key] = _typed(path, key, value, known[key])
     return options
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 # {former name of an option: current name}
 RENAMED = {
@@ -91,8 +91,11 @@ def first_three(items: Sequence[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
-def unknown_option(word: str, known: Sequence[str]) -> str:
-    """Return the message for an unknown option. word: --x, --x=1 or x. known: options of the command in the same spelling."""
+def unknown_option(word: str, known: Sequence[str], commands: Mapping[str, Iterable[str]]) -> str:
+    """Return the message for an unknown option.
+
+    word: --x, --x=1 or x. known: options of the command in the same spelling. commands: {command: its options}.
+    """
     name, flags = _plain(word), {_plain(option): option.replace("_", "-") for option in known}
     shown = word.split("=")[0] if word and word.isprintable() else repr(word)
     if RENAMED.get(name) in flags:
@@ -100,6 +103,8 @@ def unknown_option(word: str, known: Sequence[str]) -> str:
     advice = next((text for words, wanted, text in ADVICE if name in words.split() and (wanted is None or wanted in flags)), None)
     if advice:
         return f"{shown} is not an option of this command. {advice}."
+    if owners := [command for command, options in commands.items() if name in map(_plain, options)]:
+        return f"{shown} is not an option of this command. It is an option of {' and '.join(owners)}."
     similar = near_names("--" + name if word.startswith("--") else name, flags.values())
     return f"{shown} is not an option of this command. {similar or 'See --help.'}"
 

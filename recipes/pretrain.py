@@ -62,7 +62,7 @@ def check_options(config: PretrainConfig) -> None:
         reader = f"--losses {config.contrast.losses}" if has_head else f"--method {options.method}"
         if name in TERMS and not (has_head and name in config.contrast.terms) and value != getattr(stages[-1], field, None):
             raise ValueError(f"{flag(field)} is not an option of {reader}, which has no {name} head. Leave it out.")
-    if options.unlabelled == "none" and "labelled_share" in changed(options):
+    if options.unlabelled == "none" and "labelled_share" in options.changed():
         raise ValueError(f"--labelled-share is {options.labelled_share}, and batches have no unlabelled images. Give --unlabelled as well.")
     if options.unlabelled != "none" and not any(stage.uses_unlabelled(config.contrast) for stage in stages):
         raise ValueError(f"--unlabelled is {options.unlabelled}; --method {options.method} reads labelled images only. Leave it out.")

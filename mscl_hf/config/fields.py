@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -58,3 +59,10 @@ def choices_of(hint: Any) -> tuple:
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
         return next((found for part in typing.get_args(hint) if (found := choices_of(part))), ())
     return ()
+
+
+def default_words(config: Any) -> dict[str, str]:
+    """Return {option: the help's word for its default} of the options of a configuration whose default is None: "all", "none", ..."""
+    options = [f for section in fields(config) for f in fields(getattr(config, section.name)) if f.default is None]
+    words = {f.name: re.search(r"\(default: ([^;)]+)", f.metadata["help"]) for f in options}
+    return {name: word[1] for name, word in words.items() if word}

@@ -5,11 +5,14 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import Accelerator
 
+from ..messages import flag
 from .files import UNFINISHED, write_json
 
 try:
@@ -38,9 +41,12 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on Lustre withou
 _locks: dict[Path, object] = {}  # open files; the system frees their locks when the process ends
 
 
-def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelerator) -> dict | None:
+def open_run(
+    out: Path, configuration: dict, resume: bool, accelerator: Accelerator, default_words: Mapping[str, str] | None = None
+) -> dict | None:
     """Claim an output folder: lock it and write run.json. Return the earlier run.json if a run is continued, else None.
 
+    default_words: {option: what messages show where it is None}.
     A folder that holds only the records of a run that stopped before its first step (a wrong path, for example) is claimed anew.
     Raises ValueError where the folder holds other files or another run, the configuration differs, or a run is writing in it, and
     OSError where it cannot be written.
@@ -57,7 +63,7 @@ def open_run(out: Path, configuration: dict, resume: bool, accelerator: Accelera
         raise ValueError(f"{out} already holds a run; give another --output-dir, or --resume to continue it")
     if contents := _contents(configuration):
         configuration = configuration | {"contents": contents}
-    content = _merged(out, earlier, configuration) if started else configuration
+    content = _merged(out, earlier, configuration, default_words or {}) if started else configuration
     accelerator.wait_for_everyone()  # the main process writes only when all have read
     if accelerator.is_main_process:
         try:
@@ -111,7 +117,7 @@ def _contents(configuration: dict) -> dict[str, str]:
     return digests
 
 
-def _merged(out: Path, old: dict, new: dict) -> dict:
+def _merged(out: Path, old: dict, new: dict, default_words: Mapping[str, str]) -> dict:
     """Return the new run.json, with the history of the options MAY_CHANGE. Raises ValueError where any other option differs."""
     old, new, resolved = json.loads(json.dumps(old)), json.loads(json.dumps(new)), _resolved(out)
     # The run's own config.yaml holds, for options that were left open, the values that they got.
@@ -127,7 +133,7 @@ def _merged(out: Path, old: dict, new: dict) -> dict:
         shown = [option for option in changed if option != "commit"]
         if shown == ["max_steps"] and new["max_steps"] > old["max_steps"]:
             raise ValueError(_cannot_extend(out, old, new))
-        differences = ", ".join(_difference(option, old, new) for option in shown[:MAX_SHOWN])
+        differences = ", ".join(_difference(option, old, new, default_words) for option in shown[:MAX_SHOWN])
         differences += f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
         advice = "" if _command_of(new) == "mscl-evaluate" else "resume with the old ones, or "
         raise ValueError(f"{out} holds a run with other settings ({differences}); {advice}give another --output-dir")
@@ -172,8 +178,16 @@ def _differs(option: str, old: dict, new: dict) -> bool:
     return values[0] != values[1]
 
 
-def _difference(option: str, old: dict, new: dict) -> str:
-    if old.get(option) == new.get(option):
-        return f"{option}: the contents of {new.get(option)!r} have changed"
-    other_contents = option in FILES and None not in (old.get(option), new.get(option))
-    return f"{option}: {old.get(option)!r} -> {new.get(option)!r}" + ", with other contents" * other_contents
+def _difference(option: str, old: dict, new: dict, default_words: Mapping[str, str]) -> str:
+    values = [old.get(option), new.get(option)]
+    if values[0] == values[1]:
+        return f"{flag(option)}: the contents of {values[1]!r} have changed"
+    before, after = (default_words.get(option, "not set") if value is None else _shown(value) for value in values)
+    return f"{flag(option)}: {before} -> {after}" + ", with other contents" * (option in FILES and None not in values)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a flag takes it."""
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..cli import flat
+from ..config.fields import default_words
 from ..records.files import write_json
 from ..records.run_folder import RECORD, open_run
 from ..records.versions import commit
@@ -71,7 +72,8 @@ def start_run(config: Any, resume: bool) -> Iterator[Run]:
     set_seed(options["seed"])
     accelerator = make_accelerator(options["mixed_precision"], options.get("report_to", ()), options["output_dir"])
     out = Path(options["output_dir"])
-    earlier, saved = open_run(out, options | {"commit": commit()}, resume, accelerator), _checkpoints(out)
+    earlier = open_run(out, options | {"commit": commit()}, resume, accelerator, default_words(config))
+    saved = _checkpoints(out)
     try:
         with reporting(out):
             yield Run(out, accelerator)

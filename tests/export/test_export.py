@@ -405,6 +405,9 @@ def test_the_command(tmp_path, models, monkeypatch):
     assert done.returncode == 0 and "bit for bit" in done.stdout, done.stderr
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     main = runpy.run_path(str(script))["main"]
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    with pytest.raises(SystemExit, match="^error: --to and --output-dir are missing"):
+        main()
     for more, expected in (([], "--output-dir is .*; expected a new or empty folder"), (["--height", "64"], "expected both or neither")):
         monkeypatch.setattr(sys, "argv", [*words, *more])
         with pytest.raises(SystemExit, match=expected):

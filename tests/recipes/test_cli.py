@@ -277,6 +277,16 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
         assert option.removeprefix("--").replace("-", "_") in {"help", *OPTIONS[recipe]}, option
 
 
+@pytest.mark.parametrize(("recipe", "word", "owners"), [
+    ("finetune", "--method", "mscl-pretrain"), ("pretrain", "--loss=ce", "mscl-finetune"), ("finetune", "--flip", "mscl-evaluate"),
+    ("evaluate_model", "--max-steps", "mscl-pretrain and mscl-finetune"), ("finetune", "--start_from", ""),
+])  # fmt: skip
+def test_options_of_other_commands_name_the_command(tmp_path, recipe, word, owners):
+    """No similar name is suggested. A remedy that is known for the command comes first."""
+    message = harness.rejected(recipe, word, "--output-dir", tmp_path / "out")
+    assert (f"It is an option of {owners}." in message) if owners else "--model" in message
+
+
 @pytest.mark.parametrize("words", ["--batch-size 8", "--dataloader-num-workers 2"])
 def test_options_of_training_in_an_evaluation(tmp_path, words):
     """Evaluation has neither, and says so."""

@@ -427,7 +427,7 @@ def test_another_rate_in_the_middle_of_a_run(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         harness.run(*flags, "--learning-rate", 0.05, pictures=False, fit=fit, commit=lambda: "before")
     assert stopped.value.code == 75
-    assert "other settings (batch_size: 4 -> 2)" in harness.rejected(*flags, "--learning-rate", 0.05, "--resume", "--batch-size", 2)
+    assert "other settings (--batch-size: 4 -> 2)" in harness.rejected(*flags, "--learning-rate", 0.05, "--resume", "--batch-size", 2)
     harness.run(*flags, "--learning-rate", 0.01, "--resume", pictures=False, commit=lambda: "after")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["learning_rate"] == 0.01 and record["changed"] == [{"commit": ["before", "after"], "learning_rate": [0.05, 0.01]}]

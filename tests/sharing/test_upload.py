@@ -430,6 +430,7 @@ def test_wrong_calls_of_mscl_push(tmp_path):
     """Each wrong call ends with one sentence and exit status 1."""
     (tmp_path / "run.json").write_text("{}")
     for arguments, message in (
+        ([], "--folder and --push-to-hub are missing"),
         (["--folder", str(tmp_path)], "--push-to-hub is missing"),
         (["--push-to-hub", NAME], "--folder is missing"),
         (["--folder", str(tmp_path / "no"), "--push-to-hub", NAME], "there is no folder"),

@@ -180,11 +180,14 @@ def test_other_images_give_a_warning(tmp_path, capsys):
 def test_resume_with_other_settings_is_rejected(finished):
     """The error names each changed option with its old and new value, at most six, and the number of the others."""
     message = rejected(finished, "--max-steps", 4, "--pixel-temperature", 0.2, "--resume")
-    assert "max_steps: 2 -> 4" in message and "pixel_temperature: 0.07 -> 0.2" in message and "seed" not in message
+    assert "--max-steps: 2 -> 4" in message and "--pixel-temperature: 0.07 -> 0.2" in message and "seed" not in message
     temperatures = ("--global-temperature", 0.2, "--local-temperature", 0.2, "--pixel-temperature", 0.2)
     options = (*temperatures, "--seed", 5, "--color-strength", 0.5, "--blur", 0, "--max-scale", 1.5)
     message = rejected(finished, "--max-steps", 4, *options, "--resume")
-    assert message.count("->") == 6 and " and 1 more)" in message and "max_steps: 2 -> 4" in message
+    assert message.count("->") == 6 and " and 1 more)" in message and "--max-steps: 2 -> 4" in message
+    message = rejected(finished, "--max-steps", 2, "--train-fraction", 0.5, "--symmetric", "--decoder-rates", 1, 2, "--resume")
+    assert "--train-fraction: all -> 0.5" in message and "--symmetric: false -> true" in message
+    assert "--decoder-rates: by the image size -> 1 2" in message
 
 
 def test_a_folder_of_another_command_is_named(finished):
