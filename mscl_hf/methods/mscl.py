@@ -1,5 +1,7 @@
 """Multi-scale contrast learning, the method of the 2025 paper: global, local and pixel contrast of an image and its enhanced copy."""
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,11 @@ class MSCL(Method):
     @classmethod
     def uses_labels(cls, contrast: ContrastConfig) -> bool:
         return "pixel" in contrast.terms
+
+    @classmethod
+    def loss_of(cls, contrast: ContrastConfig) -> MultiScaleLoss:
+        """Return the loss with these options and those that the method fixes. Raises ValueError where they differ."""
+        return MultiScaleLoss(**asdict(contrast))
 
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None):
         super().__init__(network)

@@ -48,7 +48,7 @@ def stages_of(name: str) -> list[type[Method]]:
 
 
 def check_method_options(config: PretrainConfig) -> None:
-    """Raise ValueError for an option of a method or a loss that no stage of --method reads."""
+    """Raise ValueError for an option of a method or a loss that no stage of --method reads, and for a batch that is too small."""
     name = config.run.method
     stages = stages_of(name)
     readable = [option for stage in stages for option in defaults_of(stage) if option != "images"]
@@ -61,6 +61,11 @@ def check_method_options(config: PretrainConfig) -> None:
     for option, readers in config.contrast.unread(trained).items() if reads_contrast else ():
         reason = f"--method {name} trains with {'+'.join(trained)}, without a {' or '.join(readers)} loss"
         raise ValueError(f"{flag(option)} is {getattr(config.contrast, option)}, and {reason}. Leave it out.")
+    for stage in stages:
+        least = stage.loss_of(config.contrast).min_batch if issubclass(stage, MSCL) else max(stage.min_batch, 1 + stage.head_statistics)
+        if config.training.batch_size < least:
+            batch_size, reason = config.training.batch_size, "which contrasts or normalizes over the images of a batch"
+            raise ValueError(f"--batch-size is {batch_size}; expected at least {least} with --method {name}, {reason}. Raise it.")
 
 
 def table() -> list[tuple[str, ...]]:

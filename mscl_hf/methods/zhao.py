@@ -35,18 +35,22 @@ class _Zhao(MSCL):
     def uses_labels(cls, contrast: ContrastConfig) -> bool:
         return True
 
+    @classmethod
+    def loss_of(cls, contrast: ContrastConfig) -> MultiScaleLoss:
+        fixed, default = {"losses": "pixel", "pixel_scope": cls.scope}, MultiScaleLoss()
+        for option, value in fixed.items():
+            current = getattr(contrast, option)
+            if current not in (getattr(default, option), value):
+                advice = f"{value} with --method zhao_{cls.scope}. Leave it out, or use --method mscl."
+                raise ValueError(f"{flag(option)} is {current}; expected {advice}")
+        return MultiScaleLoss(**asdict(contrast) | fixed)
+
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None, variant: str = "published"):
         """loss: the options of the pixel loss. variant: "published" (`losses.pixel_contrast`) or "released" (`losses.released`)."""
-        name, default, loss = f"--method zhao_{self.scope}", MultiScaleLoss(), loss or MultiScaleLoss()
         variants = tuple(VARIANTS) if self.scope != "batch" else ("published",)
         if variant not in variants:
-            raise ValueError(f"--variant is {variant}; expected {' or '.join(variants)} with {name}.")
-        fixed = {"losses": "pixel", "pixel_scope": self.scope}
-        for option, value in fixed.items():
-            current = getattr(loss, option)
-            if current not in (getattr(default, option), value):
-                raise ValueError(f"{flag(option)} is {current}; expected {value} with {name}. Leave it out, or use --method mscl.")
-        super().__init__(network, VARIANTS[variant](**asdict(loss) | fixed))
+            raise ValueError(f"--variant is {variant}; expected {' or '.join(variants)} with --method zhao_{self.scope}.")
+        super().__init__(network, VARIANTS[variant](**asdict(self.loss_of(loss or MultiScaleLoss()))))
 
 
 class ZhaoWithin(_Zhao):
