@@ -18,9 +18,12 @@ from mscl_hf.training.signals import leave_on_signal
 def main() -> None:
     config = sharing.pin_revisions(parse(EvaluateConfig, __doc__.splitlines()[0]))
     with training.start_run(config, resume=True) as run:  # the same command measures anew, also what was stopped
+        if run.is_main:
+            sharing.check_token(config.hub)
         network = open_network(config.run.model)
-        config, images, warnings = open_data(config, network, run)
+        evaluation.scored_indices([network.config.id2label[i] for i in range(network.config.num_labels)], config.run.score_classes)
         record = sharing.read_provenance(config.run.model, run.log)
+        config, images, warnings = open_data(config, network, record, run)
         config = replace(config, hub=replace(config.hub, license=config.hub.license or record["license"]))
         results = evaluate(network, images, warnings, config, run)
         publish(network, results, record, config, run)
@@ -37,14 +40,20 @@ def open_network(model: str) -> "models.MsclForSemanticSegmentation":
     return network
 
 
-def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentation", run: "training.Run") -> tuple:
-    """The configuration with labels and image range of the model, the images to measure on, and warnings about them (logged)."""
+def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentation", record: dict, run: "training.Run") -> tuple:
+    """The configuration with labels, image range and size of the model, the images to measure on, and warnings about them (logged).
+
+    record: the provenance of the model.
+    """
     options, model = config.data.with_range_of(config.run.model, network.config.image_range), network.config
     options, warnings = data.with_labels_of_model(options, model.label_map, model.reduce_labels, run.log)
     images = open_scored_split(options, config.run.split, tuple(model.id2label[i] for i in range(model.num_labels)), run.log)
+    trained_on = next((f", trained on {stage['facts']['data']}," for stage in record["stages"][::-1] if "data" in stage["facts"]), "")
+    evaluation.check_classes(network, images, f"--model {config.run.model}{trained_on}")
     warnings += data.label_warnings([], images, options) if run.is_main else []
     run.warn(warnings)
-    return replace(config, data=options), images, warnings
+    inference = evaluation.with_size_of(network, config.inference)
+    return replace(config, data=options, inference=inference), images, warnings
 
 
 def open_scored_split(

@@ -26,6 +26,8 @@ def main() -> None:
     methods.check_options(config.loss)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
+        if run.is_main:
+            sharing.check_token(config.hub)
         config = resolved(config, run.log)
         images, held_out = open_data(config, run.log)
         network, is_new = open_network(config, images.labelled.classes, run.log)

@@ -36,6 +36,8 @@ def main() -> None:
     model_config = model_config_of(config)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
+        if run.is_main:
+            sharing.check_token(config.hub)
         network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
         stages = [open_stage(method_cls, config, network, run.log) for method_cls in methods.stages_of(config.run.method)]

@@ -1,6 +1,9 @@
+from .evaluate import check_classes as check_classes
 from .evaluate import draw_predictions as draw_predictions
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import in_sentences as in_sentences
+from .evaluate import scored_indices as scored_indices
+from .evaluate import with_size_of as with_size_of
 from .inference import predict_ids as predict_ids
 from .inference import predict_logits as predict_logits
 from .metrics import MeanIoU as MeanIoU

@@ -52,9 +52,9 @@ def evaluate_model(
     classes_scored is how many of the num_classes classes mean_iou is the mean of.
     """
     network = accelerator.unwrap_model(model).to(accelerator.device)
-    options = _with_size(options, network)
-    _check_classes(network, data)
-    scored = _scored_indices(data.classes, score_classes)
+    options = with_size_of(network, options)
+    check_classes(network, data)
+    scored = scored_indices(data.classes, score_classes)
     if by_evaluate is not None and accelerator.num_processes > 1:
         raise ValueError(f"--by-evaluate is {by_evaluate} on {accelerator.num_processes} processes; expected 1 process. Leave it out.")
     metric, other = MeanIoU(), None if by_evaluate is None else evaluate.load(by_evaluate)
@@ -99,7 +99,7 @@ def draw_predictions(
     network = accelerator.unwrap_model(model).to(accelerator.device)
     indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
     with _evaluating(network):
-        predict = _Predictor(network, accelerator, _with_size(options, network))
+        predict = _Predictor(network, accelerator, with_size_of(network, options))
         rows = [(displayed(sample.image), sample.mask, predict(sample), sample.name) for sample in map(data.read, indices)]
     folder.mkdir(parents=True, exist_ok=True)
     prediction_sheet(rows, data.classes, folder / "predictions.png")
@@ -127,7 +127,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def _with_size(options: InferenceConfig | None, network: nn.Module) -> InferenceConfig:
+def with_size_of(network: nn.Module, options: InferenceConfig | None = None) -> InferenceConfig:
     """Return the options, with the model's base_size where theirs is None."""
     options = options or InferenceConfig()
     return options if options.base_size is not None else replace(options, base_size=getattr(network.config, "base_size", 0))
@@ -199,32 +199,33 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _check_classes(network: nn.Module, data: SegmentationData) -> None:
-    """Raise ValueError unless model and data have the same classes in the same order."""
+def check_classes(network: nn.Module, data: SegmentationData, name: str = "the model") -> None:
+    """Raise ValueError unless model and data have the same classes in the same order. name: of the model, in the message."""
     if not data.classes or not len(data):
         counts = f"{len(data)} images and {len(data.classes)} classes"
         raise ValueError(f"{data.name}/{data.split} has {counts}; expected labelled images. Choose another split.")
     names = [network.config.id2label[i] for i in range(network.config.num_labels)]
     if len(names) != data.num_classes:
         raise ValueError(
-            f"The model has {len(names)} classes; expected the {data.num_classes} classes of {data.name}. "
-            "Evaluate on the data set that the model was fine-tuned on."
+            f"{name} has {len(names)} classes; expected the {data.num_classes} classes of {data.name}. "
+            "Give the data set that the model was fine-tuned on, or another model."
         )
-    for i, (name, expected) in enumerate(zip(names, data.classes)):
-        if name != expected:
+    for i, (class_name, expected) in enumerate(zip(names, data.classes)):
+        if class_name != expected:
             raise ValueError(
-                f"Class {i} of the model is {name!r}; expected {expected!r}, as in {data.name}. "
+                f"Class {i} of {name} is {class_name!r}; expected {expected!r}, as in {data.name}. "
                 "Evaluate on data whose classes have the same names in the same order."
             )
 
 
-def _scored_indices(classes: Sequence[str], score_classes: list[str] | None) -> list[int]:
+def scored_indices(classes: Sequence[str], score_classes: list[str] | None) -> list[int]:
+    """Return the indices of --score-classes among the classes of the model; all where it is None. Raises ValueError."""
     if score_classes is None:
         return list(range(len(classes)))
     for name in score_classes:
         if name not in classes:
             advice = near_names(name, classes) or f"Choose from {', '.join(classes)}."
-            raise ValueError(f"--score-classes has {name!r}; expected classes of the data. {advice}")
+            raise ValueError(f"--score-classes has {name!r}; expected classes of the model. {advice}")
     if not score_classes or len(set(score_classes)) != len(score_classes):
         raise ValueError(f"--score-classes is {score_classes}; expected one or more classes, each once.")
     return [classes.index(name) for name in score_classes]

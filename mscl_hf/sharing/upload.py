@@ -31,6 +31,12 @@ class PushError(OSError):
     """A push that failed, described in one sentence without secrets. The repository has no new commit."""
 
 
+def check_token(options: HubConfig) -> None:
+    """Raise ValueError without a token to push with. Called before the data are checked, which can take minutes."""
+    if options.push_to_hub is not None:
+        _token(HfApi(), ValueError)
+
+
 def check_can_push(options: HubConfig, log: Callable[[str], None] = print, api: HfApi | None = None) -> None:
     """Check the token, write access and the license, and create the repository and branch, before training starts.
 

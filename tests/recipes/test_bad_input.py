@@ -184,12 +184,12 @@ EVALUATE = {
                       ("--split is test; expected one of train, val. Choose one of them",)),
     "no splits": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/pictures"),
                   ("--split is test; expected train, the only split of the data. Choose it if the model was not trained on it, or add a",)),
-    "unknown class": (("--model", "{}/tuned", "--score-classes", "skyy"), ("'skyy'", "sky?")),
+    "unknown class": (("--model", "{}/tuned", "--score-classes", "skyy", "--dataset", "camvid"), ("'skyy'", "sky?")),
     "a part of the training split": (("--train-count", 4), ("--train-count is not an option", "All images of --split are measured")),
     "the training split": (("--train-split", "val"), ("--train-split is not an option", "Give --split")),
     "a window of whole images": (("--window", 64), ("--window is 64", "Give --mode slide")),
     "other classes": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/data", "--split", "val", "--num-classes", 9),
-                      ("8 classes", "expected the 9 classes")),
+                      ("--model {}/tuned, trained on synthetic, train, has 8 classes", "expected the 9 classes")),
     "no masks": (("--model", "{}/tuned", "--dataset", "folder", "--data-dir", "{}/pictures", "--split", "train"), ("labelled images",)),
     "unknown precision": (("--model", "{}/tuned", "--mixed-precision", "fp8"), ("'fp8'", "bf16")),
     "unknown mode": (("--model", "{}/tuned", "--mode", "slid"), ("'slid'", "whole")),
@@ -197,6 +197,15 @@ EVALUATE = {
 }  # fmt: skip
 RECIPES = {"pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate_model": EVALUATE}
 CASES = [(recipe, case) for recipe, cases in RECIPES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("recipe", "model"), [("pretrain", None), ("finetune", "model"), ("evaluate_model", "tuned")])
+def test_a_missing_token_is_reported_before_the_data(places, tmp_path, monkeypatch, recipe, model):
+    """Data that cannot be opened is not reported: the token is checked first."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    flags = ("--dataset", "camvid", "--push-to-hub", "org/name", *(("--model", places / model) if model else ()))
+    assert "there is no Hugging Face token" in rejected(recipe, tmp_path / "out", *flags)
 
 
 @pytest.mark.parametrize(("recipe", "case"), CASES)
