@@ -172,8 +172,13 @@ def _gaps(stored: StoredIds, ids: Sequence[int], train_ids: dict[int, int], mapp
     to = f", which are class ids {_listed(ids)} by --label-map" if mapped else ""
     errors = _likely_errors(stored, train_ids)
     shown = "".join(f"; {stored.where(id)}" for id in errors[:3])
-    if mapped:
+    if mapped and len(train_ids) > MAPPED_IN_MESSAGE:
         remedy = "Correct --label-map if these are all classes"
+    elif mapped:
+        numbers = {IGNORE_INDEX: IGNORE_INDEX} | {train_id: number for number, train_id in enumerate(ids)}
+        corrected = {stored_id: numbers[train_id] for stored_id, train_id in train_ids.items()}
+        label_map = ",".join(f"{stored_id}:{number}" for stored_id, number in corrected.items() if stored_id != number)
+        remedy = f'Give --label-map "{label_map}" instead if these are all classes'
     elif errors:
         label_map = ",".join(f"{id}:{IGNORE_INDEX}" for id in errors)
         remedy = f'Correct the masks, or ignore these pixels by --label-map "{label_map}"'

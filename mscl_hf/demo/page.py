@@ -163,6 +163,8 @@ def is_loopback(host: str) -> bool:
 @command
 def main() -> None:
     (config,) = parse_sections([DemoConfig], __doc__.splitlines()[0])
+    if config.examples is not None and not Path(config.examples).is_dir():
+        raise ValueError(f"--examples is {config.examples}; expected a folder of images. Give an existing folder, or leave it out.")
     if gr is None:
         raise ValueError("The page needs gradio, which is not installed. Run pip install gradio.")
     for name in (*config.model, *([config.compare] if config.compare else [])):

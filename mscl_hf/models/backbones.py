@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import textwrap
 from dataclasses import asdict
 from typing import get_type_hints
 
 import timm
 import torch
+from huggingface_hub.constants import is_offline_mode
 from safetensors import SafetensorError
 from torch import nn
 
@@ -129,7 +131,9 @@ def load_timm_weights(
         )
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         problem = f"timm's pre-trained {name} cannot be downloaded" if file is None else f"{file} holds no weights that fit timm's {name}"
-        reason = " ".join(str(error).split())[:150]
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        if file is None and is_offline_mode():
+            reason = "HF_HUB_OFFLINE is set, and the cache does not hold them"
         raise ValueError(f"{problem} ({reason}). Give --backbone-weights a .safetensors file saved from that model.") from error
     model.backbone.timm_model.load_state_dict(source.state_dict())
 

@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import resolve_revision
@@ -43,11 +46,24 @@ def open_model(model_cls: type, name: str, **options) -> Any:
     except Exception as error:  # untrusted files can fail anywhere
         if isinstance(error, ValueError) and "\n" not in str(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        problem = f"cannot open a model at {name!r}" if Path(repo).exists() else f"there is no folder {name!r}, nor such a model on the Hub"
-        raise ValueError(f"{problem} ({reason}). Give the output folder of a finished run, or a name on the Hub.") from error
+        raise ValueError(_cannot_open(repo, error)) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _cannot_open(name: str, error: Exception) -> str:
+    """Return the message for a model that was not opened. name: without its revision."""
+    advice = "Give the output folder of a finished run, or a name on the Hub."
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if Path(name).exists():
+        return f"cannot open a model at {name!r} ({reason}). {advice}"
+    if timm.is_model(name):
+        return f"there is no folder {name!r}; this is a backbone of timm. Run mscl-pretrain --backbone {name} and give its output folder."
+    if is_offline_mode():
+        return f"there is no folder {name!r}, and the Hub was not asked for this name, because HF_HUB_OFFLINE is set. {advice}"
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return f"there is no folder {name!r}, and the Hub cannot be reached to look for this name. {advice}"
+    return f"there is no folder {name!r}, nor such a model on the Hub ({reason}). {advice}"
 
 
 def open_segmenter(

@@ -8,7 +8,7 @@ from PIL import Image
 from mscl_hf.data import BadSample, check_data, load_data
 from mscl_hf.data.class_inference import between_neighbors, infer_classes
 from mscl_hf.data.files import open_masks
-from mscl_hf.data.label_map import class_names, parse_label_map
+from mscl_hf.data.label_map import class_names, make_table, parse_label_map
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -89,6 +89,17 @@ def test_gaps_beside_the_ignored_label():
     with pytest.raises(ValueError, match=r"a --label-map that numbers the ids") as caught:
         infer_classes(named([np.arange(0, 96, 4, dtype=np.uint8).repeat(4)[None].repeat(96, 0)]), None)
     assert '--label-map "' not in str(caught.value)
+
+
+@pytest.mark.parametrize(("label_map", "reduce", "corrected"), [
+    ("100:3,200:255", False, "100:1,200:255"), ({20: 5, 100: 5}, False, "20:1,100:1,200:2"), (None, True, "0:255,100:0,200:1"),
+])  # fmt: skip
+def test_a_map_that_leaves_gaps_is_corrected(label_map, reduce, corrected):
+    """The message has the whole map; masks that are read by it have the classes 0, 1, ..."""
+    ids = (0, 20, 100, 200) if isinstance(label_map, dict) else (0, 100, 200)
+    with pytest.raises(ValueError, match=f'Give --label-map "{corrected}" instead'):
+        infer_classes(named([disks(ids)]), make_table(label_map, reduce))
+    assert infer_classes(named([disks(ids)]), make_table(corrected))
 
 
 def test_ids_that_no_class_can_have():

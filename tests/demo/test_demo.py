@@ -460,6 +460,12 @@ def error_of(*arguments, monkeypatch) -> str:
     return ended.value.code
 
 
+def test_examples_that_are_no_folder(monkeypatch, tmp_path):
+    """A wrong folder is named before any model is opened."""
+    message = error_of("--examples", str(tmp_path / "no"), "--model", str(tmp_path / "none"), monkeypatch=monkeypatch)
+    assert f"--examples is {tmp_path / 'no'}; expected a folder of images" in message
+
+
 def test_invalid_flags_raise_one_message(folders, tmp_path, monkeypatch):
     """A missing folder, a missing second one, examples without images, an invalid port: before a page is served."""
     assert "nowhere/at/all" in error_of("--model", "nowhere/at/all", monkeypatch=monkeypatch)
