@@ -25,19 +25,15 @@ class HubConfig(Section):
                 if getattr(self, name):
                     raise ValueError(f"--{name} is given without --push-to-hub. Give --push-to-hub ORG/NAME as well.")
             return
-        _check_repository(self.push_to_hub)
+        from huggingface_hub.errors import HFValidationError  # imported here: --help does not need the Hub's client
+        from huggingface_hub.utils import validate_repo_id
+
+        reason = "a user or organization and a repository" if self.push_to_hub.count("/") != 1 else None
+        try:
+            validate_repo_id(self.push_to_hub)
+        except HFValidationError as error:
+            reason = reason or str(error).rstrip(".")
+        if reason:
+            raise ValueError(without_secrets(f"--push-to-hub is {self.push_to_hub!r}; expected ORG/NAME ({reason})."))
         if self.revision is not None and not re.fullmatch(BRANCH, self.revision):
             raise ValueError(f"--revision is {self.revision!r}; expected the name of a branch, such as main or v2.")
-
-
-def _check_repository(name: str) -> None:
-    from huggingface_hub.errors import HFValidationError  # imported here: --help does not need the Hub's client
-    from huggingface_hub.utils import validate_repo_id
-
-    reason = "a user or organization and a repository"
-    if name.count("/") == 1:
-        try:
-            return validate_repo_id(name)
-        except HFValidationError as error:
-            reason = str(error).rstrip(".")
-    raise ValueError(without_secrets(f"--push-to-hub is {name!r}; expected ORG/NAME ({reason})."))

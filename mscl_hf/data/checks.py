@@ -21,7 +21,7 @@ class Fault(NamedTuple):
     """Why a row cannot be used. unknown_ids: the ids in its mask that are not classes."""
 
     message: str
-    unknown_ids: list[int]
+    unknown_ids: Sequence[int]
 
 
 def run_once(work: Callable[[], Result]) -> Result:
@@ -83,7 +83,7 @@ def check_data(
         try:
             mask = data.read(index).mask
         except BadSample as error:
-            return Fault(str(error), getattr(error, "ids", [])), None  # the error itself would keep the arrays of its frames
+            return Fault(str(error), error.unknown_ids), None  # the error itself would keep the arrays of its frames
         return None, None if mask is None or labels is None else histogram_of(mask)
 
     faults = {}

@@ -33,14 +33,6 @@ class Slice(NamedTuple):
     position: float
 
 
-class UnknownLabels(BadSample):
-    """A mask that holds ids that are not classes."""
-
-    def __init__(self, message: str, ids: list[int]):
-        super().__init__(message)
-        self.ids = ids
-
-
 class LabelCounts:
     """Labelled pixels, added up mask by mask.
 
@@ -214,13 +206,13 @@ def _size(array: np.ndarray) -> str:
 
 
 def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
-    """Map stored ids (H, W) to train ids (H, W) uint8. Raises UnknownLabels."""
+    """Map stored ids (H, W) to train ids (H, W) uint8. Raises BadSample."""
     table = np.arange(256, dtype=np.uint8) if data.label_table is None else data.label_table
     no_class = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # by stored id
     fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored < len(table))).all())
     if not fits or no_class[stored].any():
         unknown_ids = [int(id) for id in np.unique(stored) if not 0 <= id < len(table) or no_class[id]]
-        raise UnknownLabels(
+        raise BadSample(
             f"the mask {file_of('mask')} holds the ids {unknown_ids[:10]}; expected ids of the {len(data.classes)} classes or the ignored "
             f"label {IGNORE_INDEX}. Correct the mask, --classes or --label-map.",
             unknown_ids,

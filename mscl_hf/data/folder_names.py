@@ -1,7 +1,7 @@
 """Names of folders with images, masks and splits, and how `--dataset folder` finds them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,22 @@ EXPECTED = "a folder with images/ and masks/ (or only images), or --image-dir an
 class UnknownSplit(ValueError):
     """A data set has no such split. available: the names of its splits."""
 
-    def __init__(self, split: str, available: Sequence[str], where: str, remedy: str = "Choose one of them.", flag: str = "the split"):
+    def __init__(self, split: str, available: Sequence[str], where: str, remedy: str, flag: str = "the split"):
         super().__init__(f"{flag} is {split!r}; expected a split of {where} ({', '.join(available) or 'it has none'}). {remedy}")
         self.available, self.where, self.remedy = tuple(available), where, remedy
+
+
+def available_split(split: str, available: Collection[str], where: str, layout: str = "") -> str:
+    """Return the split's name among those available, or another of the same meaning: val, valid, validation. Raises UnknownSplit.
+
+    layout: the expected content of the folder, if it has no split at all.
+    """
+    for name in split_names(split):
+        if name in available:
+            return name
+    raise UnknownSplit(
+        split, list(available), where, f"Give a folder like this: {layout}." if layout and not available else "Choose one of them."
+    )
 
 
 def find_folders(split: str, data_dir: Path | None, image_dir: Any = None, mask_dir: Any = None) -> tuple[Path, Path | None]:

@@ -14,7 +14,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from .class_inference import infer_classes
 from .dataset import SegmentationData, Slice
 from .files import scanned_masks, slices_of
-from .folder_names import UnknownSplit, split_names
+from .folder_names import UnknownSplit, available_split
 from .image_io import IMAGE_SUFFIXES, cards, named_files, reject_archives, reject_outside_files
 from .label_map import class_names, make_table
 from .mask_files import separate
@@ -184,14 +184,6 @@ def saved_rows(path: Path, split: str, streaming: bool) -> datasets.Dataset | da
         saved = {str(saved.split or "train"): saved}
     rows = saved[available_split(split, list(saved), str(path))]
     return rows.to_iterable_dataset() if streaming else rows
-
-
-def available_split(split: str, available: Sequence[str], where: str) -> str:
-    """Return the split's name among those available, or another of the same meaning: val, valid, validation. Raises UnknownSplit."""
-    for name in split_names(split):
-        if name in available:
-            return name
-    raise UnknownSplit(split, available, where)
 
 
 def pick_column(features: datasets.Features, name: str | None, usual: Sequence[str], content: str, taken: str = "") -> str:

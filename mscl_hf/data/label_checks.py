@@ -1,7 +1,11 @@
-"""Checks of the labels in the masks: fewer than two classes in training are an error, other gaps are warnings."""
+"""Checks of splits: fewer than two classes in training are an error; other gaps, and images that are in two splits, are warnings."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,8 +13,8 @@ import numpy as np
 from ..config import DatasetConfig
 from ..losses.labels import IGNORE_INDEX
 from ..messages import first_three
+from .checks import examined_rows
 from .dataset import SegmentationData
-from .duplicates import compared_rows, shared_images
 from .files import SCAN_AT_MOST, scanned_masks, spaced_rows
 from .image_io import DECODE_ERRORS, opened
 from .label_map import OWN_MASKS, parse_label_map
@@ -18,6 +22,10 @@ from .pixels import BadSample, index_array
 from .stream import SegmentationStream
 
 Color = tuple[int, int, int]
+HEAD = 65_536  # bytes that are compared before whole files are
+# Rows of a split that are compared, evenly spaced: on network storage this takes a minute or two, and other processes wait.
+MOST_FILES = 20_000
+MOST_STORED = 4000  # images stored in the rows, whose size is known only after reading them
 
 
 def stored_ids(data: SegmentationData) -> list[int]:
@@ -149,6 +157,49 @@ def _in_two_splits(first: SegmentationData | SegmentationStream, second: Segment
     compared = [(len(compared_rows(data)), data) for data in (first, second)]
     limits = [f"; {n} of {len(data)} images of {data.name}/{data.split} were compared" for n, data in compared if n < len(data)]
     return [f"{len(names)} {where}, byte for byte: {first_three(names)}{''.join(limits)}"]
+
+
+def shared_images(first: SegmentationData, second: SegmentationData) -> list[str]:
+    """Return the names in `second` of the images whose file has the bytes of a file in `first`.
+
+    Sizes are compared first, then the first bytes, and only files that agree in both are read whole. Of large splits only some rows are
+    compared, see `compared_rows`. Equal names prove nothing, since many splits count from 0.
+    """
+    indices: list[Sequence[int]] = [compared_rows(data) for data in (first, second)]
+    for fingerprint in (_size, partial(_digest, limit=HEAD), _digest):
+        keys = [{i: _key(fingerprint, data, i) for i in rows} for data, rows in zip((first, second), indices)]
+        common = set(keys[0].values()) & set(keys[1].values()) - {None}
+        indices = [[i for i, key in of.items() if key in common] for of in keys]
+    names = second.names
+    return [names[i] for i in indices[1]]
+
+
+def compared_rows(data: SegmentationData) -> Sequence[int]:
+    """Return the rows that `shared_images` compares: all, or MOST_FILES or MOST_STORED of more; none of drawn images."""
+    if not isinstance(data.rows, datasets.Dataset) or not len(data):
+        return range(0)
+    is_file = (data.stored(0)["image"] or {}).get("bytes") is None
+    return examined_rows(len(data), MOST_FILES if is_file else MOST_STORED)
+
+
+def _key(fingerprint: Callable[[bytes | None, str], object], data: SegmentationData, index: int) -> object:
+    image = data.stored(index)["image"] or {}
+    try:
+        return fingerprint(image.get("bytes"), image.get("path") or "")
+    except OSError:  # reported by the check of the data
+        return None
+
+
+def _size(content: bytes | None, path: str) -> int:
+    return os.path.getsize(path) if content is None else len(content)
+
+
+def _digest(content: bytes | None, path: str, limit: int | None = None) -> bytes:
+    """Return the digest of the first `limit` bytes, None = of all."""
+    if content is None:
+        with Path(path).open("rb") as file:
+            content = file.read(limit)
+    return hashlib.blake2b(content[:limit]).digest()
 
 
 def different_palettes(data: SegmentationData) -> str | None:

@@ -1,7 +1,7 @@
 """The layouts of data sets: for each one a row in DATASETS and a builder."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..records.files import read_text
 from .dataset import SegmentationData
 from .files import find_images, from_files, require_files, skipped_note, slices_by_name, unique_names
 from .folder_layout import build_folder
-from .folder_names import EXPECTED, UnknownSplit, subfolders
+from .folder_names import EXPECTED, available_split, subfolders
 from .hub_layout import build_hf
 from .image_io import reject_archives
 from .label_map import class_names, make_table
@@ -44,7 +44,7 @@ def build_synthetic(
     scene_width: int = 128,
 ) -> SegmentationData:
     """Open scenes drawn on demand. scenes: their number. scene_seed: other scenes."""
-    check_split(split, SPLIT_SIZES, "the synthetic data")
+    split = available_split(split, SPLIT_SIZES, "the synthetic data")
     rows = DrawnScenes(split, scenes or SPLIT_SIZES[split], scene_seed, scene_height, scene_width, masks=not unlabelled)
     note = f"{len(rows)} synthetic scenes, no files (--dataset synthetic)"
     return SegmentationData(rows, () if unlabelled else SYNTHETIC_CLASSES, "synthetic", split, note=note)
@@ -58,7 +58,7 @@ def build_camvid(split: str, data_dir: Path, unlabelled: bool = False) -> Segmen
     """
     root = data_dir / "CamVid" if (data_dir / "CamVid").is_dir() else data_dir
     lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
-    check_split(split, lists, str(root), DATASETS["camvid"].layout)
+    split = available_split(split, lists, str(root), DATASETS["camvid"].layout)
     lines = [line.split() for line in _lines(lists[split]) if line.strip()]
     wrong = [number for number, line in enumerate(lines, 1) if len(line) != 2]
     if wrong or not lines:
@@ -81,7 +81,7 @@ def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> Segme
     if root is None:
         raise ValueError(f"--data-dir is {data_dir}; expected {DATASETS['voc2012'].layout}.")
     lists = {path.stem: path for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))}
-    check_split(split, lists, str(root), DATASETS["voc2012"].layout)
+    split = available_split(split, lists, str(root), DATASETS["voc2012"].layout)
     names = [Path(line.split()[0]).stem for line in _lines(lists[split]) if line.strip()]
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     require_files(images, str(lists[split]))
@@ -93,7 +93,7 @@ def build_voc2012(split: str, data_dir: Path, unlabelled: bool = False) -> Segme
 def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
     """Open Cityscapes fine labels: labelIds are mapped to the 19 train ids, other ids of the data set to 255. Groups: cities."""
     root = data_dir / "leftImg8bit"
-    check_split(split, subfolders(root), str(data_dir), DATASETS["cityscapes"].layout)
+    split = available_split(split, subfolders(root), str(data_dir), DATASETS["cityscapes"].layout)
     if split == "test" and not unlabelled:
         raise ValueError("the split is 'test', of which Cityscapes publishes no masks. Use 'val', or 'test' as unlabelled data.")
     files = find_images(root / split)
@@ -111,8 +111,7 @@ def build_cityscapes(split: str, data_dir: Path, unlabelled: bool = False) -> Se
 def build_ade20k(split: str, data_dir: Path, unlabelled: bool = False) -> SegmentationData:
     """Open ADE20K's scene parsing challenge: 150 classes; stored 0 (other objects) is ignored, and ids are lowered by one."""
     root = data_dir / "ADEChallengeData2016" if (data_dir / "ADEChallengeData2016").is_dir() else data_dir
-    folder = {"train": "training", "val": "validation"}.get(split, split)
-    check_split(folder, subfolders(root / "images"), str(root), DATASETS["ade20k"].layout)
+    folder = available_split(split, subfolders(root / "images"), str(root), DATASETS["ade20k"].layout)
     images, skipped = find_images(root / "images" / folder)
     names = unique_names(images, root / "images" / folder)
     masks = None if unlabelled else [root / "annotations" / folder / f"{name}.png" for name in names]
@@ -127,13 +126,6 @@ def _lines(path: Path) -> list[str]:
         return read_text(path).splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is neither UTF-8 text nor UTF-16 with a byte order mark ({error}). Save it as UTF-8.") from error
-
-
-def check_split(split: str, available: Collection[str], where: str, layout: str = "") -> None:
-    """Raise UnknownSplit unless the split is available. layout: the expected content of the folder, if it has no split at all."""
-    if split not in available:
-        remedy = f"Give a folder like this: {layout}." if layout and not available else "Choose one of them."
-        raise UnknownSplit(split, list(available), where, remedy)
 
 
 @dataclass(frozen=True)

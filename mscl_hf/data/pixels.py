@@ -1,7 +1,7 @@
 """Arrays of decoded images: RGB levels in [0, 255] for images, stored ids for masks."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,11 @@ COLORS_OF_A_MASK = 1000  # counted; a photograph has millions
 
 
 class BadSample(ValueError):
-    """An image or mask that cannot be used; the message names the file, the fault and the remedy."""
+    """An image or mask that cannot be used; the message names the file, the fault and the remedy. unknown_ids: no classes."""
+
+    def __init__(self, message: str, unknown_ids: Sequence[int] = ()):
+        super().__init__(message)
+        self.unknown_ids = unknown_ids
 
 
 class ColorMask(BadSample):

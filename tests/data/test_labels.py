@@ -15,10 +15,10 @@ from test_recipes import BRIEF, no_sleep, write_folder  # noqa: F401 (a fixture)
 
 from mscl_hf import MsclConfig
 from mscl_hf.config import DataConfig
-from mscl_hf.data import BadSample, check_data, duplicates, label_fields, label_warnings, load_data, with_labels_of_model
+from mscl_hf.data import BadSample, check_data, label_checks, label_fields, label_warnings, load_data, with_labels_of_model
 from mscl_hf.data.cache import with_cache
 from mscl_hf.data.dataset import LabelCounts
-from mscl_hf.data.duplicates import compared_rows, shared_images
+from mscl_hf.data.label_checks import compared_rows, shared_images
 from mscl_hf.data.label_map import make_table
 from mscl_hf.data.splits import open_held_out, open_split, usable
 from mscl_hf.data.stream import SegmentationStream
@@ -420,7 +420,7 @@ def test_ids_above_254_name_the_label_map(tmp_path):
 @pytest.mark.parametrize(("layout", "limit"), [("folder", "MOST_FILES"), ("hf", "MOST_STORED")])
 def test_the_search_for_shared_images_is_limited(tmp_path, monkeypatch, layout, limit):
     """Of larger splits, evenly spaced rows are compared, and the warning states how many."""
-    monkeypatch.setattr(duplicates, limit, 2)
+    monkeypatch.setattr(label_checks, limit, 2)
     if layout == "folder":
         write_masks(tmp_path, train=(0, 1))
     else:
