@@ -5,8 +5,6 @@ from typing import Literal
 
 from .fields import Section, option
 
-SIZE = {"at_least": 16}
-
 
 @dataclass(frozen=True)
 class NetworkConfig(Section):
@@ -20,8 +18,8 @@ class NetworkConfig(Section):
     decoder_channels: int = option(256, "width of the decoder", at_least=1)
     decoder_rates: list[int] | None = option(None, "atrous rates of deeplabv3 (default: by the image size)", at_least=1)
     output_stride: int | None = option(None, "stride of the last features: 8, 16 or 32 (default: 16 where the backbone supports it)")
-    image_size: int = option(96, "height of the training crop in px", **SIZE)
-    image_width: int | None = option(None, "width of the training crop in px (default: its height)", **SIZE)
+    image_size: int = option(96, "height of the training crop in px", at_least=16)
+    image_width: int | None = option(None, "width of the training crop in px (default: its height)", at_least=16)
     base_size: int | None = option(
         None, "short side in px that images are scaled to before cropping; 0 = as they are (default: the height of the crop)", at_least=0
     )

@@ -38,13 +38,9 @@ class CMC(Method):
             raise ValueError("--attach is decoder; expected backbone or ancestor with --method cmc, which has a head on each tower.")
         self.temperature = temperature
         self.tower_heads = torch.nn.ModuleList(pooled(mlp(self.channels() // 2, embed_dim)) for _ in range(2))
-        self.banks = None
-        if bank_loss != "batch":
-            self.banks = torch.nn.ModuleList(
-                InstanceLoss(images, embed_dim, temperature, bank_loss, nce_draws) for _ in self.tower_heads
-            )
-        else:
-            self.min_batch = 2
+        self.min_batch = 2 if bank_loss == "batch" else 1
+        banks = (InstanceLoss(images, embed_dim, temperature, bank_loss, nce_draws) for _ in self.tower_heads)
+        self.banks = None if bank_loss == "batch" else torch.nn.ModuleList(banks)
 
     def embed(self, image: Tensor) -> list[Tensor]:
         """Return unit vectors (B, E) of lightness and of color."""

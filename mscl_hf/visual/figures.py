@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WRONG, IGNORED = (228, 26, 28), (0, 0, 0)
 DPI = 120
+WIDTH, GAP, LEFT, TOP, LINE = 2.4, 0.04, 0.22, 0.28, 0.2  # of tables of pictures [inch]
 
 # Panels of the training figure: the title, and a function that selects the keys of the log.
 PANELS = {
@@ -50,15 +51,12 @@ def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | 
     if not rows:
         raise ValueError("rows is empty; expected at least one (image, truth, prediction, name).")
     colors = _present(classes, [mask for row in rows for mask in row[1:3]])
+    table = []
+    for image, truth, prediction, _ in rows:
+        of_truth = (None, None) if truth is None else (overlay(image, truth, classes), _errors(image, truth, prediction, len(classes)))
+        table.append([image, of_truth[0], overlay(image, prediction, classes), of_truth[1]])
     legend = colors | {"wrong": WRONG, "ignored": IGNORED}
-    sheet = _Sheet([row[0].shape for row in rows], ("image", "truth", "prediction", "errors"), legend)
-    for row, (image, truth, prediction, name) in enumerate(rows):
-        sheet.show(row, 0, image, name)
-        sheet.show(row, 2, overlay(image, prediction, classes))
-        if truth is not None:
-            sheet.show(row, 1, overlay(image, truth, classes))
-            sheet.show(row, 3, _errors(image, truth, prediction, len(classes)))
-    _save(sheet.figure, path)
+    _draw_table(table, ("image", "truth", "prediction", "errors"), legend, path, [row[3] for row in rows])
 
 
 def comparison_strip(
@@ -75,12 +73,8 @@ def comparison_strip(
         counts = ", ".join(f"{len(masks)} for {title}" for title, masks in columns.items())
         raise ValueError(f"Got {len(images)} images and these masks: {counts or 'none'}; expected as many of each, and at least one.")
     legend = _present(classes, [mask for masks in columns.values() for mask in masks])
-    sheet = _Sheet([image.shape for image in images], ("image", *columns), legend)
-    for row, image in enumerate(images):
-        sheet.show(row, 0, image)
-        for column, masks in enumerate(columns.values(), 1):
-            sheet.show(row, column, overlay(image, masks[row], classes))
-    _save(sheet.figure, path)
+    table = [[image, *(overlay(image, masks[row], classes) for masks in columns.values())] for row, image in enumerate(images)]
+    _draw_table(table, ("image", *columns), legend, path)
 
 
 def feature_maps_sheet(
@@ -102,13 +96,9 @@ def feature_maps_sheet(
     highest = max((int(mask[mask < 255].max(initial=0)) for mask in present_masks), default=0)
     names = list(classes) or [str(i) for i in range(highest + 1)]
     titles = ("image", "mask", "features (PCA)") if present_masks else ("image", "features (PCA)")
-    sheet = _Sheet([image.shape for image in images], titles, _present(names, present_masks) if classes else {})
-    for row, (image, mask, colors) in enumerate(zip(images, masks, pca_colors(features))):
-        sheet.show(row, 0, image)
-        if mask is not None:
-            sheet.show(row, 1, overlay(image, mask, names))
-        sheet.show(row, len(titles) - 1, colors)
-    _save(sheet.figure, path)
+    drawn_masks = [None if mask is None else overlay(image, mask, names) for image, mask in zip(images, masks)]
+    columns = (images, drawn_masks, pca_colors(features)) if present_masks else (images, pca_colors(features))
+    _draw_table(list(zip(*columns)), titles, _present(names, present_masks) if classes else {}, path)
 
 
 def training_figure(log: Sequence[dict], path: str | Path, title: str = "") -> None:
@@ -193,51 +183,46 @@ def _smoothed(points: np.ndarray, width: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(points, width, axis=0).mean(-1)
 
 
-class _Sheet:
-    """A table of pictures with column titles and a legend below. Sizes and positions are in inches.
+def _draw_table(
+    rows: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str], legend: dict[str, tuple], path: str | Path,
+    names: Sequence[str] = (),
+) -> None:
+    """Draw a table of pictures with column titles and a legend {name: color} below. Sizes and positions are in inches.
 
-    shapes: (H, W, ...) of the pictures of each row. legend: {name: color}.
+    rows: pictures (H, W, ...), None = an empty cell; all are scaled to the size of the first one of their row. names: of the rows.
     """
-
-    WIDTH, GAP, LEFT, TOP, LINE = 2.4, 0.04, 0.22, 0.28, 0.2
-
-    def __init__(self, shapes: Sequence[tuple], titles: Sequence[str], legend: dict[str, tuple]):
-        self.titles, self.shapes = titles, shapes
-        self.heights = [self.WIDTH * shape[0] / shape[1] for shape in shapes]
-        self.width = self.LEFT + len(titles) * (self.WIDTH + self.GAP)
-        per_line = max(1, int(self.width / (0.45 + 0.085 * max(map(len, legend), default=1))))
-        legend_height = self.LINE * math.ceil(len(legend) / per_line) + 0.1 if legend else 0
-        self.height = self.TOP + sum(h + self.GAP for h in self.heights) + legend_height
-        self.figure = _figure(self.width, self.height)
-        if legend:
-            self._draw_legend(legend, per_line)
-
-    def show(self, row: int, column: int, picture: np.ndarray, name: str = "") -> None:
-        """Draw one picture, scaled to the size of its row."""
-        left = self.LEFT + column * (self.WIDTH + self.GAP)
-        top = self.TOP + sum(h + self.GAP for h in self.heights[:row])
-        bottom = self.height - top - self.heights[row]
-        inches = np.array([left, bottom, self.WIDTH, self.heights[row]])
-        axis = self.figure.add_axes(inches / [self.width, self.height, self.width, self.height])
-        axis.set_axis_off()
-        height, width = self.shapes[row][:2]
-        interpolation = "antialiased" if picture.shape[:2] == (height, width) else "bilinear"
-        axis.imshow(picture, extent=(0, width, height, 0), interpolation=interpolation, aspect="auto")
-        if row == 0:
-            axis.set_title(_literal(self.titles[column]), fontsize=10, pad=4)
-        if name:
-            max_letters = int(self.heights[row] / 0.062)  # width of a letter [inch]
-            shortened = name if len(name) <= max_letters else "…" + name[-max(max_letters - 1, 1) :]
-            axis.text(-0.02, 0.5, _literal(shortened), fontsize=7, transform=axis.transAxes, rotation=90, ha="right", va="center")
-
-    def _draw_legend(self, legend: dict[str, tuple], per_line: int) -> None:
+    heights = [WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
+    width = LEFT + len(titles) * (WIDTH + GAP)
+    per_line = max(1, int(width / (0.45 + 0.085 * max(map(len, legend), default=1))))
+    top, legend_height = TOP, LINE * math.ceil(len(legend) / per_line) + 0.1 if legend else 0
+    height = TOP + sum(h + GAP for h in heights) + legend_height
+    figure = _figure(width, height)
+    for number, (row, row_height) in enumerate(zip(rows, heights)):
+        full_height, full_width = row[0].shape[:2]
+        for column, picture in enumerate(row):
+            if picture is None:
+                continue
+            inches = np.array([LEFT + column * (WIDTH + GAP), height - top - row_height, WIDTH, row_height])
+            axis = figure.add_axes(inches / [width, height, width, height])
+            axis.set_axis_off()
+            interpolation = "antialiased" if picture.shape[:2] == (full_height, full_width) else "bilinear"
+            axis.imshow(picture, extent=(0, full_width, full_height, 0), interpolation=interpolation, aspect="auto")
+            if number == 0:
+                axis.set_title(_literal(titles[column]), fontsize=10, pad=4)
+            if names and column == 0:
+                max_letters, name = int(row_height / 0.062), names[number]  # width of a letter [inch]
+                shortened = name if len(name) <= max_letters else "…" + name[-max(max_letters - 1, 1) :]
+                axis.text(-0.02, 0.5, _literal(shortened), fontsize=7, transform=axis.transAxes, rotation=90, ha="right", va="center")
+        top += row_height + GAP
+    if legend:
         from matplotlib.patches import Patch
 
         handles = [Patch(facecolor=np.array(color) / 255, label=_literal(name)) for name, color in legend.items()]
-        self.figure.legend(
+        figure.legend(
             handles=handles, loc="lower center", ncols=per_line, fontsize=8, frameon=False, borderaxespad=0.1,
             handlelength=1.2, handleheight=1.0, columnspacing=1.2, labelspacing=0.3,
         )  # fmt: skip
+    _save(figure, path)
 
 
 def _figure(width: float, height: float, layout: str | None = None) -> Figure:
