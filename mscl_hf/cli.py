@@ -10,7 +10,7 @@ import reprlib
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class _Parser(HfArgumentParser):
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
-            return super()._get_value(action, arg_string)
+            return _with_home(super()._get_value(action, arg_string))
         except argparse.ArgumentError:
             raise ValueError(f"{flag(action.dest)} is {arg_string!r}; expected {_type_name(action)}.") from None
 
@@ -135,7 +135,7 @@ def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:
     known = {action.dest: action for action in reversed(parser._actions)}  # --x before --no-x
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?")  # without a file, an error of the other parser
-    path = _expanded(first.parse_known_args(argv)[0].config)
+    path = _with_home(first.parse_known_args(argv)[0].config)
     if path is not None:
         parser.set_defaults(**_read_yaml(path, known))
     parsed = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
@@ -146,7 +146,7 @@ def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:
     for name, value in flat(*instances).items():
         if any(isinstance(number, float) and not math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{flag(name)} is {value}; expected a finite number.")
-    return tuple(map(_with_home, instances))
+    return tuple(instances)
 
 
 def _options_of_commands() -> dict[str, list[str]]:
@@ -155,16 +155,8 @@ def _options_of_commands() -> dict[str, list[str]]:
     return {command: list(flat(config_cls())) for command, config_cls in configs.items()}
 
 
-def _with_home(instance: Any) -> Any:
-    """Expand ~ in all options: shells do not expand it in a YAML file or after '='."""
-    values = {option.name: getattr(instance, option.name) for option in fields(instance)}
-    changes = {name: _expanded(value) for name, value in values.items() if value != _expanded(value)}
-    return replace(instance, **changes) if changes else instance
-
-
-def _expanded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expanded(item) for item in value]
+def _with_home(value: Any) -> Any:
+    """Expand ~ at the start of text: shells do not expand it in a YAML file or after '='."""
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
@@ -221,7 +213,7 @@ def _yaml_advice(value: Any, action: argparse.Action) -> str:
 def _scalar(convert: Callable, value: Any) -> Any:
     if value is None or isinstance(value, (dict, list, bytes)) or isinstance(value, bool) and convert is not string_to_bool:
         raise ValueError
-    return convert(str(value))
+    return _with_home(convert(str(value)))
 
 
 def flat(*instances: Any) -> dict:

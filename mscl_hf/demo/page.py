@@ -79,7 +79,8 @@ def build(
     examples: folder of images that are offered beside generated ones. local: whether visitors may type folders of this machine.
     """
     choices = list(dict.fromkeys([*models, *([compare] if compare else [])]))
-    example_images = [*_image_files(examples), *(Image.fromarray(draw_scene(1, "test", i, 192, 256)[0]) for i in range(NUM_SCENES))]
+    files = [] if examples is None else separate(find_images(Path(examples)).images, Path(examples)).images[:NUM_FILES]
+    example_images = [*map(str, files), *(Image.fromarray(draw_scene(1, "test", i, 192, 256)[0]) for i in range(NUM_SCENES))]
     hint = "A model folder, or a name on the Hub." if local else "Any mscl_hf model on the Hub: type OWNER/NAME."
 
     def look(path, first, second, opacity, visit):
@@ -126,11 +127,6 @@ def build(
         gr.on([x.submit, y.submit], point, [x, y, opacity, visit], outputs, api_name="point", **queue)
         gr.on([picture.select for picture in pictures], click, [opacity, visit], outputs, api_visibility="private", **queue)
     return page
-
-
-def _image_files(folder: str | None) -> list[str]:
-    """Return at most NUM_FILES images of a folder, without masks."""
-    return [str(path) for path in separate(find_images(Path(folder)).images, Path(folder)).images[:NUM_FILES]] if folder else []
 
 
 def _column(title: str) -> tuple:

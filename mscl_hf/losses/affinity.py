@@ -54,7 +54,8 @@ def affinity(
     valid = labels != IGNORE_INDEX
     classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
     is_class = labels[:, None] == classes  # (B, K, h, w)
-    weights = [_per_pixel(weight, labels.where(valid, 0)) for weight in (edge_weight, same_weight)]
+    ones, class_ids = p.new_ones(logits.shape[1]), labels.where(valid, 0).long()
+    weights = [(ones if weight is None else weight)[class_ids][:, None] for weight in (edge_weight, same_weight)]
     sums, counts = [p.new_zeros(()), p.new_zeros(())], [p.new_zeros(()), p.new_zeros(())]
     for down, right in product((-size, 0, size), repeat=2):
         if (down, right) == (0, 0):
@@ -92,13 +93,6 @@ def adaptive_affinity(
 def affinity_decay(progress: float) -> float:
     """Return the factor 10^-t of the affinity terms, t the share of training done: from 1 to 0.1."""
     return 10**-progress
-
-
-def _per_pixel(weight: Tensor | None, labels: Tensor) -> Tensor:
-    """Return the weights (K,) of the classes as (B, 1, h, w), by the class of each pixel."""
-    if weight is None:
-        return torch.ones_like(labels)[:, None]
-    return weight[labels.long()][:, None]
 
 
 def _overlap(shape: tuple[int, int], down: int, right: int) -> tuple[tuple, tuple]:
