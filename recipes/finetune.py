@@ -7,7 +7,6 @@ accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DI
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import command, flat, parse, print_table, printable, write_config
@@ -123,7 +122,8 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
     done: training was complete before; what an earlier attempt has measured is kept.
     """
     out, file = run.out, run.out / "results.json"
-    results = stored_results(file) if done else None
+    results = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else {}
+    results = results if "classes_scored" in results else None  # an earlier version counted no classes
     is_scored = not training.any_process(run.accelerator, results is None)  # the same on all processes, which score together
     inference = InferenceConfig(base_size=network.config.base_size)
     with run.step("scoring"):
@@ -144,12 +144,6 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
             sharing.write_card(out, network, sharing.with_evaluation(record, results, config.data) if results else record)
     with run.step("trackers"):
         run.accelerator.end_training()
-
-
-def stored_results(file: Path) -> dict | None:
-    """The scores of a finished run; None where there are none, or where an earlier version wrote them, which counted no classes."""
-    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return results if "classes_scored" in results else None
 
 
 def print_losses() -> None:

@@ -132,19 +132,13 @@ def source_of(name: str, split: str, subset: str | None, revision: str | None) -
     if Path(name).is_file():
         return {"path": FILE_READERS[Path(name).suffix], "data_files": {"train": escaped}}
     if Path(name).is_dir() and escaped != str(Path(name).resolve()):
-        reject_named_files(Path(name))
+        if card := next((card for card in cards(Path(name)) if named_files(card)), None):  # whose patterns would begin with the path
+            raise ValueError(f"{card} names data files, and `datasets` reads *, ? or [ in its path as a pattern. Rename the folder.")
         files = DataFilesDict.from_patterns(get_data_patterns(escaped), base_path=escaped)
         return {"path": name, "name": subset, "data_files": {part: [*map(glob.escape, paths)] for part, paths in files.items()}}
     if "://" in name:
         return {"path": "parquet", "data_files": {split: f"{name.rstrip('/')}/**/{split}-*.parquet"}}
     return {"path": name, "name": subset, "revision": revision}
-
-
-def reject_named_files(folder: Path) -> None:
-    """Raise ValueError if a folder's card names data files: the path of the folder would be read as a part of their patterns."""
-    card = next((card for card in cards(folder) if named_files(card)), None)
-    if card is not None:
-        raise ValueError(f"{card} names data files, and `datasets` reads *, ? or [ in its path as a pattern. Rename the folder.")
 
 
 def reject_mask_files(folder: Path, split: str, subset: str | None, revision: str | None) -> None:

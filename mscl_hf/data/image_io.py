@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 from zipfile import is_zipfile
@@ -136,18 +135,19 @@ def cards(folder: Path) -> list[Path]:
 
 
 def named_files(card: Path) -> list[str]:
-    """Return the patterns of files and folders that a card's configurations name. Raises ValueError for an unreadable card."""
+    """Return the patterns of files and folders that a card's configurations name, also below the folder that each of them names.
+
+    Raises ValueError for an unreadable card.
+    """
     try:
         content = DatasetCard.load(card).data if card.suffix == ".md" else yaml.safe_load(card.read_text(encoding="utf-8")) or {}
-        return list(chain.from_iterable(map(named_by, content.get("configs") or [])))
+        files = []
+        for configuration in content.get("configs") or []:
+            place, patterns = configuration.get("data_dir"), texts(configuration.get("data_files"))
+            files += patterns if place is None else [*patterns, f"{place}/", *(f"{place}/{pattern}" for pattern in patterns)]
+        return files
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{card} cannot be read as the card of a data set ({type(error).__name__}). Correct or remove it.") from error
-
-
-def named_by(configuration: dict) -> list[str]:
-    """Return the patterns of one configuration, below the folder that it names, if any."""
-    place, patterns = configuration.get("data_dir"), texts(configuration.get("data_files"))
-    return patterns if place is None else [*patterns, f"{place}/", *(f"{place}/{pattern}" for pattern in patterns)]
 
 
 def texts(value: Any, depth: int = 3) -> list[str]:

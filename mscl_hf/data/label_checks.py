@@ -55,8 +55,9 @@ def require_classes(data: SegmentationData | SegmentationStream, ids: Sequence[i
     causes += [f"--label-map is {options.label_map}"] if options.label_map else []
     causes += ["255 is the ignored label"] if IGNORE_INDEX in ids and not options.label_map else []
     because = f" ({', '.join(causes)})" if causes else ""
+    listed_ids = f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}" or "none"
     raise ValueError(
-        f"{masks} of {data.name}/{data.split} hold the ids {_listed_ids(ids)}, and {left}{because}; expected pixels of at least two "
+        f"{masks} of {data.name}/{data.split} hold the ids {listed_ids}, and {left}{because}; expected pixels of at least two "
         f"classes. {_remedy(ids, options, counts.total is None)}."
     )
 
@@ -71,10 +72,6 @@ def require_two_classes(training: SegmentationData | SegmentationStream | None, 
         f"the first {counts[0].read} masks of {training.name}/{training.split} and all of {held_out.name}/{held_out.split} hold only the "
         f"class {name!r}; expected pixels of at least two classes. Give more masks, or correct them or --classes."
     )
-
-
-def _listed_ids(ids: Sequence[int]) -> str:
-    return f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}" or "none"
 
 
 def _remedy(ids: Sequence[int], options: DatasetConfig, is_part: bool) -> str:

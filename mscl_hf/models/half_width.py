@@ -69,9 +69,7 @@ def _runs(tower: nn.Module, side: int | None) -> bool:
 def _is_half(towers: list[nn.Module], whole: nn.Module, first: int) -> bool:
     """Whether two towers have, from level `first` on, the channels of the whole network together, and fewer weights than it."""
     channels = [level["num_chs"] for level in whole.feature_info][first:]
-    for tower in towers:
-        doubled = [2 * level["num_chs"] for level in tower.feature_info][first:]
-        if not channels or doubled != channels:
-            return False
+    if not channels or any([2 * level["num_chs"] for level in tower.feature_info][first:] != channels for tower in towers):
+        return False
     counts = [sum(p.numel() for p in model.parameters()) for model in (*towers, whole)]
     return counts[0] + counts[1] < counts[2]

@@ -109,7 +109,8 @@ def embedding_spaces(method: Method, pixels: Tensor) -> dict[str, Tensor]:
 
 def effective_rank(vectors: Tensor) -> float:
     """Return exp of the entropy of the normalized singular values (Roy & Vetterli, 2007): 1 = a line, D = all directions equal."""
-    values = torch.linalg.svdvals(_subset(vectors) - _subset(vectors).mean(0))
+    vectors = vectors[:: max(1, len(vectors) // 2048)]
+    values = torch.linalg.svdvals(vectors - vectors.mean(0))
     share = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
@@ -117,10 +118,6 @@ def effective_rank(vectors: Tensor) -> float:
 def spread(vectors: Tensor) -> float:
     """Return the mean standard deviation of a dimension of unit vectors, times sqrt(D): 0 = all equal, 1 = uniform on the sphere."""
     return float(vectors.std(0).mean() * vectors.shape[1] ** 0.5)
-
-
-def _subset(vectors: Tensor, limit: int = 2048) -> Tensor:
-    return vectors[:: max(1, len(vectors) // limit)]
 
 
 def warnings_of(row: dict[str, float], best_probe: float = 0.0) -> list[str]:

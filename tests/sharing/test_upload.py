@@ -515,7 +515,7 @@ def test_card_problems(text, repo_type, errors, warnings):
 
 
 def test_api_of_the_caller_is_used(hub, folder, monkeypatch):
-    """push_folder uses the endpoint and token of the given HfApi, and raises PushError in one line."""
+    """push_files uses the endpoint and token of the given HfApi, and raises PushError in one line."""
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert hub.url in push_files(model_files(folder), NAME, api=HfApi(endpoint=hub.url, token=TOKEN))
