@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import at_least_float32, check_choice, check_shapes, full_precision
+from .arguments import at_least_float32, check_choice, check_shapes, without_autocast
 from .labels import IGNORE_INDEX
 
 SIZES = (1, 2, 3)  # half sides of the windows: 3x3, 5x5, 7x7
@@ -25,7 +25,7 @@ class Affinity(NamedTuple):
     same: Tensor
 
 
-@full_precision
+@without_autocast
 def affinity(
     logits: Tensor,
     labels: Tensor,

@@ -1,4 +1,4 @@
-"""Arguments of losses: full precision, since logits reach 14 at a temperature of 0.07, where bfloat16 has steps of 0.06; and checks."""
+"""Arguments of losses: their precision, since logits reach 14 at a temperature of 0.07, where bfloat16 has steps of 0.06; and checks."""
 
 import functools
 
@@ -6,23 +6,27 @@ import torch
 from torch import Tensor
 
 
-def full_precision(loss):
+def without_autocast(loss):
     """Decorate a loss so that autocast does not lower its products, and float16 arguments become float32.
 
     Embeddings in bfloat16 are multiplied in bfloat16, see `streamed_sum`; the heads of mscl_hf's networks return float32.
     """
 
+    def widened(x):
+        return x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x
+
     @functools.wraps(loss)
-    def inner(*tensors, **options):
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return loss(*(x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x for x in tensors), **options)
+    def inner(*args, **options):
+        device = next(x.device for x in (*args, *options.values()) if isinstance(x, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return loss(*map(widened, args), **{name: widened(x) for name, x in options.items()})
 
     return inner
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return bfloat16 as float32, and any other type as it is."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    """Return bfloat16 and float16 as float32, and any other type as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -6,20 +6,20 @@ Letters: B images, N and M positions of the first and second view, E embedding.
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, check_choice, full_precision
+from .arguments import at_least_float32, check_choice, without_autocast
 from .gather import share_of_mean
 from .streamed import logsumexp, streamed_sum
 
 AXES = ("key", "query")
 
 
-@full_precision
+@without_autocast
 def foreground_mean(x: Tensor, foreground: Tensor) -> Tensor:
     """Return the unit vectors (B, E) of the sum of x (B, N, E) over the foreground (B, N) bool; zero without foreground."""
     return F.normalize((at_least_float32(x) * foreground[..., None]).sum(1), dim=1)
 
 
-@full_precision
+@without_autocast
 def foreground_contrast(
     queries: Tensor, keys: Tensor, query_mask: Tensor, key_mask: Tensor, temperature: float = 1.0, axis: str = "key"
 ) -> Tensor:

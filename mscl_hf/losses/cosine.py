@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import full_precision
+from .arguments import without_autocast
 
 
-@full_precision
+@without_autocast
 def cosine_to_target(predictions: Tensor, targets: Tensor) -> Tensor:
     """Return mean_i <u(p_i), u(z_i)> in [-1, 1], without gradient to the targets; predictions, targets (B, E) of any length.
 

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, full_precision
+from .arguments import at_least_float32, without_autocast
 from .info_nce import info_nce
 
 
 @torch.no_grad()
-@full_precision
+@without_autocast
 def nearest_positions(first: Tensor, second: Tensor) -> Tensor:
     """Return for each position of the first view (B, N, C) the index in the second (B, M, C) with the largest cosine: (B, N) int64."""
     return (F.normalize(at_least_float32(first), dim=2) @ F.normalize(at_least_float32(second), dim=2).transpose(1, 2)).argmax(2)
 
 
-@full_precision
+@without_autocast
 def dense_contrast(anchors: Tensor, keys: Tensor, match: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
     """Return DenseCL's dense loss (Wang et al., CVPR 2021, arXiv:2011.09157): InfoNCE of each position, its match and the negatives.
 

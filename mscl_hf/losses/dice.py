@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from .arguments import at_least_float32, check_shapes, full_precision
+from .arguments import at_least_float32, check_shapes, without_autocast
 from .labels import IGNORE_INDEX
 
 
-@full_precision
+@without_autocast
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return 1 - mean over the classes c in the labels of 2 sum(p_c y_c) / (sum(p_c^2) + sum(y_c^2)), p the softmax.
 

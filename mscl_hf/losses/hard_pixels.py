@@ -5,11 +5,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, full_precision
+from .arguments import at_least_float32, without_autocast
 from .labels import IGNORE_INDEX
 
 
-@full_precision
+@without_autocast
 def hard_pixel_cross_entropy(logits: Tensor, labels: Tensor, probability: float = 0.7, share: float = 1 / 16) -> Tensor:
     """Return the mean cross-entropy of labelled pixels with at most `probability` for their class, but at least the hardest `share`.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import at_least_float32, check_choice, full_precision
+from .arguments import at_least_float32, check_choice, without_autocast
 from .gather import gather_rows
 from .streamed import MASKED_SCORE, Block, Mask, Term, logsumexp, streamed_sum, with_autograd
 
@@ -19,7 +19,7 @@ GLOBAL_NEGATIVES = ("others", "ntxent")
 DENOMINATORS = ("all", "literal")
 
 
-@full_precision
+@without_autocast
 def global_contrast(
     a: Tensor,
     b: Tensor,
@@ -74,7 +74,7 @@ def _literal(positive_index: Tensor, temperature: float, keep: Mask | None) -> C
     return function
 
 
-@full_precision
+@without_autocast
 def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     """Return SimCLR's loss (Chen et al., ICML 2020, arXiv:2002.05709) of both views a, b (B, E).
 
@@ -93,7 +93,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     return streamed_sum(logsumexp(not_itself), both[None], keys[None], temperature, weights) - positive
 
 
-@full_precision
+@without_autocast
 def info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """mean_i [ log( exp s_i+ + sum_m exp s_im ) - s_i+ ] (van den Oord et al., 2018; MoCo, He et al., CVPR 2020), s = <., .>/t.
 
@@ -126,7 +126,7 @@ def _with_positive(positives: Tensor, share: Tensor) -> Term:
     return term
 
 
-@full_precision
+@without_autocast
 def local_contrast(
     a: Tensor,
     b: Tensor,

@@ -6,14 +6,14 @@ Letters: B images in this process, N rows of the bank, one per training image, E
 import torch
 from torch import Tensor
 
-from .arguments import at_least_float32, full_precision
+from .arguments import at_least_float32, without_autocast
 from .gather import mean_count
 from .streamed import logsumexp, streamed_sum
 
 EPSILON = 1e-7
 
 
-@full_precision
+@without_autocast
 def instance_softmax(vectors: Tensor, index: Tensor, bank: Tensor, temperature: float = 0.07) -> Tensor:
     """mean_b [ log sum_i exp(<v_b, m_i>/t) - <v_b, m_index>/t ], over the whole bank; vectors (B, E), index (B,), bank (N, E)."""
     bank = bank.to(vectors.dtype)
@@ -22,7 +22,7 @@ def instance_softmax(vectors: Tensor, index: Tensor, bank: Tensor, temperature: 
     return streamed_sum(logsumexp(), vectors[None], bank[None], temperature, weights) - positive
 
 
-@full_precision
+@without_autocast
 def instance_nce(vectors: Tensor, index: Tensor, bank: Tensor, draws: Tensor, normalizer: Tensor, temperature: float = 0.07) -> Tensor:
     """Return noise-contrastive estimation: the row of each vector's image is data, rows drawn uniformly, draws (B, m), are noise.
 
@@ -36,7 +36,7 @@ def instance_nce(vectors: Tensor, index: Tensor, bank: Tensor, draws: Tensor, no
     return -((probability[:, 0] / total[:, 0]).log() + (noise / total[:, 1:]).log().sum(1)).mean()
 
 
-@full_precision
+@without_autocast
 @torch.no_grad()
 def nce_normalizer(vectors: Tensor, index: Tensor, bank: Tensor, draws: Tensor, temperature: float = 0.07) -> Tensor:
     """Return Z: N times the mean of exp(score) over rows and draws of all processes; the release computes it once, on the first batch."""

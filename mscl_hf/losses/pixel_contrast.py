@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, check_choice, full_precision
+from .arguments import at_least_float32, check_choice, without_autocast
 from .gather import gather_rows, mean_count, share_of_mean
 from .labels import IGNORE_INDEX
 from .streamed import MASKED_SCORE, Mask, Term, logsumexp, streamed_sum, with_autograd
@@ -32,7 +32,7 @@ class PixelContrast(NamedTuple):
     floor: Tensor
 
 
-@full_precision
+@without_autocast
 def pixel_contrast(
     anchors: Tensor,
     keys: Tensor,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, check_choice, full_precision
+from .arguments import at_least_float32, check_choice, without_autocast
 from .gather import mean_count, share_of_mean
 from .streamed import logsumexp, streamed_sum
 
@@ -32,7 +32,7 @@ def match_positions(boxes: Tensor, size: tuple[int, int], radius: float = 0.7) -
         return distance < radius * step.square().sum(2).sqrt().amax(1)[:, None, None]
 
 
-@full_precision
+@without_autocast
 def propagate(x: Tensor, values: Tensor, gamma: float = 2.0) -> Tensor:
     """Return PixPro's pixel propagation y_i = u( sum_j max(<x_i, x_j>, 0)^gamma values_j ); x, values, y (B, N, E) of unit length."""
     x, values = at_least_float32(x), at_least_float32(values)
@@ -40,7 +40,7 @@ def propagate(x: Tensor, values: Tensor, gamma: float = 2.0) -> Tensor:
     return F.normalize(affinity @ values, dim=2)
 
 
-@full_precision
+@without_autocast
 def pixel_consistency(predictions: Tensor, targets: Tensor, match: Tensor, empty: str = "skip") -> Tensor:
     """Return PixPro's loss in one direction: - mean over images of mean_{(i, j) matched} <y_i, x_j>, without gradient to the targets.
 
@@ -52,7 +52,7 @@ def pixel_consistency(predictions: Tensor, targets: Tensor, match: Tensor, empty
     return -(weight * (predictions @ targets.transpose(1, 2))).sum()
 
 
-@full_precision
+@without_autocast
 def matched_contrast(anchors: Tensor, keys: Tensor, match: Tensor, temperature: float = 0.3, empty: str = "skip") -> Tensor:
     """Return PixContrast's loss in one direction.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, check_shapes, full_precision
+from .arguments import at_least_float32, check_shapes, without_autocast
 from .labels import IGNORE_INDEX
 
 MAX_RETRIES = 12
@@ -23,7 +23,7 @@ class RegionMutualInformation(NamedTuple):
     retries: int
 
 
-@full_precision
+@without_autocast
 def region_mutual_information(
     probabilities: Tensor,
     labels: Tensor,
@@ -58,7 +58,7 @@ def region_mutual_information(
     return RegionMutualInformation(each.view(probabilities.shape[:2]).mean(0).sum(), first + second)
 
 
-@full_precision
+@without_autocast
 def one_versus_rest(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the binary cross-entropy of every class against all others, summed over classes and labelled pixels.
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import at_least_float32, full_precision
+from .arguments import at_least_float32, without_autocast
 from .labels import IGNORE_INDEX
 from .multi_scale import MultiScaleLoss
 from .pixel_contrast import PixelContrast, against_negatives, anchor_weights
 from .streamed import MASKED_SCORE, streamed_sum, with_autograd
 
 
-@full_precision
+@without_autocast
 def listed_pixel_contrast(
     pixels: Tensor,
     labels: Tensor,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import at_least_float32, full_precision
+from .arguments import at_least_float32, without_autocast
 from .gather import gather_rows, mean_count
 from .pixel_contrast import against_negatives
 from .streamed import MASKED_SCORE, streamed_sum, with_autograd
@@ -19,7 +19,7 @@ REGION_SIDE = 3  # positions
 NEAR = 5  # nearest regions that are negatives of a region
 
 
-@full_precision
+@without_autocast
 def slice_contrast(
     versions: Tensor, partition: Tensor, volume: Tensor, temperature: float = 0.1, across_volumes: bool = False
 ) -> Tensor:
@@ -80,7 +80,7 @@ def region_patches(features: Tensor) -> Tensor:
     return torch.stack(patches, 1)
 
 
-@full_precision
+@without_autocast
 def region_contrast(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     """Return InfoNCE of each region r and the same region of the other view: mean over views, images and regions of
 

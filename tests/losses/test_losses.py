@@ -257,6 +257,15 @@ def test_autocast_does_not_reach_the_losses(monkeypatch, cells):
         assert cast.dtype == torch.float32 and torch.equal(cast, plain) and torch.equal(torch.autograd.grad(cast, a)[0], wanted)
 
 
+def test_tensors_by_keyword_are_treated_as_others():
+    """Tensors by name give the value of positional ones, float16 and autocast included."""
+    a, b, y = unit(2, 9, 5, dtype=torch.float32).half(), unit(2, 9, 5, seed=1, dtype=torch.float32).half(), labels_of(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(global_contrast(a=a[:, 0], b=b[:, 0]), global_contrast(a[:, 0], b[:, 0]))
+        by_name = pixel_contrast(anchors=a, keys=b, labels=y, scope="within").loss
+        assert by_name.dtype == torch.float32 and torch.equal(by_name, pixel_contrast(a, b, y, scope="within").loss)
+
+
 def every_loss(y, **more):
     """The losses as functions of embeddings (B, N, E), in all their forms; more: options that all of them have."""
     for options in ({}, {"negatives": "ntxent"}, {"denominator": "literal"}):
