@@ -10,7 +10,7 @@ from .info_nce import global_contrast, info_nce, local_contrast, nt_xent
 from .instance import instance_nce, instance_softmax, nce_normalizer
 from .labels import labels_at, sample_pixels
 from .multi_scale import MultiScaleLoss
-from .pixel_contrast import PixelContrast, pixel_contrast
+from .pixel_contrast import PixelLossValue, pixel_contrast
 from .pixel_propagation import match_positions, matched_contrast, pixel_consistency, propagate
 from .region_mutual_information import one_versus_rest, region_mutual_information
 from .released import ReleasedPixelLoss, listed_pixel_contrast, released_pixel_contrast

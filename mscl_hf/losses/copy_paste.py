@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import at_least_float32, check_choice, without_autocast
-from .gather import share_of_mean
+from .gather import weights_of_mean
 from .streamed import logsumexp, streamed_sum
 
 AXES = ("key", "query")
@@ -34,7 +34,7 @@ def foreground_contrast(
     if axis == "query":  # s is symmetric: exchange the views
         queries, keys, query_mask, key_mask = keys, queries, key_mask, query_mask
     both = (query_mask.any(1) & key_mask.any(1))[:, None]
-    weight = share_of_mean((query_mask & both).to(at_least_float32(queries).dtype))
+    weight = weights_of_mean((query_mask & both).to(at_least_float32(queries).dtype))
     all_keys = streamed_sum(logsumexp(), queries, keys, temperature, weight)
     # The mean over all pairs is the product of the means: no matrix is needed.
     mean_key = (at_least_float32(keys) * key_mask[..., None]).sum(1) / key_mask.sum(1, keepdim=True).clamp(min=1)

@@ -57,11 +57,12 @@ def mean_count(count: Tensor) -> Tensor:
     return count
 
 
-def share_of_mean(weight: Tensor, shared: bool = False) -> Tensor:
-    """Scale weights (G, N) of anchors to a weighted mean in each set of keys, then a mean over the sets with an anchor, over all processes.
+def weights_of_mean(weight: Tensor, one_set: bool = False) -> Tensor:
+    """Return weights (G, N) that make the sum of the anchors' terms, averaged by DDP, a mean over the sets of keys of all processes.
 
-    shared: all processes share one set of keys, and each holds the rows of its own anchors.
+    A set counts with the mean of its terms weighted by weight (G, N), or not at all where these are zero.
+    one_set: all processes have one set of keys together, and each holds the rows of its own anchors.
     """
-    total = mean_count(weight.sum(1)) if shared else weight.sum(1)
+    total = mean_count(weight.sum(1)) if one_set else weight.sum(1)
     used = (total > 0).to(total.dtype)
     return weight * (used / total.clamp(min=1e-12) / mean_count(used.sum()).clamp(min=1e-12))[:, None]

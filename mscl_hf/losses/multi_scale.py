@@ -5,19 +5,17 @@ The options come from `mscl_hf.config.contrast`, which imports no torch; every o
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..config.contrast import ContrastConfig
 from .info_nce import global_contrast, local_contrast
-from .pixel_contrast import pixel_contrast, random_partners
+from .pixel_contrast import PixelLossValue, pixel_contrast, random_partners
 
 
 @dataclass(frozen=True)
 class MultiScaleLoss(ContrastConfig):
     """The weighted sum of the global, the local and the pixel loss, a function of embeddings; the fields are its options."""
-
-    pixel_loss = staticmethod(pixel_contrast)
-    draw_partners = staticmethod(random_partners)
 
     @property
     def min_batch(self) -> int:
@@ -36,7 +34,7 @@ class MultiScaleLoss(ContrastConfig):
         """Return the loss, and detached each of its terms: loss_global, loss_local, loss_pixel, floor_pixel, excess_pixel.
 
         image, enhanced: embeddings of both views by head: global (B, E), local (B, S*S, E), pixel (B', N, E).
-        labels (B', N): labels of the image's pixels; enhanced_labels: those of the copy (default: the same).
+        labels (B', N): labels of the image's pixels; enhanced_labels: those of the enhanced image (default: the same).
         past (n, E): global embeddings of earlier batches, further negatives.
         """
         if self.loss_precision == "bf16":
@@ -53,13 +51,22 @@ class MultiScaleLoss(ContrastConfig):
         if "pixel" in self.terms:
             if labels is None:
                 raise ValueError(f"--losses is {self.losses} and the batch has no masks. Give masks, or leave out the pixel loss.")
-            partner = self.draw_partners(len(labels), device=labels.device) if self.pixel_scope == "cross" else None
-            loss, floor = self.pixel_loss(
-                image["pixel"], enhanced["pixel"], labels, enhanced_labels, partner=partner,
-                temperature=self.pixel_temperature, scope=self.pixel_scope or "batch", denominator=self.pixel_denominator,
-                reduction=self.pixel_reduction, anchor_weight=self.anchor_weight, exclude_classes=tuple(self.exclude_classes),
-                symmetric=self.symmetric,
-            )  # fmt: skip
+            partner = self.draw_partners(len(labels), labels.device) if self.pixel_scope == "cross" else None
+            loss, floor = self.pixel_loss(image["pixel"], enhanced["pixel"], labels, enhanced_labels, partner)
             values |= {"loss_pixel": loss, "floor_pixel": floor, "excess_pixel": loss - floor}
         total = sum(getattr(self, f"{term}_weight") * values[f"loss_{term}"] for term in self.terms)
         return {"loss": total, **{name: value.detach() for name, value in values.items()}}
+
+    def draw_partners(self, count: int, device: torch.device) -> Tensor:
+        """Return for each of `count` images the index of another one."""
+        return random_partners(count, device)
+
+    def pixel_loss(
+        self, image: Tensor, enhanced: Tensor, labels: Tensor, enhanced_labels: Tensor | None, partner: Tensor | None
+    ) -> PixelLossValue:
+        """Return L_p of image, enhanced (B', N, E) with these labels (B', N); partner (B',): from `draw_partners` with scope "cross"."""
+        return pixel_contrast(
+            image, enhanced, labels, enhanced_labels, scope=self.pixel_scope or "batch", temperature=self.pixel_temperature,
+            denominator=self.pixel_denominator, reduction=self.pixel_reduction, anchor_weight=self.anchor_weight,
+            exclude_classes=tuple(self.exclude_classes), symmetric=self.symmetric, partner=partner,
+        )  # fmt: skip

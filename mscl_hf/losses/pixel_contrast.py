@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import at_least_float32, check_choice, without_autocast
-from .gather import gather_rows, mean_count, share_of_mean
+from .gather import gather_rows, mean_count, weights_of_mean
 from .labels import IGNORE_INDEX
 from .streamed import MASKED_SCORE, Mask, Term, logsumexp, streamed_sum, with_autograd
 
@@ -22,7 +22,7 @@ REDUCTIONS = ("out", "in")
 ANCHOR_WEIGHTS = ("pixel", "class")
 
 
-class PixelContrast(NamedTuple):
+class PixelLossValue(NamedTuple):
     """loss: scalar with graph. floor: its lower bound, a scalar; loss - floor is what can be learned.
 
     The floor is the mean log number of positives with denominator "all" and reduction "out", else zero.
@@ -39,21 +39,21 @@ def pixel_contrast(
     labels: Tensor,
     key_labels: Tensor | None = None,
     *,
+    scope: str,
     temperature: float = 0.07,
-    scope: str = "within",
     denominator: str = "all",
     reduction: str = "out",
     anchor_weight: str = "pixel",
     exclude_classes: tuple[int, ...] = (),
     symmetric: bool = False,
     partner: Tensor | None = None,
-) -> PixelContrast:
+) -> PixelLossValue:
     """L_p = mean over images of mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ],  s = <z_p, z_k>/t.
 
-    anchors (B, N, E): unit vectors of the images; keys (B, M, E): of the enhanced copies; labels (B, N), key_labels (B, M; default:
+    anchors (B, N, E): unit vectors of the images; keys (B, M, E): of the enhanced images; labels (B, N), key_labels (B, M; default:
     labels) with 255 = ignored: such pixels are not anchors, not positives and not part of the denominator.
-    scope: "within" the own copy; "cross" adds the same-class pixels of another image's copy (partner (B,), a permutation; default:
-    the next image); "batch" contrasts with all copies of the batch, over all processes.
+    scope: keys "within" the own enhanced image, as printed; "cross" adds the same-class pixels of another enhanced image (partner (B,),
+    a permutation; default: the next one); "batch" has those of all enhanced images of the batch, over all processes.
     denominator: "all" keys as printed, or "neg": each positive against the keys of other classes (as Zhao et al. released).
     reduction: "out" averages the log over positives, "in" takes the log of their sum (SupCon's two forms).
     anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
@@ -65,24 +65,25 @@ def pixel_contrast(
     check_choice("--anchor-weight", anchor_weight, ANCHOR_WEIGHTS)
     labels = labels.long()
     key_labels = labels if key_labels is None else key_labels.long()
-    rule = (temperature, scope, denominator, reduction, anchor_weight, exclude_classes, partner)
-    forth = _one_direction(anchors, keys, labels, key_labels, *rule)
+    options = {"scope": scope, "temperature": temperature, "denominator": denominator, "reduction": reduction, "partner": partner}
+    options |= {"anchor_weight": anchor_weight, "exclude_classes": exclude_classes}
+    forth = _one_direction(anchors, keys, labels, key_labels, **options)
     if not symmetric:
         return forth
-    back = _one_direction(keys, anchors, key_labels, labels, *rule)
-    return PixelContrast((forth.loss + back.loss) / 2, (forth.floor + back.floor) / 2)
+    back = _one_direction(keys, anchors, key_labels, labels, **options)
+    return PixelLossValue((forth.loss + back.loss) / 2, (forth.floor + back.floor) / 2)
 
 
 def _one_direction(
-    anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, temperature: float, scope: str, denominator: str, reduction: str,
+    anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, *, scope: str, temperature: float, denominator: str, reduction: str,
     anchor_weight: str, exclude_classes: tuple[int, ...], partner: Tensor | None,
-) -> PixelContrast:  # fmt: skip
+) -> PixelLossValue:  # fmt: skip
     """Return the loss of the anchors against the keys; the arguments are those of `pixel_contrast`."""
-    copy_size = keys.shape[1] if scope == "cross" else None  # keys of the own copy come first; in "cross" those of the partner follow
+    own_keys = keys.shape[1] if scope == "cross" else None  # those of the own enhanced image come first, those of the partner follow
     anchors, keys, labels, key_labels = _sets_of_keys(anchors, keys, labels, key_labels, scope, partner)
-    means, counts = _class_means(at_least_float32(keys), key_labels)
-    positives = counts.gather(1, labels)
-    weight = anchor_weights(labels, positives, exclude_classes, anchor_weight, scope == "batch")
+    means, class_sizes = _class_means(at_least_float32(keys), key_labels)
+    num_positives = class_sizes.gather(1, labels)
+    weight = anchor_weights(labels, num_positives, exclude_classes, anchor_weight, one_set=scope == "batch")
 
     def total(term: Term) -> Tensor:
         return streamed_sum(term, anchors, keys, temperature, weight, torch.where(key_labels == IGNORE_INDEX, MASKED_SCORE, 0.0))
@@ -91,20 +92,20 @@ def _one_direction(
         return labels[:, rows, None] == key_labels[:, None, :]
 
     def other(rows: slice) -> Tensor:  # of the partner only positives count: its negatives hurt (Zhao et al.)
-        return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < (copy_size or keys.shape[1]))
+        return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < (own_keys or keys.shape[1]))
 
     if denominator == "neg":  # not a plain log-sum-exp, so products in bfloat16 are not possible
         anchors, keys = at_least_float32(anchors), at_least_float32(keys)
-        loss = total(with_autograd(against_negatives(same, other, positives)))
-        return PixelContrast(loss, torch.zeros_like(loss.detach()))
-    all_keys = total(logsumexp((lambda rows: same(rows) | other(rows)) if copy_size else None))
+        loss = total(with_autograd(against_negatives(same, other, num_positives)))
+        return PixelLossValue(loss, torch.zeros_like(loss.detach()))
+    all_keys = total(logsumexp((lambda rows: same(rows) | other(rows)) if own_keys else None))
     if reduction == "in":
         loss = all_keys - total(logsumexp(same))
-        return PixelContrast(loss, torch.zeros_like(loss.detach()))
+        return PixelLossValue(loss, torch.zeros_like(loss.detach()))
     # The mean similarity to the positives is the similarity to their mean: no matrix is needed.
     to_mean = (at_least_float32(anchors) * means.gather(1, labels[..., None].expand_as(anchors))).sum(2) / temperature
     # All positives are in the denominator of each of them: the loss cannot go below the log of their number.
-    return PixelContrast(all_keys - (weight * to_mean).sum(), (weight * positives.clamp(min=1).log()).sum())
+    return PixelLossValue(all_keys - (weight * to_mean).sum(), (weight * num_positives.clamp(min=1).log()).sum())
 
 
 def random_partners(count: int, device: torch.device) -> Tensor:
@@ -126,35 +127,35 @@ def _sets_of_keys(anchors, keys, labels, key_labels, scope: str, partner: Tensor
     return anchors, keys, labels, key_labels
 
 
-def anchor_weights(labels: Tensor, positives: Tensor, excluded: tuple[int, ...], anchor_weight: str, shared: bool) -> Tensor:
-    """Return the weight (G, N) of each anchor in the loss; zero for ignored and excluded pixels."""
+def anchor_weights(labels: Tensor, num_positives: Tensor, excluded: tuple[int, ...], anchor_weight: str, one_set: bool) -> Tensor:
+    """Return the weight (G, N) of each anchor in the loss; zero for ignored and excluded pixels. one_set: see `weights_of_mean`."""
     # An anchor without positive can only occur when the two views have label maps of their own.
-    counts = (labels != IGNORE_INDEX) & (positives > 0)
+    is_anchor = (labels != IGNORE_INDEX) & (num_positives > 0)
     for label in excluded:
-        counts = counts & (labels != label)
-    weight = counts.to(positives.dtype)
+        is_anchor = is_anchor & (labels != label)
+    weight = is_anchor.to(num_positives.dtype)
     if anchor_weight == "class":
         sizes = weight.new_zeros(len(labels), 256).scatter_add_(1, labels.long(), weight)
-        sizes = mean_count(sizes) if shared else sizes
+        sizes = mean_count(sizes) if one_set else sizes
         weight = weight * (1 / torch.where(sizes > 0, sizes, 1).gather(1, labels.long()))
-    return share_of_mean(weight, shared)
+    return weights_of_mean(weight, one_set)
 
 
 def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean key (G, 256, E) and the number of keys (G, 256) of each class; both zero for the ignored label."""
     index = key_labels[..., None].expand_as(keys)
     sums = keys.new_zeros(len(keys), 256, keys.shape[2]).scatter_add(1, index, keys)
-    counts = keys.new_zeros(len(keys), 256).scatter_add_(1, key_labels, torch.ones_like(key_labels, dtype=keys.dtype))
-    counts[:, IGNORE_INDEX] = 0
-    return sums / counts.clamp(min=1)[..., None] * (counts > 0)[..., None], counts
+    class_sizes = keys.new_zeros(len(keys), 256).scatter_add_(1, key_labels, torch.ones_like(key_labels, dtype=keys.dtype))
+    class_sizes[:, IGNORE_INDEX] = 0
+    return sums / class_sizes.clamp(min=1)[..., None] * (class_sizes > 0)[..., None], class_sizes
 
 
-def against_negatives(same: Mask, other: Mask, positives: Tensor) -> Callable[[Tensor, slice], Tensor]:
+def against_negatives(is_positive: Mask, is_negative: Mask, num_positives: Tensor) -> Callable[[Tensor, slice], Tensor]:
     """Return the term mean over positives q of log(1 + sum over negatives k of exp(s_pk - s_pq)), for the rows of a block."""
 
     def function(scores: Tensor, rows: slice) -> Tensor:
-        negatives = torch.where(other(rows), scores, MASKED_SCORE).logsumexp(2, keepdim=True)
-        each = F.softplus(negatives - scores).masked_fill(~same(rows), 0)
-        return each.sum(2) / positives[:, rows].clamp(min=1)
+        negatives = torch.where(is_negative(rows), scores, MASKED_SCORE).logsumexp(2, keepdim=True)
+        each = F.softplus(negatives - scores).masked_fill(~is_positive(rows), 0)
+        return each.sum(2) / num_positives[:, rows].clamp(min=1)
 
     return function

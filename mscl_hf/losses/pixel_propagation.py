@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import at_least_float32, check_choice, without_autocast
-from .gather import mean_count, share_of_mean
+from .gather import mean_count, weights_of_mean
 from .streamed import logsumexp, streamed_sum
 
 EMPTY = ("skip", "zero")
@@ -65,10 +65,10 @@ def matched_contrast(anchors: Tensor, keys: Tensor, match: Tensor, temperature: 
     return all_keys - streamed_sum(logsumexp(lambda rows: match[:, rows]), anchors, keys, temperature, weight)
 
 
-def _match_weights(counts: Tensor, like: Tensor, empty: str) -> Tensor:
-    """Return weights (B, n) of the terms counted in `counts` (B, n): the mean over images of the mean in each, over all processes."""
+def _match_weights(is_term: Tensor, like: Tensor, empty: str) -> Tensor:
+    """Return weights (B, n) of the terms is_term (B, n) bool: the mean over images of the mean in each, over all processes."""
     check_choice("--match-empty", empty, EMPTY)
-    weight = share_of_mean(counts.to(at_least_float32(like).dtype))
+    weight = weights_of_mean(is_term.to(at_least_float32(like).dtype))
     if empty == "zero":
-        weight = weight * (mean_count(counts.any(1).sum().to(weight.dtype)) / len(counts))
+        weight = weight * (mean_count(is_term.any(1).sum().to(weight.dtype)) / len(is_term))
     return weight

@@ -12,7 +12,7 @@ from torch import Tensor
 from .arguments import at_least_float32, without_autocast
 from .labels import IGNORE_INDEX
 from .multi_scale import MultiScaleLoss
-from .pixel_contrast import PixelContrast, against_negatives, anchor_weights
+from .pixel_contrast import PixelLossValue, against_negatives, anchor_weights
 from .streamed import MASKED_SCORE, streamed_sum, with_autograd
 
 
@@ -32,9 +32,9 @@ def listed_pixel_contrast(
     of each pixel, only those of p's own image. A list without labelled pixels does not count.
     """
     labels, pixels = labels.long(), at_least_float32(pixels)
-    counts = pixels.new_zeros(len(labels), 256).scatter_add_(1, labels, torch.ones_like(labels, dtype=pixels.dtype))
-    positives = counts.gather(1, labels)
-    weight = anchor_weights(labels, positives, exclude_classes, anchor_weight, shared=False)
+    class_sizes = pixels.new_zeros(len(labels), 256).scatter_add_(1, labels, torch.ones_like(labels, dtype=pixels.dtype))
+    num_positives = class_sizes.gather(1, labels)
+    weight = anchor_weights(labels, num_positives, exclude_classes, anchor_weight, one_set=False)
     image_of = labels.new_zeros(labels.shape[1]) if image_of is None else image_of
 
     def same(rows: slice) -> Tensor:
@@ -43,39 +43,36 @@ def listed_pixel_contrast(
     def other(rows: slice) -> Tensor:
         return ~same(rows) & (image_of[rows, None] == image_of)
 
-    term = with_autograd(against_negatives(same, other, positives))
+    term = with_autograd(against_negatives(same, other, num_positives))
     return streamed_sum(term, pixels, pixels, temperature, weight, torch.where(labels == IGNORE_INDEX, MASKED_SCORE, 0.0))
 
 
 def released_pixel_contrast(
-    a: Tensor, b: Tensor, labels: Tensor, b_labels: Tensor | None = None, *, scope: str = "within",
-    temperature: float = 0.07, anchor_weight: str = "pixel", exclude_classes: tuple[int, ...] = (), partner: Tensor | None = None, **fixed,
-) -> PixelContrast:  # fmt: skip
-    """The released loss of images a (B, N, E) and copies b (B, M, E), with the arguments of `pixel_contrast`.
+    image: Tensor, enhanced: Tensor, labels: Tensor, enhanced_labels: Tensor | None = None, *, scope: str, temperature: float = 0.07,
+    anchor_weight: str = "pixel", exclude_classes: tuple[int, ...] = (), partner: Tensor | None = None,
+) -> PixelLossValue:  # fmt: skip
+    """The released loss of image (B, N, E) and enhanced (B, M, E), with the options of `pixel_contrast` that it has.
 
-    scope: "within" = the loss of the image plus that of its copy; "cross" = the loss of the image and the copy of its
-    partner as one list.
-    fixed: options that it does not have; `ReleasedPixelLoss` checks them.
+    scope: "within" = the loss of the image plus that of the enhanced image; "cross" = the loss of the image and its partner's enhanced
+    image as one list.
     """
-    b_labels = labels if b_labels is None else b_labels
+    enhanced_labels = labels if enhanced_labels is None else enhanced_labels
     options = {"temperature": temperature, "anchor_weight": anchor_weight, "exclude_classes": exclude_classes}
     if scope == "within":
-        loss = listed_pixel_contrast(a, labels, **options) + listed_pixel_contrast(b, b_labels, **options)
+        loss = listed_pixel_contrast(image, labels, **options) + listed_pixel_contrast(enhanced, enhanced_labels, **options)
     else:
-        image_of = (torch.arange(a.shape[1] + b.shape[1], device=a.device) >= a.shape[1]).long()
-        lists, list_labels = torch.cat([a, b[partner]], 1), torch.cat([labels, b_labels[partner]], 1)
+        image_of = (torch.arange(image.shape[1] + enhanced.shape[1], device=image.device) >= image.shape[1]).long()
+        lists, list_labels = torch.cat([image, enhanced[partner]], 1), torch.cat([labels, enhanced_labels[partner]], 1)
         loss = listed_pixel_contrast(lists, list_labels, image_of, **options)
-    return PixelContrast(loss, torch.zeros_like(loss.detach()))  # only other classes are in the denominator: no floor above zero
+    return PixelLossValue(loss, torch.zeros_like(loss.detach()))  # only other classes are in the denominator: no floor above zero
 
 
 @dataclass(frozen=True)
 class ReleasedPixelLoss(MultiScaleLoss):
-    """`MultiScaleLoss` with the released pixel loss."""
-
-    pixel_loss = staticmethod(released_pixel_contrast)
-    draw_partners = staticmethod(torch.randperm)  # an image may be its own partner, as in the release
+    """`MultiScaleLoss` with the released pixel loss, whose denominator is always "neg"."""
 
     def __post_init__(self):
+        object.__setattr__(self, "pixel_denominator", "neg")
         super().__post_init__()
         if self.pixel_scope not in ("within", "cross"):
             raise ValueError(f"--pixel-scope is {self.pixel_scope}; expected within or cross with --variant released.")
@@ -83,3 +80,13 @@ class ReleasedPixelLoss(MultiScaleLoss):
             current = getattr(self, option.replace("-", "_"))
             if current != value:
                 raise ValueError(f"--{option} is {current}; expected {value} with --variant released. Leave it out.")
+
+    def draw_partners(self, count: int, device: torch.device) -> Tensor:
+        """Return a random permutation (count,); an image may be its own partner, as in the release."""
+        return torch.randperm(count, device=device)
+
+    def pixel_loss(self, image: Tensor, enhanced: Tensor, labels: Tensor, enhanced_labels: Tensor | None, partner: Tensor | None):
+        return released_pixel_contrast(
+            image, enhanced, labels, enhanced_labels, scope=self.pixel_scope, temperature=self.pixel_temperature,
+            anchor_weight=self.anchor_weight, exclude_classes=tuple(self.exclude_classes), partner=partner,
+        )  # fmt: skip

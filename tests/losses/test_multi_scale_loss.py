@@ -1,12 +1,17 @@
 """The three scales together: seven subsets, every option, bad names, batches with nothing to contrast."""
 
+from functools import partial
+
 import pytest
 import torch
 from golden import labels_of, unit
 
+from mscl_hf import losses as loss_functions
 from mscl_hf.config import parse_losses
 from mscl_hf.config.contrast import SUBSETS
-from mscl_hf.losses import MultiScaleLoss, global_contrast, local_contrast, pixel_contrast, sample_pixels
+from mscl_hf.losses import MultiScaleLoss, global_contrast, local_contrast, sample_pixels
+
+pixel_contrast = partial(loss_functions.pixel_contrast, scope="within")
 
 
 def embeddings(seed):

@@ -140,7 +140,7 @@ from mscl_hf.losses import pixel_contrast
 torch.set_num_threads(1)
 def step(n):
     a, b = (F.normalize(torch.randn(1, n, 32), dim=-1).requires_grad_() for _ in range(2))
-    pixel_contrast(a, b, torch.randint(0, 11, (1, n)), **{options}).loss.backward()
+    pixel_contrast(a, b, torch.randint(0, 11, (1, n)), **{{"scope": "within", **{options}}}).loss.backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(step(256), step(8192))
 """

@@ -9,7 +9,7 @@ from golden import labels_of, unit
 from test_losses import LIST, LIST_Y, P, few_rows_at_once
 from tiny import losses_of_training
 
-from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss, listed_pixel_contrast, pixel_contrast
+from mscl_hf.losses import MultiScaleLoss, ReleasedPixelLoss, listed_pixel_contrast, pixel_contrast, released_pixel_contrast
 from mscl_hf.methods.mscl import MSCL
 from mscl_hf.methods.zhao import ZhaoBatch, ZhaoCross, ZhaoWithin
 from mscl_hf.models.modeling_mscl import MsclForPreTraining
@@ -142,10 +142,19 @@ def test_released_methods_learn_with_the_pixel_head_alone(method_cls):
     assert all(p.grad is not None for p in method.network.pixel_head.parameters())
 
 
+def test_the_record_of_the_released_loss_names_its_denominator():
+    """The options of the method, which are saved with the model, have the denominator that is computed; unknown options are rejected."""
+    assert ZhaoWithin(network(), variant="released").loss.pixel_denominator == "neg"
+    x, y = unit(1, 4, 5), labels_of(1, 4)
+    for name in ("denominator", "anchor_wieght"):
+        with pytest.raises(TypeError, match=name):
+            released_pixel_contrast(x, x, y, scope="within", **{name: "class"})
+
+
 def test_the_variants_differ():
     """The published loss never goes below the mean log of the number of positives; the released one has no such floor."""
     y, x = torch.tensor([[0, 0, 1, 1]]), torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]][None]
-    published = pixel_contrast(x, x, y).loss
+    published = pixel_contrast(x, x, y, scope="within").loss
     assert published == pytest.approx(math.log(2), abs=1e-5) and value(released("within"), x, x, y) < 1e-5
 
 
