@@ -73,6 +73,8 @@ class ContrastConfig(Section):
                 object.__setattr__(self, name, 0.1 if "pixel" in terms else 1.0)
         if self.queue_size and "global" not in terms:
             raise ValueError(f"--queue-size is {self.queue_size}, and --losses {self.losses} has no global loss. Leave one of them out.")
+        if (self.negatives, self.denominator) == ("ntxent", "literal"):
+            raise ValueError("--negatives is ntxent; expected others with --denominator literal. Leave one of them out.")
         if self.queue_size and (self.negatives, self.denominator, self.symmetric) != ("others", "all", False):
             raise ValueError(f"--queue-size is {self.queue_size}; leave out --negatives, --denominator and --symmetric.")
 

@@ -32,7 +32,7 @@ def global_contrast(
     """L_g: mean_i [ log sum_j exp(<a_i, b_j>/t) - <a_i, b_i>/t ], the sum over the enhanced copies of all images.
 
     a, b (B, E): of the images and of their enhanced copies. negatives: "others" (as printed) or "ntxent", the 2N - 2 vectors of both
-    views (SimCLR, Chen et al., 2020). denominator: "literal" leaves the temperature out of the positive's term, as printed in the paper;
+    views (SimCLR, Chen et al., 2020), symmetric by itself. denominator: "literal" leaves the temperature out of the positive's term, as printed in the paper;
     the loss is then no log-probability. symmetric: average over both directions. past (n, E): further negatives, without gradient.
     Raises ValueError for fewer than two images.
     """
@@ -44,6 +44,8 @@ def global_contrast(
     if len(all_b) < 2:
         raise ValueError("--batch-size is 1; expected at least 2 images for the global loss.")
     if negatives == "ntxent":
+        if denominator != "all" or past is not None:
+            raise ValueError("--negatives is ntxent; expected others with --denominator literal or a queue. Leave one of them out.")
         return nt_xent(a, b, temperature)
     loss = _matched_nce(a[None], all_b[None], first, temperature, denominator)
     if symmetric:

@@ -149,6 +149,18 @@ def test_the_queue_adds_negatives_and_stands_alone():
             MultiScaleLoss("g", **options)
 
 
+@pytest.mark.parametrize("options", [{"denominator": "literal"}, {"past": torch.eye(5, dtype=torch.float64)}])
+def test_ntxent_rejects_what_it_would_ignore(options):
+    """The literal denominator and a queue raise ValueError with NT-Xent; it is symmetric without the option."""
+    image, enhanced = embeddings(0)["global"], embeddings(5)["global"]
+    with pytest.raises(ValueError, match="--negatives is ntxent; expected others"):
+        global_contrast(image, enhanced, negatives="ntxent", **options)
+    with pytest.raises(ValueError, match="--negatives is ntxent; expected others"):
+        MultiScaleLoss("g+l", negatives="ntxent", denominator="literal")
+    values = [global_contrast(image, enhanced, negatives="ntxent", symmetric=symmetric) for symmetric in (False, True)]
+    assert values[0] == values[1] == pytest.approx(global_contrast(enhanced, image, negatives="ntxent").item())
+
+
 @pytest.mark.parametrize("how", ["random", "class"])
 def test_pixel_samples(how):
     """No pixel twice, its own label; random takes labelled pixels first, class so many of each class and no more."""
