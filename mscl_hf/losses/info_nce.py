@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .arguments import at_least_float32, check_choice, without_autocast
 from .gather import gather_rows
-from .streamed import MASKED_SCORE, Block, Mask, Term, logsumexp, streamed_sum, with_autograd
+from .streamed import MASKED_SCORE, Block, Mask, Term, TermResult, logsumexp, streamed_sum, with_autograd
 
 LOCAL_SCOPES = ("batch", "image", "others")
 GLOBAL_NEGATIVES = ("others", "ntxent")
@@ -32,8 +32,9 @@ def global_contrast(
     """L_g: mean_i [ log sum_j exp(<a_i, b_j>/t) - <a_i, b_i>/t ], the sum over the enhanced copies of all images.
 
     a, b (B, E): of the images and of their enhanced copies. negatives: "others" (as printed) or "ntxent", the 2N - 2 vectors of both
-    views (SimCLR, Chen et al., 2020), symmetric by itself. denominator: "literal" leaves the temperature out of the positive's term, as printed in the paper;
-    the loss is then no log-probability. symmetric: average over both directions. past (n, E): further negatives, without gradient.
+    views (SimCLR, Chen et al., 2020). denominator: "literal" leaves the temperature out of the positive's term, as printed in the paper;
+    the loss is then no log-probability. symmetric: average over both directions, as "ntxent" always does. past (n, E): further negatives,
+    without gradient.
     Raises ValueError for fewer than two images.
     """
     check_choice("--negatives", negatives, GLOBAL_NEGATIVES)
@@ -113,17 +114,17 @@ def info_nce(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature:
     return total + (weights * share * (positive - positive.detach())).sum() - positive.mean()
 
 
-def _with_positive(positives: Tensor, share: Tensor) -> Term:
-    """Return the log-sum-exp of all scores and positives (n,); share (n,) receives the positive's share of the softmax."""
+def _with_positive(positive_scores: Tensor, share: Tensor) -> Term:
+    """Return the log-sum-exp of all scores and positive_scores (n,); share (n,) receives the positive's share of the softmax."""
 
-    def term(block: Block) -> tuple[Tensor, Tensor]:
-        scores, positive = block.scores, positives[None, block.rows, None]
+    def term(block: Block) -> TermResult:
+        scores, positive = block.scores, positive_scores[None, block.rows, None]
         largest = torch.maximum(scores.amax(2, keepdim=True), positive)
         scores.sub_(largest).exp_()
         first = (positive - largest).exp()
         total = scores.sum(2, keepdim=True) + first
         share[block.rows] = (first / total)[0, :, 0]
-        return (largest + total.log())[..., 0], block.weights[..., None] / total
+        return TermResult((largest + total.log())[..., 0], block.weights[..., None] / total)
 
     return term
 

@@ -32,9 +32,15 @@ class Block(NamedTuple):
     differentiate: bool
 
 
-# A block -> the terms of its anchors (G, n), and a factor (G, n, 1): factor * scores, as overwritten, is the gradient of the sum of
-# weights * terms with respect to the scores.
-Term = Callable[[Block], tuple[Tensor, Tensor]]
+class TermResult(NamedTuple):
+    """values (G, n): the terms of a block's anchors. grad_scale (G, n, 1): the term overwrites block.scores in place so that
+    grad_scale * block.scores == d(sum(block.weights * values)) / d scores, if block.differentiate."""
+
+    values: Tensor
+    grad_scale: Tensor
+
+
+Term = Callable[[Block], TermResult]
 Mask = Callable[[slice], Tensor]
 
 
@@ -44,14 +50,14 @@ def logsumexp(keep: Mask | None = None) -> Term:
     An anchor without any key has a value near MASKED_SCORE and no gradient.
     """
 
-    def term(block: Block) -> tuple[Tensor, Tensor]:
+    def term(block: Block) -> TermResult:
         scores = block.scores if keep is None else block.scores.masked_fill_(~keep(block.rows), MASKED_SCORE)
         largest = scores.amax(2, keepdim=True)
         scores.sub_(largest).exp_()
         total = _row_sums(scores, block.weights.dtype)
         largest = largest.to(total.dtype)
         value = (largest + total.log())[..., 0]
-        return value, torch.where(largest > MASKED_SCORE / 2, block.weights[..., None] / total, 0)
+        return TermResult(value, torch.where(largest > MASKED_SCORE / 2, block.weights[..., None] / total, 0))
 
     return term
 
@@ -67,14 +73,14 @@ def _row_sums(scores: Tensor, dtype: torch.dtype) -> Tensor:
 def with_autograd(function: Callable[[Tensor, slice], Tensor]) -> Term:
     """Return the term function(scores (G, n, M), rows) -> (G, n), differentiated by autograd block by block."""
 
-    def term(block: Block) -> tuple[Tensor, Tensor]:
+    def term(block: Block) -> TermResult:
         with torch.set_grad_enabled(block.differentiate):
             scores = block.scores.detach().requires_grad_(block.differentiate)
             value = function(scores, block.rows)
         if block.differentiate:
             (gradient,) = torch.autograd.grad(value, scores, block.weights)
             block.scores.copy_(gradient)
-        return value.detach(), torch.ones_like(block.weights)[..., None]
+        return TermResult(value.detach(), torch.ones_like(block.weights)[..., None])
 
     return term
 
@@ -101,6 +107,12 @@ def streamed_sum(
 
 
 class _StreamedSum(torch.autograd.Function):
+    """`streamed_sum`, block by block; forward also computes the gradients, which backward multiplies by that of the sum.
+
+    With c = term's grad_scale / t and S the overwritten scores, a block adds c S K to the gradient of its anchors Q and (c Q)' S to the
+    transposed gradient of the keys K.
+    """
+
     @staticmethod
     def forward(ctx, anchors, keys, temperature, weights, key_bias, term: Term, differentiate: bool) -> Tensor:
         for_anchors, for_keys, for_temperature = (differentiate and needed for needed in ctx.needs_input_grad[:3])
@@ -118,9 +130,9 @@ class _StreamedSum(torch.autograd.Function):
         for start in range(0, anchors.shape[1], step):
             rows = slice(start, start + step)
             scores = _product(anchors[:, rows], columns, scale, bias, out=scores)
-            value, factor = term(Block(scores, rows, weights[:, rows], differentiate))
-            total += (value * weights[:, rows]).sum()
-            factor = factor * scale
+            result = term(Block(scores, rows, weights[:, rows], differentiate))
+            total += (result.values * weights[:, rows]).sum()
+            factor = result.grad_scale * scale
             if anchors_grad is not None:
                 anchors_grad[:, rows] = _product(scores, keys) * factor
             if for_keys:
