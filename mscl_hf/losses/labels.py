@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import check_choice
 from .gather import largest
 
 IGNORE_INDEX = 255
@@ -18,6 +19,7 @@ def labels_at(labels: Tensor, size: tuple[int, int], how: str = "center") -> Ten
     shift labels by half a stride. "majority" = the most frequent label under the position, the smaller id of equals, without ignored
     pixels. "pure" = that label where it covers at least 3/4, else ignored.
     """
+    check_choice("--label-downsampling", how, LABEL_DOWNSAMPLING)
     rows, columns = (
         ((torch.arange(n, device=labels.device) + 0.5) * full / n).long() for n, full in zip(size, labels.shape[-2:])
     )
@@ -49,6 +51,7 @@ def sample_pixels(labels: Tensor, how: str, count: int) -> tuple[Tensor, Tensor]
     how: "random" = `count` pixels of each image, labelled ones first. "class" = up to `count` pixels of each class of each image, filled
     up with ignored pixels to the same n in all images and processes.
     """
+    check_choice("--pixel-sample", how, PIXEL_SAMPLES[1:])  # "all" draws nothing
     priority = torch.rand(labels.shape, device=labels.device) + (labels == IGNORE_INDEX)
     order = priority.argsort(dim=1)  # random, ignored pixels last
     if how == "random":

@@ -9,7 +9,7 @@ from golden import labels_of, unit
 from mscl_hf import losses as loss_functions
 from mscl_hf.config import parse_losses
 from mscl_hf.config.contrast import SUBSETS
-from mscl_hf.losses import MultiScaleLoss, global_contrast, local_contrast, sample_pixels
+from mscl_hf.losses import MultiScaleLoss, global_contrast, labels_at, local_contrast, sample_pixels
 
 pixel_contrast = partial(loss_functions.pixel_contrast, scope="within")
 
@@ -178,6 +178,14 @@ def test_pixel_samples(how):
             assert torch.equal(kept, there.clamp(max=10)) if how == "class" else kept.sum() == there.sum().clamp(max=10)
         seen.append(places[0][counted[0]])
     assert len(torch.cat(seen).unique()) > 45  # chance reaches every pixel
+
+
+def test_unknown_ways_to_reduce_labels_are_rejected():
+    """A misspelled way to reduce masks or to draw pixels raises ValueError."""
+    with pytest.raises(ValueError, match="--label-downsampling is 'centre'; expected one of center, majority, pure"):
+        labels_at(torch.zeros(1, 4, 4), (2, 2), "centre")
+    with pytest.raises(ValueError, match="--pixel-sample is 'classes'; expected one of random, class"):
+        sample_pixels(labels_of(1, 4), "classes", 2)
 
 
 def test_loss_precision_lowers_the_products_only():
