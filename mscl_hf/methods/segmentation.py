@@ -22,9 +22,9 @@ class SegmentationTraining(Method):
 
     def __init__(self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None):
         super().__init__(network)
-        self.loss = loss or FinetuningLossConfig()
-        check_options(self.loss)
-        self.row = FINETUNING_LOSSES[self.loss.loss]
+        self.loss_config = loss or FinetuningLossConfig()
+        check_options(self.loss_config)
+        self.row = FINETUNING_LOSSES[self.loss_config.loss]
         # One dimension, since weight decay applies to parameters with more; zeros give equal weights.
         count = 2 * network.config.num_labels * len(SIZES)
         self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
@@ -32,12 +32,12 @@ class SegmentationTraining(Method):
     def forward(self, image: Tensor, mask: Tensor, **_) -> dict[str, Tensor]:
         """image (B, 3, S, S) in [0, 255], mask (B, S, S) with 255 = ignored."""
         network, pixels, labels = self.network, self.normalize(image), mask.long()
-        if self.loss.loss == "ce":
+        if self.loss_config.loss == "ce":
             return {"loss": network(pixels, labels=labels).loss}
         logits, auxiliary = network.both_logits(pixels)
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
-        terms, logged = loss_terms(self.loss, Predicted(logits, full, labels, self.progress, sizes))
+        terms, logged = loss_terms(self.loss_config, Predicted(logits, full, labels, self.progress, sizes))
         if self.row.cross_entropy:
             terms["loss_ce"] = 1.0, network.cross_entropy(full, labels)
         if auxiliary is not None:

@@ -439,7 +439,7 @@ def test_cross_entropy_is_what_the_model_computes():
     full, side = (F.interpolate(x, size=labels.shape[-2:], mode="bilinear", align_corners=False) for x in (logits, auxiliary))
     wanted = F.cross_entropy(full, labels, ignore_index=255) + 0.4 * F.cross_entropy(side, labels, ignore_index=255)
     assert set(value) == {"loss"} and value["loss"] == wanted == method.network(method.normalize(given["image"]), labels=labels).loss
-    assert SegmentationTraining(method.network).loss.loss == "ce"
+    assert SegmentationTraining(method.network).loss_config.loss == "ce"
 
 
 @pytest.mark.parametrize("name", FINETUNING_LOSSES)
