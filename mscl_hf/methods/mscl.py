@@ -62,15 +62,15 @@ class MSCL(Method):
     ) -> dict[str, Tensor]:
         """image, enhanced (B, 3, H, W) in [0, 255]; mask, enhanced_mask (B, H, W), 255 = ignored; labelled (B',): indices of the labelled
         images; boxes (B, 2, 4): the part that both views show, in [0, 1] of each; None: both show the same crop."""
-        a, b = self._embed(image, enhanced, boxes, labelled)
+        image_embeds, enhanced_embeds = self._embed(image, enhanced, boxes, pixel_images=labelled)
         labels = enhanced_labels = None
         if "pixel" in self.loss.terms:
-            a["pixel"], labels = self._pixels(a["pixel"], mask[labelled])
-            b["pixel"], enhanced_labels = self._pixels(b["pixel"], enhanced_mask[labelled])
+            image_embeds["pixel"], labels = self._pixels(image_embeds.pop("pixel_map"), mask[labelled])
+            enhanced_embeds["pixel"], enhanced_labels = self._pixels(enhanced_embeds.pop("pixel_map"), enhanced_mask[labelled])
         past = None if self.queue is None else self.queue.read()
-        terms = self.loss(a, b, labels, enhanced_labels, past)
+        terms = self.loss(image_embeds, enhanced_embeds, labels, enhanced_labels, past)
         if self.queue is not None and self.training:
-            self.queue.write(b["global"])
+            self.queue.write(enhanced_embeds["global"])
         return terms
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
@@ -92,20 +92,20 @@ class MSCL(Method):
         positions, labels = sample_pixels(labels, self.loss.pixel_sample, self.loss.pixel_count)
         return vectors.gather(1, positions[..., None].expand(-1, -1, vectors.shape[2])), labels
 
-    def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor | None, labelled: Tensor) -> tuple[dict, dict]:
-        """Return the embeddings of both views by head, from one forward pass (joint batch statistics) or one each."""
+    def _embed(self, image: Tensor, enhanced: Tensor, boxes: Tensor | None, pixel_images: Tensor) -> tuple[dict, dict]:
+        """Return the embeddings of both views by head, "pixel_map" (B', E, h, w), from one forward pass (joint batch statistics) or two."""
         views = [self.normalize(image), self.normalize(enhanced)]
         heads, count = self.loss.terms, len(image)
-        pairs = [None, None] if boxes is None else [boxes[:, 0], boxes[:, 1]]
+        view_boxes = [None, None] if boxes is None else [boxes[:, 0], boxes[:, 1]]
         if self.network.config.bn_views == "joint":
-            both = None if pairs[0] is None else torch.cat(pairs)
-            out = _by_head(self.network(torch.cat(views), heads, both, torch.cat([labelled, labelled + count])))
-            first, second = ({head: value.chunk(2)[half] for head, value in out.items()} for half in (0, 1))
-            return first, second
-        first, second = (_by_head(self.network(view, heads, box, labelled)) for view, box in zip(views, pairs))
-        return first, second
+            all_boxes = None if boxes is None else torch.cat(view_boxes)
+            both = _by_head(self.network(torch.cat(views), heads, all_boxes, torch.cat([pixel_images, pixel_images + count])))
+            halves = {head: value.chunk(2) for head, value in both.items()}
+            return {head: half[0] for head, half in halves.items()}, {head: half[1] for head, half in halves.items()}
+        image_embeds, enhanced_embeds = (_by_head(self.network(view, heads, box, pixel_images)) for view, box in zip(views, view_boxes))
+        return image_embeds, enhanced_embeds
 
 
 def _by_head(out: MsclPreTrainingOutput) -> dict[str, Tensor]:
-    embeds = {"global": out.global_embeds, "local": out.local_embeds, "pixel": out.pixel_embeds}
+    embeds = {"global": out.global_embeds, "local": out.local_embeds, "pixel_map": out.pixel_embeds}
     return {head: value for head, value in embeds.items() if value is not None}
