@@ -161,7 +161,7 @@ def method_data(name: str, backbone: str = "test_resnet", seed: int = 0, batch: 
     """Batches of synthetic scenes as the method wants them."""
     kind, size = METHODS[name], method_size(name, backbone)["image_size"]
     view = make_view(kind.views, kind.preset, size, size, ViewConfig())
-    if kind.labels == "no":
+    if kind.reads_masks == "no":
         return TrainingImages(None, scenes(unlabelled=True), view, seed, SamplingPlan((), tuple(range(SCENES)), batch, 0, seed))
     return TrainingImages(scenes(), None, view, seed, SamplingPlan(tuple(range(SCENES)), (), batch, batch, seed))
 

@@ -240,7 +240,7 @@ def _marked(pixels: np.ndarray, point: tuple[int, int] | None, factor: int) -> I
 def _trains_decoder(config: MsclConfig) -> bool:
     """Return whether a pre-training without a pixel head has trained the decoder."""
     method = METHODS.get(config.contrast.get("method", "mscl"))
-    return config.attach == "decoder" or (method is not None and "decoder" in method.transfers and "pixel" not in method.heads)
+    return config.attach == "decoder" or (method is not None and "decoder" in method.trained_parts and "pixel" not in method.heads)
 
 
 def _about(network: Network) -> str:

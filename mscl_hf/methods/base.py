@@ -25,9 +25,9 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]
     year: ClassVar[int | None] = None
     views: ClassVar[str] = "two_crop"  # a name of `transforms.views.VIEWS`
-    labels: ClassVar[str] = "no"  # whether pre-training reads masks: "yes", "no", or a condition
-    transfers: ClassVar[str] = "backbone"  # the parts of the network that it trains
-    state: ClassVar[str] = "-"  # what it keeps between batches
+    reads_masks: ClassVar[str] = "no"  # whether pre-training does: "yes", "no", or a condition to show; `uses_labels` decides
+    trained_parts: ClassVar[str] = "backbone"  # of the network, as shown
+    state: ClassVar[str] = "-"  # what it keeps beside the weights from step to step, as shown
     geometry: ClassVar[str] = "shared"  # of pairs: one crop for both views, or "crops", one each
     preset: ClassVar[str | None] = None  # crops and colors of the views, a name of PRESETS
     heads: ClassVar[tuple[str, ...]] = ()  # the network's own contrastive heads that it trains
@@ -36,7 +36,7 @@ class Method(nn.Module, ABC):
     head_statistics: ClassVar[bool] = False  # whether its heads have BatchNorm over images, which needs two images
     two_towers: ClassVar[bool] = False
     trains_decoder: ClassVar[bool] = False  # whether its heads are always behind the decoder
-    trains: ClassVar[bool] = True  # False: the network is saved with its initial weights
+    trains: ClassVar[bool] = True  # whether there is any training; False: the network is saved with its initial weights
     min_positions: ClassVar[int] = 1  # least side of the feature map that it contrasts
     min_batch: int = 1  # least number of images per forward pass over all processes
     first_stage: ClassVar["type[Method] | None"] = None  # a method that trains the network first, for half of the steps
@@ -57,7 +57,7 @@ class Method(nn.Module, ABC):
     @classmethod
     def uses_labels(cls, contrast: ContrastConfig) -> bool:
         """Return whether pre-training with these options reads masks; if not, no mask is opened."""
-        return cls.labels == "yes"
+        return cls.reads_masks == "yes"
 
     def check_data(self, data: Any) -> None:
         """Raise ValueError where `data` (a TrainingData) lacks what the method needs."""

@@ -103,7 +103,7 @@ class ChaitanyaGlobalLocal(Method):
     views = "pair"
     preset = "chaitanya"
     bn_views = "joint"
-    transfers = "backbone, decoder"
+    trained_parts = "backbone, decoder"
     min_positions = 7  # below that regions coincide
     trains_decoder = True
     first_stage = ChaitanyaGlobal

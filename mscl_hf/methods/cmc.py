@@ -19,7 +19,7 @@ class CMC(Method):
     year = 2020
     views = "single"
     preset = "cmc"
-    transfers = "backbone (two towers)"
+    trained_parts = "backbone (two towers)"
     state = "two memory banks"
     two_towers = True
 

@@ -18,7 +18,7 @@ class CP2(EMATeacherMethod):
     year = 2022
     views = "copy_paste"
     preset = "moco_v2"
-    transfers = "backbone, decoder"
+    trained_parts = "backbone, decoder"
     state = "EMA network, queue"
     min_positions = 2
     trains_decoder = True

@@ -25,9 +25,9 @@ class MSCL(Method):
     views = "pair"
     geometry = "crops"
     pixel_layers = 1  # a thin head leaves the separation of classes to the decoder
-    labels = "with the pixel loss"
+    reads_masks = "with the pixel loss"
     bn_views = "joint"
-    transfers = "backbone, decoder"
+    trained_parts = "backbone, decoder"
     state = "queue with --queue-size"
     heads = ("global", "local", "pixel")
 

@@ -11,7 +11,7 @@ class NoPreTraining(Method):
     title = "random initialization"
     paper = "-"
     views = "pair"
-    transfers = "initial weights"
+    trained_parts = "initial weights"
     trains = False
 
     def forward(self, **batch) -> dict[str, Tensor]:
@@ -24,4 +24,4 @@ class ImageNet(NoPreTraining):
     title = "timm's pre-trained weights"
     paper = "Wightman, pytorch-image-models"
     year = 2019
-    transfers = "backbone"
+    trained_parts = "backbone"

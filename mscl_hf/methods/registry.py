@@ -70,9 +70,9 @@ def check_method_options(config: PretrainConfig) -> None:
 
 def table() -> list[tuple[str, ...]]:
     """Return the rows of the registry, first the header."""
-    rows = [("name", "method", "paper", "year", "views", "reads masks", "trains", "state")]
+    rows = [("name", "method", "paper", "year", "views", "reads masks", "trained parts", "state")]
     for name, m in METHODS.items():
-        rows.append((name, m.title, m.paper, str(m.year or "-"), m.views if m.trains else "-", m.labels, m.transfers, m.state))
+        rows.append((name, m.title, m.paper, str(m.year or "-"), m.views if m.trains else "-", m.reads_masks, m.trained_parts, m.state))
     return rows
 
 

@@ -17,8 +17,8 @@ class SegmentationTraining(Method):
     title = "fine-tuning"
     paper = "-"
     views = "finetune"
-    labels = "yes"
-    transfers = "everything"
+    reads_masks = "yes"
+    trained_parts = "everything"
 
     def __init__(self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None):
         super().__init__(network)

@@ -20,7 +20,7 @@ class _Zhao(MSCL):
 
     paper = "Zhao et al., ICCV, arXiv:2012.06985"
     year = 2021
-    labels = "yes"
+    reads_masks = "yes"
     state = "-"
     heads = ("pixel",)
     geometry = "shared"

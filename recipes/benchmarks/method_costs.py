@@ -72,7 +72,7 @@ def cost(cell: Cell, timed: Stage, bare_ms: float) -> dict:
     """Columns on the pre-training of a cell; those on training steps are missing where nothing is trained."""
     stage = cell.stages[0]
     config = run_of(stage)
-    row = {"peak_mb": record(stage)["peak_mb"], "labels": METHODS[config["method"]].labels}
+    row = {"peak_mb": record(stage)["peak_mb"], "labels": METHODS[config["method"]].reads_masks}
     seconds = step_seconds(timed)
     if not seconds:
         return row | {"handed_on_m": weights_of(stage.folder / "model.safetensors")["handed_on_m"]}

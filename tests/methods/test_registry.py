@@ -151,7 +151,7 @@ def test_no_parameter_waits_for_a_gradient(name, backbone):
     trained = {n.split(".")[1] for n, p in method.named_parameters() if n.startswith("network.") and p.requires_grad}
     for part in ("backbone", "decoder"):
         first = part in trained or (part == "backbone" and METHODS[name].first_stage is not None)
-        assert first == (part in METHODS[name].transfers), part
+        assert first == (part in METHODS[name].trained_parts), part
 
 
 TEACHERS = [(name, {}) for name, method_cls in METHODS.items() if issubclass(method_cls, EMATeacherMethod)]
@@ -185,8 +185,8 @@ def test_check_of_the_teacher_can_fail(name, options):
 def test_every_method_has_its_row(name):
     """All columns of the table are set, the views exist, and the last stage has the name."""
     method_cls = METHODS[name]
-    assert all(isinstance(getattr(method_cls, key), str) for key in ("title", "paper", "views", "labels", "transfers", "state"))
-    assert method_cls.views in VIEWS and (method_cls.preset is None) == (method_cls.labels != "no" or not method_cls.trains)
+    assert all(isinstance(getattr(method_cls, key), str) for key in ("title", "paper", "views", "reads_masks", "trained_parts", "state"))
+    assert method_cls.views in VIEWS and (method_cls.preset is None) == (method_cls.reads_masks != "no" or not method_cls.trains)
     assert method_cls.__doc__ and stages_of(name)[-1] is method_cls
 
 
@@ -221,5 +221,5 @@ def test_docs_carry_the_tables():
 def test_only_what_needs_masks_reads_them(name):
     """By name, and for mscl by its losses."""
     method_cls = METHODS[name]
-    assert method_cls.uses_labels(ContrastConfig(losses="g+l")) is (method_cls.labels == "yes")
-    assert method_cls.uses_labels(ContrastConfig(losses="g+p")) is (method_cls.labels != "no")
+    assert method_cls.uses_labels(ContrastConfig(losses="g+l")) is (method_cls.reads_masks == "yes")
+    assert method_cls.uses_labels(ContrastConfig(losses="g+p")) is (method_cls.reads_masks != "no")

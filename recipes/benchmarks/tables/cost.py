@@ -155,7 +155,7 @@ def tflop_per_pass(stage: Stage) -> float:
         return 0.0
     parts = "decoder and auxiliary head"
     if stage.recipe == "pretrain":
-        parts = METHODS[flags["method"]].transfers
+        parts = METHODS[flags["method"]].trained_parts
         if flags["method"] == "mscl" and "p" not in flags["losses"] and flags.get("attach") != "decoder":
             parts = "backbone"
     return 3 * _forward_tflop(tuple(as_words({name: flags[name] for name in sorted(INHERITED & flags.keys())})), parts)

@@ -36,7 +36,7 @@ class Row:
 
 
 # Methods of other papers that read no masks use all images: the number of masks does not limit them.
-OTHERS = {name: Row(name, all_images=method_cls.labels != "yes")
+OTHERS = {name: Row(name, all_images=method_cls.reads_masks != "yes")
           for name, method_cls in METHODS.items() if name not in ("none", "imagenet", "mscl")}  # fmt: skip
 ROWS = {
     "none": Row("none"),
