@@ -90,9 +90,9 @@ def adaptive_affinity(
     return Affinity(sum(part.edge for part in parts), sum(part.same for part in parts))
 
 
-def affinity_decay(progress: float) -> float:
-    """Return the factor 10^-t of the affinity terms, t the share of training done: from 1 to 0.1."""
-    return 10**-progress
+def affinity_decay(fraction_done: float) -> float:
+    """Return the factor 10^-t of the affinity terms, t the fraction of training done: from 1 to 0.1."""
+    return 10**-fraction_done
 
 
 def _overlap(shape: tuple[int, int], down: int, right: int) -> tuple[tuple, tuple]:

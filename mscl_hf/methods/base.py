@@ -45,7 +45,7 @@ class Method(nn.Module, ABC):
     def __init__(self, network: PreTrainedModel):
         super().__init__()
         self.network = network
-        self.progress = 0.0  # the share of training done before the current step, set by the training loop
+        self.fraction_done = 0.0  # the fraction of training before the current step, set by the training loop
         for name, values in zip(("image_mean", "image_std"), image_statistics(network.config)):
             self.register_buffer(name, values, persistent=False)
 
@@ -69,8 +69,8 @@ class Method(nn.Module, ABC):
         Views are keyword arguments, so that transformers' Trainer can train a method like a model, with `MethodCallback`.
         """
 
-    def after_step(self, done: float) -> None:
-        """Update the method, such as its EMA teacher, after an optimizer step; done: the share of training done, in (0, 1]."""
+    def after_step(self, fraction_done: float) -> None:
+        """Update the method, such as its EMA teacher, after an optimizer step; fraction_done: of training, in (0, 1]."""
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
         """Return vectors (B, ..., D) by space, for health checks, of images (B, 3, H, W) with values in [0, 255]."""

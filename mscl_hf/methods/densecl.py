@@ -77,7 +77,7 @@ class DenseCL(EMATeacherMethod):
             self.queue.write(at_least_float32(key))
             self.dense_queue.write(dense_keys.mean((2, 3)))
         # A weight of zero, since DDP waits for a gradient of each parameter.
-        share = 0.0 if self.progress < self.dense_warmup else self.dense_weight
+        share = 0.0 if self.fraction_done < self.dense_warmup else self.dense_weight
         loss = (1 - share) * loss_global + share * loss_dense
         return {"loss": loss, "loss_global": loss_global.detach(), "loss_dense": loss_dense.detach()}
 

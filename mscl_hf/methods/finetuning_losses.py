@@ -13,12 +13,12 @@ from ..messages import flag
 
 class Predicted(NamedTuple):
     """The input of a loss: logits (B, K, h, w) of the network, full (B, K, H, W): the same at the labels' size, labels (B, H, W) with
-    255 = ignored, progress: the share of training done, size_logits (2, K, S): learned weights of the window sizes."""
+    255 = ignored, fraction_done: of training, size_logits (2, K, S): learned weights of the window sizes."""
 
     logits: Tensor
     full: Tensor
     labels: Tensor
-    progress: float
+    fraction_done: float
     size_logits: Tensor | None
 
 
@@ -46,7 +46,7 @@ def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float 
         name, means = "loss_affinity", losses.affinity(x.logits, labels, margin=margin, ignore_mode=ignore)
     else:
         name, means = "loss_aaf", losses.adaptive_affinity(x.logits, labels, x.size_logits, margin=margin, ignore_mode=ignore)
-    return {name: (losses.affinity_decay(x.progress), edge * means.edge + same * means.same)}, {}
+    return {name: (losses.affinity_decay(x.fraction_done), edge * means.edge + same * means.same)}, {}
 
 
 def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:

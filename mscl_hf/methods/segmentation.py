@@ -37,7 +37,7 @@ class SegmentationTraining(Method):
         logits, auxiliary = network.both_logits(pixels)
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
-        terms, logged = loss_terms(self.loss_config, Predicted(logits, full, labels, self.progress, sizes))
+        terms, logged = loss_terms(self.loss_config, Predicted(logits, full, labels, self.fraction_done, sizes))
         if self.row.cross_entropy:
             terms["loss_ce"] = 1.0, network.cross_entropy(full, labels)
         if auxiliary is not None:

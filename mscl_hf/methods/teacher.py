@@ -39,9 +39,9 @@ class EMATeacher(nn.Module):
         torch._foreach_add_(averages, parameters, alpha=1 - momentum)
 
 
-def cosine_momentum(start: float, done: float) -> float:
-    """Return the momentum from `start` to 1 along half a cosine, at the share of training done (BYOL, Grill et al., NeurIPS 2020)."""
-    return 1 - (1 - start) * (math.cos(math.pi * done) + 1) / 2
+def cosine_momentum(start: float, fraction_done: float) -> float:
+    """Return the momentum from `start` to 1 along half a cosine, at this fraction of training (BYOL, Grill et al., NeurIPS 2020)."""
+    return 1 - (1 - start) * (math.cos(math.pi * fraction_done) + 1) / 2
 
 
 class EMATeacherMethod(Method):
@@ -57,5 +57,6 @@ class EMATeacherMethod(Method):
         """Return the modules that the teacher averages."""
         return {**self.parts(), "head": self.head}
 
-    def after_step(self, done: float) -> None:
-        self.teacher.update(self.student(), cosine_momentum(self.ema_momentum, done) if self.momentum_rises else self.ema_momentum)
+    def after_step(self, fraction_done: float) -> None:
+        momentum = cosine_momentum(self.ema_momentum, fraction_done) if self.momentum_rises else self.ema_momentum
+        self.teacher.update(self.student(), momentum)

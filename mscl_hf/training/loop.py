@@ -42,7 +42,7 @@ def fit(
     with reporting(out, current):
         trained, model, optimizer = prepare(method, data, options, accelerator)
         progress = Progress(trained, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before)
-        with progress.running() as steps:
+        with progress.remaining_steps() as steps:
             for step in steps:
                 batches = progress.next_batches()
                 set_step(step, trained, optimizer, options, accelerator)
@@ -88,13 +88,13 @@ def run_health_check(
 
 
 def set_step(step: int, method: Method, optimizer: torch.optim.Optimizer, options: TrainingConfig, accelerator: Accelerator) -> None:
-    """Set the random state, the learning rates, the training mode and `method.progress` of a step."""
+    """Set the random state, the learning rates, the training mode and `method.fraction_done` of a step."""
     # Dropout and sampling are functions of the step, so that no random state has to be saved.
     torch.manual_seed(options.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
     for group in optimizer.param_groups:
         group["lr"] = (options.learning_rate if group["constant"] else lr_at(step, options)) * group["lr_scale"]
     method.train()
-    method.progress = step / options.max_steps
+    method.fraction_done = step / options.max_steps
 
 
 def average_terms(terms: Sequence[dict[str, Tensor]], accelerator: Accelerator) -> tuple[dict[str, float], float]:

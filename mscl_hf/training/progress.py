@@ -28,7 +28,7 @@ class NonFinite(ValueError):
 
 
 class Progress:
-    """The progress of a run; `done` optimizer steps are complete. Starts at the newest checkpoint of `out`.
+    """The progress of a run; `steps_done` optimizer steps are complete. Starts at the newest checkpoint of `out`.
 
     current: step and sample names for crash reports, updated here.
     """
@@ -42,24 +42,24 @@ class Progress:
         self.bad_images: set[str] = set()  # of all processes
         self.stopped_by_signal = False
         self.data_identity = data.identity()
-        self.done, pending_rows = self._resume()
-        self.saved = self.done
+        self.steps_done, pending_rows = self._resume()
+        self.saved_step = self.steps_done
         accumulate, world = options.gradient_accumulation_steps, (accelerator.process_index, accelerator.num_processes)
-        first, last = self.done * accumulate, options.max_steps * accumulate
+        first, last = self.steps_done * accumulate, options.max_steps * accumulate
         self.batches = data.batches(first, last, *world, options.dataloader_num_workers, accelerator.device)
-        self.log = Log(out, self.done, options, accelerator, pending_rows, steps_before)
+        self.log = Log(out, self.steps_done, options, accelerator, pending_rows, steps_before)
         self.buffers = Buffers(method)
 
     @contextmanager
-    def running(self) -> Iterator[range]:
+    def remaining_steps(self) -> Iterator[range]:
         """Yield the steps that are left; signals are handled, and the data workers and the log are closed at the end."""
         with stop_signal() as self.signal, reading(self.batches), closing(self.log.bar):
-            yield range(self.done, self.options.max_steps)
+            yield range(self.steps_done, self.options.max_steps)
             self.stopped_by_signal = any_process(self.accelerator, self.signal.requested)  # also while the last step was saved
 
     def next_batches(self) -> list[dict]:
         """Return the batches of the next step, and remember what its forward passes change besides the weights."""
-        self.current.update(step=self.done + 1, samples=[])
+        self.current.update(step=self.steps_done + 1, samples=[])
         self.started = time.perf_counter()
         batches = [next(self.batches) for _ in range(self.options.gradient_accumulation_steps)]
         self.waited = time.perf_counter() - self.started
@@ -81,21 +81,21 @@ class Progress:
         self.buffers.restore()
         self.save()
         raise NonFinite(
-            f"step {self.done + 1} gave loss {row['loss']} and gradient norm {row['grad_norm']} (process {self.accelerator.process_index}: "
-            f"loss {own_loss}, samples {', '.join(self.current['samples'])}); the checkpoint of step {self.done} is saved. "
+            f"step {self.steps_done + 1} gave loss {row['loss']} and gradient norm {row['grad_norm']} (process {self.accelerator.process_index}: "
+            f"loss {own_loss}, samples {', '.join(self.current['samples'])}); the checkpoint of step {self.steps_done} is saved. "
             "Lower --learning-rate, or in pre-training raise the temperatures, and continue with --resume."
         )
 
     def add(self, row: dict[str, float]) -> None:
         """Count a step as done, and add its values to the log."""
-        row["lr"] = lr_at(self.done, self.options)
-        self.done += 1
+        row["lr"] = lr_at(self.steps_done, self.options)
+        self.steps_done += 1
         self.current["samples"] = []  # a later failure is not caused by these samples
-        self.log.add(self.done, row, time.perf_counter() - self.started, self.waited)
+        self.log.add(self.steps_done, row, time.perf_counter() - self.started, self.waited)
 
     def is_due(self, every: int) -> bool:
         """Return whether an action that is repeated after `every` steps (0 = never) and after the last one is due."""
-        return self.done == self.options.max_steps or every > 0 and self.done % every == 0
+        return self.steps_done == self.options.max_steps or every > 0 and self.steps_done % every == 0
 
     def save_and_stop(self) -> bool:
         """Save a checkpoint if one is due or training stops here, and return whether it stops; called on all processes."""
@@ -109,10 +109,10 @@ class Progress:
 
     def save(self) -> None:
         """Save the current step, unless it is saved already."""
-        if self.done != self.saved:
+        if self.steps_done != self.saved_step:
             notes = {"pending": list(self.log.rows), "data": self.data_identity}
-            checkpoint.save(self.out, self.done, self.method, self.optimizer, self.options.save_total_limit, notes, self.accelerator)
-            self.saved = self.done
+            checkpoint.save(self.out, self.steps_done, self.method, self.optimizer, self.options.save_total_limit, notes, self.accelerator)
+            self.saved_step = self.steps_done
 
     def exit_if_stopped(self) -> None:
         """Raise ValueError for too many unreadable images, and SystemExit after a signal, also one during the last step."""
@@ -120,10 +120,10 @@ class Progress:
             last = sorted(self.bad_images)[-1].rstrip(".")
             raise ValueError(
                 f"--max-bad-images is {self.max_bad_images} and {len(self.bad_images)} image(s) cannot be read, the last: {last}. "
-                f"Replace them or raise the limit, and continue from step {self.done} with --resume."
+                f"Replace them or raise the limit, and continue from step {self.steps_done} with --resume."
             )
         if self.stopped_by_signal:
-            self.accelerator.print(f"stopped after step {self.done}, checkpoint saved; the same command with --resume continues")
+            self.accelerator.print(f"stopped after step {self.steps_done}, checkpoint saved; the same command with --resume continues")
             self.accelerator.end_training()
             sys.exit(STOPPED_BY_SIGNAL)
 

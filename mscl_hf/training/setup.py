@@ -130,8 +130,8 @@ def lr_at(step: int, options: TrainingConfig) -> float:
     warmup = min(options.warmup_steps, options.max_steps // 2)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / (options.max_steps - warmup)
-    return options.learning_rate * (0.5 * (1 + math.cos(math.pi * done)) if options.lr_scheduler_type == "cosine" else (1 - done) ** 0.9)
+    x = (step - warmup) / (options.max_steps - warmup)
+    return options.learning_rate * (0.5 * (1 + math.cos(math.pi * x)) if options.lr_scheduler_type == "cosine" else (1 - x) ** 0.9)
 
 
 def exclude_memories_from_broadcast(method: Method) -> None:

@@ -122,7 +122,7 @@ def test_budgets_are_equal(reading):
         assert (finetune.get("learning-rate") == 0.2) is (pretrain["method"] == "none" or method_cls.two_towers)
         assert finetune.get("train-count") == SETTINGS["shares"][cell.share]
         masks = pretrain.get("train-count", SETTINGS["shares"][cell.share])
-        assert masks == SETTINGS["shares"][cell.share] or method_cls.reads_masks == "no"  # pre-training sees no mask that fine-tuning does not
+        assert masks == SETTINGS["shares"][cell.share] or method_cls.reads_masks == "no"  # no mask that fine-tuning does not see
         assert (pretrain.get("geometry") == "shared") is (reading == "printed" and pretrain["method"] == "mscl")
         weights = "backbone-weights" in pretrain
         assert weights is (pretrain["method"] not in ("none", "cmc"))

@@ -244,7 +244,7 @@ def record(fired: Path) -> None:
     old = Progress.add
 
     def inner(self, row):
-        line = {"step": self.done + 1, "names": self.current["samples"], "loss": row["loss"]}
+        line = {"step": self.steps_done + 1, "names": self.current["samples"], "loss": row["loss"]}
         with Path(f"{fired}.{rank()}").open("a") as file:
             file.write(json.dumps(line) + "\n")
         old(self, row)

@@ -497,13 +497,13 @@ def test_loss_is_the_sum_of_its_terms(name):
     """Every option arrives, the auxiliary head has cross-entropy, affinity ends at a tenth; each term is logged, without a graph."""
     options, terms, extra = SUMS[name]
     method, given = tuning(name, dropout=0, **options).train(), fixed_batch()
-    method.progress = 1.0
+    method.fraction_done = 1.0
     value = method(**given)
     assert value["loss"].item() == pytest.approx(expected(method, given, extra).item(), rel=1e-5)
     assert {key for key in value if key.startswith("loss_")} == {f"loss_{term}" for term in terms | {"auxiliary"}}
     assert not any(x.requires_grad for key, x in value.items() if key != "loss")
     if "affinity" in name or "aaf" in name:
-        method.progress = 0.0
+        method.fraction_done = 0.0
         raw = float(value["loss_affinity" if "affinity" in name else "loss_aaf"])
         assert raw > 0 and (method(**given)["loss"] - value["loss"]).item() == pytest.approx(0.9 * raw, rel=1e-3)
 
@@ -541,7 +541,7 @@ def test_progress_reaches_the_loss(tmp_path):
     seen = []
     method = tuning("ce+affinity")
     whole = method.forward
-    method.forward = lambda **given: seen.append(method.progress) or whole(**given)
+    method.forward = lambda **given: seen.append(method.fraction_done) or whole(**given)
     harness.train(method, harness.training_data("finetune"), tmp_path, max_steps=4)
     assert seen[-4:] == [0, 0.25, 0.5, 0.75]
 

@@ -132,7 +132,7 @@ def test_warm_up_leaves_the_dense_loss_out():
     batch = batch_for(method)
     hold_still(method.queue, method.dense_queue)
     for progress, share in ((0.0, 0.0), (0.24, 0.0), (0.25, 0.4), (1.0, 0.4)):
-        method.progress = progress
+        method.fraction_done = progress
         method.zero_grad()
         terms = method(**batch)
         terms["loss"].backward()

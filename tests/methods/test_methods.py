@@ -65,7 +65,7 @@ def test_trainer_moves_a_methods_teacher_with_its_callback(tmp_path, name):
     batch = next(harness.method_data(name).batches(0, 1))
     samples = [{key: value[i] for key, value in batch.items() if key.startswith(("view", "boxes"))} for i in range(4)] * 4
     Trainer(method, options, train_dataset=samples, callbacks=[MethodCallback()]).train()
-    assert method.progress == 0.75
+    assert method.fraction_done == 0.75
     assert sum(not torch.equal(old, new) for old, new in zip(before, method.teacher.parameters())) > len(before) / 2
 
 

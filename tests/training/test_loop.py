@@ -411,7 +411,7 @@ def test_the_loop_nudges_a_method_after_its_weights_have_moved(tmp_path):
     """Step n of 6: forward sees progress n/6; after_step gets (n+1)/6 and the weights with which the next forward begins."""
     method = harness.pretraining_method("byol")
     weight, before, after = next(method.network.backbone.parameters()), [], []
-    method.register_forward_pre_hook(lambda *_: before.append((method.progress, weight.detach().clone())))
+    method.register_forward_pre_hook(lambda *_: before.append((method.fraction_done, weight.detach().clone())))
     method.after_step = lambda done: after.append((done, weight.detach().clone()))
     harness.train(method, harness.method_data("byol"), tmp_path)
     before = before[-6:]  # the first was to see what trains

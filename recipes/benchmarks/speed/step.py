@@ -38,7 +38,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
     stage = pretrain.open_stage(MSCL, pretrain.with_image_range(config, network, log), network, log)
     clocks = Clocks()
     bare_step = BareNetwork(stage.method, config.training, accelerator).run if bare else None
-    stage.method.after_step = lambda progress: clocks.end_step(bare_step)
+    stage.method.after_step = lambda fraction_done: clocks.end_step(bare_step)
     with tempfile.TemporaryDirectory() as out, clocks.around(stage):
         loop.fit(stage.method, stage.data, config.training, Path(out), accelerator)
     medians = clocks.median_ms(steps)
