@@ -100,8 +100,9 @@ class MSCL(Method):
         if self.network.config.bn_views == "joint":
             all_boxes = None if boxes is None else torch.cat(view_boxes)
             both = _by_head(self.network(torch.cat(views), heads, all_boxes, torch.cat([pixel_images, pixel_images + count])))
-            halves = {head: value.chunk(2) for head, value in both.items()}
-            return {head: half[0] for head, half in halves.items()}, {head: half[1] for head, half in halves.items()}
+            # A chunk for each view: one for both would add up the gradients in another order.
+            image_embeds, enhanced_embeds = ({head: value.chunk(2)[half] for head, value in both.items()} for half in (0, 1))
+            return image_embeds, enhanced_embeds
         image_embeds, enhanced_embeds = (_by_head(self.network(view, heads, box, pixel_images)) for view, box in zip(views, view_boxes))
         return image_embeds, enhanced_embeds
 

@@ -81,8 +81,9 @@ class Progress:
         self.buffers.restore()
         self.save()
         raise NonFinite(
-            f"step {self.steps_done + 1} gave loss {row['loss']} and gradient norm {row['grad_norm']} (process {self.accelerator.process_index}: "
-            f"loss {own_loss}, samples {', '.join(self.current['samples'])}); the checkpoint of step {self.steps_done} is saved. "
+            f"step {self.steps_done + 1} gave loss {row['loss']} and gradient norm {row['grad_norm']} "
+            f"(process {self.accelerator.process_index}: loss {own_loss}, samples {', '.join(self.current['samples'])}); "
+            f"the checkpoint of step {self.steps_done} is saved. "
             "Lower --learning-rate, or in pre-training raise the temperatures, and continue with --resume."
         )
 
