@@ -50,17 +50,13 @@ def _only(image: Path, masks: Sequence[Path]) -> Path | None:
 def require_matches(
     images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str, masked_only: bool, split: str
 ) -> None:
-    """Raise ValueError if images have no mask; with masked_only, only if none has one."""
+    """Raise ValueError if images have no mask; with masked_only, only if none has one.
+
+    The message has the expected file, the files that exist, and the flags that match them.
+    """
     missing = [image for image, mask in zip(images, masks) if mask is None or not mask.is_file()]
-    if missing and not (masked_only and len(missing) < len(images)):
-        raise ValueError(_unmatched(missing, images, masks, images_root, masks_root, suffix, split))
-
-
-def _unmatched(
-    missing: Sequence[Path], images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str,
-    split: str,
-) -> str:  # fmt: skip
-    """Return the message for images without masks: the expected file, the files that exist, and the flags that match them."""
+    if not missing or masked_only and len(missing) < len(images):
+        return
     matched = {*images, *masks}
     skipped: list[Path] = []
     unused = [path for path in visible_files(masks_root, skipped) if path not in matched]
@@ -68,22 +64,23 @@ def _unmatched(
     lacks_split = split != "train" and bool(split_folders(masks_root)) and split_folder(masks_root, split) is None
     folder = masks_root / images_root.name if lacks_split else masks_root
     expected = _expected(missing[0], images, masks, images_root, folder, suffix)
-    text = (
-        f"{len(missing)} of {len(images)} images have no mask: {first_three(list(map(str, missing)))}; expected {expected}, and "
-        f"{masks_root} holds {shown}{skipped_note(skipped)}. "
-    )
-    if lacks_split:
-        return f"{text}Add the masks of the split {split!r}, or train with --val-split none."
     candidates = [path for path in unused if path.suffix.lower() in IMAGE_SUFFIXES]
-    if suffix and 2 * len({key(path, masks_root) for path in candidates} & {key(path, images_root) for path in missing}) >= len(missing):
-        return f"{text}Leave out --mask-suffix: the masks have the names of their images."
-    flags = _suffix_flag(missing, candidates, images_root, masks_root) or _folder_flags(missing, candidates, suffix)
-    if flags:
-        return f"{text}Give {flags}"  # without a full stop, for copying
-    if len(missing) == len(images):
-        return f"{text}Give the masks the names of their images, as PNG, BMP, GIF or TIFF, or pre-train without masks (--losses g+l)."
-    remedy = "Add the masks, remove these images, or give --masked-only"
-    return f"{text}{remedy} (mscl-pretrain --unlabelled rest still reads them, without labels)."
+    plain = {key(path, masks_root) for path in candidates} & {key(path, images_root) for path in missing}
+    if lacks_split:
+        remedy = f"Add the masks of the split {split!r}, or train with --val-split none."
+    elif suffix and 2 * len(plain) >= len(missing):
+        remedy = "Leave out --mask-suffix: the masks have the names of their images."
+    elif flags := _suffix_flag(missing, candidates, images_root, masks_root) or _folder_flags(missing, candidates, suffix):
+        remedy = f"Give {flags}"  # without a full stop, for copying
+    elif len(missing) == len(images):
+        remedy = "Give the masks the names of their images, as PNG, BMP, GIF or TIFF, or pre-train without masks (--losses g+l)."
+    else:
+        remedy = "Add the masks, remove these images, or give --masked-only "
+        remedy += "(mscl-pretrain --unlabelled rest still reads them, without labels)."
+    raise ValueError(
+        f"{len(missing)} of {len(images)} images have no mask: {first_three(list(map(str, missing)))}; expected {expected}, and "
+        f"{masks_root} holds {shown}{skipped_note(skipped)}. {remedy}"
+    )
 
 
 def _expected(image: Path, images: Sequence[Path], masks: Sequence[Path | None], images_root: Path, masks_root: Path, suffix: str) -> Path:

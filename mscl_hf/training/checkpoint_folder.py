@@ -43,7 +43,7 @@ def fingerprints(files: Iterable[Path]) -> dict[str, dict]:
     files = sorted(files)
     for file in files:
         _sync(file)
-    return {file.name: fingerprint for file, fingerprint in zip(files, map_files(_fingerprint, files))}
+    return {file.name: fingerprint for file, fingerprint in zip(files, _in_threads(files))}
 
 
 def publish(temporary: Path, folder: Path, files: dict[str, dict]) -> None:
@@ -93,7 +93,7 @@ def verify(folder: Path) -> None:
     if fault is None:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         try:
-            current = map_files(_fingerprint, [folder / name for name in files])
+            current = _in_threads([folder / name for name in files])
             changed = [name for name, fingerprint in zip(files, current) if fingerprint != files[name]]
             fault = f"{changed[0]} is not the file that was written (SHA-256)" if changed else None
         except OSError as error:
@@ -149,18 +149,15 @@ def _size_fault(folder: Path) -> str | None:
     return None
 
 
-def map_files(work: Callable[[Path], object], files: Iterable[Path]) -> list:
-    """Return work(file) of each file, computed by threads: reading and hashing release Python's lock."""
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(work, files))
-
-
 def _fingerprint(path: Path) -> dict:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _in_threads(files: Iterable[Path]) -> list[dict]:
+    """Return the fingerprint of each file: reading and hashing release Python's lock."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_fingerprint, files))
 
 
 def _sync(path: Path) -> None:
