@@ -24,7 +24,7 @@ class UnknownSplit(ValueError):
 
     def __init__(self, split: str, available: Sequence[str], where: str, remedy: str, flag: str = "the split"):
         super().__init__(f"{flag} is {split!r}; expected a split of {where} ({', '.join(available) or 'it has none'}). {remedy}")
-        self.available, self.where, self.remedy = tuple(available), where, remedy
+        self.split, self.available, self.where, self.remedy = split, tuple(available), where, remedy
 
 
 def available_split(split: str, available: Collection[str], where: str, layout: str = "") -> str:
