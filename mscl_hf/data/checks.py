@@ -73,9 +73,6 @@ def check_data(
     Returns (indices of the usable rows, a message for each bad row).
     Raises BadSample if more than `max_bad_images` rows are bad, or all of them.
     """
-    for name, value, least in (("max_bad_images", max_bad_images, 0), ("decode_at_most", decode_at_most, 1), ("workers", workers, 1)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected at least {least}.")
     rows = examined_rows(len(data), decode_at_most)
 
     def examined(index: int) -> tuple[Fault | None, np.ndarray | None]:
