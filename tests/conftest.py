@@ -62,6 +62,15 @@ def cases() -> Path:
 
 
 @pytest.fixture
+def own_caches(tmp_path, monkeypatch):
+    """The cache of `datasets` and that of decoded images lie in the test's folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
+    monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def recipe():
     """Run a recipe as a user does, in a process of its own: recipe("pretrain", "--max-steps", 3) -> CompletedProcess."""
 

@@ -179,7 +179,7 @@ def test_cells_are_measured_and_written_down(undisturbed):
         assert row["config"] == tables.config_of(planned[row["cell"], row["share"]])
         assert 0 < float(row["mean_iou"]) < 1 and float(row["hours"]) > 0 and row["threads"] == "1"
         assert (row["commit"], row["torch"]) == ("of-this-test", version("torch"))
-        assert (row["share"], row["train_count"], row["start"], row["reading"]) == ("1/5", "8", "random", "best")
+        assert (row["share"], row["train_count"], row["start"], row["reading"], row["loss"]) == ("1/5", "8", "random", "best", "ce")
         assert int(row["parameters"]) == int(none["parameters"]) > 1e5
     assert {path.name for path in (undisturbed / "results").iterdir()} >= {"table3.csv", "table3.md", "table3.png", "hypotheses.md"}
     assert not list((undisturbed / "work").rglob("checkpoints")) and len(list((undisturbed / "work").rglob("model.safetensors"))) == 4

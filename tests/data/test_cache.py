@@ -8,7 +8,6 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 
-import datasets
 import harness
 import numpy as np
 import PIL.Image
@@ -26,12 +25,7 @@ from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.training.log import read_log
 from mscl_hf.transforms.views import PairView
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    """Each test has an empty image cache and its own cache of `datasets`."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
-    monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture

@@ -20,11 +20,7 @@ from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.transforms.views import PairView
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """The cache of `datasets` is in the test's folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 def picture(seed=0, height=6, width=8, mode="RGB"):

@@ -14,12 +14,9 @@ from mscl_hf.data import BadSample, load_data
 from mscl_hf.data.image_io import decode
 from mscl_hf.demo.similarity import read_image
 
+pytestmark = pytest.mark.usefixtures("own_caches")
+
 RGB, GRAY, CMYK = 2, 1, 5  # photometric interpretations
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def sixteen_bit_png(values, bits=16):

@@ -28,15 +28,11 @@ from mscl_hf.transforms.color import SIZE, SLOTS, with_colors
 from mscl_hf.transforms.crops import Crop, cut_image
 from mscl_hf.transforms.views import TrainView, make_view
 
+pytestmark = pytest.mark.usefixtures("own_caches")
+
 HEIGHT, WIDTH, COUNT = 48, 64, 4
 DEPTHS = {"8": (255, np.uint8, None), "8 in 16": (255, np.uint16, (0, 255)), "12 in 16": (4095, np.uint16, (0, 4095)),
           "16": (65535, np.uint16, (0, 65535))}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
-    monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
 
 
 def frame(number):

@@ -15,12 +15,9 @@ from mscl_hf.data import BadSample, check_data, load_data
 from mscl_hf.data.image_io import decode
 from mscl_hf.data.pixels import index_array, rgb_array
 
+pytestmark = pytest.mark.usefixtures("own_caches")
+
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), (6, 8))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def folder(root, store, suffix="png", count=3):

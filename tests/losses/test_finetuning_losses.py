@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import product
-from pathlib import Path
 
 import harness
 import pytest
@@ -34,7 +33,6 @@ from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.probe import logistic_regression, start_classifier
 from mscl_hf.training.setup import build_optimizer
-from recipes.benchmarks import runner
 
 CLASSES = 8
 LINE = torch.tensor([[0.8, 0.6], [0.2, 0.4]], dtype=torch.float64).log().view(1, 2, 1, 2)  # logits of two pixels side by side
@@ -614,18 +612,6 @@ def test_the_classifier_of_a_sigmoid_loss_starts_one_against_the_rest():
         fitted.append(method.network.classifier.bias.detach())
     assert torch.equal(fitted[0], fitted[1]) and not torch.allclose(fitted[0], fitted[2], atol=0.1)
     assert fitted[2].mean() < fitted[0].mean() - 0.5  # each class is rarer than all others together; a softmax does not know
-
-
-def test_comparison_names_the_loss_of_each_cell(monkeypatch):
-    """The row of a finished cell has the loss of its fine-tuning."""
-    runs = {"pretrain": {"dataset": "synthetic", "method": "none", "losses": "global", "max_steps": 1}}
-    runs["finetune"] = {"loss": "ohem", "train_count": None, "max_steps": 1, "image_size": 32}
-    entry = {"seconds": 1.0, "machine": "-", "commit": "-"} | dict.fromkeys(runner.LIBRARIES, "1")
-    monkeypatch.setattr(runner, "run_of", lambda stage: runs[stage.recipe])
-    monkeypatch.setattr(runner, "record", lambda stage: entry)
-    monkeypatch.setattr(runner.Cell, "results", lambda cell: {"mean_iou": 0.5, "split": "test", "num_images": 1, "overall_accuracy": 0.5})
-    stages = tuple(runner.Stage(recipe, Path(recipe), {}) for recipe in ("pretrain", "finetune", "evaluate"))
-    assert runner.row_of(runner.Cell("a", 0, stages))["loss"] == "ohem"
 
 
 def test_comparison_of_losses_differs_in_the_loss_only():

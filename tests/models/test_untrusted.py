@@ -70,19 +70,15 @@ def pickled(sentinel: Path, file: Path, zipped: bool = True) -> None:
         file.write_bytes(pickle.dumps(content))
 
 
-def bin_only(folder, sentinel):
-    (folder / "model.safetensors").unlink()
-    pickled(sentinel, folder / "pytorch_model.bin")
+def instead(name: str, zipped: bool = True):
+    """A folder whose only weights are a pickle of this name."""
 
+    def damage(folder, sentinel):
+        (folder / "model.safetensors").unlink()
+        pickled(sentinel, folder / name, zipped)
 
-def old_bin_only(folder, sentinel):
-    (folder / "model.safetensors").unlink()
-    pickled(sentinel, folder / "pytorch_model.bin", zipped=False)
-
-
-def pt_only(folder, sentinel):
-    (folder / "model.safetensors").unlink()
-    pickled(sentinel, folder / "model.pt")
+    damage.__name__ = f"{name}{'' if zipped else ' of old torch'}"
+    return damage
 
 
 def bin_index(folder, sentinel):
@@ -110,7 +106,8 @@ def config_names_a_bin(folder, sentinel):
 
 
 REJECTED = {
-    bin_only: "pytorch_model.bin", old_bin_only: "pytorch_model.bin", pt_only: "model.pt", bin_index: "pytorch_model",
+    instead("pytorch_model.bin"): "pytorch_model.bin", instead("pytorch_model.bin", zipped=False): "pytorch_model.bin",
+    instead("model.pt"): "model.pt", bin_index: "pytorch_model",
     index_of_bins: "pytorch_model-00001-of-00001.bin", index_of_elsewhere: "../elsewhere.safetensors",
     config_names_a_bin: "transformers_weights",
 }  # fmt: skip
@@ -160,7 +157,7 @@ def test_weights_that_are_pickled_are_rejected_by_every_class(models, tmp_path, 
     assert not sentinel.exists()
 
 
-@pytest.mark.parametrize("damage", [bin_only, index_of_bins], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", [instead("pytorch_model.bin"), index_of_bins], ids=lambda damage: damage.__name__)
 def test_weights_that_are_pickled_are_rejected_by_every_command(models, tmp_path, sentinel, damage, monkeypatch):
     """One sentence and status 1, with what to do; the sentinel does not appear."""
     tuned, pretrained = (copied(models, tmp_path, name) for name in ("tuned", "pretrained"))

@@ -6,7 +6,7 @@ from dataclasses import fields
 import harness
 import pytest
 from accelerate import Accelerator
-from PIL import Image
+from test_recipes import write_folder
 
 from mscl_hf.cli import flat
 from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig
@@ -66,21 +66,13 @@ def test_new_option_without_a_value_is_no_other_version(tmp_path):
     open_run(out, {"method": "mscl", "seed": 0, "temperature": None, "save_steps": 3, "commit": None}, True, Accelerator())
 
 
-def draw_images(folder, seed: int):
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
-    for i in range(4):
-        Image.effect_noise((40, 40), 50 + seed).save(folder / "images" / f"{i}.png")
-        Image.new("L", (40, 40), i % 2).save(folder / "masks" / f"{i}.png")
-    return folder
-
-
 def test_rejected_resume_keeps_the_record(tmp_path):
     """Other images, or none, end a resume without a trace in run.json; an accepted one records the new place."""
-    first, other, out = draw_images(tmp_path / "first", 0), draw_images(tmp_path / "other", 1), tmp_path / "run"
+    first, other = (write_folder(tmp_path / name, splits=("",), count=4, seed=seed) for seed, name in enumerate(("first", "other")))
+    out = tmp_path / "run"
 
     def flags(data):
-        return ("pretrain", "--dataset", "folder", "--data-dir", data, "--num-classes", 2, "--val-split", "none", "--max-steps", 1,
+        return ("pretrain", "--dataset", "folder", "--data-dir", data, "--num-classes", 8, "--val-split", "none", "--max-steps", 1,
                 "--output-dir", out, *harness.TINY, "--batch-size", 4, "--dataloader-num-workers", 0, "--warmup-steps", 0)  # fmt: skip
 
     harness.run(*flags(first), pictures=False)

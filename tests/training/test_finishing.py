@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import harness
@@ -210,11 +209,3 @@ def test_names_of_folders(tmp_path, monkeypatch):
     for folder in ("streets/images/train", "streets/Images", "streets/Train/JPEGImages", "streets/imgs/validation"):
         assert name(image_dir=f"/home/me/{folder}") == name(data_dir=f"/home/me/{folder}") == "streets"
     assert name(data_dir="/train") == "train"
-
-
-def test_the_folder_here_in_a_title(tmp_path, start, monkeypatch):  # noqa: F811
-    """--data-dir . names the folder in the card's title and metadata."""
-    monkeypatch.chdir(write_masks(tmp_path / "streets", train=(0, 1), val=(0, 1)))
-    harness.run("finetune", "--model", start, *folder_flags("."), "--output-dir", tmp_path / "out")
-    card = Path(tmp_path / "out" / "README.md").read_text()
-    assert "fine-tuned on streets" in card and "name: streets" in card

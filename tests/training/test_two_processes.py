@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 FOLDER = Path(__file__).parents[1] / "distributed"
 
@@ -44,8 +45,14 @@ def two_losses(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_methods(tmp_path_factory):
-    return run_two("methods_worker", tmp_path_factory.mktemp("methods"))
+def two_methods(tmp_path_factory, testrun_uid):
+    """The results of both processes, which are started once for all test workers."""
+    folder = tmp_path_factory.getbasetemp().parent / f"methods-{testrun_uid}"
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "rank1.pt").is_file():
+            run_two("methods_worker", folder)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", losses.CASES)
