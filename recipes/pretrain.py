@@ -180,8 +180,9 @@ def train(stages: list[Stage], config: PretrainConfig, run: "training.Run") -> N
         folder.mkdir(exist_ok=True)
         steps = max(1, config.training.max_steps * number // len(stages) - steps_before)
         training.fit(
-            stage.method, stage.data, replace(config.training, max_steps=steps), folder, run.accelerator, health_check(stage, run.log),
-            config.run.health_steps, config.data.max_bad_images, steps_before,
+            stage.method, stage.data, replace(config.training, max_steps=steps), folder, run.accelerator,
+            health_check=health_check(stage, run.log), health_steps=config.run.health_steps,
+            max_bad_images=config.data.max_bad_images, steps_before=steps_before,
         )  # fmt: skip
         steps_before += steps
         run.accelerator.free_memory()

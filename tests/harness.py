@@ -205,5 +205,5 @@ def stop_after(method, step: int, max_steps: int) -> None:
 def train(method, data, out: Path, health_check=None, health_steps: int = 0, **given):
     """Call `fit` without a recipe; returns the method."""
     out.mkdir(exist_ok=True)
-    fit(method, data, options(**given), out, fresh_accelerator(), health_check, health_steps)
+    fit(method, data, options(**given), out, fresh_accelerator(), health_check=health_check, health_steps=health_steps)
     return method

@@ -26,6 +26,7 @@ def fit(
     options: TrainingConfig,
     out: Path,
     accelerator: Accelerator,
+    *,
     health_check: Callable[[Method, int, dict], dict] | None = None,
     health_steps: int = 0,
     max_bad_images: int = 0,
@@ -40,31 +41,32 @@ def fit(
     check_batch(method, data, options, accelerator.num_processes)
     current = {"step": None, "samples": []}  # for crash reports
     with reporting(out, current):
-        trained, model, optimizer = prepare(method, data, options, accelerator)
-        progress = Progress(trained, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before)
-        with progress.remaining_steps() as steps:
+        prepared = prepare(method, data, options, accelerator)
+        in_training, wrapped, optimizer = prepared
+        progress = Progress(in_training, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before)
+        with progress.remaining_steps() as steps:  # from the newest checkpoint on
             for step in steps:
                 batches = progress.next_batches()
-                set_step(step, trained, optimizer, options, accelerator)
+                set_step(step, in_training, optimizer, options, accelerator)
                 terms = []
                 for number, batch in enumerate(batches, 1):
-                    with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-                        losses = model(**batch)
+                    with nullcontext() if number == len(batches) else accelerator.no_sync(wrapped):
+                        losses = wrapped(**batch)
                         (losses["loss"] / len(batches)).backward()
                     terms.append({name: value.detach() for name, value in losses.items()})
                 row, own_loss = average_terms(terms, accelerator)
-                row["grad_norm"] = clip_gradients(model, options.max_grad_norm)
+                row["grad_norm"] = clip_gradients(wrapped, options.max_grad_norm)
                 progress.require_finite(row, own_loss)
                 optimizer.step()
                 optimizer.zero_grad()
-                trained.after_step((step + 1) / options.max_steps)
+                in_training.after_step((step + 1) / options.max_steps)
                 progress.add(row)
                 if health_check and progress.is_due(health_steps):
-                    run_health_check(health_check, trained, step + 1, row, progress.log, out)
+                    run_health_check(health_check, in_training, step + 1, row, progress.log, out)
                 if progress.save_and_stop():
                     break
     progress.exit_if_stopped()
-    unwrap(method, trained, options, accelerator)
+    unwrap(method, prepared, options, accelerator)
 
 
 def run_health_check(

@@ -7,9 +7,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from timm.layers import convert_sync_batchnorm
 from timm.optim import Lars
 from torch import nn
@@ -23,8 +25,16 @@ from ..methods.memory import Memory
 from .sharding import sharded_copy, take_back
 
 
-def prepare(method: Method, data: TrainingData, options: TrainingConfig, accelerator: Accelerator) -> tuple:
-    """Return the method on its device, the same wrapped for several processes, and the optimizer."""
+class Prepared(NamedTuple):
+    """method: on its device, with --shard a sharded copy. wrapped: the same for several processes, called instead. optimizer: of both."""
+
+    method: Method
+    wrapped: nn.Module
+    optimizer: AcceleratedOptimizer
+
+
+def prepare(method: Method, data: TrainingData, options: TrainingConfig, accelerator: Accelerator) -> Prepared:
+    """Put a method on its device, freeze what its loss does not reach, and wrap it for several processes."""
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -45,19 +55,18 @@ def prepare(method: Method, data: TrainingData, options: TrainingConfig, acceler
             part.compile()
     if options.shard:
         method = sharded_copy(method, accelerator)
-        model = accelerator.prepare_model(method, evaluation_mode=True)  # mixed precision without DistributedDataParallel
-        return method, model, accelerator.prepare_optimizer(build_optimizer(method, options))
+        wrapped = accelerator.prepare_model(method, evaluation_mode=True)  # mixed precision without DistributedDataParallel
+        return Prepared(method, wrapped, accelerator.prepare_optimizer(build_optimizer(method, options)))
     exclude_memories_from_broadcast(method)
-    model, optimizer = accelerator.prepare(method, build_optimizer(method, options))
-    return method, model, optimizer
+    return Prepared(method, *accelerator.prepare(method, build_optimizer(method, options)))
 
 
-def unwrap(method: Method, trained: Method, options: TrainingConfig, accelerator: Accelerator) -> None:
-    """Undo compilation and sharding. method, trained: the argument of `prepare` and its first result."""
+def unwrap(method: Method, prepared: Prepared, options: TrainingConfig, accelerator: Accelerator) -> None:
+    """Undo compilation and sharding. method, prepared: the argument of `prepare` and its result."""
     for part in _compiled_parts(method) if options.torch_compile else ():
         part._compiled_call_impl = None  # evaluation has other image sizes, each of which would be compiled
     if options.shard:
-        take_back(method, trained, accelerator.device)
+        take_back(method, prepared.method, accelerator.device)
 
 
 def check_batch(method: Method, data: TrainingData, options: TrainingConfig, world: int) -> None:

@@ -271,9 +271,9 @@ def test_many_images_and_few_masks_in_one_folder(tmp_path, capsys, monkeypatch):
     seen = []
     spy = training.fit
 
-    def fit(method, data, *rest):
+    def fit(method, data, *rest, **more):
         seen.append((data.labelled.names, data.unlabelled.names))
-        return spy(method, data, *rest)
+        return spy(method, data, *rest, **more)
 
     data = ("--dataset", "folder", "--data-dir", root, "--masked-only", "--unlabelled", "rest", "--val-split", "none")
     harness.run("pretrain", *harness.TINY, *data, *BRIEF, "--output-dir", tmp_path / "a", pictures=False, fit=fit)
@@ -420,9 +420,9 @@ def test_another_rate_in_the_middle_of_a_run(tmp_path):
     flags = ("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 6, "--output-dir", tmp_path / "a")
     spy = training.fit
 
-    def fit(method, *rest):
+    def fit(method, *rest, **more):
         harness.stop_after(method, 3, 6)
-        return spy(method, *rest)
+        return spy(method, *rest, **more)
 
     with pytest.raises(SystemExit) as stopped:
         harness.run(*flags, "--learning-rate", 0.05, pictures=False, fit=fit, commit=lambda: "before")
