@@ -64,7 +64,8 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     heads: contrastive heads of a pre-training model; None = all three.
     global_dim, local_dim, pixel_dim: embedding sizes. local_grid: S of the S x S blocks.
     pixel_grid: height to which features are resized before the pixel head; None = as they are, at most 65.
-    attach: where the heads are attached.
+    attach: the map that the heads read. "ancestor", as in the methods that the losses come from: the backbone's last map for the global
+        and the local head, the decoder's for the pixel head. "backbone" or "decoder": that one's map for all heads.
     bn_views: "joint" runs both views in one forward pass, "separate" one after the other (with batch statistics of each).
     contrast: the pre-training method and its options.
     image_size: height of the training crop in px. image_width: its width; None = square.

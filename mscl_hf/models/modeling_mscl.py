@@ -173,16 +173,16 @@ class MsclForPreTraining(MsclPreTrainedModel):
         channels = self.backbone.channels
         self.decoder = _decoder(channels, self.backbone.strides, config)
         self._no_split_modules = [type(self.decoder).__name__]
-        coarse = config.decoder_channels if config.attach == "decoder" else channels[-1]
-        fine = channels[-1] if config.attach == "backbone" else config.decoder_channels
+        image_channels = config.decoder_channels if config.attach == "decoder" else channels[-1]
+        pixel_channels = channels[-1] if config.attach == "backbone" else config.decoder_channels
         self.global_head = self.local_head = self.pixel_head = None
         with torch.random.fork_rng(devices=[]):  # the initial backbone and decoder do not depend on the heads
             if "global" in config.heads:
-                self.global_head = GlobalHead(coarse, config.global_dim)
+                self.global_head = GlobalHead(image_channels, config.global_dim)
             if "local" in config.heads:
-                self.local_head = LocalHead(coarse, config.local_dim, config.local_grid, config.local_layers)
+                self.local_head = LocalHead(image_channels, config.local_dim, config.local_grid, config.local_layers)
             if "pixel" in config.heads:
-                self.pixel_head = PixelHead(fine, config.pixel_dim, config.pixel_layers, config.pixel_bn)
+                self.pixel_head = PixelHead(pixel_channels, config.pixel_dim, config.pixel_layers, config.pixel_bn)
         self.post_init()
 
     def forward(
@@ -208,10 +208,10 @@ class MsclForPreTraining(MsclPreTrainedModel):
         out = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         maps, attach = out.feature_maps, self.config.attach
         decoded = self.decoder(list(maps)) if attach == "decoder" else None
-        coarse = decoded if attach == "decoder" else maps[-1]
+        image_map = decoded if attach == "decoder" else maps[-1]
         result = MsclPreTrainingOutput(
-            global_embeds=self.global_head(coarse) if "global" in heads else None,
-            local_embeds=self.local_head(coarse, boxes) if "local" in heads else None,
+            global_embeds=self.global_head(image_map) if "global" in heads else None,
+            local_embeds=self.local_head(image_map, boxes) if "local" in heads else None,
             pixel_embeds=self._pixel_embeds(maps, decoded, pixel_images) if "pixel" in heads else None,
             feature_maps=maps,
             hidden_states=out.hidden_states,
