@@ -27,8 +27,8 @@ WIDTH, GAP, LEFT, TOP, LINE = 2.4, 0.04, 0.22, 0.28, 0.2  # of tables of picture
 # Panels of the training figure: the title, and a function that selects the keys of the log.
 PANELS = {
     "loss": lambda key: key == "loss" or key.startswith(("loss_", "floor_")),
-    "loss above its floor": lambda key: key.startswith("excess_"),
-    "mean IoU": lambda key: key.endswith("mean_iou"),
+    "excess (loss above its floor)": lambda key: key.startswith("excess_"),
+    "linear probe mean IoU": lambda key: key.endswith("mean_iou"),
     "learning rate": lambda key: key == "lr" or key.startswith("lr_"),
     "gradient norm": lambda key: key.startswith("grad_norm"),
     "images per second": lambda key: key == "images_per_second",
@@ -139,11 +139,11 @@ def _panels(log: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
 def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
     for (key, points), color in zip(curves.items(), class_palette(len(curves)) / 255):
         style = {"color": color, "linewidth": 1.3, "label": _literal(_words(key))}
-        if key.startswith("floor_"):
-            style |= {"linestyle": "--", "linewidth": 1.0}
-        elif len(points) <= 40:
-            style |= {"marker": "o", "markersize": 2.5}
-        elif len(points) >= 120:
+        is_floor = key.startswith("floor_")
+        style |= {"linestyle": "--", "linewidth": 1.0} if is_floor else {}
+        if len(points) <= 40:
+            style |= {"marker": "_" if is_floor else "o", "markersize": 7 if is_floor else 2.5}
+        elif len(points) >= 120 and not is_floor:
             axis.plot(*points.T, color=color, alpha=0.25, linewidth=0.6)
             points = _smoothed(points, len(points) // 40)
         axis.plot(*points.T, **style)
@@ -156,7 +156,10 @@ def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
     axis.set_title(_literal(name), fontsize=9)
     axis.set_xlabel("step", fontsize=7, labelpad=1)
     axis.tick_params(labelsize=7)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    steps = {step for points in curves.values() for step in points[:, 0]}
+    if len(steps) == 1:
+        axis.set_xlim(min(steps) - 1, min(steps) + 1)  # otherwise no whole number but the step is in view
     axis.yaxis.get_offset_text().set_fontsize(7)
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)

@@ -160,8 +160,20 @@ def test_every_number_of_the_log_has_a_panel():
     numbers = {key for row in log_of(20) for key, value in row.items() if isinstance(value, float)}
     assert sorted(drawn) == sorted(numbers)
     assert set(panels["loss"]) == {"loss", "loss_global", "loss_pixel", "floor_pixel"} and "ema momentum" in panels
-    assert panels["mean IoU"]["probe_mean_iou"].tolist() == [[0, 0.2], [10, 0.2]]
-    assert "mean IoU" not in figures._panels([{"step": 1, "loss": 1.0}])
+    assert panels["linear probe mean IoU"]["probe_mean_iou"].tolist() == [[0, 0.2], [10, 0.2]]
+    assert "linear probe mean IoU" not in figures._panels([{"step": 1, "loss": 1.0}])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_logged_steps_are_seen(count):
+    """Each curve, the floor too, has markers, and the steps are whole numbers on the axis."""
+    axis = figures._figure(4, 3).subplots()
+    log = [{"step": 10 * step, "loss": 3.0 + step, "floor_pixel": 1.5} for step in range(1, count + 1)]
+    figures._draw_panel(axis, "loss", figures._panels(log)["loss"])
+    assert [line.get_marker() for line in axis.lines] == ["o", "_"]
+    left, right = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if left <= tick <= right]
+    assert ticks and all(tick == round(tick) for tick in ticks) and left < 10 and right > 10 * count
 
 
 def test_running_mean_keeps_a_straight_line():
