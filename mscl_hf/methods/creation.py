@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..config import NetworkConfig
 from ..losses import MultiScaleLoss
 from ..models.modeling_mscl import MsclForPreTraining
 from .base import Method
@@ -60,10 +61,12 @@ def defaults_of(method_cls: type[Method]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _check_map(name: str, method: Method) -> None:
-    """Raise ValueError where the feature map has too few positions for the method."""
-    if method.min_positions == 1:
+    """Raise ValueError where the feature map has too few positions for the method, or for a --local-grid that is not the default."""
+    config = method.network.config
+    checks_grid = isinstance(method, MSCL) and "local" in method.loss.terms and config.local_grid != NetworkConfig.local_grid
+    if method.min_positions == 1 and not checks_grid:
         return
-    config, least = method.network.config, method.min_positions
+    least = method.min_positions
     image = torch.zeros(1, 3, config.image_size, config.image_width or config.image_size)
     method.eval()
     height, width = method.features(image).shape[-2:]
@@ -72,6 +75,11 @@ def _check_map(name: str, method: Method) -> None:
         raise ValueError(
             f"--image-size is {config.image_size}, which gives a feature map of {width} x {height}; expected at least {least} x {least} "
             f"with --method {name}. Raise --image-size, or lower --output-stride."
+        )
+    if checks_grid and config.local_grid > min(height, width):
+        raise ValueError(
+            f"--local-grid is {config.local_grid}; expected at most {min(height, width)}, since the feature map is {width} x {height}. "
+            "Lower it, or raise --image-size."
         )
 
 

@@ -141,6 +141,7 @@ PRETRAIN = {
                                             ("--global-temperature is 0.2", "without a global loss")),
     "an option of an absent loss": (("--losses", "g+p", "--local-scope", "image"), ("--local-scope is image", "without a local loss")),
     "an option of two other losses": (("--losses", "p", "--denominator", "literal"), ("--denominator is literal", "global or local")),
+    "more blocks than positions": (("--local-grid", 50), ("--local-grid is 50; expected at most 2, since the feature map is 2 x 2",)),
     "an option of an idle head": (("--losses", "pixel", "--local-grid", 4), ("--local-grid is not an option", "no local head")),
     "an option of other views": (("--method", "simclr", "--geometry", "crops"), ("--geometry is crops", "--min-area")),
     "a bank of a stream": (("--method", "instdisc", "--dataset", "hf", "--data-dir", "{}/parquet", "--streaming"), ("--train-count",)),
