@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
+from transformers.utils import logging
 
 from .config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from .messages import flag, unknown_option
@@ -255,6 +256,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()  # of transformers and huggingface_hub
         try:
             main()
         except BrokenPipeError:  # the reader of the output has closed it, as `| head` does

@@ -27,6 +27,7 @@ def main() -> None:
         config = replace(config, hub=replace(config.hub, license=config.hub.license or record["license"]))
         results = evaluate(network, images, warnings, config, run)
         publish(network, results, record, config, run)
+        run.log(f"next: {sharing.next_command('mscl-demo', config.run.model)}")
 
 
 def open_network(model: str) -> "models.MsclForSemanticSegmentation":

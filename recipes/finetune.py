@@ -36,12 +36,13 @@ def main() -> None:
         train(method, images, is_new, config, run)
         publish(network, held_out or images.stored, run)
         score(network, held_out, record, config, run, done)
+        run.log(f"next: {sharing.next_command('mscl-evaluate', run.out, config.data)}")
     sharing.push_run(run, config.hub)
     run.exit_if_failed()
 
 
 def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
-    """The configuration with the sizes and the image range of the model, where none are given."""
+    """The configuration with the sizes and the image range of the model where none are given, and the used warm-up."""
     crops, model = config.crops, models.open_model(models.MsclConfig, config.run.model)
     sizes = {
         "image_size": model.image_size if crops.image_size is None else crops.image_size,
@@ -49,7 +50,7 @@ def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConf
         "base_size": model.base_size if crops.base_size is None else crops.base_size,
     }
     options = data.with_image_range(config.data.with_range_of(config.run.model, model.image_range), log=log)
-    return replace(config, crops=replace(crops, **sizes), data=options)
+    return replace(config, crops=replace(crops, **sizes), data=options, training=config.training.with_used_warmup(log))
 
 
 def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data.TrainingData", "data.SegmentationData | None"]:
@@ -64,6 +65,7 @@ def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out. Give --classes.")
     data.require_two_classes(images.labelled, held_out)
+    log(f"fine-tuning on {images.counts['images with labels']} masks of {sharing.data_name(config.data)}, {images.sources[0].split}")
     return images, held_out
 
 
@@ -96,6 +98,8 @@ def describe(images: "data.TrainingData", held_out: "data.SegmentationData | Non
     stage = sharing.stage_record("Fine-tuning", what, images, config, network.config, run.accelerator, model, warnings=warnings)
     title = f"{network.config.backbone}, fine-tuned on {sharing.data_name(config.data)}"
     history = sharing.read_provenance(model, run.log)["stages"]
+    if note := sharing.fewer_masks(history, stage):
+        run.log(f"note: {model} was {note}")
     return {"title": title, "license": config.hub.license, "stages": [*history, stage], "evaluations": []}
 
 
@@ -104,8 +108,8 @@ def train(method: "methods.SegmentationTraining", images: "data.TrainingData", i
     run.accelerator.init_trackers("mscl_hf", printable(config))
     if config.run.probe_batches and is_new and not training.completed_steps(run.out):
         accuracy = training.start_classifier(method.to(run.accelerator.device), images, config.run.probe_batches)
-        fitted = None if accuracy is None else f"classifier fitted on frozen features: {accuracy:.1%} of the training positions are right"
-        run.log(fitted or "no labelled pixel to fit the classifier on")
+        fitted = f"the new classifier, fitted alone before training, labels {accuracy or 0:.1%} of the training pixels as their masks do"
+        run.log("no labelled pixel to fit the classifier on" if accuracy is None else fitted)
     training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images)
 
 

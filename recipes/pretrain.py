@@ -38,6 +38,7 @@ def main() -> None:
     with training.start_run(config, config.training.resume) as run:
         if run.is_main:
             sharing.check_token(config.hub)
+        config = replace(config, training=config.training.with_used_warmup(run.log))
         network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
         stages = [open_stage(method_cls, config, network, run.log) for method_cls in methods.stages_of(config.run.method)]
@@ -45,6 +46,7 @@ def main() -> None:
         if stages[-1].method.trains:
             train(stages, config, run)
         publish(stages[-1], record, run)
+        run.log(f"next: {sharing.next_command('mscl-finetune', run.out, config.data)}")
     sharing.push_run(run, config.hub)
     run.exit_if_failed()
 
@@ -204,7 +206,7 @@ def publish(stage: Stage, record: dict, run: "training.Run") -> None:
     network, out = stage.method.network, run.out
     size = sharing.typical_size(stage.images, network.config.base_size)
     training.together(run.accelerator, lambda: sharing.publish(network, out, size), "writing the model")
-    run.log(f"pre-trained model: {out}")
+    run.log(f"pre-trained model: {out}{training.reached(out)}")
     if run.is_main:
         with run.step("pictures"):
             training.draw_training(out, record["title"])

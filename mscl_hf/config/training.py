@@ -1,8 +1,9 @@
 """Options of the training loop."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from .fields import Section, option
 from .launcher import check_launched, launched_accumulation, launched_precision
@@ -42,6 +43,14 @@ class TrainingConfig(Section):
     report_to: list[str] = option([], f"trackers to report to: {', '.join(TRACKERS)} (default: none)")
     seed: int = option(0, "seed of weights, sampling and augmentation", at_least=0, at_most=2**32 - 1)
     resume: bool = option(False, "continue the run in the output folder, or start one if it is empty")
+
+    def with_used_warmup(self, log: Callable[[str], None]) -> Self:
+        """Return the options with the steps of warm-up that are used, at most half of --max-steps. A shorter warm-up is logged."""
+        steps = min(self.warmup_steps, self.max_steps // 2)
+        if steps == self.warmup_steps:
+            return self
+        log(f"warm-up shortened to {steps} steps, half of --max-steps {self.max_steps}")
+        return replace(self, warmup_steps=steps)
 
     def __post_init__(self):
         check_launched("mixed_precision", self.mixed_precision, launched_precision())

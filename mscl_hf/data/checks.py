@@ -50,7 +50,7 @@ def run_once(work: Callable[[], Result]) -> Result:
 
 def with_progress(results: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Return the results, one for each image, with a progress bar on the main process if they take longer than 3 s."""
-    hidden = os.environ.get("RANK", "0") != "0"
+    hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: hidden where stderr is a file
     return tqdm(results, total=total, desc=description, unit="image", delay=3, leave=False, disable=hidden)
 
 

@@ -155,7 +155,7 @@ def _count_everywhere(
     num_images, failure = 0, None
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
     try:
-        for index in tqdm(indices, desc=f"evaluate {data.split}", disable=not accelerator.is_main_process):
+        for index in tqdm(indices, desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True):
             sample = data.read(index)
             prediction = predict(sample)
             for metric in metrics:

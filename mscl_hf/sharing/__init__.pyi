@@ -5,6 +5,8 @@ from .model_card import write_card as write_card
 from .model_folder import publish as publish
 from .model_folder import typical_size as typical_size
 from .provenance import data_name as data_name
+from .provenance import fewer_masks as fewer_masks
+from .provenance import next_command as next_command
 from .provenance import pin_revisions as pin_revisions
 from .provenance import read_provenance as read_provenance
 from .provenance import stage_record as stage_record

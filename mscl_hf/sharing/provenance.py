@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
 from ..cli import flat
-from ..config import DatasetConfig, FinetuneConfig, PretrainConfig
+from ..config import DataConfig, DatasetConfig, FinetuneConfig, PretrainConfig
 from ..config.launcher import DEFAULTS as LAUNCHER_DEFAULTS
 from ..data.folder_names import IMAGE_FOLDERS, SPLITS
 from ..data.training_data import TrainingData
@@ -84,13 +84,13 @@ def _training_facts(
     train, revision = config.training, config.data.data_revision
     schedule = f"peak learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"
     batch = train.batch_size * train.gradient_accumulation_steps
-    passes = f", {train.max_steps * batch / data.images:.3g} passes" if data.images else ""
+    epochs = f", {train.max_steps * batch / data.images:.3g} epochs" if data.images else ""
     resized = f"images scaled to {network.base_size} px on the short side" if network.base_size else "images at their original size"
     height, width, device = network.image_size, network.image_width or network.image_size, accelerator.device
     return {
         "data": f"{data_name(config.data)}, {data.sources[0].split}" + (f" at {revision}" if revision else ""),
         **data.counts,
-        "budget": f"{train.max_steps:,} steps of {batch} images{passes}",
+        "budget": f"{train.max_steps:,} steps of {batch} images{epochs}",
         "crops": f"{height} x {width} px, {resized}",
         **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
         "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}",
@@ -156,22 +156,46 @@ def _pinned_model(name: str | None, recorded: str | None) -> str | None:
 
 
 def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
-    """Return the command that repeats a run, with all options that differ from their defaults."""
-    launcher = ["accelerate", "launch", *["--num_processes", str(processes)] * (processes > 1)]
-    if processes > 1 and not gpu:  # `accelerate launch` starts one process on a CPU
-        launcher = ["torchrun", "--nproc_per_node", str(processes)]
-    words = [*launcher, f"recipes/{Path(sys.argv[0]).stem.removeprefix('mscl-')}.py"]
+    """Return the command that repeats a run, with its model and all options that differ from their defaults."""
+    recipe = Path(sys.argv[0]).stem.removeprefix("mscl-")
+    words = [f"mscl-{recipe.removesuffix('_model')}"]
+    if processes > 1:  # `accelerate launch` starts one process on a CPU
+        launcher = ["accelerate", "launch", "--num_processes"] if gpu else ["torchrun", "--nproc_per_node"]
+        words = [*launcher, str(processes), f"recipes/{recipe}.py"]
     for section in (getattr(config, f.name) for f in fields(config)):
-        default = type(section)()
-        for name, value in vars(section).items():
-            # The launcher's settings of this run are not those of the next, so its defaults count.
-            if value == LAUNCHER_DEFAULTS.get(name, getattr(default, name)) or name in NOT_REPEATED:
-                continue
-            if isinstance(value, bool):
-                words.append(flag(name) if value else flag(f"no_{name}"))
-            else:
-                words += [flag(name), *(public(str(item)) for item in (value if isinstance(value, list) else [value]))]
+        words += _flags(section, [name for name in vars(section) if name not in NOT_REPEATED], public)
     return shlex.join(words)
+
+
+def next_command(command: str, model: Path | str, data: DatasetConfig | None = None) -> str:
+    """Return a command for a model, with the data options that were given as far as the command has them."""
+    names = [f.name for f in fields(DataConfig if command == "mscl-finetune" else DatasetConfig) if f.name != "image_range"]  # in the model
+    return shlex.join([command, "--model", str(model), *([] if data is None else _flags(data, names, without_secrets))])
+
+
+def _flags(section: Any, names: Sequence[str], shown: Callable[[str], str]) -> list[str]:
+    """Return the flags of a section's options with these names: of the model, and of others that differ from their defaults."""
+    words, default = [], type(section)()
+    for name in names:
+        value = getattr(section, name)
+        # The launcher's settings of this run are not those of the next, so its defaults count.
+        if name != "model" and value == LAUNCHER_DEFAULTS.get(name, getattr(default, name)):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words += [flag(name), *(shown(str(item)) for item in (value if isinstance(value, list) else [value]))]
+    return words
+
+
+def fewer_masks(history: Sequence[dict], stage: dict) -> str | None:
+    """Return in words that the last stage of a history read masks of the same data as a stage, and fewer; None where it did not."""
+    facts, key = stage["facts"], "images with labels"
+    before = history[-1]["facts"] if history else {}
+    masks, used = before.get(key), facts.get(key)
+    if before.get("data") != facts["data"] or not (isinstance(masks, int) and isinstance(used, int) and 0 < masks < used):
+        return None
+    return f"trained on {masks} masks of {facts['data']}, and {used} are used now; --train-count {masks} uses as many"
 
 
 def _hub_name(options: DatasetConfig) -> str | None:

@@ -4,6 +4,7 @@ from .distributed import together as together
 from .health import HealthCheck as HealthCheck
 from .health import draw_features as draw_features
 from .log import draw_training as draw_training
+from .log import reached as reached
 from .loop import fit as fit
 from .probe import start_classifier as start_classifier
 from .run import Run as Run

@@ -1,6 +1,7 @@
-"""The log of a training run: log.jsonl, trackers, a progress bar and training.png."""
+"""The log of a training run: log.jsonl, trackers, a progress bar (lines where stderr is a file) and training.png."""
 
 import json
+import sys
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -25,8 +26,8 @@ class Log:
         if accelerator.is_main_process:
             kept = [row for row in read_log(self.path) if row["step"] <= first]  # later ones are repeated
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        quiet = not accelerator.is_main_process
-        self.bar = tqdm(total=options.max_steps, initial=first, disable=quiet, dynamic_ncols=True, mininterval=1, unit="step")
+        hidden = None if accelerator.is_main_process else True  # None: hidden where stderr is a file
+        self.bar = tqdm(total=options.max_steps, initial=first, disable=hidden, dynamic_ncols=True, mininterval=1, unit="step")
 
     def add(self, step: int, row: dict[str, float], seconds: float, waited: float) -> None:
         """Add the values of a step, and write a line where one is due. seconds: of the step; waited: seconds without data."""
@@ -42,7 +43,11 @@ class Log:
         images = self.options.batch_size * self.options.gradient_accumulation_steps
         speed = {"images_per_second": self.steps * images / self.seconds, "data_wait": self.waited / self.seconds}
         shown = {k: f"{v:.3g}" for k, v in means.items() if k.startswith(("loss", "excess"))}
-        self.bar.set_postfix(shown | {"img/s": f"{speed['images_per_second']:.0f}", "wait": f"{speed['data_wait']:.0%}"})
+        shown |= {"img/s": f"{speed['images_per_second']:.0f}", "wait": f"{speed['data_wait']:.0%}"}
+        self.bar.set_postfix(shown)
+        if self.bar.disable and self.accelerator.is_main_process:
+            words = ", ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"step {step}/{self.options.max_steps}: {words}", file=sys.stderr, flush=True)
         self.write(step, means | speed)
         self.rows, self.steps, self.seconds, self.waited = [], 0, 0.0, 0.0
 
@@ -59,6 +64,15 @@ def draw_training(out: Path, title: str) -> None:
     """Draw training.png from log.jsonl, if it has lines."""
     if rows := read_log(out / "log.jsonl"):
         training_figure(rows, out / "training.png", title)
+
+
+def reached(out: Path) -> str:
+    """Return the last loss and the last linear probe of a run in words; "" where nothing was trained."""
+    rows = read_log(out / "log.jsonl")
+    names = {"loss": "loss", "probe_mean_iou": "linear probe mean IoU"}
+    last = {shown: next((row[key] for row in rows[::-1] if key in row), None) for key, shown in names.items()}
+    values = ", ".join(f"{shown} {value:.4g}" for shown, value in last.items() if value is not None)
+    return f" ({values} after {rows[-1]['step']} steps)" if values else ""
 
 
 def read_log(path: Path) -> list[dict]:

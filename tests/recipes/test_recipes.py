@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -589,3 +592,36 @@ def test_small_data_is_reported_once_where_images_are_contrasted(tmp_path, capsy
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--train-count", 3, "--max-steps", 2, "--val-split", "none", *flags,
                 "--output-dir", tmp_path / "run", pictures=False)  # fmt: skip
     assert capsys.readouterr().out.count("contrasted with themselves") == count
+
+
+def test_each_command_ends_with_the_next_one(tmp_path, capfd):
+    """What was reached is printed, then a command that runs as it is, with the data options; lines replace bars where stderr is a file."""
+    write_folder(tmp_path / "data", splits=("train", "val", "test"))
+    data = ("--dataset", "folder", "--data-dir", tmp_path / "data", "--num-classes", 8, "--train-count", 4)
+    more = ("--batch-size", 2, "--dataloader-num-workers", 0, "--logging-steps", 1, "--max-steps", 2)
+    harness.run("pretrain", *harness.TINY, *data, *more, "--output-dir", tmp_path / "a")
+    printed, lines = capfd.readouterr()
+    assert "warm-up shortened to 1 steps, half of --max-steps 2" in printed
+    assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["warmup_steps"] == 1
+    assert re.search(r"pre-trained model: .* \(loss [\d.]+, linear probe mean IoU [\d.]+ after 2 steps\)", printed)
+    assert re.findall(r"^step (\d)/2: loss [\d.]+, .*$", lines, re.MULTILINE) == ["1", "2"] and "\r" not in lines
+    command = next_command(printed)
+    assert command == list(map(str, ["mscl-finetune", "--model", tmp_path / "a", *data]))
+    harness.run("finetune", *command[1:], *more, "--output-dir", tmp_path / "b")
+    printed, lines = capfd.readouterr()
+    assert "fine-tuning on 4 masks of data, train" in printed and "note: " not in printed and "\r" not in lines
+    assert next_command(printed) == list(map(str, ["mscl-evaluate", "--model", tmp_path / "b", *data[:-2]]))
+    harness.run("finetune", *command[1:-2], *more, "--output-dir", tmp_path / "c")
+    note = f"note: {tmp_path / 'a'} was trained on 4 masks of data, train, and 6 are used now; --train-count 4 uses as many"
+    assert note in capfd.readouterr().out
+    harness.run("evaluate_model", *next_command(printed)[1:], "--output-dir", tmp_path / "d")
+    printed, lines = capfd.readouterr()
+    assert next_command(printed) == ["mscl-demo", "--model", str(tmp_path / "b")] and "\r" not in lines
+    used = json.loads((tmp_path / "d" / "results.json").read_text())
+    assert used["inference"]["base_size"] == used["config"]["base_size"] == 32 and used["inference"]["window"] is None
+    assert yaml.safe_load((tmp_path / "d" / "config.yaml").read_text())["base_size"] == 32
+
+
+def next_command(printed: str) -> list[str]:
+    """The words of the command in the last line."""
+    return shlex.split(printed.splitlines()[-1].removeprefix("next: "))

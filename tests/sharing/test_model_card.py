@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import timm
-from harness import SHORT, TINY, run
+from harness import SHORT, TINY, UNCHECKED, run
 from hub_metadata import card_problems
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -96,8 +96,8 @@ def test_no_local_path_is_published(chain):
     for file in ("README.md", "provenance.json"):
         text = (chain / "tuned" / file).read_text()
         assert str(chain) not in text and chain.parent.name not in text
-    command = next(line for line in (chain / "tuned" / "README.md").read_text().splitlines() if "recipes/finetune.py" in line)
-    assert "--model pretrained " in command and "--loss ohem" in command
+    (command,) = re.findall("^mscl-finetune --model pretrained .*$", (chain / "tuned" / "README.md").read_text(), re.MULTILINE)
+    assert "--loss ohem" in command
 
 
 HIDDEN = {
@@ -129,8 +129,8 @@ def test_command_repeats_the_run(tmp_path, monkeypatch):
     arguments += ["--push-to-hub", "org/name", "--output-dir", "runs/x"]
     config = parse(PretrainConfig, "", arguments)
     words = command_line(config).split()
-    assert words[:3] == ["accelerate", "launch", "recipes/pretrain.py"] and not {"--resume", "--config", "--push-to-hub"} & set(words)
-    again, expected = flat(parse(PretrainConfig, "", words[3:])), flat(config)
+    assert words[0] == "mscl-pretrain" and not {"--resume", "--config", "--push-to-hub"} & set(words)
+    again, expected = flat(parse(PretrainConfig, "", words[1:])), flat(config)
     assert {name for name in expected if again[name] != expected[name]} == {"output_dir", "resume", "push_to_hub"}
     assert command_line(config, 2).startswith("torchrun --nproc_per_node 2 recipes/")
     assert command_line(config, 2, gpu=True).startswith("accelerate launch --num_processes 2 recipes/")
@@ -158,7 +158,7 @@ def test_pictures_of_the_folder_are_shown(chain):
 def test_evaluation_on_another_split_is_added_to_the_pushed_card(chain, tmp_path):
     """With --push-to-hub the model is published with both evaluations, the same weights and license; without, only results are written."""
     pushed = []
-    patches = {"check_can_push": lambda hub: None, "push_result": lambda out, hub: pushed.append((out, hub.push_to_hub))}
+    patches = UNCHECKED | {"push_result": lambda out, hub: pushed.append((out, hub.push_to_hub))}
     flags = ("evaluate_model", "--model", chain / "tuned", "--pictures", 1)
     run(*flags, "--output-dir", tmp_path / "plain", **patches)
     assert not (tmp_path / "plain" / "model.safetensors").exists()
@@ -185,7 +185,7 @@ def test_a_copied_processor_is_updated(tmp_path):
 def test_a_link_in_an_untrusted_model_is_not_published(chain, tmp_path, capsys):
     """Pictures of the model's folder are published with new scores, but not a link to a file outside it, which is logged."""
     pushed = []
-    patches = {"check_can_push": lambda hub: None, "push_result": lambda out, hub: pushed.extend(model_files(out))}
+    patches = UNCHECKED | {"push_result": lambda out, hub: pushed.extend(model_files(out))}
     untrusted = shutil.copytree(chain / "tuned", tmp_path / "untrusted")
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (untrusted / "training.png").unlink()

@@ -88,7 +88,7 @@ def test_a_model_without_scores_or_card_is_not_pushed(tmp_path, start, capsys, p
     """The failed step is named, and nothing is pushed."""
     push, root = mock.Mock(), write_masks(tmp_path / "data", train=(0, 1), val=(0, 1))
     flags = ("--model", start, *folder_flags(root), "--output-dir", tmp_path / "out", "--push-to-hub", "org/name")
-    assert status("finetune", *flags, **{part: fails, "push_result": push, "check_can_push": lambda hub: None}) == STEPS_FAILED
+    assert status("finetune", *flags, **{part: fails, "push_result": push}, **harness.UNCHECKED) == STEPS_FAILED
     assert f"push failed (ValueError: {STEPS[part]} failed" in capsys.readouterr().out and not push.called
 
 
@@ -157,7 +157,7 @@ def test_a_figure_outlives_the_card_of_an_evaluation(tmp_path, start, monkeypatc
     harness.run("finetune", "--model", start, *folder_flags(root), "--output-dir", tmp_path / "tuned")
     flags = ("--model", tmp_path / "tuned", "--dataset", "folder", "--data-dir", root, "--split", "val", "--push-to-hub", "org/name")
     with pytest.raises(RuntimeError, match="no luck"):
-        harness.run("evaluate_model", *flags, "--output-dir", tmp_path / "out", write_card=fails, check_can_push=lambda hub: None)
+        harness.run("evaluate_model", *flags, "--output-dir", tmp_path / "out", write_card=fails, **harness.UNCHECKED)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["num_images"] == 4
 
 
