@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # From the lowest layer to the highest. Folders of one layer do not import each other.
 LAYERS = (
-    {"messages", "records"},
+    {"messages"},
+    {"records"},
     {"config"},
     {"cli", "losses", "models", "visual"},
     {"data", "methods"},
