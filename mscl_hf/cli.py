@@ -258,6 +258,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         if not sys.stderr.isatty():
             logging.disable_progress_bar()  # of transformers and huggingface_hub
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported, by the recipe
         try:
             main()
         except BrokenPipeError:  # the reader of the output has closed it, as `| head` does

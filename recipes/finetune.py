@@ -108,7 +108,7 @@ def train(method: "methods.SegmentationTraining", images: "data.TrainingData", i
     run.accelerator.init_trackers("mscl_hf", printable(config))
     if config.run.probe_batches and is_new and not training.completed_steps(run.out):
         accuracy = training.start_classifier(method.to(run.accelerator.device), images, config.run.probe_batches)
-        fitted = f"the new classifier, fitted alone before training, labels {accuracy or 0:.1%} of the training pixels as their masks do"
+        fitted = f"new classifier, fitted alone before training: right on {accuracy or 0:.1%} of the labelled positions of the feature maps"
         run.log("no labelled pixel to fit the classifier on" if accuracy is None else fitted)
     training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images)
 
