@@ -6,7 +6,6 @@ import platform
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -26,16 +25,13 @@ def machine() -> str:
     return ", ".join([processor, f"{os.cpu_count()} cores", *gpus])
 
 
-def as_flag(name: str, value: Any) -> list[str]:
-    """The words that give an option on a command line."""
-    if isinstance(value, bool):
-        return [f"--{name}", str(value).lower()]
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-
-
 def as_words(flags: dict) -> list[str]:
-    """The words that give several options on a command line."""
-    return [word for name, value in flags.items() for word in as_flag(name, value)]
+    """The words that give options on a command line."""
+    words = []
+    for name, value in flags.items():
+        values = [str(value).lower()] if isinstance(value, bool) else value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(str, values)]
+    return words
 
 
 def read_yaml(path: str | Path) -> dict:

@@ -564,13 +564,6 @@ def test_impossible_subsets_are_rejected(wrong):
         choose_subset(10, **wrong)
 
 
-def test_camvid_tenth_is_37_frames_of_all_sequences(real_data):
-    """10 % of CamVid is 37 frames, with each of the three sequences in proportion."""
-    data = load_data("camvid", "train", real_data / "CamVid")
-    taken = Counter(data.groups[i] for i in choose_subset(data, fraction=0.1)[0])
-    assert sum(taken.values()) == 37 and abs(taken["0016E5"] - 20.6) < 1.5 and abs(taken["0001TP"] - 6.3) < 1.5
-
-
 def test_data_travels_to_workers(tmp_path):
     """Pickled data reads the same sample, as workers need it; select keeps rows and groups together."""
     data = load_data("folder", "train", folder(tmp_path))

@@ -1,15 +1,26 @@
-"""One training step under accelerate's FSDP, wrapped by its transformer policy: python fsdp_worker.py BACKBONE VERSION OUT.pt"""
+"""Two training steps of two networks under accelerate's FSDP, wrapped by its transformer policy: python fsdp_worker.py VERSION OUT.pt"""
 
 import sys
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 
 from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.models.backbones import build_config
 
 
-def main(name: str, version: str, out: str) -> None:
+def main(version: str, out: str) -> None:
+    losses = {name: losses_of(name, version) for name in ("test_resnet", "test_vit")}
+    accelerator = Accelerator(cpu=True)
+    if accelerator.is_main_process:
+        torch.save(losses, out)
+    accelerator.end_training()
+
+
+def losses_of(name: str, version: str) -> dict[str, list[float]]:
+    """Return the losses of the whole network and of the sharded one."""
+    AcceleratorState._reset_state()
     torch.manual_seed(0)
     model = MsclForSemanticSegmentation(build_config(name, image_size=64, num_labels=3, decoder_channels=16, decoder_dropout=0.0)).eval()
     torch.manual_seed(1)
@@ -24,9 +35,7 @@ def main(name: str, version: str, out: str) -> None:
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     model.eval()
     sharded = [step(model, optimizer, accelerator.backward, image, labels) for _ in range(2)]
-    if accelerator.is_main_process:
-        torch.save({"plain": plain, "sharded": sharded}, out)
-    accelerator.end_training()
+    return {"plain": plain, "sharded": sharded}
 
 
 def step(model, optimizer, backward, image, labels) -> float:

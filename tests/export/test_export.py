@@ -143,8 +143,18 @@ def loaded(out: Path) -> torch.nn.Module:
     return runpy.run_path(str(out / "load.py"))["model"].eval()
 
 
-def check_whole(tmp_path: Path, library: str, backbone: str, **options) -> None:
-    """The model of the library, built by load.py, gives the logits of this project at the size of the images."""
+WHOLE = [("smp", "test_resnet", {}), ("torchvision", "resnet18", {"output_stride": 8}), ("torchvision", "resnet18", {"output_stride": 32})]
+WHOLE += [pytest.param(*case, marks=pytest.mark.slow) for case in (
+    ("smp", "resnet50", {"output_stride": 8}), ("torchvision", "resnet50", {"output_stride": 8}),
+    ("torchvision", "resnet50", {"output_stride": 16, "decoder_channels": 256}), ("torchvision", "resnet34", {"output_stride": 16}),
+    ("torchvision", "resnext50_32x4d", {}), ("smp", "convnext_atto", {}), ("smp", "efficientnet_b0", {}),
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("library, backbone, options", WHOLE)
+def test_the_whole_network_is_the_same(tmp_path, library, backbone, options):
+    """The model of the library, built by load.py, gives the logits of this project at the size of the images. Basic blocks are dilated as
+    in timm, which torchvision itself does not do; SMP renames the stages of ConvNeXt and EfficientNet."""
     pytest.importorskip("segmentation_models_pytorch")
     model = checkpoint(tmp_path / "model", backbone, **options)
     assert "the whole network" in export(model, library, tmp_path / "out")
@@ -155,35 +165,12 @@ def check_whole(tmp_path: Path, library: str, backbone: str, **options) -> None:
     metadata = json.loads((tmp_path / "out" / "model.json").read_text())
     assert metadata["labels"] == list(LABELS.values()) and metadata["image_mean"] == [0.4, 0.5, 0.6]
     if library == "torchvision":
-        network = open_network(model)
-        auxiliary = F.interpolate(network.both_logits(pixels)[1], size=pixels.shape[-2:], mode="bilinear", align_corners=False)
-        assert close(output["aux"], auxiliary.detach(), 1e-5)
-
-
-def test_smp_is_the_same_network(tmp_path):
-    """smp.DeepLabV3 on timm's encoder."""
-    check_whole(tmp_path, "smp", "test_resnet")
-
-
-@pytest.mark.parametrize("stride", [8, 32])
-def test_torchvision_is_the_same_network(tmp_path, stride):
-    """DeepLabV3 with the auxiliary head; basic blocks are dilated as in timm, which torchvision itself does not do."""
-    check_whole(tmp_path, "torchvision", "resnet18", output_stride=stride)
-    if stride == 8:  # load.py runs in another process and folder
+        auxiliary = open_network(model).both_logits(pixels)[1]
+        assert close(output["aux"], F.interpolate(auxiliary, size=pixels.shape[-2:], mode="bilinear", align_corners=False).detach(), 1e-5)
+    if options == {"output_stride": 8} and backbone == "resnet18":  # load.py runs in another process and folder
         shutil.move(tmp_path / "out", tmp_path / "elsewhere")
         done = subprocess.run([sys.executable, "load.py"], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "DeepLabV3" in done.stdout, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("library, backbone, options", [
-    ("smp", "resnet50", {"output_stride": 8}), ("torchvision", "resnet50", {"output_stride": 8}),
-    ("torchvision", "resnet50", {"output_stride": 16, "decoder_channels": 256}), ("torchvision", "resnet34", {"output_stride": 16}),
-    ("torchvision", "resnext50_32x4d", {}), ("smp", "convnext_atto", {}), ("smp", "efficientnet_b0", {}),
-])  # fmt: skip
-def test_other_families_are_the_same_network(tmp_path, library, backbone, options):
-    """Bottleneck blocks are dilated differently from basic blocks; SMP renames the stages of ConvNeXt and EfficientNet."""
-    check_whole(tmp_path, library, backbone, **options)
 
 
 def swapped(network) -> dict:

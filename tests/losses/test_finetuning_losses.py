@@ -573,13 +573,6 @@ def test_every_loss_has_its_row(name):
     assert set(row.options) <= {f for f in FinetuningLossConfig.__dataclass_fields__ if f != "loss"}
 
 
-def test_losses_are_listed(capsys):
-    """--list-losses prints a line for each loss and starts nothing."""
-    harness.run("finetune", "--list-losses", "--model", "/nowhere", "--output-dir", "/nowhere/at/all")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[0] == "name" and [line.split()[0] for line in lines[1:]] == list(FINETUNING_LOSSES)
-
-
 def test_recipe_fine_tunes_by_name(tmp_path):
     """--loss and its options reach the run and its record; a crop too small for RMI's windows is rejected before the first step."""
     harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--output-dir", tmp_path / "none", pictures=True)

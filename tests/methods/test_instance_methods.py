@@ -321,8 +321,6 @@ def test_queues_that_cannot_work_are_rejected_or_named():
 
 
 @pytest.mark.parametrize("name", ["moco_v2", "byol"])
-
-
 def test_a_teacher_has_the_batch_statistics_of_its_own_batches(name):
     """In training its BatchNorms normalize by the batch, as the student's, and keep running statistics; in evaluation by those."""
     method = make(name, **({"queue_size": 8} if name == "moco_v2" else {}))
@@ -368,8 +366,6 @@ def test_byol_and_moco_are_their_formulas():
 
 
 @pytest.mark.parametrize("name", ["instdisc", "cmc", "moco_v2"])
-
-
 def test_evaluation_writes_no_memory(name):
     """A loss that is only looked at leaves queues and banks as they are."""
     method = make(name, **({"queue_size": 8} if name == "moco_v2" else {})).eval()

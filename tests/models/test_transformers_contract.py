@@ -659,15 +659,14 @@ def test_the_backbone_may_lie_on_disk(model_cls, name, tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_fsdp_by_the_transformer_policy(name, version, tmp_path):
+def test_fsdp_by_the_transformer_policy(version, tmp_path):
     """Two processes, wrapped as accelerate wraps any transformers model: the losses of two steps are those of the whole network."""
     worker = Path(__file__).parents[1] / "distributed" / "fsdp_worker.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, str(worker), name, str(version), str(tmp_path / "x")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launcher, str(worker), str(version), str(tmp_path / "x")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    losses = torch.load(tmp_path / "x")
-    assert losses["sharded"] == pytest.approx(losses["plain"], rel=1e-5) and losses["plain"][0] != losses["plain"][1]
+    for losses in torch.load(tmp_path / "x").values():
+        assert losses["sharded"] == pytest.approx(losses["plain"], rel=1e-5) and losses["plain"][0] != losses["plain"][1]
 
 
 @EVERY

@@ -27,6 +27,7 @@ from mscl_hf.config import ContrastConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.layouts import CAMVID_CLASSES
 from mscl_hf.methods import METHODS
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
@@ -189,11 +190,14 @@ def test_real_voc_chain(real_data, tmp_path):
 # -- small things of the interface ---------------------------------------------------------------------------------------------
 
 
-def test_methods_are_listed(capsys):
-    """--list-methods prints a line for each method and starts nothing."""
-    harness.run("pretrain", "--list-methods", "--output-dir", "/nowhere/at/all")
+@pytest.mark.parametrize(("recipe_name", "option", "registry"), [
+    ("pretrain", "--list-methods", METHODS), ("finetune", "--list-losses", FINETUNING_LOSSES),
+], ids=["methods", "losses"])  # fmt: skip
+def test_methods_and_losses_are_listed(recipe_name, option, registry, capsys):
+    """The list has a line for each entry, and nothing is started."""
+    harness.run(recipe_name, option, "--output-dir", "/nowhere/at/all")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[0] == "name" and [line.split()[0] for line in lines[1:]] == list(METHODS)
+    assert lines[0].split()[0] == "name" and [line.split()[0] for line in lines[1:]] == list(registry)
 
 
 def test_yaml_file_configures_a_run_and_flags_win(tmp_path):
@@ -565,8 +569,6 @@ def test_pretraining_goes_on_from_a_folder(tmp_path):
     ("byol", (), "separate"), ("simsiam", (), "separate"), ("simclr", (), "joint"), ("mscl", (), "joint"),
     ("byol", ("--bn-views", "joint"), "joint"), ("simclr", ("--bn-views", "separate"), "separate"),
 ])  # fmt: skip
-
-
 def test_batch_statistics_of_the_views_are_the_methods_own_or_as_asked(tmp_path, method, flags, wanted):
     """The network that trains has the method's published way, unless --bn-views says otherwise."""
     taken = []
