@@ -221,10 +221,3 @@ def white_is_zero(ids, bits, compression):
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     place = 8 + len(data) + len(data) % 2
     return struct.pack("<2sHI", b"II", 42, place) + data.ljust(place - 8, b"\0") + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
-def test_unreadable_masks_are_named_where_classes_are_sought(tmp_path):
-    """The error names the unreadable mask."""
-    root = folder(tmp_path, lambda path: path.write_bytes(b"no image"))
-    with pytest.raises(BadSample, match=r"the mask .*0.png cannot be read as an image"):
-        load_data("folder", "train", root)

@@ -327,25 +327,6 @@ def test_mismatched_classes_raise_before_the_first_image(accelerator, classes, s
     assert not model.seen
 
 
-def test_unlabelled_data_raises(accelerator):
-    """Data without classes cannot be scored."""
-    data = worker.TinyData(3)
-    data.classes, data.num_classes = (), 0
-    with pytest.raises(ValueError, match="expected labelled images"):
-        evaluate_model(worker.TinyModel(), data, accelerator)
-
-
-def test_pictures_are_written(accelerator, tmp_path):
-    """The sheet of predictions appears beside the numbers and does not change them."""
-    pytest.importorskip("matplotlib")
-    plain = evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator)
-    drawn = evaluate_model(
-        worker.TinyModel(), worker.TinyData(5), accelerator, pictures_dir=tmp_path / "new", num_pictures=3
-    )
-    assert (tmp_path / "new" / "predictions.png").stat().st_size > 5000
-    assert plain["mean_iou"] == drawn["mean_iou"]
-
-
 def test_an_error_in_a_picture_keeps_the_scores(accelerator, tmp_path, monkeypatch, caplog):
     """The scores are returned, and the log has the missing picture and the reason."""
     def fails(*_):

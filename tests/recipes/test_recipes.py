@@ -226,14 +226,6 @@ def test_tracker_gets_the_numbers(tmp_path):
     assert scalars["loss"] == [1, 2] and {"loss_global", "grad_norm"} <= set(scalars)
 
 
-def test_probe_needs_no_training_masks(tmp_path):
-    """With g+l no training mask is opened; the probe is fitted on one half of the held-out ones and scored on the other."""
-    flags = (*harness.TINY, *harness.SHORT, "--losses", "g+l", "--max-steps", 1)
-    harness.run("pretrain", *flags, "--output-dir", tmp_path / "a", pictures=False)
-    rows = [row for row in read_log(tmp_path / "a" / "log.jsonl") if "probe_mean_iou" in row]
-    assert len(rows) == 1 and 0 < rows[0]["probe_mean_iou"] < 1
-
-
 # -- other data ----------------------------------------------------------------------------------------------------------------
 
 

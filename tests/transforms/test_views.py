@@ -219,12 +219,6 @@ def test_a_batch_of_colors_is_torchvisions_one_by_one(name):
     assert torch.equal(torch.cat([distort_color(images[i : i + 7], drawn[i : i + 7]) for i in range(0, 200, 7)]), found)
 
 
-def test_no_mask_means_ignored_everywhere():
-    """An unlabelled sample has masks of 255."""
-    found = pair("shared", sample=Sample(coordinates().image, None, "bare"))
-    assert (found["mask"] == 255).all() and (found["enhanced_mask"] == 255).all()
-
-
 @pytest.mark.parametrize("options", [
     {"geometry": "crop"}, {"min_scale": 0.0}, {"min_scale": 2.0, "max_scale": 1.0}, {"min_overlap": 0.0}, {"min_overlap": 1.5},
 ])  # fmt: skip
