@@ -1,5 +1,6 @@
 """One contract for every method of the registry: it learns, is finite in bfloat16, resumes exactly, and what it hands on fits."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -206,8 +207,10 @@ def test_every_option_of_a_method_is_a_flag():
     (MethodConfig, "bank_loss", (*BANK_LOSSES, "batch")), (FinetuningLossConfig, "affinity_ignore", IGNORE_MODES),
 ])  # fmt: skip
 def test_choices_of_the_configuration_are_those_of_the_code(section, option, names):
-    """A name that a `Literal` lacks cannot be given on the command line; one that the code lacks fails late."""
+    """A name that a `Literal` lacks cannot be given on the command line; one that the code lacks is rejected at the start."""
     assert choices_of(get_type_hints(section)[option]) == tuple(names)
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is 'no such'; expected one of {', '.join(map(re.escape, names))}"):
+        section(**{option: "no such"})
 
 
 def test_docs_carry_the_tables():
