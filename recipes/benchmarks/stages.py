@@ -104,7 +104,10 @@ def _digest_of(identity: tuple) -> str:
 @functools.cache
 def _settings(recipe: str, words: tuple[str, ...], digest_before: str | None) -> dict:
     config = parse(RECIPES[recipe][1], "", words)
-    options = flat(_module(recipe).resolved(config) if recipe == "pretrain" else config)
+    if recipe == "pretrain":
+        _module(recipe).check_options(config)
+        config = _module(recipe).resolved(config)
+    options = flat(config)
     weights = options.get("backbone_weights")
     options = {name: value for name, value in options.items() if name not in UNIMPORTANT}
     options |= {"backbone_weights": _file_digest(weights)} if weights else {}
