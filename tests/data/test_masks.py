@@ -191,7 +191,7 @@ def test_ids_with_gaps_are_listed(tmp_path, ids, remedy):
 
 def test_ids_with_gaps_behind_a_label_map(tmp_path):
     """The message names the stored ids and what the label map makes of them."""
-    with pytest.raises(ValueError, match=r"the ids 0, 7, which are class ids 0, 3 by --label-map .*Correct --label-map"):
+    with pytest.raises(ValueError, match=r"the ids 0, 7, which are class ids 0, 3 by --label-map .*Give --label-map \"7:1\" instead"):
         load_data("folder", "train", folder(tmp_path, labels((0, 7)).save), label_map="7:3")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mscl_hf.config.contrast import TERMS, parse_losses
 from mscl_hf.config.fields import Section, option
 from mscl_hf.methods import METHODS
 
@@ -146,8 +147,10 @@ def pretraining_flags(row: Row, spec: dict, options: TablesOptions) -> dict:
         return {"method": method, "val-split": "none"} | weights
     flags = {"method": method} | spec["pretrain"] | weights
     if method == "mscl":
-        if options.reading == "printed":
-            flags |= {name.replace("_", "-"): value for name, value in read_yaml(PRINTED).items()}
-        flags |= {"losses": "g+l+p"} | row.options
+        printed = read_yaml(PRINTED) if options.reading == "printed" else {}
+        losses = row.options.get("losses", "g+l+p")
+        absent = {*TERMS} - {*parse_losses(losses)}  # the recipe rejects their options
+        flags |= {name.replace("_", "-"): value for name, value in printed.items() if name.split("_")[0] not in absent}
+        flags |= {"losses": losses} | row.options
     flags |= spec.get("methods", {}).get(method, {})
     return flags | {"max-steps": spec["passes"] // (flags["batch-size"] * VIEWS_PER_SAMPLE[method_cls.views])}
