@@ -21,7 +21,9 @@ def main() -> None:
         if run.is_main:
             sharing.check_token(config.hub)
         network = open_network(config.run.model)
-        evaluation.scored_indices([network.config.id2label[i] for i in range(network.config.num_labels)], config.run.score_classes)
+        evaluation.scored_indices(  # raises an error for names that the model lacks
+            [network.config.id2label[i] for i in range(network.config.num_labels)], config.run.score_classes
+        )
         record = sharing.read_provenance(config.run.model, run.log)
         config, images, warnings = open_data(config, network, record, run)
         config = replace(config, hub=replace(config.hub, license=config.hub.license or record["license"]))
@@ -32,12 +34,12 @@ def main() -> None:
 
 def open_network(model: str) -> "models.MsclForSemanticSegmentation":
     """The model to measure; ValueError where it has no trained classifier."""
-    pretrained = ValueError(f"--model is {model}, which has no trained classifier; expected a fine-tuned model. Fine-tune it first.")
+    no_classifier = ValueError(f"--model is {model}, which has no trained classifier; expected a fine-tuned model. Fine-tune it first.")
     if models.open_model(models.MsclConfig, model).architectures == ["MsclForPreTraining"]:
-        raise pretrained
+        raise no_classifier
     network, loaded = models.open_model(models.MsclForSemanticSegmentation, model, output_loading_info=True)
     if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # whatever the configuration says that the model is
-        raise pretrained
+        raise no_classifier
     return network
 
 
@@ -97,7 +99,7 @@ def evaluate(network, images: "data.SegmentationData", warnings: list[str], conf
 def publish(network, results: dict, record: dict, config: EvaluateConfig, run: "training.Run") -> None:
     """With --push-to-hub, push a copy of the model with its new scores."""
     if run.is_main and config.hub.push_to_hub:
-        sharing.publish(network, run.out)
+        sharing.write_model(network, run.out)
         sharing.copy_pictures_and_processor(config.run.model, run.out)
         sharing.write_card(run.out, network, sharing.with_evaluation(record, results, config.data) | {"license": config.hub.license})
     run.accelerator.end_training()

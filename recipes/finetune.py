@@ -116,7 +116,7 @@ def train(method: "methods.SegmentationTraining", images: "data.TrainingData", i
 def publish(network: "models.MsclForSemanticSegmentation", images: "data.SegmentationData | None", run) -> None:
     """Write the model; images: those that the image processor's size is chosen by."""
     size = sharing.typical_size(images, network.config.base_size)
-    training.together(run.accelerator, lambda: sharing.publish(network, run.out, size), "writing the model")
+    training.together(run.accelerator, lambda: sharing.write_model(network, run.out, size), "writing the model")
     run.log(f"fine-tuned model: {run.out}")
 
 

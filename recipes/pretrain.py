@@ -17,12 +17,12 @@ from mscl_hf.training.signals import leave_on_signal
 
 @dataclass
 class Stage:
-    """One method with the images it trains on. held_out: masks for health checks; images: for pictures and health checks."""
+    """One method with its training data. held_out: masks for health checks; preview_images: for pictures and health checks."""
 
     method: "methods.Method"
-    data: "data.TrainingData"
+    train_data: "data.TrainingData"
     held_out: "data.SegmentationData | None"
-    images: "data.SegmentationData | None"
+    preview_images: "data.SegmentationData | None"
 
 
 @command
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def check_options(config: PretrainConfig) -> None:
-    """Raise ValueError for options that the method, its views or its batches do not read; of controls, which train nothing, for none."""
+    """Raise ValueError for options that the method, its views or its batches do not read. Methods that train nothing are not checked."""
     options, stages = config.run, methods.stages_of(config.run.method)
     if not stages[-1].trains:
         return
@@ -115,31 +115,31 @@ def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclFo
     options, training_options, model = config.run, config.training, network.config
     views = replace(config.views, geometry=config.views.geometry or method_cls.geometry)
     view = transforms.make_view(method_cls.views, method_cls.preset, model.image_size, model.base_size, views, model.image_width)
-    images = data.open_training_data(
+    train_data = data.open_training_data(
         config.data, view, training_options.batch_size, training_options.seed, log,
         unlabelled=options.unlabelled if method_cls.trains else "none", labelled_share=options.labelled_share,
         uses_labels=method_cls.uses_labels(config.contrast), advice=data.OTHER_METHODS,
     )  # fmt: skip
-    masked = images.labelled
+    masked = train_data.labelled
     wrong = [c for c in config.contrast.exclude_classes if masked and not 0 <= c < masked.num_classes]
     if wrong:
         raise ValueError(f"--exclude-classes is {wrong[0]}; expected class ids of {masked.name}, 0..{masked.num_classes - 1}.")
     held_out = data.open_held_out(config.data, log, masked.classes if masked else ())
     data.require_two_classes(masked, held_out)
     loss = methods.MultiScaleLoss(**asdict(config.contrast))
-    run_size = methods.RunSize(images.images, training_options.batch_size, training_options.max_steps)
+    run_size = methods.RunSize(train_data.images, training_options.batch_size, training_options.max_steps)
     method = methods.create_method(options.method, method_cls, network, config.method_options(), loss, run_size, log)
-    method.check_data(images)
-    return Stage(method, images, held_out, held_out or images.stored)
+    method.check_data(train_data)
+    return Stage(method, train_data, held_out, held_out or train_data.stored)
 
 
 def describe(stages: list[Stage], config: PretrainConfig, run: "training.Run") -> dict:
     """The record of this training for the model card. Logs warnings about the data, and writes config.yaml."""
     stage, start = stages[-1], config.run.start_from
     method = stage.method
-    for sentence in next((each.data.repeats() for each in stages if each.method.min_batch > 1), ()):
+    for sentence in next((each.train_data.repeats() for each in stages if each.method.min_batch > 1), ()):
         run.log(sentence)
-    warnings = data.label_warnings(stage.data.sources, stage.held_out, config.data) if run.is_main else []
+    warnings = data.label_warnings(stage.train_data.sources, stage.held_out, config.data) if run.is_main else []
     run.warn(warnings)
     if run.is_main:
         sharing.check_can_push(config.hub)
@@ -148,7 +148,7 @@ def describe(stages: list[Stage], config: PretrainConfig, run: "training.Run") -
     what = {"method": f"{method.title} ({method.paper})"} | (sharing.method_facts(method.network.config.contrast) if method.trains else {})
     network = method.network.config
     start = start or models.weights_name(config.network, config.run.method == "imagenet")
-    record = sharing.stage_record("Pre-training", what, stage.data, config, network, run.accelerator, start, method.trains, warnings)
+    record = sharing.stage_record("Pre-training", what, stage.train_data, config, network, run.accelerator, start, method.trains, warnings)
     title = f"{network.backbone}, {method.title} on {sharing.data_name(config.data)}"
     return {"title": title, "license": config.hub.license, "stages": [*history, record], "evaluations": []}
 
@@ -165,7 +165,7 @@ def resolved(config: PretrainConfig, method: "methods.Method | None" = None) -> 
     last = stages[-1]
     views = {"geometry": config.views.geometry or last.geometry} if last.views == "pair" else {}
     views |= {"preset": config.views.preset or last.preset} if last.preset else {}
-    network = network_options(config, ("bn_views", "two_towers", *["pixel_layers"] * ("pixel" in last.heads)))
+    network = network_options(config, ("bn_views", "two_towers", "pixel_layers") if "pixel" in last.heads else ("bn_views", "two_towers"))
     options = {name: replace(getattr(config, name), **values) for name, values in (sections | {"views": views}).items()}
     return replace(config, network=network, **options)
 
@@ -182,7 +182,7 @@ def train(stages: list[Stage], config: PretrainConfig, run: "training.Run") -> N
         folder.mkdir(exist_ok=True)
         steps = max(1, config.training.max_steps * number // len(stages) - steps_before)
         training.fit(
-            stage.method, stage.data, replace(config.training, max_steps=steps), folder, run.accelerator,
+            stage.method, stage.train_data, replace(config.training, max_steps=steps), folder, run.accelerator,
             health_check=health_check(stage, run.log), health_steps=config.run.health_steps,
             max_bad_images=config.data.max_bad_images, steps_before=steps_before,
         )  # fmt: skip
@@ -192,26 +192,26 @@ def train(stages: list[Stage], config: PretrainConfig, run: "training.Run") -> N
 
 def health_check(stage: Stage, log) -> "training.HealthCheck | None":
     """Checks of the embeddings, and a linear probe: fitted on the training masks, or on one half of the held-out ones."""
-    if stage.images is None:  # streamed, and nothing is held out
+    if stage.preview_images is None:  # streamed, and nothing is held out
         return None
-    fitted, scored, model = stage.data.stored if stage.data.labelled else None, stage.held_out, stage.method.network.config
+    fitted, scored, model = stage.train_data.stored if stage.train_data.labelled else None, stage.held_out, stage.method.network.config
     if fitted is None and scored is not None:
         count = len(scored)
         fitted, scored = scored.select(range(0, count, 2)), scored.select(range(1, count, 2)) if count > 1 else None
-    return training.HealthCheck(fitted, scored, stage.images, model.image_size, model.base_size, log)
+    return training.HealthCheck(fitted, scored, stage.preview_images, model.image_size, model.base_size, log)
 
 
 def publish(stage: Stage, record: dict, run: "training.Run") -> None:
     """Write the model, then its pictures and its card. A step that fails does not stop the others."""
     network, out = stage.method.network, run.out
-    size = sharing.typical_size(stage.images, network.config.base_size)
-    training.together(run.accelerator, lambda: sharing.publish(network, out, size), "writing the model")
+    size = sharing.typical_size(stage.preview_images, network.config.base_size)
+    training.together(run.accelerator, lambda: sharing.write_model(network, out, size), "writing the model")
     run.log(f"pre-trained model: {out}{training.reached(out)}")
     if run.is_main:
         with run.step("pictures"):
             training.draw_training(out, record["title"])
-            if stage.images:
-                training.draw_features(stage.method, stage.images, out)
+            if stage.preview_images:
+                training.draw_features(stage.method, stage.preview_images, out)
         with run.step("model card"):
             sharing.write_card(out, network, record)
     with run.step("trackers"):

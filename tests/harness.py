@@ -74,7 +74,7 @@ def run(name: str, *arguments, pictures: bool = True, **patches) -> None:
     """
     module = load_recipe(name)
     if not pictures:
-        patches |= {part: mock.Mock() for part in ("publish", "write_card", "draw_training", "draw_features")}
+        patches |= {part: mock.Mock() for part in ("write_model", "write_card", "draw_training", "draw_features")}
     AcceleratorState._reset_state(reset_partial_state=True)
     with contextlib.ExitStack() as stack:
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)

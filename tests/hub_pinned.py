@@ -35,7 +35,7 @@ def pinned_life(hub, folder: Path) -> dict:
     from mscl_hf.export import export
     from mscl_hf.models.backbones import load_timm_weights
     from mscl_hf.models.loading import open_model, pinned
-    from mscl_hf.sharing.model_folder import publish
+    from mscl_hf.sharing.model_folder import write_model
     from mscl_hf.sharing.provenance import PROVENANCE, pin_revisions
 
     facts: dict = {}
@@ -44,7 +44,7 @@ def pinned_life(hub, folder: Path) -> dict:
     def save_new(seed: int) -> dict[str, bytes]:
         torch.manual_seed(seed)
         (folder / f"made{seed}").mkdir()
-        publish(MsclForPreTraining(harness.config()), folder / f"made{seed}")
+        write_model(MsclForPreTraining(harness.config()), folder / f"made{seed}")
         return read(folder / f"made{seed}")
 
     # Two commits of a model, one of data; a run by the bare name, and one by NAME@COMMIT

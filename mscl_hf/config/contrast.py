@@ -71,6 +71,10 @@ class ContrastConfig(Section):
         for name in ("global_weight", "local_weight"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, 0.1 if "pixel" in terms else 1.0)
+        if (self.pixel_denominator, self.pixel_reduction) == ("neg", "in"):
+            raise ValueError("--pixel-reduction is in; expected out with --pixel-denominator neg. Leave one of them out.")
+        if self.pixel_sample == "all" and self.pixel_count != type(self).pixel_count:
+            raise ValueError(f"--pixel-count is {self.pixel_count}; expected --pixel-sample random or class with it. Give one.")
         if self.queue_size and "global" not in terms:
             raise ValueError(f"--queue-size is {self.queue_size}, and --losses {self.losses} has no global loss. Leave one of them out.")
         if (self.negatives, self.denominator) == ("ntxent", "literal"):

@@ -21,8 +21,8 @@ class ScaledSection(Section):
 
 @dataclass(frozen=True)
 class ViewConfig(ScaledSection):
-    """Geometry and color of the views. By the column views of --list-methods: methods with two_crop, single, copy_paste or slices read
-    --preset and --min-area, methods with pair the others."""
+    """Geometry and color of the views. By the column "views" of --list-methods, a method with pair reads all but --preset and --min-area,
+    and any other method reads only these two."""
 
     geometry: Literal["shared", "crops", "none"] | None = option(
         None, "crops = a random scale, crop and flip for each view, with overlap; shared = one crop for both; none = the central crop "

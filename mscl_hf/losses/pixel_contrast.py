@@ -48,21 +48,27 @@ def pixel_contrast(
     symmetric: bool = False,
     partner: Tensor | None = None,
 ) -> PixelLossValue:
-    """L_p = mean over images of mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ],  s = <z_p, z_k>/t.
+    """L_p = mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ] of each set of keys,  s = <z_p, z_k>/t.
+
+    With scope "within" and "cross" an image is a set, and the loss is the mean over images; with "batch" all keys are one set, and all
+    anchors weigh the same.
 
     anchors (B, N, E): unit vectors of the images; keys (B, M, E): of the enhanced images; labels (B, N), key_labels (B, M; default:
     labels) with 255 = ignored: such pixels are not anchors, not positives and not part of the denominator.
     scope: keys "within" the own enhanced image, as printed; "cross" adds the same-class pixels of another enhanced image (partner (B,),
-    a permutation; default: the next one); "batch" has those of all enhanced images of the batch, over all processes.
+    a permutation; default: the previous one); "batch" has those of all enhanced images of the batch, over all processes.
     denominator: "all" keys as printed, or "neg": each positive against the keys of other classes (as Zhao et al. released).
     reduction: "out" averages the log over positives, "in" takes the log of their sum (SupCon's two forms).
     anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
     exclude_classes: class ids that are not anchors. symmetric: average over both directions.
+    Raises ValueError for unknown choices, and for denominator "neg" with reduction "in", which the release does not define.
     """
     check_choice("--pixel-scope", scope, SCOPES)
     check_choice("--pixel-denominator", denominator, DENOMINATORS)
     check_choice("--pixel-reduction", reduction, REDUCTIONS)
     check_choice("--anchor-weight", anchor_weight, ANCHOR_WEIGHTS)
+    if (denominator, reduction) == ("neg", "in"):
+        raise ValueError("--pixel-reduction is in; expected out with --pixel-denominator neg. Leave one of them out.")
     labels = labels.long()
     key_labels = labels if key_labels is None else key_labels.long()
     options = {"scope": scope, "temperature": temperature, "denominator": denominator, "reduction": reduction, "partner": partner}

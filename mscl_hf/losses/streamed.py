@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 # The score of a masked key. Finite, so that an anchor without any key has a finite value; its gradient must then be zero.
 MASKED_SCORE = -1e30
-# Bytes of similarities in a block: a CPU's caches are small, a GPU is faster with long kernels. With so many keys that a block would have
-# less than FEW_ROWS it has MANY_ROWS, since the gradient of the keys is read and written once per block.
+# Bytes of similarities in a block: a CPU's caches are small, a GPU is faster with long kernels. A block of fewer than FEW_ROWS within this
+# budget gets MANY_ROWS instead, over the budget: the gradient of the keys is read and written once per block, which then dominates.
 BYTES_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 29}
 FEW_ROWS, MANY_ROWS = 256, 512
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -124,11 +124,11 @@ class _StreamedSum(torch.autograd.Function):
         anchors_grad = torch.empty_like(anchors, dtype=accumulate) if for_anchors or for_temperature else None
         columns_grad = torch.zeros_like(columns, dtype=accumulate) if for_keys else None
         row_bytes = len(keys) * keys.shape[1] * keys.element_size()
-        step = BYTES_AT_ONCE.get(keys.device.type, 1 << 26) // max(1, row_bytes)
-        step = step if step >= FEW_ROWS else MANY_ROWS
+        block_rows = BYTES_AT_ONCE.get(keys.device.type, 1 << 26) // max(1, row_bytes)
+        block_rows = block_rows if block_rows >= FEW_ROWS else MANY_ROWS
         scores = block_grad = None  # memory of the previous block, to write into
-        for start in range(0, anchors.shape[1], step):
-            rows = slice(start, start + step)
+        for start in range(0, anchors.shape[1], block_rows):
+            rows = slice(start, start + block_rows)
             scores = _product(anchors[:, rows], columns, scale, bias, out=scores)
             result = term(Block(scores, rows, weights[:, rows], differentiate))
             total += (result.values * weights[:, rows]).sum()

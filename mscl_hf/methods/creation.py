@@ -43,7 +43,7 @@ def create_method(
     if issubclass(method_cls, MSCL):
         if loss.queue_size:
             check_queue(loss.queue_size, run_size, log)
-        method = method_cls(network, loss, **options)
+        method = method_cls(network, method_cls.loss_of(loss), **options)
         options = asdict(method.loss) | options
     else:
         options = scaled_options(name, method_cls, options, run_size, log)

@@ -41,8 +41,8 @@ class MSCL(Method):
 
     @classmethod
     def loss_of(cls, contrast: ContrastConfig) -> MultiScaleLoss:
-        """Return the loss with these options and those that the method fixes. Raises ValueError where they differ."""
-        return MultiScaleLoss(**asdict(contrast))
+        """Return the loss with these options and those that the method fixes. Raises ValueError where they differ (zhao)."""
+        return MultiScaleLoss(**asdict(contrast) | {"pixel_scope": contrast.pixel_scope or "batch"})
 
     def __init__(self, network: MsclForPreTraining, loss: MultiScaleLoss | None = None):
         super().__init__(network)

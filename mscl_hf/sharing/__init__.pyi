@@ -2,8 +2,8 @@ from .model_card import copy_pictures_and_processor as copy_pictures_and_process
 from .model_card import describe_options as describe_options
 from .model_card import method_facts as method_facts
 from .model_card import write_card as write_card
-from .model_folder import publish as publish
 from .model_folder import typical_size as typical_size
+from .model_folder import write_model as write_model
 from .provenance import data_name as data_name
 from .provenance import fewer_masks as fewer_masks
 from .provenance import next_command as next_command

@@ -10,7 +10,7 @@ from ..data.dataset import SegmentationData
 from ..records.files import UNFINISHED
 
 
-def publish(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:
+def write_model(network: PreTrainedModel, out: Path, size: tuple[int, int] | None = None) -> None:
     """Write config.json, model.safetensors (float32), preprocessor_config.json and the code of the model into `out`.
 
     size: of the image processor, see `typical_size`. Each file is renamed into place when it is complete, config.json last.

@@ -23,7 +23,7 @@ from transformers import pipeline
 from mscl_hf import MsclForSemanticSegmentation
 from mscl_hf.data import BadSample, check_data, load_data
 from mscl_hf.demo.similarity import read_image
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 
 FOLDERS = ("folder", "camvid", "voc2012", "cityscapes", "ade20k", "hf")
 
@@ -208,7 +208,7 @@ def test_a_bomb_given_to_a_page_or_a_pipeline(tmp_path):
     (tmp_path / "bomb.png").write_bytes(bomb())
     with pytest.raises(ValueError, match="bomb.png cannot be read .*decompression bomb"):
         read_image(str(tmp_path / "bomb.png"), 1280)
-    publish(MsclForSemanticSegmentation(harness.config(num_labels=3)), tmp_path, size=(32, 32))
+    write_model(MsclForSemanticSegmentation(harness.config(num_labels=3)), tmp_path, size=(32, 32))
     with pytest.raises(Image.DecompressionBombError):
         pipeline("image-segmentation", model=str(tmp_path))(str(tmp_path / "bomb.png"))
 

@@ -136,7 +136,8 @@ def test_the_queue_adds_negatives_and_stands_alone():
     found = MultiScaleLoss("g", queue_size=9)(image, enhanced, None, past=past)["loss"]
     logits = image["global"] @ torch.cat([enhanced["global"], past]).T / 0.1
     assert found.item() == pytest.approx((logits.logsumexp(1) - logits.diagonal()).mean().item(), rel=1e-12)
-    for options in ({"queue_size": -1}, {"queue_size": 8, "symmetric": True}, {"queue_size": 8, "negatives": "ntxent"}, {"pixel_count": 0}):
+    for options in ({"queue_size": -1}, {"queue_size": 8, "symmetric": True}, {"queue_size": 8, "negatives": "ntxent"}, {"pixel_count": 0},
+                    {"pixel_count": 8}, {"pixel_denominator": "neg", "pixel_reduction": "in"}):
         with pytest.raises(ValueError):
             MultiScaleLoss("g", **options)
 

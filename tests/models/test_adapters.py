@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.sharing.model_folder import image_processor, publish
+from mscl_hf.sharing.model_folder import image_processor, write_model
 
 peft = pytest.importorskip("peft")
 LAYERS = {"test_vit": ["qkv", "fc1"], "test_resnet": r".*(downsample\.1|fuse\.0)"}  # tokens by linear layers, maps by convolutions
@@ -44,7 +44,7 @@ def folders(request, tmp_path_factory):
     torch.manual_seed(0)
     network = MsclForSemanticSegmentation(harness.config(request.param, **NAMES))
     (root / "model").mkdir()
-    publish(network, root / "model")
+    write_model(network, root / "model")
     expected = adapted(root / "model", root / "adapter", LAYERS[request.param])
     assert not torch.allclose(expected, logits(network), atol=0.1)
     return root / "model", root / "adapter", expected

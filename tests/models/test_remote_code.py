@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.configuration_mscl import AUTO_MAP
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 
 torch.set_num_threads(1)
 CODE = {
@@ -130,7 +130,7 @@ def root(tmp_path_factory):
         if name != "towers":
             torch.nn.init.normal_(network.classifier.weight)  # more than one class appears
         (root / name).mkdir()
-        publish(network, root / name)
+        write_model(network, root / name)
     save_file({"image": torch.rand(1, 3, 90, 123)}, root / "image.safetensors")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)).save(root / "picture.png")
     return root

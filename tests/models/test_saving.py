@@ -15,7 +15,7 @@ from transformers.quantizers import base as quantizers
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.models.checks_mscl import OF_TRANSFORMERS
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 
 PIPELINE = {"my-task": {"impl": "my_pipeline.MyPipeline", "pt": ["AutoModelForSemanticSegmentation"], "type": "image"}}
 # Every field of transformers that a model may have, with a value that is not the default.
@@ -115,7 +115,7 @@ def test_a_pipeline_opens_a_folder_that_names_another_pipeline(tmp_path):
     """`custom_pipelines` is kept, and the code that it names is not run."""
     network = model()
     network.config.custom_pipelines = PIPELINE
-    publish(network, tmp_path)
+    write_model(network, tmp_path)
     segment = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
     segment.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"] == PIPELINE

@@ -11,7 +11,7 @@ from mscl_hf.config import NetworkConfig
 from mscl_hf.models.backbones import build_config, load_timm_weights
 from mscl_hf.models.backbones import config_of as config_from
 from mscl_hf.models.towers_mscl import TwoTowers, lab_views, rgb_to_lab
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 
 torch.set_num_threads(1)
 SMALLER = {
@@ -201,7 +201,7 @@ def test_bfloat16(name, tmp_path):
 
 def test_the_saved_processor_returns_plain_rgb(tmp_path):
     """Images come as RGB in 0..1, so the processor that is saved beside the model subtracts and divides nothing."""
-    publish(MsclForSemanticSegmentation(config_of()), tmp_path)
+    write_model(MsclForSemanticSegmentation(config_of()), tmp_path)
     image = Image.effect_noise((64, 64), 80).convert("RGB")
     found = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt").pixel_values[0]
     wanted = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1) / 255

@@ -37,7 +37,7 @@ from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanti
 from mscl_hf.data.pixels import rgb_array
 from mscl_hf.models.backbones import build_config
 from mscl_hf.records.files import hub_folder
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 
 torch.set_num_threads(1)
 SWIN, DINOV3 = "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"  # a rule of sizes; buffers outside the checkpoint in both
@@ -733,7 +733,7 @@ def published(tmp_path_factory):
         network = MsclForSemanticSegmentation(config_of(id2label=names, base_size=base_size, image_mean=[0.4] * 3))
         torch.nn.init.normal_(network.classifier.weight)  # more than one class appears
         (root / folder).mkdir()
-        publish(network, root / folder)
+        write_model(network, root / folder)
     return root
 
 
@@ -767,7 +767,7 @@ def test_complaints_would_be_heard(tmp_path):
 
 
 def publish_processor(folder):
-    publish(MsclForSemanticSegmentation(config_of()), folder)
+    write_model(MsclForSemanticSegmentation(config_of()), folder)
     return folder
 
 

@@ -26,7 +26,7 @@ from mscl_hf.export import open_network
 from mscl_hf.models import checks_mscl
 from mscl_hf.models.backbones import load_timm_weights
 from mscl_hf.models.loading import open_model
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 from mscl_hf.sharing.provenance import read_provenance
 
 CLASSES = {0: "sky", 1: "road"}
@@ -52,7 +52,7 @@ def models(tmp_path_factory) -> Path:
         "pretrained": MsclForPreTraining(harness.config()),
     }.items():
         (root / name).mkdir()
-        publish(network, root / name)
+        write_model(network, root / name)
     return root
 
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.data import load_data
 from mscl_hf.models.backbones import build_config
-from mscl_hf.sharing.model_folder import publish
+from mscl_hf.sharing.model_folder import write_model
 
 torch.set_num_threads(1)
 FLAGS = ("--max-steps", 4, "--per-device-train-batch-size", 4, "--save-steps", 2, "--logging-steps", 1, "--train-count", 6)
@@ -25,7 +25,7 @@ MEASURED = ("--eval-strategy", "steps", "--eval-steps", 2)  # which draws random
 def start(tmp_path):
     """A pre-trained folder."""
     torch.manual_seed(0)
-    publish(MsclForPreTraining(build_config("test_resnet", image_size=64, decoder_channels=16)), tmp_path / "pretrained")
+    write_model(MsclForPreTraining(build_config("test_resnet", image_size=64, decoder_channels=16)), tmp_path / "pretrained")
     return tmp_path / "pretrained"
 
 
