@@ -82,10 +82,10 @@ def pinned_life(hub, folder: Path) -> dict:
     Image.new("RGB", (64, 48), "red").save(folder / "red.png")
     loose = commit(hub, "org/loose", {f"train/{number}.png": (folder / "red.png").read_bytes() for number in range(4)}, "dataset")
     start = len(hub.log)
-    data = load_data("hf", "train", "org/loose", unlabelled=True, streaming=True, revision=loose)
+    data = load_data("hf", "train", "org/loose", unlabelled=True, streaming=True, data_revision=loose)
     facts["loose"] = [sample.image.shape for sample, _ in next(data.batches(0, 4, range(4)))]
     facts["loose requests"] = [path for _, path, _ in hub.log[start:] if "/resolve/" in path]
-    whole = load_data("hf", "train", "org/loose", unlabelled=True, revision=loose)
+    whole = load_data("hf", "train", "org/loose", unlabelled=True, data_revision=loose)
     facts["loose whole"] = [whole.read(number).image.shape for number in range(4)]
     facts["loose stored"] = [len(row["image"]["bytes"]) > 0 for row in data.rows()]
     start = len(hub.log)

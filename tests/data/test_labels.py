@@ -358,7 +358,7 @@ def test_other_classes_of_the_same_number_get_a_new_classifier(tmp_path, start, 
         harness.run("finetune", "--model", tuned, *flags, "--classes", *names, "--output-dir", tmp_path / "_".join(names), pictures=False)
         shown, is_new = capsys.readouterr().out, names != ("background", "car")
         assert (f"was trained on the classes background, car; the data has {', '.join(names)}" in shown) == is_new
-        assert ("classifier fitted" in shown) == is_new
+        assert ("new classifier, fitted alone" in shown) == is_new
         network, new = open_segmenter(str(tuned), names)
         trained = open_segmenter(str(tuned), ("background", "car"))[0]
         for layer, before in ((network.classifier, trained.classifier), (network.auxiliary_head[-1], trained.auxiliary_head[-1])):

@@ -332,7 +332,7 @@ def test_an_error_in_a_picture_keeps_the_scores(accelerator, tmp_path, monkeypat
     def fails(*_):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr("mscl_hf.visual.figures.prediction_sheet", fails)
+    monkeypatch.setattr("mscl_hf.evaluation.evaluate.prediction_sheet", fails)
     results = evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator, pictures_dir=tmp_path)
     assert results["mean_iou"] == evaluate_model(worker.TinyModel(), worker.TinyData(5), accelerator)["mean_iou"]
     assert "predictions.png could not be drawn" in caplog.text and "no font" in caplog.text

@@ -105,5 +105,5 @@ def test_only_a_new_classifier_is_fitted(tmp_path, capsys):
     for source, target, more in (("none", "b", ()), ("b", "c", ()), ("none", "d", ("--probe-batches", 0))):
         capsys.readouterr()
         harness.run("finetune", "--model", tmp_path / source, *short, *more, "--output-dir", tmp_path / target)
-        fitted.append("classifier fitted" in capsys.readouterr().out)
+        fitted.append("new classifier, fitted alone" in capsys.readouterr().out)
     assert fitted == [True, False, False]
