@@ -1,8 +1,8 @@
 """Synthetic scenes with exact masks: a data set without files.
 
-Each scene has its own four paints, light, shadows, haze and noise, and all classes are painted with the same paints. Color therefore does
-not separate the classes; texture (clouds, grains, bricks, leaves) does, and outline (box, ball, tent, post) among the objects, which
-sometimes have each other's patterns.
+A landscape of sky, water and grass, with rocks, houses, trees, balloons and cows. Each class has its own texture and outline, and its own
+range of hues; but each scene has a light of its own, which turns all hues, and dims, tints and shades the picture. A few masks show
+a few lights only; a network learns from many images what stays the same in all of them.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASSES = ("sky", "ground", "wall", "tree", "box", "ball", "tent", "post")
-SKY, GROUND, WALL, TREE, BOX, BALL, TENT, POST = range(len(CLASSES))
+CLASSES = ("sky", "water", "grass", "rock", "house", "tree", "balloon", "cow")
+SKY, WATER, GRASS, ROCK, HOUSE, TREE, BALLOON, COW = range(len(CLASSES))
+HUES = (0.58, 0.5, 0.3, 0.75, 0.03, 0.38, 0.88, 0.12)  # of each class before the light of the scene, in turns of the color circle
 SPLIT_SIZES = {"train": 512, "val": 64, "test": 128}
 
 
@@ -64,14 +65,10 @@ def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tu
     rng = np.random.default_rng([seed, list(SPLIT_SIZES).index(split), index])
     canvas = Canvas(rng, height, width)
     horizon = draw_background(canvas)
-    for _ in range(rng.integers(1, 4)):
-        draw_wall(canvas, horizon)
-    for _ in range(rng.integers(1, 4)):
-        draw_tree(canvas, horizon)
-    for _ in range(rng.integers(0, 3)):
-        draw_post(canvas, horizon)
-    for draw in rng.permutation(np.repeat([draw_box, draw_ball, draw_tent], 2))[: rng.integers(3, 7)]:
-        draw(canvas, horizon)
+    things = rng.permutation(np.repeat([draw_rock, draw_house, draw_tree, draw_balloon, draw_cow], 2))[: rng.integers(4, 7)]
+    for nearness, draw in zip(np.sort(rng.random(len(things))), things):  # from back to front
+        x = rng.uniform(0.05, 0.95) * width
+        draw(canvas, x, horizon + nearness * (0.95 * height - horizon), (12 + 9 * nearness) * rng.uniform(0.9, 1.3) * canvas.unit)
     image = finish(canvas)
     image.flags.writeable = canvas.mask.flags.writeable = False
     return image, canvas.mask
@@ -86,153 +83,152 @@ class Canvas:
         self.mask = np.zeros((height, width), np.uint8)
         self.y, self.x = np.mgrid[0:height, 0:width].astype(np.float32)
         self.unit = height / 96  # lengths below are in pixels of the default height
-        self.paints = rng.uniform(0.12, 0.88, (4, 3)).astype(np.float32)  # shared by all classes of the scene
 
-    def paint(self, region: np.ndarray, train_id: int, texture: np.ndarray, shade: np.ndarray | float = 1.0) -> None:
-        """Fill region (H, W) bool with two paints mixed by texture (H, W) in [0, 1], times the shade."""
-        first, second = self.rng.choice(4, 2, replace=False)
-        dark, light = self.paints[first], self.paints[second]
-        gap = np.abs(light - dark).max()
-        if gap < 0.3:  # too similar to show the texture, by which the class is recognized
-            light = np.where(dark.mean() > 0.5, dark - 0.3, dark + 0.3)
+    def paint(self, region: np.ndarray, train_id: int, texture: np.ndarray) -> None:
+        """Fill region (H, W) bool with a dark and a light color of the class, mixed by texture (H, W) in [0, 1]."""
+        rng = self.rng
+        hue = HUES[train_id] + rng.uniform(-0.06, 0.06)
+        dark_value, gap = rng.uniform(0.15, 0.5), rng.uniform(0.3, 0.45)
+        dark, light = color(hue, rng.uniform(0.3, 0.8), dark_value), color(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.6), dark_value + gap)
+        if rng.random() < 0.5:
+            texture = 1 - texture
         mixed = dark + texture[..., None] * (light - dark)
-        shaded = mixed * (shade[..., None] if isinstance(shade, np.ndarray) else shade)
-        self.pixels[region] = shaded[region]
+        self.pixels[region] = mixed[region]
         self.mask[region] = train_id
 
-    def noise(self, width: float) -> np.ndarray:
-        """Return smooth noise (H, W) in [0, 1] with bumps of about `width` px."""
-        rows, columns = (max(2, round(side / (width * self.unit)) + 1) for side in (self.height, self.width))
+    def noise(self, width: float, height: float | None = None) -> np.ndarray:
+        """Return smooth noise (H, W) in [0, 1] with bumps of about width x height px."""
+        sides = ((self.height, height or width), (self.width, width))
+        rows, columns = (max(2, round(side / (bump * self.unit)) + 1) for side, bump in sides)
         grid = self.rng.random((rows, columns), dtype=np.float32)
         return np.clip(np.asarray(Image.fromarray(grid).resize((self.width, self.height), Image.Resampling.BICUBIC)), 0, 1)
 
-    def polygon(self, points: np.ndarray) -> np.ndarray:
+    def polygon(self, points: Sequence) -> np.ndarray:
         """Return (H, W) bool, the inside of a polygon of (x, y) points."""
         drawing = Image.new("1", (self.width, self.height))
         ImageDraw.Draw(drawing).polygon([tuple(p) for p in np.asarray(points, float).tolist()], fill=1)
         return np.asarray(drawing)
 
+    def ellipse(self, x: float, y: float, across: float, high: float) -> np.ndarray:
+        """Return (H, W) bool, the inside of an ellipse with these half axes."""
+        return np.hypot((self.x - x) / across, (self.y - y) / high) < 1
 
-def draw_background(canvas: Canvas) -> np.ndarray:
-    """Draw sky above and ground below a slanted, wavy horizon. Returns the row of the horizon in each column, (W,)."""
-    rng = canvas.rng
-    slope, wave = rng.uniform(-0.12, 0.12), rng.uniform(0, 4) * canvas.unit
-    horizon = canvas.height * rng.uniform(0.3, 0.6) + slope * (canvas.x[0] - canvas.width / 2)
-    horizon = horizon + wave * np.sin(canvas.x[0] * rng.uniform(0.03, 0.12) / canvas.unit + rng.uniform(0, 6.3))
-    clouds = 0.6 * canvas.noise(40) + 0.4 * canvas.noise(16)
-    canvas.paint(np.ones_like(canvas.mask, bool), SKY, clouds)
-    grains = 0.35 * canvas.noise(30) + 0.65 * rng.random(canvas.mask.shape, dtype=np.float32)
-    canvas.paint(canvas.y > horizon, GROUND, grains)
+    def box(self, left: float, top: float, right: float, bottom: float) -> np.ndarray:
+        """Return (H, W) bool, the inside of a rectangle."""
+        return (self.x >= left) & (self.x < right) & (self.y >= top) & (self.y < bottom)
+
+
+def color(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Return RGB (3,) in [0, 1] of a hue in turns."""
+    ramps = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
+    return (value * (1 - saturation + saturation * ramps)).astype(np.float32)
+
+
+def sharp(values: np.ndarray, slope: float = 4) -> np.ndarray:
+    """Return values around 0.5 with more contrast, in [0, 1]."""
+    return np.clip(slope * (values - 0.5) + 0.5, 0, 1)
+
+
+def draw_background(canvas: Canvas) -> float:
+    """Draw sky with clouds, then water with waves and grass with blades, one or both. Returns the row of the horizon."""
+    rng, unit = canvas.rng, canvas.unit
+    horizon = canvas.height * rng.uniform(0.3, 0.5)
+    canvas.paint(np.ones_like(canvas.mask, bool), SKY, 0.6 * canvas.noise(40, 25) + 0.4 * canvas.noise(20, 10))
+    far, near = rng.permutation([WATER, GRASS])
+    hills = horizon + rng.uniform(0, 4) * unit * np.sin(canvas.x / (rng.uniform(8, 20) * unit) + rng.uniform(0, 6.3)) * (far == GRASS)
+    shore = canvas.height * rng.uniform(0.55, 1.0) + rng.uniform(-0.3, 0.3) * (canvas.x - canvas.width / 2) + 8 * unit * (canvas.noise(30) - 0.5)
+    for train_id, top in ((far, hills), (near, np.maximum(shore, hills))):
+        canvas.paint(canvas.y > top, train_id, waves(canvas) if train_id == WATER else blades(canvas))
     return horizon
 
 
-def draw_wall(canvas: Canvas, horizon: np.ndarray) -> None:
-    """Draw a building: a quadrangle of bricks or windows that stands on the ground."""
-    rng, unit = canvas.rng, canvas.unit
-    left, span = rng.uniform(-0.1, 0.9) * canvas.width, rng.uniform(18, 55) * unit
-    ground = horizon[int(np.clip(left, 0, canvas.width - 1))] + rng.uniform(2, 14) * unit
-    tops = ground - rng.uniform(18, 50, 2) * unit
-    region = canvas.polygon([(left, ground), (left, tops[0]), (left + span, tops[1]), (left + span, ground)])
-    period = rng.uniform(5, 10) * unit
-    row = np.floor((canvas.y + rng.uniform(-0.25, 0.25) * canvas.x) / (0.6 * period))
-    shift = 0.5 * (row % 2) if rng.random() < 0.5 else 0.0
-    across = (canvas.x / period + shift) % 1
-    along = ((canvas.y + 0.0 * canvas.x) / (0.6 * period)) % 1
-    joints = ((across < 0.22) | (along < 0.3)).astype(np.float32)
-    canvas.paint(region, WALL, 0.85 * joints + 0.15 * canvas.noise(10))
+def waves(canvas: Canvas) -> np.ndarray:
+    """Return long horizontal waves (H, W)."""
+    bend = canvas.rng.uniform(2, 5) * canvas.noise(20, 40)
+    crests = np.sin((canvas.y / canvas.unit + bend) * 2 * np.pi / canvas.rng.uniform(4, 7))
+    return np.clip(0.5 + 0.5 * crests * (0.4 + 0.8 * canvas.noise(25, 8)), 0, 1)
 
 
-def draw_tree(canvas: Canvas, horizon: np.ndarray) -> None:
-    """Draw a crown with a ragged outline and leaves a few pixels wide."""
-    rng, unit = canvas.rng, canvas.unit
-    x = rng.uniform(0, canvas.width)
-    radius = rng.uniform(7, 20) * unit
-    y = horizon[int(np.clip(x, 0, canvas.width - 1))] + rng.uniform(-14, 10) * unit
-    angle = np.arctan2(canvas.y - y, canvas.x - x)
-    outline = 1 + sum(rng.uniform(0.03, 0.16) * np.sin(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5, 8))
-    distance = np.hypot(canvas.x - x, (canvas.y - y) * rng.uniform(0.7, 1.2))
-    leaves = np.clip(2.5 * (canvas.noise(rng.uniform(2.5, 4)) - 0.5) + 0.5, 0, 1)
-    canvas.paint(distance < radius * outline, TREE, leaves)
+def blades(canvas: Canvas) -> np.ndarray:
+    """Return short upright strokes (H, W)."""
+    return sharp(0.8 * canvas.noise(1.6, canvas.rng.uniform(5, 9)) + 0.2 * canvas.noise(30), 2)
 
 
-PLAIN, STRIPES, CHECKS, DOTS = range(4)
-
-
-def object_texture(canvas: Canvas, usual: int) -> np.ndarray:
-    """Return the pattern (H, W) in [0, 1] of a box, ball, tent or post: mostly the usual one, sometimes another."""
+def draw_rock(canvas: Canvas, x: float, y: float, size: float) -> None:
+    """Draw an angular stone of flat facets."""
     rng = canvas.rng
-    pattern = usual if rng.random() < 0.7 else rng.integers(4)
-    period, turn = rng.uniform(4, 9) * canvas.unit, rng.uniform(0, np.pi)
-    u = (canvas.x * np.cos(turn) + canvas.y * np.sin(turn)) * 2 * np.pi / period
-    v = (canvas.y * np.cos(turn) - canvas.x * np.sin(turn)) * 2 * np.pi / period
-    patterns = (lambda: 0 * u, lambda: np.sin(u), lambda: np.sin(u) * np.sin(v), lambda: np.sin(u) + np.sin(v) - 1)
-    sharp = np.clip(0.5 + 2 * patterns[pattern](), 0, 1)
-    return 0.8 * sharp + 0.2 * canvas.noise(12)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+    reach = size * rng.uniform(0.8, 1.3, 9)
+    outline = np.stack([x + 1.3 * reach * np.cos(angles), y - 0.7 * size + 0.8 * reach * np.sin(angles)], 1)
+    centers = np.stack([x + 1.4 * size * rng.uniform(-1, 1, 12), y - 0.7 * size + size * rng.uniform(-1, 1, 12)], 1)
+    nearest = np.argmin([np.hypot(canvas.x - cx, canvas.y - cy) for cx, cy in centers], 0)
+    facets = rng.permutation(np.linspace(0, 1, 12))[nearest]
+    canvas.paint(canvas.polygon(outline), ROCK, 0.85 * facets + 0.15 * rng.random(facets.shape))
 
 
-def place_object(canvas: Canvas, horizon: np.ndarray) -> tuple[float, float, float]:
-    """Draw a point on the ground and a size that grows towards the viewer: (x, y, size) in px."""
+def draw_house(canvas: Canvas, x: float, y: float, size: float) -> None:
+    """Draw a wall of bricks under a gable."""
     rng = canvas.rng
-    x = rng.uniform(0.03, 0.97) * canvas.width
-    near = rng.uniform(0, 1)
-    start = horizon[int(x)]
-    return x, start + near * (canvas.height - start), rng.uniform(0.7, 1.4) * (8 + 10 * near) * canvas.unit
+    half, wall, roof = size * rng.uniform(0.8, 1.3), size * rng.uniform(1.0, 1.6), size * rng.uniform(0.4, 1.0)
+    outline = [(x - half, y), (x - half, y - wall), (x, y - wall - roof), (x + half, y - wall), (x + half, y)]
+    brick = rng.uniform(6, 10) * canvas.unit
+    row = np.floor((canvas.y - y) / (0.5 * brick))
+    across, along = ((canvas.x - x) / brick + 0.5 * (row % 2)) % 1, ((canvas.y - y) / (0.5 * brick)) % 1
+    joints = ((across < 0.18) | (along < 0.32)).astype(np.float32)
+    canvas.paint(canvas.polygon(outline), HOUSE, 0.85 * joints + 0.15 * canvas.noise(8))
 
 
-def draw_box(canvas: Canvas, horizon: np.ndarray) -> None:
-    """Draw a rotated rectangle, lit from one side."""
-    x, y, size = place_object(canvas, horizon)
-    turn, wide, high = canvas.rng.uniform(-0.5, 0.5), size * canvas.rng.uniform(0.8, 1.4), size
-    corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]]) * 0.85
-    turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + (x, y - size)
-    canvas.paint(canvas.polygon(turned), BOX, object_texture(canvas, CHECKS), light(canvas, x, y - size, size))
+def draw_tree(canvas: Canvas, x: float, y: float, size: float) -> None:
+    """Draw a ragged crown of leaves on a trunk."""
+    rng = canvas.rng
+    top, narrow = y - 1.7 * size, rng.uniform(0.8, 1.1)
+    angle = np.arctan2(canvas.y - top, canvas.x - x)
+    ragged = 1 + sum(rng.uniform(0.04, 0.14) * np.sin(k * angle + rng.uniform(0, 6.3)) for k in (3, 5, 8))
+    crown = np.hypot((canvas.x - x) / narrow, (canvas.y - top) * narrow) < size * ragged
+    trunk = canvas.box(x - 0.15 * size, top, x + 0.15 * size, y)
+    canvas.paint(crown | trunk, TREE, sharp(canvas.noise(rng.uniform(3, 4.5)), 3))
 
 
-def draw_ball(canvas: Canvas, horizon: np.ndarray) -> None:
-    """Draw an ellipse, lit from one side."""
-    x, y, size = place_object(canvas, horizon)
-    squeeze = canvas.rng.uniform(0.8, 1.25)
-    inside = np.hypot((canvas.x - x) / squeeze, (canvas.y - y + size) * squeeze) < size
-    canvas.paint(inside, BALL, object_texture(canvas, DOTS), light(canvas, x, y - size, size))
+def draw_balloon(canvas: Canvas, x: float, y: float, size: float) -> None:
+    """Draw a striped balloon in the air, with a basket."""
+    rng = canvas.rng
+    y = rng.uniform(0.15, 0.55) * canvas.height
+    inside = canvas.ellipse(x, y, size, 1.15 * size)
+    bulge = np.sqrt(np.clip(1.2 - ((canvas.y - y) / (1.15 * size)) ** 2, 0.05, None))
+    stripes = np.sin((canvas.x - x) / (size * bulge) * rng.uniform(5, 8) + rng.uniform(0, 6.3))
+    basket = canvas.box(x - 0.25 * size, y + 1.3 * size, x + 0.25 * size, y + 1.7 * size)
+    canvas.paint(inside | basket, BALLOON, sharp(0.5 + 0.5 * stripes))
 
 
-def draw_tent(canvas: Canvas, horizon: np.ndarray) -> None:
-    """Draw a triangle that stands on its base, lit from one side."""
-    x, y, size = place_object(canvas, horizon)
-    half, tip = size * canvas.rng.uniform(0.9, 1.4), size * canvas.rng.uniform(-0.5, 0.5)
-    region = canvas.polygon([(x - half, y), (x + half, y + canvas.rng.uniform(-2, 2)), (x + tip, y - 2 * size)])
-    canvas.paint(region, TENT, object_texture(canvas, STRIPES), light(canvas, x, y - size, size))
-
-
-def draw_post(canvas: Canvas, horizon: np.ndarray) -> None:
-    """Draw a thin upright bar over the scene."""
-    rng, unit = canvas.rng, canvas.unit
-    x, y, _ = place_object(canvas, horizon)
-    width, height, lean = rng.uniform(1.2, 3) * unit, rng.uniform(25, 60) * unit, rng.uniform(-3, 3) * unit
-    region = canvas.polygon([(x - width, y), (x + width, y), (x + width + lean, y - height), (x - width + lean, y - height)])
-    canvas.paint(region, POST, object_texture(canvas, PLAIN))
-
-
-def light(canvas: Canvas, x: float, y: float, size: float) -> np.ndarray:
-    """Return brightness (H, W) that falls across an object in a random direction."""
-    turn = canvas.rng.uniform(0, 2 * np.pi)
-    across = ((canvas.x - x) * np.cos(turn) + (canvas.y - y) * np.sin(turn)) / size
-    return np.clip(1 + canvas.rng.uniform(0, 0.35) * across, 0.5, 1.5)
+def draw_cow(canvas: Canvas, x: float, y: float, size: float) -> None:
+    """Draw a body with patches, a head and legs."""
+    rng = canvas.rng
+    side = rng.choice([-1, 1])
+    region = canvas.ellipse(x, y - 1.1 * size, 1.3 * size, 0.65 * size)
+    region |= canvas.ellipse(x + side * 1.4 * size, y - 1.5 * size, 0.45 * size, 0.38 * size)
+    for leg in (-0.95, -0.5, 0.4, 0.85):
+        region |= canvas.box(x + (leg - 0.12) * size, y - size, x + (leg + 0.12) * size, y)
+    canvas.paint(region, COW, sharp(canvas.noise(rng.uniform(9, 13)), 12))
 
 
 def finish(canvas: Canvas) -> np.ndarray:
-    """Add shadows, tinted light, haze, blur and noise; return (H, W, 3) uint8."""
-    rng = canvas.rng
-    pixels = canvas.pixels
-    shadow = np.clip(6 * (canvas.noise(rng.uniform(25, 60)) - rng.uniform(0.45, 0.7)), 0, 1)
-    pixels = pixels * (1 - rng.uniform(0.15, 0.5) * shadow)[..., None]
-    ramp = (canvas.x / canvas.width - 0.5) * rng.uniform(-0.4, 0.4) + (canvas.y / canvas.height - 0.5) * rng.uniform(-0.4, 0.4)
-    pixels = pixels * (1 + ramp)[..., None] * rng.uniform(0.8, 1.2, 3).astype(np.float32)
+    """Add the light of the scene, shadows, haze, blur and noise; return (H, W, 3) uint8."""
+    rng, pixels = canvas.rng, canvas.pixels
+    pixels = turn_hue(pixels, rng.uniform(0, 1), rng.uniform(0.3, 1.4))
+    shadow = np.clip(5 * (canvas.noise(rng.uniform(25, 60)) - rng.uniform(0.45, 0.7)), 0, 1)
+    pixels = pixels * (1 - rng.uniform(0.1, 0.5) * shadow)[..., None]
+    ramp = (canvas.x / canvas.width - 0.5) * rng.uniform(-0.5, 0.5) + (canvas.y / canvas.height - 0.5) * rng.uniform(-0.5, 0.5)
+    pixels = np.clip(pixels * (1 + ramp)[..., None], 0, 1) ** rng.uniform(0.6, 1.6) * rng.uniform(0.6, 1.15, 3).astype(np.float32)
     haze = rng.uniform(0, 0.3)
-    pixels = (1 - haze) * pixels + haze * rng.uniform(0.3, 0.8)
-    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    side = rng.uniform(0.05, 0.25)  # soft edges, as of a lens
-    pixels = (1 - 2 * side) * padded[1:-1] + side * (padded[:-2] + padded[2:])
-    pixels = (1 - 2 * side) * pixels[:, 1:-1] + side * (pixels[:, :-2] + pixels[:, 2:])
-    pixels = pixels + rng.normal(0, rng.uniform(0.01, 0.06), pixels.shape).astype(np.float32)
+    pixels = (1 - haze) * pixels + haze * rng.uniform(0.2, 0.9, 3).astype(np.float32)
+    pixels = pixels + rng.normal(0, rng.uniform(0.005, 0.04), pixels.shape).astype(np.float32)
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def turn_hue(pixels: np.ndarray, turns: float, saturation: float) -> np.ndarray:
+    """Rotate colors (H, W, 3) about the gray axis, and scale their distance from it."""
+    cosine, sine = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns) / np.sqrt(3)
+    a, b, c = 1 / 3 + 2 / 3 * cosine, 1 / 3 - cosine / 3 - sine, 1 / 3 - cosine / 3 + sine
+    turned = pixels @ np.array([[a, c, b], [b, a, c], [c, b, a]], np.float32)
+    gray = pixels.mean(2, keepdims=True)
+    return np.clip(gray + saturation * (turned - gray), 0, 1)
