@@ -5,7 +5,7 @@ accelerate launch recipes/evaluate_model.py --model OUT2 --dataset camvid --data
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mscl_hf import data, evaluation, models, records, sharing, training
 from mscl_hf.cli import command, flat, parse, write_config
@@ -13,10 +13,24 @@ from mscl_hf.config import DatasetConfig, EvaluateConfig
 from mscl_hf.training.signals import leave_on_signal
 
 
+@dataclass(frozen=True)
+class EvaluateResult:
+    """run: with the output folder. results: the content of results.json."""
+
+    run: "training.Run"
+    network: "models.MsclForSemanticSegmentation"
+    results: dict
+
+
 @command
 @leave_on_signal("stopped; the same command measures anew")
 def main() -> None:
-    config = sharing.pin_revisions(parse(EvaluateConfig, __doc__.splitlines()[0]))
+    evaluate(parse(EvaluateConfig, __doc__.splitlines()[0]))
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Measure a model as the command does; results.json and pictures are written into config.run.output_dir."""
+    config = sharing.pin_revisions(config)
     with training.start_run(config, resume=True) as run:  # the same command measures anew, also what was stopped
         if run.is_main:
             sharing.check_token(config.hub)
@@ -27,9 +41,10 @@ def main() -> None:
         record = sharing.read_provenance(config.run.model, run.log)
         config, images, warnings = open_data(config, network, record, run)
         config = replace(config, hub=replace(config.hub, license=config.hub.license or record["license"]))
-        results = evaluate(network, images, warnings, config, run)
+        results = measure(network, images, warnings, config, run)
         publish(network, results, record, config, run)
         run.log(f"next: {sharing.next_command('mscl-demo', config.run.model)}")
+    return EvaluateResult(run, network, results)
 
 
 def open_network(model: str) -> "models.MsclForSemanticSegmentation":
@@ -77,7 +92,7 @@ def open_scored_split(
     return data.usable(images, options, log)
 
 
-def evaluate(network, images: "data.SegmentationData", warnings: list[str], config: EvaluateConfig, run: "training.Run") -> dict:
+def measure(network, images: "data.SegmentationData", warnings: list[str], config: EvaluateConfig, run: "training.Run") -> dict:
     """Measure the model; results.json and the pictures are written into the output folder."""
     if run.is_main:
         sharing.check_can_push(config.hub)

@@ -6,13 +6,22 @@ accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DI
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import command, flat, parse, print_table, printable, write_config
 from mscl_hf.config import FinetuneConfig, InferenceConfig
 from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """run: with the output folder, and the steps after training that failed. results: the scores on the held-out split, if there is one."""
+
+    run: "training.Run"
+    network: "models.MsclForSemanticSegmentation"
+    results: dict | None
 
 
 @command
@@ -22,6 +31,11 @@ def main() -> None:
     if config.run.list_losses:
         print_losses()
         return
+    finetune(config).run.exit_if_failed()
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Fine-tune a model as the command does; the new model folder is config.run.output_dir."""
     methods.check_options(config.loss)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
@@ -35,10 +49,10 @@ def main() -> None:
         done = training.completed_steps(run.out) == config.training.max_steps
         train(method, images, is_new, config, run)
         publish(network, held_out or images.stored, run)
-        score(network, held_out, record, config, run, done)
+        results = score(network, held_out, record, config, run, done)
         run.log(f"next: {sharing.next_command('mscl-evaluate', run.out, config.data)}")
     sharing.push_run(run, config.hub)
-    run.exit_if_failed()
+    return FinetuneResult(run, network, results)
 
 
 def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
@@ -120,10 +134,10 @@ def publish(network: "models.MsclForSemanticSegmentation", images: "data.Segment
     run.log(f"fine-tuned model: {run.out}")
 
 
-def score(network, held_out: "data.SegmentationData | None", record: dict, config: FinetuneConfig, run, done: bool) -> None:
+def score(network, held_out: "data.SegmentationData | None", record: dict, config: FinetuneConfig, run, done: bool) -> dict | None:
     """Measure the model, draw its pictures and write its card. A step that fails does not stop the others.
 
-    done: training was complete before; what an earlier attempt has measured is kept.
+    done: training was complete before; what an earlier attempt has measured is kept. Returns the scores, or None without held-out images.
     """
     out, file = run.out, run.out / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else {}
@@ -148,6 +162,7 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
             sharing.write_card(out, network, sharing.with_evaluation(record, results, config.data) if results else record)
     with run.step("trackers"):
         run.accelerator.end_training()
+    return results
 
 
 def print_losses() -> None:

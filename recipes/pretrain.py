@@ -25,6 +25,15 @@ class Stage:
     preview_images: "data.SegmentationData | None"
 
 
+@dataclass(frozen=True)
+class PretrainResult:
+    """run: with the output folder, and the steps after training that failed. checks: health checks before and after training."""
+
+    run: "training.Run"
+    network: "models.MsclForPreTraining"
+    checks: "training.Checks"
+
+
 @command
 @leave_on_signal("stopped; the same command with --resume continues")
 def main() -> None:
@@ -32,6 +41,11 @@ def main() -> None:
     if config.run.list_methods:
         print_table(methods.table())
         return
+    pretrain(config).run.exit_if_failed()
+
+
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Pre-train a network as the command does; the model folder is config.run.output_dir."""
     check_options(config)
     model_config = model_config_of(config)
     config = sharing.pin_revisions(config)
@@ -46,9 +60,12 @@ def main() -> None:
         if stages[-1].method.trains:
             train(stages, config, run)
         publish(stages[-1], record, run)
+        checks = training.read_checks(run.out)
+        for sentence in checks.in_sentences():
+            run.log(sentence)
         run.log(f"next: {sharing.next_command('mscl-finetune', run.out, config.data)}")
     sharing.push_run(run, config.hub)
-    run.exit_if_failed()
+    return PretrainResult(run, network, checks)
 
 
 def check_options(config: PretrainConfig) -> None:
@@ -181,9 +198,12 @@ def train(stages: list[Stage], config: PretrainConfig, run: "training.Run") -> N
         folder = run.out if number == len(stages) else run.out / f"stage{number}"
         folder.mkdir(exist_ok=True)
         steps = max(1, config.training.max_steps * number // len(stages) - steps_before)
+        checks = health_check(stage, run.log)
+        if checks and number == 1:
+            training.check_untrained(checks, stage.method, folder, run.accelerator)
         training.fit(
             stage.method, stage.train_data, replace(config.training, max_steps=steps), folder, run.accelerator,
-            health_check=health_check(stage, run.log), health_steps=config.run.health_steps,
+            health_check=checks, health_steps=config.run.health_steps,
             max_bad_images=config.data.max_bad_images, steps_before=steps_before,
         )  # fmt: skip
         steps_before += steps

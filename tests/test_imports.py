@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # From the lowest layer to the highest. Folders of one layer do not import each other.
 LAYERS = (
-    {"messages"},
+    {"messages", "progress_bar"},
     {"records"},
     {"config"},
     {"cli", "losses", "models", "visual"},

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import distributed
-from tqdm import tqdm
 
 from ..losses.labels import IGNORE_INDEX
+from ..progress_bar import progress_bar
 from .dataset import LabelCounts, SegmentationData, histogram_of
 from .pixels import BadSample
 
@@ -51,7 +51,7 @@ def run_once(work: Callable[[], Result]) -> Result:
 def with_progress(results: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Return the results, one for each image, with a progress bar on the main process if they take longer than 3 s."""
     hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: hidden where stderr is a file
-    return tqdm(results, total=total, desc=description, unit="image", delay=3, leave=False, disable=hidden)
+    return progress_bar(results, total=total, desc=description, unit="image", delay=3, leave=False, disable=hidden)
 
 
 def examined_rows(count: int, limit: int = EXAMINED_AT_MOST) -> Sequence[int]:

@@ -89,7 +89,8 @@ class Canvas:
         rng = self.rng
         hue = HUES[train_id] + rng.uniform(-0.06, 0.06)
         dark_value, gap = rng.uniform(0.15, 0.5), rng.uniform(0.3, 0.45)
-        dark, light = color(hue, rng.uniform(0.3, 0.8), dark_value), color(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.6), dark_value + gap)
+        dark = color(hue, rng.uniform(0.3, 0.8), dark_value)
+        light = color(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.6), dark_value + gap)
         if rng.random() < 0.5:
             texture = 1 - texture
         mixed = dark + texture[..., None] * (light - dark)
@@ -136,7 +137,8 @@ def draw_background(canvas: Canvas) -> float:
     canvas.paint(np.ones_like(canvas.mask, bool), SKY, 0.6 * canvas.noise(40, 25) + 0.4 * canvas.noise(20, 10))
     far, near = rng.permutation([WATER, GRASS])
     hills = horizon + rng.uniform(0, 4) * unit * np.sin(canvas.x / (rng.uniform(8, 20) * unit) + rng.uniform(0, 6.3)) * (far == GRASS)
-    shore = canvas.height * rng.uniform(0.55, 1.0) + rng.uniform(-0.3, 0.3) * (canvas.x - canvas.width / 2) + 8 * unit * (canvas.noise(30) - 0.5)
+    slope = rng.uniform(-0.3, 0.3) * (canvas.x - canvas.width / 2)
+    shore = canvas.height * rng.uniform(0.55, 1.0) + slope + 8 * unit * (canvas.noise(30) - 0.5)
     for train_id, top in ((far, hills), (near, np.maximum(shore, hills))):
         canvas.paint(canvas.y > top, train_id, waves(canvas) if train_id == WATER else blades(canvas))
     return horizon

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..config import InferenceConfig
 from ..data.dataset import Sample, SegmentationData
@@ -20,6 +19,7 @@ from ..data.pixels import displayed
 from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
 from ..models.normalization import image_statistics, normalize
+from ..progress_bar import progress_bar
 from ..visual.figures import prediction_sheet
 from .inference import predict_ids
 from .metrics import MeanIoU, mean_of_present
@@ -155,7 +155,7 @@ def _count_everywhere(
     num_images, failure = 0, None
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
     try:
-        for index in tqdm(indices, desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True):
+        for index in progress_bar(indices, desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True):
             sample = data.read(index)
             prediction = predict(sample)
             for metric in metrics:

@@ -5,7 +5,10 @@ from .health import HealthCheck as HealthCheck
 from .health import draw_features as draw_features
 from .log import draw_training as draw_training
 from .log import reached as reached
+from .loop import check_untrained as check_untrained
 from .loop import fit as fit
 from .probe import start_classifier as start_classifier
 from .run import Run as Run
 from .run import start_run as start_run
+from .summary import Checks as Checks
+from .summary import read_checks as read_checks

@@ -52,6 +52,8 @@ class HealthCheck:
             probe = self._probe(method)
             if probe is not None:
                 row["probe_mean_iou"] = probe
+        if step == 0:  # nothing is trained: random features are neither collapsed nor worse than before
+            return row
         for sentence in warnings_of(row | (logged or {}), self.best_probe):
             self.warn(f"step {step}: {sentence}")
         self.best_probe = max(self.best_probe, row.get("probe_mean_iou", 0.0))

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from ..progress_bar import progress_bar
 from ..records.files import write_text
 from ..visual.figures import training_figure
 
@@ -25,9 +26,9 @@ class Log:
         self.steps = 0  # since the last line, without pending rows, whose times are unknown
         if accelerator.is_main_process:
             kept = [row for row in read_log(self.path) if row["step"] <= first]  # later ones are repeated
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_log(out, kept)
         hidden = None if accelerator.is_main_process else True  # None: hidden where stderr is a file
-        self.bar = tqdm(total=options.max_steps, initial=first, disable=hidden, dynamic_ncols=True, mininterval=1, unit="step")
+        self.bar = progress_bar(total=options.max_steps, initial=first, disable=hidden, mininterval=1, unit="step")
 
     def add(self, step: int, row: dict[str, float], seconds: float, waited: float) -> None:
         """Add the values of a step, and write a line where one is due. seconds: of the step; waited: seconds without data."""
@@ -73,6 +74,11 @@ def reached(out: Path) -> str:
     last = {shown: next((row[key] for row in rows[::-1] if key in row), None) for key, shown in names.items()}
     values = ", ".join(f"{shown} {value:.4g}" for shown, value in last.items() if value is not None)
     return f" ({values} after {rows[-1]['step']} steps)" if values else ""
+
+
+def write_log(out: Path, rows: Sequence[dict]) -> None:
+    """Write a new log.jsonl with these rows."""
+    write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_log(path: Path) -> list[dict]:

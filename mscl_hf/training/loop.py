@@ -13,8 +13,9 @@ from tqdm import tqdm
 from ..config import TrainingConfig
 from ..data.training_data import TrainingData
 from ..methods.base import Method
+from .checkpoint_folder import completed_steps
 from .crash_report import report_crash, reporting
-from .log import Log
+from .log import write_log
 from .progress import Progress
 from .setup import check_batch, fork_rng, lr_at, prepare, unwrap
 from .sharding import gathered
@@ -62,7 +63,7 @@ def fit(
                 in_training.after_step((step + 1) / options.max_steps)
                 progress.add(row)
                 if health_check and progress.is_due(health_steps):
-                    run_health_check(health_check, in_training, step + 1, row, progress.log, out)
+                    run_health_check(health_check, in_training, step + 1, row, progress.log.write, out)
                 if progress.save_and_stop():
                     break
     progress.exit_if_stopped()
@@ -70,9 +71,9 @@ def fit(
 
 
 def run_health_check(
-    health_check: Callable[[Method, int, dict], dict], method: Method, step: int, row: dict, log: Log, out: Path
+    health_check: Callable[[Method, int, dict], dict], method: Method, step: int, row: dict, write: Callable[[int, dict], None], out: Path
 ) -> None:
-    """Log the values of a health check; a failure is printed, and training continues.
+    """Log the values of a health check by write(step, values); a failure is printed, and training continues.
 
     The method is in evaluation mode, and the random state is restored, so that training is the same with and without the check.
     """
@@ -86,7 +87,14 @@ def run_health_check(
             report_crash(out, error)
     method.train()
     if values:
-        log.write(step, values)
+        write(step, values)
+
+
+def check_untrained(health_check: Callable[[Method, int, dict], dict], method: Method, out: Path, accelerator: Accelerator) -> None:
+    """Log the health check of a method before training as step 0, on the main process; nothing is done where a checkpoint exists."""
+    if accelerator.is_main_process and not completed_steps(out):
+        method.to(accelerator.device)
+        run_health_check(health_check, method, 0, {}, lambda step, values: write_log(out, [{"step": step, **values}]), out)
 
 
 def set_step(step: int, method: Method, optimizer: torch.optim.Optimizer, options: TrainingConfig, accelerator: Accelerator) -> None:
