@@ -15,7 +15,7 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> "tqdm | _P
     """Return a bar of tqdm with these options, or a part of the bar of the chain that runs."""
     if _chain is None:
         return tqdm(iterable, dynamic_ncols=True, **options)
-    return _Part(_chain, iterable, options["total"] if "total" in options else len(iterable), options.get("initial", 0))
+    return _Part(_chain, iterable, options)
 
 
 @contextmanager
@@ -57,10 +57,13 @@ class Chain:
 
 
 class _Part:
-    """The bar of a loop inside of a stage, with the methods of tqdm that the loops use."""
+    """The bar of a loop inside of a stage, with what the loops use of tqdm. A loop that shows a bar only if it is slow moves nothing."""
 
-    def __init__(self, chain: Chain, iterable: Iterable | None, total: int, initial: int):
-        self.chain, self.iterable, self.total, self.n = chain, iterable, max(1, total), initial
+    disable = False
+
+    def __init__(self, chain: Chain, iterable: Iterable | None, options: dict):
+        self.chain, self.iterable, self.moves, self.n = chain, iterable, "delay" not in options, options.get("initial", 0)
+        self.total = max(1, options["total"] if "total" in options else len(iterable))
 
     def __iter__(self) -> Iterator:
         for item in self.iterable:
@@ -69,7 +72,8 @@ class _Part:
 
     def update(self, count: int = 1) -> None:
         self.n += count
-        self.chain.move_to(self.n / self.total)
+        if self.moves:
+            self.chain.move_to(self.n / self.total)
 
     def set_postfix(self, *_: Any, **__: Any) -> None:
         """Show no values: the bar has no room for those of a stage."""

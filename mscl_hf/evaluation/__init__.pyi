@@ -2,6 +2,7 @@ from .evaluate import check_classes as check_classes
 from .evaluate import draw_predictions as draw_predictions
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import in_sentences as in_sentences
+from .evaluate import predict_masks as predict_masks
 from .evaluate import scored_indices as scored_indices
 from .evaluate import with_size_of as with_size_of
 from .inference import predict_ids as predict_ids

@@ -96,13 +96,25 @@ def draw_predictions(
 
     The other arguments are those of `evaluate_model`.
     """
-    network = accelerator.unwrap_model(model).to(accelerator.device)
     indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
-    with _evaluating(network):
-        predict = _Predictor(network, accelerator, with_size_of(network, options))
-        rows = [(displayed(sample.image), sample.mask, predict(sample), sample.name) for sample in map(data.read, indices)]
+    samples = [data.read(i) for i in indices]
+    predictions = predict_masks(model, samples, accelerator, options)
+    rows = [(displayed(sample.image), sample.mask, ids, sample.name) for sample, ids in zip(samples, predictions)]
     folder.mkdir(parents=True, exist_ok=True)
     prediction_sheet(rows, data.classes, folder / "predictions.png")
+
+
+def predict_masks(
+    model: nn.Module, samples: Sequence[Sample], accelerator: Accelerator, options: InferenceConfig | None = None
+) -> list[np.ndarray]:
+    """Return the predicted class ids (H, W) of each sample, of the size of its mask, or of its image where it has no mask.
+
+    The other arguments are those of `evaluate_model`.
+    """
+    network = accelerator.unwrap_model(model).to(accelerator.device)
+    with _evaluating(network):
+        predict = _Predictor(network, accelerator, with_size_of(network, options))
+        return [predict(sample) for sample in samples]
 
 
 def in_sentences(results: dict) -> list[str]:
