@@ -3,6 +3,7 @@
 mscl-quickstart
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -87,8 +88,10 @@ def main() -> None:
 
 
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
-    """Run all stages in this process. Raises ValueError where the output folder holds files."""
+    """Run all stages in this process. Raises ValueError where the output folder holds files, or several processes were launched."""
     out = Path(config.output_dir)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; expected one process. Start it without a launcher: mscl-quickstart.")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--output-dir is {out}, which is not empty; expected a new or empty folder. Give another one.")
     out.mkdir(parents=True, exist_ok=True)

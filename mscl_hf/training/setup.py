@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from timm.layers import convert_sync_batchnorm
 from timm.optim import Lars
 from torch import nn
@@ -193,6 +194,7 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str |
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(f"Accelerate uses {engine}. To shard a network, unset that, launch several processes, and give --shard.")
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision; the processes stay joined
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     accelerator = Accelerator(
         # Without a GPU and without cpu=True, Accelerate does not join processes: each would train alone, in the same folder.
