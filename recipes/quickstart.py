@@ -59,8 +59,8 @@ class QuickstartConfig(Section):
 
     output_dir: str = option("runs/quickstart", "new or empty folder for the models, their scores, quickstart.png and log.txt")
     train_count: int = option(16, "images with masks; the other training images are read without their masks", at_least=1)
-    pretrain_steps: int = option(600, "optimizer steps of pre-training", at_least=1)
-    finetune_steps: int = option(200, "optimizer steps of each fine-tuning", at_least=1)
+    pretrain_steps: int = option(700, "optimizer steps of pre-training", at_least=1)
+    finetune_steps: int = option(100, "optimizer steps of each fine-tuning", at_least=1)
     mixed_precision: Literal["no", "bf16"] = option(launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)")
     seed: int = option(0, "seed of weights, sampling, augmentation and the choice of masks", at_least=0, at_most=2**32 - 1)
 

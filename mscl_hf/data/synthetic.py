@@ -65,7 +65,7 @@ def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tu
     rng = np.random.default_rng([seed, list(SPLIT_SIZES).index(split), index])
     canvas = Canvas(rng, height, width)
     horizon = draw_background(canvas)
-    things = rng.permutation(np.repeat([draw_rock, draw_house, draw_tree, draw_balloon, draw_cow], 2))[: rng.integers(4, 7)]
+    things = rng.permutation(np.repeat([draw_rock, draw_house, draw_tree, draw_balloon, draw_cow], 2))[: rng.integers(3, 6)]
     for nearness, draw in zip(np.sort(rng.random(len(things))), things):  # from back to front
         x = rng.uniform(0.05, 0.95) * width
         draw(canvas, x, horizon + nearness * (0.95 * height - horizon), (12 + 9 * nearness) * rng.uniform(0.9, 1.3) * canvas.unit)
@@ -87,10 +87,10 @@ class Canvas:
     def paint(self, region: np.ndarray, train_id: int, texture: np.ndarray) -> None:
         """Fill region (H, W) bool with a dark and a light color of the class, mixed by texture (H, W) in [0, 1]."""
         rng = self.rng
-        hue = HUES[train_id] + rng.uniform(-0.06, 0.06)
-        dark_value, gap = rng.uniform(0.15, 0.5), rng.uniform(0.3, 0.45)
-        dark = color(hue, rng.uniform(0.3, 0.8), dark_value)
-        light = color(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.6), dark_value + gap)
+        hue = HUES[train_id] + rng.uniform(-0.03, 0.03)
+        dark_value, gap = rng.uniform(0.25, 0.55), rng.uniform(0.22, 0.36)
+        dark = color(hue, rng.uniform(0.5, 0.9), dark_value)
+        light = color(hue, rng.uniform(0.4, 0.8), dark_value + gap)
         if rng.random() < 0.5:
             texture = 1 - texture
         mixed = dark + texture[..., None] * (light - dark)
@@ -223,7 +223,7 @@ def finish(canvas: Canvas) -> np.ndarray:
     pixels = np.clip(pixels * (1 + ramp)[..., None], 0, 1) ** rng.uniform(0.6, 1.6) * rng.uniform(0.6, 1.15, 3).astype(np.float32)
     haze = rng.uniform(0, 0.3)
     pixels = (1 - haze) * pixels + haze * rng.uniform(0.2, 0.9, 3).astype(np.float32)
-    pixels = pixels + rng.normal(0, rng.uniform(0.005, 0.04), pixels.shape).astype(np.float32)
+    pixels = pixels + rng.normal(0, rng.uniform(0.005, 0.03), pixels.shape).astype(np.float32)
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
