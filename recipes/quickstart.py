@@ -59,8 +59,8 @@ class QuickstartConfig(Section):
 
     output_dir: str = option("runs/quickstart", "new or empty folder for the models, their scores, quickstart.png and log.txt")
     train_count: int = option(16, "images with masks; the other training images are read without their masks", at_least=1)
-    pretrain_steps: int = option(700, "optimizer steps of pre-training", at_least=1)
-    finetune_steps: int = option(100, "optimizer steps of each fine-tuning", at_least=1)
+    pretrain_steps: int = option(300, "optimizer steps of pre-training", at_least=1)
+    finetune_steps: int = option(60, "optimizer steps of each fine-tuning", at_least=1)
     mixed_precision: Literal["no", "bf16"] = option(launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)")
     seed: int = option(0, "seed of weights, sampling, augmentation and the choice of masks", at_least=0, at_most=2**32 - 1)
 
@@ -100,13 +100,16 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
         with stages.stage(PRETRAINING):
             pretrained = pretrain.pretrain(pretraining(config, "pretrain", "mscl"))
         with stages.stage(WITHOUT):
-            pretrain.pretrain(pretraining(config, "random", "none"))
-            finetune.finetune(finetuning(config, "random", "without"))
+            random = pretrain.pretrain(pretraining(config, "random", "none"))
+            without = finetune.finetune(finetuning(config, "random", "without"))
         with stages.stage(WITH):
-            finetune.finetune(finetuning(config, "pretrain", "with"))
+            with_it = finetune.finetune(finetuning(config, "pretrain", "with"))
         with stages.stage(SCORES):
             scored = {name: evaluate_model.evaluate(evaluation_of(config, name)) for name in ("without", "with")}
             draw(scored, out / "quickstart.png")
+    for result in (pretrained, random, without, with_it):
+        if result.run.failed:
+            raise OSError(f"{' and '.join(result.run.failed)} failed in {result.run.out}; {out / 'log.txt'} has the reason.")
     return QuickstartResult(out, scored["without"].results, scored["with"].results, pretrained.checks.probe)
 
 
@@ -125,7 +128,7 @@ def pretraining(config: QuickstartConfig, name: str, method: str) -> PretrainCon
     trains = method != "none"
     run = PretrainRun(
         output_dir=str(Path(config.output_dir) / name), method=method, unlabelled="rest" if trains else "none",
-        health_steps=max(1, steps // 10),
+        health_steps=max(1, steps // 6),
     )  # fmt: skip
     return PretrainConfig(run, data_of(config), network=NETWORK, contrast=CONTRAST if trains else ContrastConfig(), training=training)
 

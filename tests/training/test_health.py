@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.health import HealthCheck, effective_rank, embedding_spaces, spread, warnings_of
-from mscl_hf.training.log import read_log
+from mscl_hf.training.log import read_log, write_log
+from mscl_hf.training.loop import check_untrained
+from mscl_hf.training.summary import read_checks
 
 
 def on_the_sphere(n: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -154,3 +156,39 @@ def test_every_line_is_json_that_others_can_read(tmp_path):
 
     rows = [json.loads(line, parse_constant=forbid) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "probe_mean_iou" in row] == [2, 4, 6]
+
+
+def test_what_was_learnt_is_read_from_the_log(tmp_path):
+    """The first and the last check of all stages; a collapse is named, and a run without masks has no probe."""
+    assert read_checks(tmp_path).in_sentences() == [] and read_checks(tmp_path).probe is None
+    space = {"effective_rank_local": 40.0, "spread_local": 0.8}
+    (tmp_path / "stage1").mkdir()
+    write_log(tmp_path / "stage1", [{"step": 0, "probe_mean_iou": 0.1, **space}, {"step": 3, "loss": 2.0}])
+    write_log(tmp_path, [{"step": 6, "loss": 1.0}, {"step": 6, "probe_mean_iou": 0.3, **space}])
+    learnt = read_checks(tmp_path)
+    assert learnt.probe == (0.1, 0.3)
+    assert learnt.in_sentences() == [
+        "linear probe mean IoU: 0.100 before training, 0.300 after it",
+        "health: effective rank and spread of the embeddings are local 40 and 0.80: no collapse.",
+    ]
+    write_log(tmp_path, [{"step": 6, **space, "spread_local": 0.01}])
+    (sentence,) = read_checks(tmp_path).in_sentences()
+    assert "local 40 and 0.01: the local embeddings are nearly equal" in sentence
+
+
+def test_the_check_before_training_is_step_0_and_warns_of_nothing(tmp_path):
+    """Random features are measured in the same way, and training starts from the same weights; a resumed run measures nothing before."""
+    sentences = []
+    health = check()
+    health.warn = sentences.append
+    method = harness.pretraining()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    check_untrained(health, method, tmp_path, harness.fresh_accelerator())
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items()) and method.training
+    (row,) = read_log(tmp_path / "log.jsonl")
+    assert row["step"] == 0 and "probe_mean_iou" in row and sentences == [] and health.best_probe == 0
+    harness.train(method, harness.training_data(), tmp_path, health, 3)
+    rows = read_log(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows if "probe_mean_iou" in row] == [0, 3, 6]
+    check_untrained(health, method, tmp_path, harness.fresh_accelerator())
+    assert read_log(tmp_path / "log.jsonl") == rows
