@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..messages import flag
 from .fields import Section, option
 
 
@@ -18,18 +19,22 @@ class InferenceConfig(Section):
     stride: int | None = option(None, "with --mode slide: distance of windows in px (default: two thirds of the window)", at_least=1)
     flip: bool = option(False, "average with the prediction of the mirrored image")
     scales: list[float] = option([1.0], "scales of the image to average over; 1 = as it is", above=0)
+    window_weights: Literal["distance", "uniform"] | None = option(
+        None, "with --mode slide: average windows by the distance to their border, without seams, or uniformly (default: distance)"
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if not self.scales:
             raise ValueError("--scales is empty; expected positive numbers such as 0.75 1.0 1.25.")
         if self.mode == "whole":
-            for name in ("window", "stride"):
+            for name in ("window", "stride", "window_weights"):
                 if (value := getattr(self, name)) is not None:
-                    raise ValueError(f"--{name} is {value}; expected none with --mode whole. Give --mode slide, or leave it out.")
+                    raise ValueError(f"{flag(name)} is {value}; expected none with --mode whole. Give --mode slide, or leave it out.")
             return
         window = self.window or 512
         object.__setattr__(self, "window", window)
+        object.__setattr__(self, "window_weights", self.window_weights or "distance")
         object.__setattr__(self, "stride", self.stride or max(1, round(window * 2 / 3)))
         if self.stride > self.window:
             raise ValueError(f"--stride is {self.stride}; expected at most --window {self.window}, or pixels between windows are missed.")

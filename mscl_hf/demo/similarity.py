@@ -21,12 +21,12 @@ from ..config import InferenceConfig
 from ..data.image_formats import UnsupportedFile
 from ..data.image_io import DECODE_ERRORS, decode
 from ..data.pixels import displayed, in_levels, resized, stored_pixels
-from ..evaluation.inference import predict_ids, predict_logits
+from ..evaluation.inference import predict_logits
+from ..evaluation.prediction import Predictor
 from ..methods import METHODS
 from ..models.configuration_mscl import MsclConfig
 from ..models.loading import open_model
 from ..models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
-from ..models.normalization import image_statistics, normalize
 from ..visual.palette import overlay
 
 Network = MsclForSemanticSegmentation | MsclForPreTraining
@@ -138,14 +138,14 @@ def view_of(network: Network, image: np.ndarray) -> View:
         maps.append(embeddings)
         return SemanticSegmenterOutput(logits=embeddings if logits is None else logits)
 
-    options = InferenceConfig(base_size=config.base_size)
-    predict, out_size = (predict_ids, size) if has_classifier else (predict_logits, (1, 1))
-    pixels = torch.tensor(image, device=network.device).permute(2, 0, 1)[None]
-    predicted = predict(model, normalize(pixels, *image_statistics(config, network.device)), out_size, options)
+    predictor = Predictor(model, config, network.device, InferenceConfig(base_size=config.base_size))
+    if has_classifier:
+        mask, classes = predictor.ids(image).astype(np.uint8), tuple(config.id2label[i] for i in range(config.num_labels))
+    else:
+        mask, classes = None, ()
+        predict_logits(model, predictor.normalized(image), (1, 1), predictor.options)  # for its maps alone
     grid = [max(count, math.ceil(GRID * side / max(size))) for count, side in zip(maps[0].shape[-2:], size)]
     embeddings = unit_length(interpolate(maps[0].float(), size=grid, mode="bilinear", align_corners=False)[0], dim=0)
-    mask = predicted.byte().cpu().numpy() if has_classifier else None
-    classes = tuple(config.id2label[i] for i in range(config.num_labels)) if has_classifier else ()
     return View(_about(network), size, classes, mask, embeddings.cpu().numpy(), _source(network, maps[0]))
 
 

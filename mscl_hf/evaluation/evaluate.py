@@ -18,11 +18,10 @@ from ..data.dataset import Sample, SegmentationData
 from ..data.pixels import displayed
 from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
-from ..models.normalization import image_statistics, normalize
 from ..progress_bar import progress_bar
 from ..visual.figures import prediction_sheet
-from .inference import predict_ids
 from .metrics import MeanIoU, mean_of_present
+from .prediction import Predictor
 
 
 def evaluate_model(
@@ -59,9 +58,9 @@ def evaluate_model(
         raise ValueError(f"--by-evaluate is {by_evaluate} on {accelerator.num_processes} processes; expected 1 process. Leave it out.")
     metric, other = MeanIoU(), None if by_evaluate is None else evaluate.load(by_evaluate)
     started = time.perf_counter()
-    with _evaluating(network):
+    with evaluating(network):
         metrics = [metric] if other is None else [metric, other]
-        areas = _count_everywhere(_Predictor(network, accelerator, options), data, accelerator, metrics)
+        areas = _count_everywhere(Predictor.of_network(network, accelerator, options), data, accelerator, metrics)
     if pictures_dir is not None and accelerator.is_main_process:
         try:
             draw_predictions(network, data, accelerator, Path(pictures_dir), options, num_pictures)
@@ -112,9 +111,9 @@ def predict_masks(
     The other arguments are those of `evaluate_model`.
     """
     network = accelerator.unwrap_model(model).to(accelerator.device)
-    with _evaluating(network):
-        predict = _Predictor(network, accelerator, with_size_of(network, options))
-        return [predict(sample) for sample in samples]
+    with evaluating(network):
+        predictor = Predictor.of_network(network, accelerator, with_size_of(network, options))
+        return [_predicted(predictor, sample) for sample in samples]
 
 
 def in_sentences(results: dict) -> list[str]:
@@ -129,7 +128,7 @@ def in_sentences(results: dict) -> list[str]:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Set evaluation mode; restore the previous mode at the end."""
     was_training = network.training
     network.eval()
@@ -145,23 +144,13 @@ def with_size_of(network: nn.Module, options: InferenceConfig | None = None) -> 
     return options if options.base_size is not None else replace(options, base_size=getattr(network.config, "base_size", 0))
 
 
-class _Predictor:
-    """A function from a sample to class ids (H, W), of the size of its mask, or of its image where it has no mask."""
-
-    def __init__(self, network: nn.Module, accelerator: Accelerator, options: InferenceConfig):
-        self.network, self.accelerator, self.options = network, accelerator, options
-        self.statistics = image_statistics(network.config, accelerator.device)
-
-    def __call__(self, sample: Sample) -> np.ndarray:
-        pixels = torch.from_numpy(np.array(sample.image)).to(self.accelerator.device)
-        image = normalize(pixels.permute(2, 0, 1)[None], *self.statistics)
-        size = sample.image.shape[:2] if sample.mask is None else sample.mask.shape
-        with self.accelerator.autocast():
-            return predict_ids(self.network, image, size, self.options).cpu().numpy()
+def _predicted(predictor: Predictor, sample: Sample) -> np.ndarray:
+    """Return the class ids (H, W) of a sample, of the size of its mask, or of its image where it has no mask."""
+    return predictor.ids(sample.image, None if sample.mask is None else sample.mask.shape)
 
 
 def _count_everywhere(
-    predict: _Predictor, data: SegmentationData, accelerator: Accelerator, metrics: Sequence[evaluate.EvaluationModule]
+    predictor: Predictor, data: SegmentationData, accelerator: Accelerator, metrics: Sequence[evaluate.EvaluationModule]
 ) -> np.ndarray:
     """Add this process's images to the metrics; return `areas` (3, K) of the first one, summed over all processes."""
     num_images, failure = 0, None
@@ -169,7 +158,7 @@ def _count_everywhere(
     try:
         for index in progress_bar(indices, desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True):
             sample = data.read(index)
-            prediction = predict(sample)
+            prediction = _predicted(predictor, sample)
             for metric in metrics:
                 metric.add_batch(predictions=[prediction], references=[sample.mask])
             num_images += 1

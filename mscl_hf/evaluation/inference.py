@@ -1,4 +1,4 @@
-"""Prediction of one image: whole or by windows, mirrored, at several scales.
+"""Logits and class ids of one image: whole or by windows, mirrored, at several scales. `prediction.py` also predicts larger images.
 
 Letters: B batch, K classes, H W height and width of the image in pixels, h w of the logits.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..config.inference import InferenceConfig
+from .windows import uses_windows, window_strips
 
 MAX_NUMBERS = 2**25  # of a map (K, H, W) that is scaled at once: 128 MiB
 PART = 16  # channels per part of a larger map in channels-last order; the values then equal those of the whole map
@@ -36,11 +37,11 @@ def predict_logits(
     for view in _scaled(image, options):
         for mirror in mirrors:
             logits = _view_logits(model, view.flip(-1) if mirror else view, options)
-            logits = _resize(logits.flip(-1) if mirror else logits, out_size)
-            if _is_one_view(options):
+            logits = resize(logits.flip(-1) if mirror else logits, out_size)
+            if is_one_view(options):
                 return logits
             total = logits.softmax(1) if total is None else total.add_(logits.softmax(1))
-    return _log(total / (len(mirrors) * len(options.scales)))
+    return log_of(total / (len(mirrors) * len(options.scales)))
 
 
 @torch.inference_mode()
@@ -50,13 +51,13 @@ def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], opti
     With one view, a large map of logits is upsampled a few channels at a time, to save memory.
     """
     options = options or InferenceConfig()
-    if not _is_one_view(options):
+    if not is_one_view(options):
         return _argmax(predict_logits(model, image, out_size, options))
     _check_image(image)
     (view,) = _scaled(image, options)
     logits = _view_logits(model, view, options)
     if logits.shape[1] < 4 or logits.shape[1] * math.prod(out_size) <= MAX_NUMBERS:
-        return _argmax(_resize(logits, out_size))
+        return _argmax(resize(logits, out_size))
     best, ids = None, torch.zeros(out_size, dtype=torch.int16, device=logits.device)
     for class_id, channel in enumerate(_channels(logits, out_size)):
         if best is None:
@@ -67,18 +68,13 @@ def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], opti
     return ids
 
 
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return the first pixel of each window, so that windows cover `length` pixels; the last one ends at the border."""
-    last = max(length - window, 0)
-    return [min(start, last) for start in range(0, last + stride, stride)]
-
-
 def _check_image(image: Tensor) -> None:
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image has shape {tuple(image.shape)}; expected (1, 3, H, W), one image.")
 
 
-def _is_one_view(options: InferenceConfig) -> bool:
+def is_one_view(options: InferenceConfig) -> bool:
+    """Return whether the network sees an image once: at one scale and not mirrored."""
     return not options.flip and len(options.scales) == 1
 
 
@@ -98,42 +94,45 @@ def _channels(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     order = torch.channels_last if is_channels_last else torch.contiguous_format
     ends = tuple(range(PART, logits.shape[1] - 3, PART)) if is_channels_last else logits.shape[1] // 4
     for part in logits.tensor_split(ends, 1):
-        yield from _resize(part.contiguous(memory_format=order), size)[0]
+        yield from resize(part.contiguous(memory_format=order), size)[0]
+
+
+def view_size(size: tuple[int, int], scale: float, options: InferenceConfig) -> tuple[int, int]:
+    """Return the size (height, width) of an image of this size at one of the scales."""
+    base = options.base_size / min(size) if options.base_size else 1.0
+    height, width = (max(1, round(side * base * scale)) for side in size)
+    return height, width
 
 
 def _scaled(image: Tensor, options: InferenceConfig) -> Iterator[Tensor]:
     """Yield the image at each scale."""
-    size = image.shape[-2:]
-    base = options.base_size / min(size) if options.base_size else 1.0
+    size = tuple(image.shape[-2:])
     for scale in options.scales:
-        height, width = (max(1, round(side * base * scale)) for side in size)
-        yield _resize(image, (height, width), antialias=True)
+        yield resize(image, view_size(size, scale, options), antialias=True)
 
 
 def _view_logits(model: nn.Module, image: Tensor, options: InferenceConfig) -> Tensor:
     """Return the logits of one view: (1, K, h, w) of the whole image, or (1, K, H, W) averaged over windows."""
     height, width = image.shape[-2:]
-    if options.mode == "whole" or max(height, width) <= options.window:
+    if not uses_windows((height, width), options):
         return model(pixel_values=image).logits.float()
-    total, num_windows = None, image.new_zeros(1, 1, height, width, dtype=torch.float32)
-    for top in window_starts(height, options.window, options.stride):
-        for left in window_starts(width, options.window, options.stride):
-            region = (..., slice(top, top + options.window), slice(left, left + options.window))
-            crop = image[region]
-            probabilities = _resize(model(pixel_values=crop).logits.float(), crop.shape[-2:]).softmax(1)
-            if total is None:
-                total = probabilities.new_zeros(1, probabilities.shape[1], height, width)
-            total[region] += probabilities
-            num_windows[region] += 1
-    return _log(total / num_windows)
+    logits, first = None, 0
+    for strip in window_strips(model, lambda rows, columns: image[..., rows, columns], (height, width), options):
+        if logits is None:
+            logits = strip.new_empty(1, strip.shape[1], height, width)
+        logits[:, :, first : first + strip.shape[2]] = log_of(strip)
+        first += strip.shape[2]
+    return logits
 
 
-def _resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Scale maps (B, C, h, w) bilinearly."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
 
 
-def _log(probabilities: Tensor) -> Tensor:
+def log_of(probabilities: Tensor) -> Tensor:
+    """Return the logarithm, finite also for 0."""
     # A probability of 0 would become -inf, and -inf times a bilinear weight of 0 is NaN.
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

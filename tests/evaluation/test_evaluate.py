@@ -19,8 +19,9 @@ from mscl_hf.cli import parse_sections
 from mscl_hf.config import InferenceConfig
 from mscl_hf.evaluation import inference
 from mscl_hf.evaluation.evaluate import evaluate_model, in_sentences
-from mscl_hf.evaluation.inference import predict_ids, predict_logits, window_starts
+from mscl_hf.evaluation.inference import predict_ids, predict_logits
 from mscl_hf.evaluation.metrics import MeanIoU
+from mscl_hf.evaluation.windows import window_starts
 
 WORKER = Path(__file__).parents[1] / "distributed" / "evaluate_worker.py"
 spec = importlib.util.spec_from_file_location("evaluate_worker", WORKER)
@@ -118,7 +119,7 @@ def test_windows_equal_the_whole_for_a_pointwise_model(image, window, stride, ba
     torch.testing.assert_close(slide, whole, atol=1e-6, rtol=1e-5)
 
 
-def test_windows_are_averaged_as_probabilities(image):
+def test_uniform_windows_are_averaged_as_probabilities(image):
     """Slow reference: sum of softmaxes over windows, divided by how often a pixel was seen."""
     model = worker.TinyModel(stride=1)
     total, times = torch.zeros(1, 4, 41, 67), torch.zeros(41, 67)
@@ -127,7 +128,7 @@ def test_windows_are_averaged_as_probabilities(image):
             region = (..., slice(top, top + 24), slice(left, left + 24))
             total[region] += model.conv(image[region]).softmax(1).detach()
             times[region] += 1
-    slide = probabilities(model, image, (41, 67), mode="slide", window=24)
+    slide = probabilities(model, image, (41, 67), mode="slide", window=24, window_weights="uniform")
     torch.testing.assert_close(slide, total / times, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(slide, probabilities(model, image, (41, 67)), atol=1e-4)
 
