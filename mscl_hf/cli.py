@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
 
-from .config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from .config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig
 from .messages import flag, unknown_option
 from .records.files import read_text, write_text
 
@@ -151,8 +151,10 @@ def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:
 
 
 def _options_of_commands() -> dict[str, list[str]]:
-    """Return {command: names of its options} of the three recipes."""
-    configs = {"mscl-pretrain": PretrainConfig, "mscl-finetune": FinetuneConfig, "mscl-evaluate": EvaluateConfig}
+    """Return {command: names of its options} of the recipes."""
+    configs = {
+        "mscl-pretrain": PretrainConfig, "mscl-finetune": FinetuneConfig, "mscl-evaluate": EvaluateConfig, "mscl-predict": PredictConfig,
+    }  # fmt: skip
     return {command: list(flat(config_cls())) for command, config_cls in configs.items()}
 
 

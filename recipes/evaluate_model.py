@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with training.start_run(config, resume=True) as run:  # the same command measures anew, also what was stopped
         if run.is_main:
             sharing.check_token(config.hub)
-        network = open_network(config.run.model)
+        network = models.open_fine_tuned(config.run.model)
         evaluation.scored_indices(  # raises an error for names that the model lacks
             [network.config.id2label[i] for i in range(network.config.num_labels)], config.run.score_classes
         )
@@ -45,17 +45,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         publish(network, results, record, config, run)
         run.log(f"next: {sharing.next_command('mscl-demo', config.run.model)}")
     return EvaluateResult(run, network, results)
-
-
-def open_network(model: str) -> "models.MsclForSemanticSegmentation":
-    """The model to measure; ValueError where it has no trained classifier."""
-    no_classifier = ValueError(f"--model is {model}, which has no trained classifier; expected a fine-tuned model. Fine-tune it first.")
-    if models.open_model(models.MsclConfig, model).architectures == ["MsclForPreTraining"]:
-        raise no_classifier
-    network, loaded = models.open_model(models.MsclForSemanticSegmentation, model, output_loading_info=True)
-    if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # whatever the configuration says that the model is
-        raise no_classifier
-    return network
 
 
 def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentation", record: dict, run: "training.Run") -> tuple:

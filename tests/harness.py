@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
-from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig, TrainingConfig, ViewConfig
+from mscl_hf.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, TrainingConfig, ViewConfig
 from mscl_hf.data import load_data
 from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingData, TrainingImages
@@ -38,7 +38,7 @@ SHORT = ("--batch-size", BATCH, "--dataloader-num-workers", 0, "--train-count", 
 
 
 UNCHECKED = dict.fromkeys(("check_token", "check_can_push"), lambda hub: None)  # patches for a run that pushes without a Hub
-CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate_model": EvaluateConfig}
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate_model": EvaluateConfig, "predict": PredictConfig}
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from .training import FinetuneTrainingConfig, TrainingConfig
 from .views import CropConfig, ViewConfig
 
 MODEL = "model folder, Hub name or NAME@REVISION"
+PIXEL_LIMIT = 178_956_970  # of Pillow: twice its MAX_IMAGE_PIXELS
 OUTPUT = "new or empty folder for the model and its records"
 
 
@@ -71,6 +72,28 @@ class EvaluateRun(Section):
 
 
 @dataclass(frozen=True)
+class PredictRun(Section):
+    """What is predicted, and what is written."""
+
+    model: str = option("runs/finetune", f"{MODEL} that predicts")
+    images: list[str] = option([], "images to predict: files, a folder with its sub-folders, or a pattern such as 'photos/*.jpg'")
+    output_dir: str = option("runs/predict", "folder for masks and table: new, empty, or of the same command, which then continues")
+    overlays: bool = option(False, "also write each image with the colors of its classes over it")
+    confidence: bool = option(False, "also write the largest probability of each pixel, as 8-bit gray: 255 = certain")
+    probabilities: bool = option(False, "also write the probabilities of all classes, as npz of 16-bit numbers (H, W, classes)")
+    max_pixels: int = option(PIXEL_LIMIT, "largest image in px; larger ones are skipped as broken files, without decoding them", at_least=1)
+    image_range: list[int] | None = option(
+        None, "LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's)"
+    )
+    mixed_precision: Literal["no", "bf16"] = option(launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)")
+
+    def __post_init__(self):
+        check_launched("mixed_precision", self.mixed_precision, launched_precision())
+        super().__post_init__()
+        DatasetConfig(image_range=self.image_range)  # checks it
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides a pre-training run."""
 
@@ -119,4 +142,16 @@ class EvaluateConfig:
 
     COMMON: ClassVar = (
         "model", "dataset", "data_dir", "split", "flip", "scales", "mode", "mixed_precision", "output_dir", "push_to_hub",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Everything that decides a prediction."""
+
+    run: PredictRun = field(default_factory=PredictRun)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    COMMON: ClassVar = (
+        "model", "images", "output_dir", "overlays", "confidence", "probabilities", "mode", "window", "flip", "scales",
     )  # fmt: skip

@@ -2,10 +2,13 @@ from .build import OTHER_METHODS as OTHER_METHODS
 from .build import labelled_part as labelled_part
 from .build import open_training_data as open_training_data
 from .checks import check_data as check_data
+from .checks import run_once as run_once
 from .dataset import BadSample as BadSample
 from .dataset import Sample as Sample
 from .dataset import SegmentationData as SegmentationData
 from .folder_names import UnknownSplit as UnknownSplit
+from .image_list import ImageList as ImageList
+from .image_list import list_inputs as list_inputs
 from .image_range import check_values as check_values
 from .label_checks import label_warnings as label_warnings
 from .label_checks import require_two_classes as require_two_classes

@@ -1,6 +1,7 @@
 from .evaluate import check_classes as check_classes
 from .evaluate import draw_predictions as draw_predictions
 from .evaluate import evaluate_model as evaluate_model
+from .evaluate import evaluating as evaluating
 from .evaluate import in_sentences as in_sentences
 from .evaluate import predict_masks as predict_masks
 from .evaluate import scored_indices as scored_indices
@@ -8,3 +9,9 @@ from .evaluate import with_size_of as with_size_of
 from .inference import predict_ids as predict_ids
 from .inference import predict_logits as predict_logits
 from .metrics import MeanIoU as MeanIoU
+from .prediction import Predictor as Predictor
+from .prediction import finite as finite
+from .prediction_files import OUTPUT_KINDS as OUTPUT_KINDS
+from .prediction_files import PredictedImage as PredictedImage
+from .prediction_files import PredictionFolder as PredictionFolder
+from .prediction_files import failure_message as failure_message

@@ -15,11 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..config import InferenceConfig
+from ..data.pixels import BadSample
 from ..models.normalization import image_statistics, normalize
 from .bands import ScaledImage, logit_bands
 from .inference import is_one_view, predict_ids, predict_logits, resize, view_size
 
 MAX_MAP = 2**28  # numbers of a map of logits (K, H, W) that is in memory at once: 1 GiB
+MAX_WHOLE = 2**25  # pixels that the network receives at once
 CHANNELS_AT_ONCE = 8  # of the logits that `predict_ids` enlarges at once
 
 
@@ -67,6 +69,18 @@ class Predictor:
             logits = predict_logits(self.model, self.normalized(image), size, self.options)
         yield logits
 
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        """Raise BadSample for an image of this size (H, W) that is too large for the network at once. name: of the image."""
+        if self.options.mode == "slide":
+            return
+        for scale in self.options.scales:
+            height, width = view_size(size, scale, self.options)
+            if height * width > MAX_WHOLE:
+                raise BadSample(
+                    f"{name} would be {width} x {height} px for the network; expected at most {MAX_WHOLE:,} px at once. "
+                    "Give --mode slide, and a new --output-dir."
+                )
+
     def normalized(self, image: np.ndarray) -> Tensor:
         """Return the pixels as the network reads them, (1, 3, H, W) float32."""
         pixels = torch.from_numpy(np.array(image)).to(self.device)
@@ -94,3 +108,15 @@ class Predictor:
             channels.append(resize(pixels.div_(255).sub_(mean).div_(std)[None, None], size, antialias=True))
         scaled = torch.cat(channels, 1)
         return ScaledImage(size, lambda rows, columns: scaled[..., rows, columns])
+
+
+def finite(model: Callable) -> Callable:
+    """Return the model, which raises ValueError where it would return NaN or infinity."""
+
+    def checked(pixel_values: Tensor) -> SimpleNamespace:
+        logits = model(pixel_values=pixel_values).logits
+        if not logits.isfinite().all():
+            raise ValueError("The network returns NaN or infinity; expected finite numbers. Choose an earlier checkpoint.")
+        return SimpleNamespace(logits=logits)
+
+    return checked

@@ -97,6 +97,17 @@ def open_segmenter(
     return network, True
 
 
+def open_fine_tuned(name: str) -> MsclForSemanticSegmentation:
+    """Return the model of --model; ValueError where it has no trained classifier."""
+    no_classifier = ValueError(f"--model is {name}, which has no trained classifier; expected a fine-tuned model. Fine-tune it first.")
+    if open_model(MsclConfig, name).architectures == ["MsclForPreTraining"]:
+        raise no_classifier
+    network, loaded = open_model(MsclForSemanticSegmentation, name, output_loading_info=True)
+    if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # whatever the configuration says that the model is
+        raise no_classifier
+    return network
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """Split NAME@REVISION into a name on the Hub and a branch, a tag or a commit; the revision of other names and of folders is None."""
     repo, _, revision = (name, "", "") if Path(name).exists() else name.rpartition("@")

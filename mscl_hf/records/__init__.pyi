@@ -1,3 +1,4 @@
+from .files import replacing as replacing
 from .files import write_json as write_json
 from .files import write_text as write_text
 from .run_folder import CONFIG as CONFIG

@@ -24,6 +24,7 @@ except ImportError:  # Windows has none: there a second run in a folder is not n
 FREE_TO_CHANGE = (
     "resume", "config", "output_dir", "data_dir", "image_dir", "mask_dir", "image_cache_gb", "dataloader_num_workers", "shard",
     "save_steps", "save_total_limit", "logging_steps", "health_steps", "report_to", "push_to_hub", "private", "revision", "license",
+    "overlays", "confidence", "probabilities", "max_pixels",
 )  # fmt: skip
 # Options that may change on --resume to rescue a run that stopped; run.json keeps both values.
 MAY_CHANGE = (
@@ -34,7 +35,8 @@ MAY_CHANGE = (
 MODELS = ("model", "start_from")
 FILES = (*MODELS, "backbone_weights", "classes")
 NOT_OPTIONS = ("commit", "contents", "changed")  # other entries of run.json
-COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-evaluate"}  # by an option that no other command has
+COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-evaluate", "overlays": "mscl-predict"}  # by its own option
+WITHOUT_RESUME = ("mscl-evaluate", "mscl-predict")  # the same command again continues
 MAX_SHOWN = 6  # differing options in a message
 RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on Lustre without flock, NFS without its lock daemon
@@ -135,7 +137,7 @@ def _merged(out: Path, old: dict, new: dict, default_words: Mapping[str, str]) -
             raise ValueError(_cannot_extend(out, old, new))
         differences = ", ".join(_difference(option, old, new, default_words) for option in shown[:MAX_SHOWN])
         differences += f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
-        advice = "" if _command_of(new) == "mscl-evaluate" else "resume with the old ones, or "
+        advice = "" if _command_of(new) in WITHOUT_RESUME else "resume with the old ones, or "
         raise ValueError(f"{out} holds a run with other settings ({differences}); {advice}give another --output-dir")
     history += [allowed] if allowed else []
     return new | ({"changed": history} if history else {})

@@ -69,7 +69,7 @@ def start_run(config: Any, resume: bool) -> Iterator[Run]:
     The record of an earlier run is restored where this one fails before its first checkpoint, such as for other images.
     """
     options = flat(config)
-    set_seed(options["seed"])
+    set_seed(options.get("seed", 0))
     accelerator = make_accelerator(options["mixed_precision"], options.get("report_to", ()), options["output_dir"])
     out = Path(options["output_dir"])
     earlier = open_run(out, options | {"commit": commit()}, resume, accelerator, default_words(config))

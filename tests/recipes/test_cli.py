@@ -278,7 +278,8 @@ def test_options_of_other_libraries_get_a_remedy(tmp_path, recipe, words, remedy
 
 
 @pytest.mark.parametrize(("recipe", "word", "owners"), [
-    ("finetune", "--method", "mscl-pretrain"), ("pretrain", "--loss=ce", "mscl-finetune"), ("finetune", "--flip", "mscl-evaluate"),
+    ("finetune", "--method", "mscl-pretrain"), ("pretrain", "--loss=ce", "mscl-finetune"),
+    ("finetune", "--flip", "mscl-evaluate and mscl-predict"),
     ("evaluate_model", "--max-steps", "mscl-pretrain and mscl-finetune"), ("finetune", "--start_from", ""),
 ])  # fmt: skip
 def test_options_of_other_commands_name_the_command(tmp_path, recipe, word, owners):

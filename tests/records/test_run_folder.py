@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from test_recipes import write_folder
 
 from mscl_hf.cli import flat
-from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from mscl_hf.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig
 from mscl_hf.messages import RENAMED
 from mscl_hf.records import run_folder
 from mscl_hf.records.run_folder import COMMANDS, FILES, FREE_TO_CHANGE, MAY_CHANGE, open_run
 
-CONFIGS = (PretrainConfig, FinetuneConfig, EvaluateConfig)
+CONFIGS = (PretrainConfig, FinetuneConfig, EvaluateConfig, PredictConfig)
 # Entries of run.json as an earlier version wrote them.
 OLD = {"method": "mscl", "lr": 0.05, "tau_p": 0.07, "clip_norm": 5.0, "precision": "fp32", "num_workers": 2, "seed": 0, "commit": "a1b2"}
 

@@ -1,0 +1,211 @@
+"""The output folder of `mscl-predict`: masks, overlays, confidence and probabilities of each image, and a table.
+
+Letters: K classes, H W height and width of the image in pixels, as stored in its file.
+"""
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ..data.image_file import ImageFile, pixel_limit, read_image_file, upright_view
+from ..data.image_io import DECODE_ERRORS, ORIENTATION
+from ..data.pixels import BadSample, displayed
+from ..messages import first_three
+from ..records.files import replacing
+from ..visual.palette import class_colors, overlay
+from .prediction import Predictor
+
+MASKS, OVERLAYS, CONFIDENCE, PROBABILITIES = "masks", "overlays", "confidence", "probabilities"
+OUTPUT_KINDS = (OVERLAYS, CONFIDENCE, PROBABILITIES)  # beside masks
+TABLE, CLASSES, FAILED = "predictions.csv", "classes.csv", "failed.csv"
+SOURCE = "source"  # text in a mask: size and time of the image that it was predicted from
+MAX_CLASSES = 255  # class ids are 8 bits, and 255 stands for no class
+PIXELS_AT_ONCE = 2**22  # pixels of an overlay that are computed at once
+FASTEST = 1  # compression level of zip: probabilities compress little
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """path: of the image. mask: of its mask. width, height: as stored. pixels: (K) of each class."""
+
+    path: Path
+    mask: Path
+    width: int
+    height: int
+    pixels: tuple[int, ...]
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of each class, in [0, 1]."""
+        return [count / (self.width * self.height) for count in self.pixels]
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """Where predictions are written. kinds: those of OUTPUT_KINDS that are written. max_pixels: of an image, see `read_image_file`."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    kinds: tuple[str, ...]
+    max_pixels: int
+
+    def __post_init__(self):
+        if len(self.classes) > MAX_CLASSES:
+            raise ValueError(f"--model has {len(self.classes)} classes; expected at most {MAX_CLASSES}. Give another model.")
+
+    def path(self, kind: str, name: str) -> Path:
+        """Return the file of one kind for the image of this name."""
+        return self.folder / kind / f"{name}{'.npz' if kind == PROBABILITIES else '.png'}"
+
+    def finished(self, path: Path, name: str) -> PredictedImage | None:
+        """Return what an earlier run has written for an image; None where a file is missing, damaged, or of another state of the image."""
+        mask = self.path(MASKS, name)
+        if not all(self.path(kind, name).is_file() for kind in (MASKS, *self.kinds)):
+            return None
+        try:
+            with pixel_limit(self.max_pixels), Image.open(mask, formats=("PNG",)) as image:
+                if image.info.get(SOURCE) != _state(path):
+                    return None
+                ids = np.asarray(image)
+        except DECODE_ERRORS:
+            return None
+        return self._result(path, mask, ids)
+
+    def predict(self, predictor: Predictor, path: Path, name: str, image_range: tuple[int, int] | None) -> PredictedImage:
+        """Predict an image and write its files, the mask last. Raises BadSample for an image that cannot be used."""
+        try:
+            state = _state(path)
+        except OSError as error:
+            raise BadSample(f"{path} cannot be read ({error.strerror}). Replace it, or remove it.") from error
+        image = read_image_file(path, image_range, self.max_pixels)
+        predictor.check_size(image.levels.shape[:2], str(path))
+        ids, confidence = self._compute(predictor, image, name)
+        if confidence is not None:
+            _save(Image.fromarray(confidence), self.path(CONFIDENCE, name), image.orientation)
+        if OVERLAYS in self.kinds:
+            with replacing(self.path(OVERLAYS, name)) as file:
+                Image.fromarray(_overlay(image.levels, upright_view(ids, image.orientation), self.classes)).save(file, format="PNG")
+        mask = self.path(MASKS, name)
+        picture = Image.fromarray(ids)
+        picture.putpalette(class_colors(self.classes).tobytes())
+        text = PngImagePlugin.PngInfo()
+        text.add_text(SOURCE, state)
+        _save(picture, mask, image.orientation, pnginfo=text)
+        return self._result(path, mask, ids)
+
+    def _compute(self, predictor: Predictor, image: ImageFile, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return ids (H, W) uint8 and confidence (H, W) uint8 or None, in the pixel order of the file; probabilities are written."""
+        height, width = image.levels.shape[:2]
+        stored_size = (width, height) if image.orientation >= 5 else (height, width)
+        ids = np.empty(stored_size, np.uint8)
+        if not {CONFIDENCE, PROBABILITIES} & set(self.kinds):
+            upright_view(ids, image.orientation)[:] = predictor.ids(image.levels)
+            return ids, None
+        confidence = np.empty(stored_size, np.uint8) if CONFIDENCE in self.kinds else None
+        outputs = [None if array is None else upright_view(array, image.orientation) for array in (ids, confidence)]
+        bands = predictor.bands(image.levels)
+        if PROBABILITIES not in self.kinds:
+            for _ in _written(bands, *outputs):
+                pass
+            return ids, confidence
+        with replacing(self.path(PROBABILITIES, name)) as file:
+            self._save_probabilities(_written(bands, *outputs), (*stored_size, len(self.classes)), image.orientation, file)
+        return ids, confidence
+
+    def _save_probabilities(
+        self, bands: Iterator[tuple[int, Tensor]], shape: tuple[int, ...], orientation: int, file: Path
+    ) -> None:
+        """Write an npz with `probabilities` of this shape (H, W, K), float16, through a temporary file instead of memory."""
+        array_file = file.with_name(f"{file.name}.npy")
+        try:
+            stored = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.float16, shape=shape)
+            view = upright_view(stored, orientation)
+            for top, probabilities in bands:
+                view[top : top + probabilities.shape[1]] = probabilities.permute(1, 2, 0).cpu().numpy()
+            stored.flush()
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=FASTEST) as archive:
+                archive.write(array_file, f"{PROBABILITIES}.npy")
+        finally:
+            array_file.unlink(missing_ok=True)
+
+    def _result(self, path: Path, mask: Path, ids: np.ndarray) -> PredictedImage:
+        pixels = np.bincount(ids.ravel(), minlength=len(self.classes))
+        return PredictedImage(path, mask, ids.shape[1], ids.shape[0], tuple(pixels.tolist()))
+
+    def write_classes(self) -> None:
+        """Write classes.csv: id, name and color of each class."""
+        colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(self.classes)]
+        rows = [(i, name, color) for i, (name, color) in enumerate(zip(self.classes, colors))]
+        _write_csv(self.folder / CLASSES, ("id", "name", "color"), rows)
+
+    def write_table(self, images: Sequence[PredictedImage], failed: dict[Path, str]) -> None:
+        """Write predictions.csv, a row for each predicted image, and failed.csv where images could not be predicted."""
+        rows = [
+            (image.path, image.mask.relative_to(self.folder).as_posix(), image.width, image.height, *(f"{x:.6f}" for x in image.shares))
+            for image in images
+        ]
+        _write_csv(self.folder / TABLE, ("image", "mask", "width", "height", *(f"share_{name}" for name in self.classes)), rows)
+        (self.folder / FAILED).unlink(missing_ok=True)
+        if failed:
+            _write_csv(self.folder / FAILED, ("image", "reason"), list(failed.items()))
+
+
+def failure_message(failed: dict[Path, str], total: int) -> str:
+    """Return one sentence about the images that could not be predicted, with their number."""
+    names = first_three([str(path) for path in failed])
+    return (
+        f"{len(failed)} of {total} images were not predicted: {names}; {FAILED} has the reasons. Correct or remove them; the same command "
+        "predicts those that are missing."
+    )
+
+
+def _written(bands: Iterator[Tensor], ids: np.ndarray, confidence: np.ndarray | None) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, probabilities (K, rows, W)) of the bands of logits; ids and confidence of their rows are written before."""
+    top = 0
+    for band in bands:
+        rows = slice(top, top + band.shape[2])
+        ids[rows] = band[0].argmax(0).cpu().numpy()
+        probabilities = band[0].softmax(0)
+        if confidence is not None:
+            confidence[rows] = (probabilities.amax(0) * 255).round().byte().cpu().numpy()
+        yield top, probabilities
+        top = rows.stop
+
+
+def _overlay(levels: np.ndarray, ids: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return the upright image with the colors of its classes over it, (H, W, 3) uint8, a few rows at a time."""
+    picture = np.empty(levels.shape, np.uint8)
+    step = max(1, PIXELS_AT_ONCE // levels.shape[1])
+    for top in range(0, len(levels), step):
+        rows = slice(top, top + step)
+        picture[rows] = overlay(displayed(levels[rows]), ids[rows], classes)
+    return picture
+
+
+def _save(picture: Image.Image, file: Path, orientation: int, **options) -> None:
+    """Write a PNG that has the EXIF orientation of its image, so that programs turn both alike."""
+    if orientation != 1:
+        options["exif"] = Image.Exif()
+        options["exif"][ORIENTATION] = orientation
+    with replacing(file) as temporary:
+        picture.save(temporary, format="PNG", **options)
+
+
+def _state(path: Path) -> str:
+    """Return size [bytes] and time of the last change [ns] of a file."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))  # names of files may be invalid Unicode

@@ -1,0 +1,111 @@
+"""Predict images with a fine-tuned model: a mask for each image, and a table with the share of each class.
+
+accelerate launch recipes/predict.py --model runs/finetune --images FOLDER --output-dir OUT --overlays
+accelerate launch recipes/predict.py --model OUT2 --images 'scans/*.tif' --output-dir OUT3 --mode slide --window 512
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from mscl_hf import data, evaluation, models, records, sharing, training
+from mscl_hf.cli import command, parse, write_config
+from mscl_hf.config import DatasetConfig, PredictConfig
+from mscl_hf.training.signals import leave_on_signal
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """run: with the output folder. classes: names by id. images: of all predicted images. failed: {image: reason} of the others.
+
+    skipped: number of images that an earlier run had predicted.
+    """
+
+    run: "training.Run"
+    classes: tuple[str, ...]
+    images: "list[evaluation.PredictedImage]"
+    failed: dict[Path, str]
+    skipped: int
+
+
+@command
+@leave_on_signal("stopped; the same command predicts the missing images")
+def main() -> None:
+    result = predict(parse(PredictConfig, __doc__.splitlines()[0]))
+    if result.failed and result.run.is_main:  # a launcher stops the other processes once one of them fails
+        raise ValueError(evaluation.failure_message(result.failed, len(result.failed) + len(result.images)))
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Predict images as the command does; masks and tables are written into config.run.output_dir."""
+    config = sharing.pin_revisions(config)
+    with training.start_run(config, resume=True) as run:  # the same command predicts the missing images
+        listed = data.run_once(lambda: data.list_inputs(config.run.images, run.out))  # the same on all processes
+        network = models.open_fine_tuned(config.run.model)
+        config = resolved(config, network)
+        classes = tuple(network.config.id2label[i] for i in range(network.config.num_labels))
+        kinds = tuple(kind for kind in evaluation.OUTPUT_KINDS if getattr(config.run, kind))
+        folder = evaluation.PredictionFolder(run.out, classes, kinds, config.run.max_pixels)
+        if run.is_main:
+            folder.write_classes()
+            write_config(config, run.out / records.CONFIG)
+        for note in listed.notes:
+            run.log(note)
+        finished = data.run_once(lambda: [folder.finished(path, name) for path, name in zip(listed.paths, listed.names)])
+        pending = [i for i, image in enumerate(finished) if image is None]
+        if len(pending) < len(finished):
+            run.log(f"{len(finished) - len(pending)} of {len(finished)} images were predicted before")
+        done, failed = predict_pending(network, listed, pending, folder, config, run)
+        images = [image or done.get(i) for i, image in enumerate(finished)]
+        result = PredictResult(run, classes, [i for i in images if i], failed, len(finished) - len(pending))
+        report(result, folder)
+    return result
+
+
+def resolved(config: PredictConfig, network: "models.MsclForSemanticSegmentation") -> PredictConfig:
+    """Return the configuration with image range and size of the model, where it leaves them open."""
+    options = DatasetConfig(image_range=config.run.image_range).with_range_of(config.run.model, network.config.image_range)
+    inference = evaluation.with_size_of(network, config.inference)
+    return replace(config, run=replace(config.run, image_range=options.image_range), inference=inference)
+
+
+def predict_pending(
+    network: "models.MsclForSemanticSegmentation", listed: "data.ImageList", pending: Sequence[int],
+    folder: "evaluation.PredictionFolder", config: PredictConfig, run: "training.Run",
+) -> tuple[dict, dict]:  # fmt: skip
+    """Predict the images at the pending indices, process r of n every n-th one; return {index: result} and {path: reason} of all."""
+    accelerator = run.accelerator
+    mine = pending[accelerator.process_index :: accelerator.num_processes]
+
+    def work() -> list[tuple]:
+        rows = []
+        with evaluation.evaluating(network.to(accelerator.device)):
+            predictor = evaluation.Predictor(
+                evaluation.finite(network), network.config, accelerator.device, config.inference, accelerator.autocast
+            )
+            for i in tqdm(mine, desc="predict", unit="image", disable=None if run.is_main else True):
+                try:
+                    rows.append((i, folder.predict(predictor, listed.paths[i], listed.names[i], config.run.image_range), None))
+                except data.BadSample as error:
+                    print(f"skipped: {error}", flush=True)
+                    rows.append((i, None, str(error)))
+        return rows
+
+    rows = sorted(gather_object(training.together(accelerator, work, "predicting images", on_all=True)), key=lambda row: row[0])
+    return {i: image for i, image, _ in rows if image}, {listed.paths[i]: reason for i, _, reason in rows if reason}
+
+
+def report(result: PredictResult, folder: "evaluation.PredictionFolder") -> None:
+    """Write the tables, and print where the results are."""
+    if not result.run.is_main:
+        return
+    folder.write_table(result.images, result.failed)
+    written = ", ".join(("masks", *folder.kinds))
+    print(f"{len(result.images)} images predicted: {written}, predictions.csv and classes.csv in {folder.folder}")
+
+
+if __name__ == "__main__":
+    main()
