@@ -83,7 +83,11 @@ def _matches(text: str) -> tuple[list[Path], Path, list[str]]:
 
 
 def _without_masks(files: Sequence[Path], root: Path, text: str, notes: list[str]) -> tuple[list[Path], Path, list[str]]:
-    separated = separate(files, root)
+    try:
+        separated = separate(files, root)
+    except ValueError as error:  # masks or images of the same names: its remedy names options of training
+        problem = str(error).partition(". If all are")[0]
+        raise ValueError(f"{problem}. Give the images by a pattern such as '{root}/*.jpg', or rename one of each pair.") from error
     masks = f"{text}: {separated.left_out} mask(s) are left out; to predict them, name the files themselves"
     return separated.images, root, notes + ([masks] if separated.left_out else [])
 
