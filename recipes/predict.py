@@ -104,7 +104,8 @@ def report(result: PredictResult, folder: "evaluation.PredictionFolder") -> None
         return
     folder.write_table(result.images, result.failed)
     written = ", ".join(("masks", *folder.kinds))
-    print(f"{len(result.images)} images predicted: {written}, predictions.csv and classes.csv in {folder.folder}")
+    print(f"predicted: {len(result.images)} of {len(result.images) + len(result.failed)} images")
+    print(f"{written}, predictions.csv and classes.csv: {folder.folder}")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from ..data.image_io import DECODE_ERRORS, ORIENTATION
 from ..data.pixels import BadSample, displayed
 from ..messages import first_three
 from ..records.files import replacing
+from ..visual.legend import draw_legend
 from ..visual.palette import class_colors, overlay
 from .prediction import Predictor
 
 MASKS, OVERLAYS, CONFIDENCE, PROBABILITIES = "masks", "overlays", "confidence", "probabilities"
 OUTPUT_KINDS = (OVERLAYS, CONFIDENCE, PROBABILITIES)  # beside masks
-TABLE, CLASSES, FAILED = "predictions.csv", "classes.csv", "failed.csv"
+TABLE, CLASSES, LEGEND, FAILED = "predictions.csv", "classes.csv", "legend.png", "failed.csv"
 SOURCE = "source"  # text in a mask: size and time of the image that it was predicted from
 MAX_CLASSES = 255  # class ids are 8 bits, and 255 stands for no class
 PIXELS_AT_ONCE = 2**22  # pixels of an overlay that are computed at once
@@ -140,10 +141,13 @@ class PredictionFolder:
         return PredictedImage(path, mask, ids.shape[1], ids.shape[0], tuple(pixels.tolist()))
 
     def write_classes(self) -> None:
-        """Write classes.csv: id, name and color of each class."""
+        """Write classes.csv: id, name and color of each class; with overlays also legend.png."""
         colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(self.classes)]
         rows = [(i, name, color) for i, (name, color) in enumerate(zip(self.classes, colors))]
         _write_csv(self.folder / CLASSES, ("id", "name", "color"), rows)
+        if OVERLAYS in self.kinds:
+            with replacing(self.folder / LEGEND) as file:
+                draw_legend(self.classes, file)
 
     def write_table(self, images: Sequence[PredictedImage], failed: dict[Path, str]) -> None:
         """Write predictions.csv, a row for each predicted image, and failed.csv where images could not be predicted."""
