@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -87,7 +88,12 @@ class PredictionFolder:
             raise BadSample(f"{path} cannot be read ({error.strerror}). Replace it, or remove it.") from error
         image = read_image_file(path, image_range, self.max_pixels)
         predictor.check_size(image.levels.shape[:2], str(path))
-        ids, confidence = self._compute(predictor, image, name)
+        try:
+            ids, confidence = self._compute(predictor, image, name)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{path} needs more memory than the GPU has. Give --mode slide or a smaller --window, and another --output-dir."
+            ) from error
         if confidence is not None:
             _save(Image.fromarray(confidence), self.path(CONFIDENCE, name), image.orientation)
         if OVERLAYS in self.kinds:

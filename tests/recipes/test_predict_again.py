@@ -154,6 +154,17 @@ def test_an_image_that_is_too_large_for_the_network_at_once(tmp_path, model, mon
     run("predict", "--model", model, "--images", images, *flags)
 
 
+def test_too_little_memory_on_the_gpu(tmp_path, model, monkeypatch):
+    """The command ends with the options that need less."""
+    def fails(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("mscl_hf.evaluation.prediction.predict_ids", fails)
+    images = save_scenes(tmp_path / "photos", "a.png")
+    message = rejected("predict", "--model", model, "--images", images, "--output-dir", tmp_path / "out")
+    assert "a.png needs more memory than the GPU has. Give --mode slide or a smaller --window" in message
+
+
 def test_files_are_written_atomically(tmp_path):
     """An error while a file is written leaves neither the file nor a temporary one, and keeps an earlier one."""
     path = tmp_path / "sub" / "mask.png"
