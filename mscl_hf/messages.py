@@ -68,7 +68,9 @@ ADVICE = (
     ("push hub repo-id hub-model-id", "push-to-hub", "Give --push-to-hub NAMESPACE/NAME"),
 )  # fmt: skip
 LAYOUTS = {
-    "coco": "Polygons and RLE are not supported. Convert them to masks with one class id per pixel, and give --dataset folder.",
+    "roboflow": "Give --dataset coco for an export in COCO format.",
+    "csv": "Give --dataset list.",
+    "json": "Give --dataset coco, labelme or list.",
     "voc": "Give --dataset voc2012.",
     "pascal": "Give --dataset voc2012.",
     "ade": "Give --dataset ade20k.",

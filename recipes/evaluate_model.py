@@ -54,7 +54,9 @@ def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentati
     """
     options, model = config.data.with_range_of(config.run.model, network.config.image_range), network.config
     options, warnings = data.with_labels_of_model(options, model.label_map, model.reduce_labels, run.log)
-    images = open_scored_split(options, config.run.split, tuple(model.id2label[i] for i in range(model.num_labels)), run.log)
+    classes = tuple(model.id2label[i] for i in range(model.num_labels))
+    options = data.with_colors_of_model(options, model.class_colors, classes, run.log)
+    images = open_scored_split(options, config.run.split, classes, data.split_of_model(options, config.run.model), run.log)
     trained_on = next((f", trained on {stage['facts']['data']}," for stage in record["stages"][::-1] if "data" in stage["facts"]), "")
     evaluation.check_classes(network, images, f"--model {config.run.model}{trained_on}")
     warnings += data.label_warnings([], images, options) if run.is_main else []
@@ -64,11 +66,14 @@ def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentati
 
 
 def open_scored_split(
-    options: DatasetConfig, split: str, classes: tuple[str, ...], log: Callable[[str], None]
+    options: DatasetConfig, split: str, classes: tuple[str, ...], held_out: str | None, log: Callable[[str], None]
 ) -> "data.SegmentationData":
-    """The usable images of a split. Raises ValueError, which lists the splits of the data, where it has no such one."""
+    """The usable images of a split. Raises ValueError, which lists the splits of the data, where it has no such one.
+
+    held_out: list of the images that the model's training held out, which are the split val where the data has none.
+    """
     try:
-        images = data.open_whole_split(options, split, classes)
+        images = data.open_held_out_split(options, split, classes, held_out)
     except data.UnknownSplit as error:
         if not error.available:  # another layout, which the error describes
             raise

@@ -41,6 +41,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     with training.start_run(config, config.training.resume) as run:
         if run.is_main:
             sharing.check_token(config.hub)
+        config = replace(config, data=data.with_val_split(config.data, run.out, config.run.model, run.log))
         config = resolved(config, run.log)
         images, held_out = open_data(config, run.log)
         network, is_new = open_network(config, images.labelled.classes, run.log)

@@ -53,6 +53,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         if run.is_main:
             sharing.check_token(config.hub)
         config = replace(config, training=config.training.with_used_warmup(run.log))
+        config = replace(config, data=data.with_val_split(config.data, run.out, config.run.start_from, run.log))
         network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
         stages = [open_stage(method_cls, config, network, run.log) for method_cls in methods.stages_of(config.run.method)]

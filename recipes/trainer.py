@@ -98,6 +98,7 @@ def main() -> None:
     set_seed(arguments.seed)
     config, processor = models.open_model(models.MsclConfig, run.model), models.open_model(AutoImageProcessor, run.model)
     view = TrainView(config.image_size, config.base_size, image_width=config.image_width)
+    options = data.with_val_split(options, Path(arguments.output_dir), run.model)
     options = data.with_image_range(options.with_range_of(run.model, config.image_range))
     labelled, _ = data.labelled_part(options, view, print)
     held_out = data.open_held_out(options, classes=labelled.classes)

@@ -6,35 +6,49 @@ from typing import Literal, Self
 
 from .fields import Section, option
 
+OWN_MASKS = ("folder", "list", "hf")  # layouts whose masks need a label map or a table of colors; the others have their own
+OWN_DATA = (*OWN_MASKS, "coco", "labelme", "cvat")  # layouts of data of one's own: any classes, any files
+
 
 @dataclass(frozen=True)
 class DatasetConfig(Section):
     """The data set: where images and masks are, and how masks are read."""
 
-    dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "hf"] = option(
+    dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "list", "coco", "labelme", "hf"] = option(
         "synthetic", "layout of the data; synthetic scenes are generated and need no files"
     )
     data_dir: str | None = option(
-        None, "folder of the data; for hf also a parquet file, a Hub name or s3://... (default: none; synthetic needs none)"
-    )
+        None, "folder of the data; for list a CSV or JSON file, for hf also a parquet file, a Hub name or s3://... "
+        "(default: none; synthetic needs none)"
+    )  # fmt: skip
     max_bad_images: int = option(0, "unreadable images or masks to skip before the run stops", at_least=0)
-    image_dir: str | None = option(None, "folder: folder of the images (default: DATA_DIR/images)")
+    image_dir: str | None = option(
+        None, "folder, coco, labelme: folder of the images (default: DATA_DIR/images, or beside the annotations)"
+    )
+    annotations: str | None = option(None, "coco: file of the annotations (default: that of the split in DATA_DIR)")
     mask_dir: str | None = option(None, "folder: folder of the masks (default: DATA_DIR/masks, labels, annotations, ...)")
     mask_suffix: str | None = option(None, "folder: ending of a mask's name after that of its image, such as _mask (default: detected)")
     masked_only: bool = option(False, "folder: leave out images without masks")
     label_map: str | None = option(
-        None, "folder, hf: STORED:CLASS,... such as 255:1,128:255; class 255 is ignored (default: stored ids are class ids)"
+        None, "folder, list, hf: STORED:CLASS,... such as 255:1,128:255; class 255 is ignored (default: stored ids are class ids)"
     )
+    class_colors: str | None = option(
+        None, "folder, list, hf: file with the color of each class, for masks of colors: CSV (name,r,g,b), JSON or a label map of CVAT"
+    )
+    ignored_colors: list[str] | None = option(None, "folder, list, hf: R,G,B ..., colors of masks that are ignored (default: none)")
+    resize_masks: bool = option(False, "resize masks of another size but the same aspect (within 2 %) to their images, by nearest neighbor")
     image_column: str | None = option(None, "hf: column of the images (default: the only one with a usual name)")
     mask_column: str | None = option(None, "hf: column of the masks (default: the only one with a usual name)")
     subset: str | None = option(None, "hf: configuration of a Hub data set (default: its default)")
     data_revision: str | None = option(None, "hf: revision of a Hub data set (default: the newest)")
     streaming: bool = option(False, "hf: read the data set during training instead of downloading it first")
-    reduce_labels: bool = option(False, "folder, hf: ignore label 0 and subtract 1 from the others")
-    classes: list[str] | None = option(None, "folder, hf: class names, or a text file with a name a line (default: from ids in the masks)")
-    num_classes: int | None = option(None, "folder, hf: number of classes without names (default: from ids in the masks)")
+    reduce_labels: bool = option(False, "folder, list, hf: ignore label 0 and subtract 1 from the others")
+    classes: list[str] | None = option(
+        None, "folder, list, hf, coco, labelme: class names, or a text file with a name a line (default: from the masks or annotations)"
+    )
+    num_classes: int | None = option(None, "folder, list, hf: number of classes without names (default: from ids in the masks)")
     image_range: list[int] | None = option(
-        None, "folder, hf: LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's, or 0 to the "
+        None, "data of your own: LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's, or 0 to the "
         "highest value of the 8, 10, 12, 14 or 16 bits that the training images need)",
     )  # fmt: skip
 
@@ -62,10 +76,17 @@ class DataConfig(DatasetConfig):
     """The data set: where images and masks are, how masks are read, and which of them are used to train and to measure."""
 
     train_split: str | None = option(None, "split to train on (default: train; voc2012 also has trainaug)")
-    val_split: str | None = option(None, "held-out split to measure on (default: val, or validation for hf); none = no split")
+    val_split: str | None = option(
+        None, "held-out split to measure on, or a .txt file with the names of training images to hold out (default: val, or validation for "
+        "hf); none = no split",
+    )  # fmt: skip
+    val_fraction: float | None = option(
+        None, "data without a held-out split: share of the training images to hold out, listed in OUTPUT_DIR/val_split.txt (default: 0)",
+        above=0, below=1,
+    )  # fmt: skip
     train_fraction: float | None = option(None, "share of the training masks to use (default: all); subsets are nested")
     train_count: int | None = option(None, "number of training masks to use (default: all); subsets are nested")
-    subset_seed: int = option(0, "seed of the choice of training masks")
+    subset_seed: int = option(0, "seed of the choice of training masks, and of the images to hold out")
     image_cache_gb: float = option(
         10.0, "size of the image cache in GB: decoded images in ~/.cache/mscl_hf, or MSCL_HF_CACHE; 0 = no cache", at_least=0
     )

@@ -3,6 +3,7 @@ from .build import labelled_part as labelled_part
 from .build import open_training_data as open_training_data
 from .checks import check_data as check_data
 from .checks import run_once as run_once
+from .class_colors import with_colors_of_model as with_colors_of_model
 from .dataset import BadSample as BadSample
 from .dataset import Sample as Sample
 from .dataset import SegmentationData as SegmentationData
@@ -17,11 +18,14 @@ from .label_map import with_labels_of_model as with_labels_of_model
 from .layouts import DATASETS as DATASETS
 from .layouts import load_data as load_data
 from .splits import open_held_out as open_held_out
+from .splits import open_held_out_split as open_held_out_split
 from .splits import open_whole_split as open_whole_split
 from .splits import usable as usable
 from .splits import with_image_range as with_image_range
+from .splits import with_val_split as with_val_split
 from .stream import SegmentationStream as SegmentationStream
 from .subset import choose_subset as choose_subset
 from .training_data import TrainingData as TrainingData
 from .training_data import TrainingImages as TrainingImages
 from .training_data import TrainingStream as TrainingStream
+from .val_fraction import split_of_model as split_of_model

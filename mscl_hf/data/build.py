@@ -35,7 +35,9 @@ def labelled_part(
         raise ValueError(f"{data.name}/{data.split} has no masks ({data.note}). {advice}")
     if needs_classes(options):
         ids = f"ids 0 to {data.num_classes - 1}" if data.num_classes > 1 else "id 0"
-        log(f"{data.num_classes} classes inferred from the masks ({ids}); to be sure of them, give --classes or --num-classes")
+        source = f"the masks ({ids})" if data.draw is None else f"the annotations ({', '.join(data.classes)})"
+        flags = "--classes or --num-classes" if data.draw is None else "--classes"
+        log(f"{data.num_classes} classes inferred from {source}; to be sure of them, give {flags}")
     chosen, _ = choose_subset(data, options.train_fraction, options.train_count, options.subset_seed)
     if len(chosen) < len(data):
         log(f"{data.name}/{data.split}: the masks of {len(chosen)} of {len(data)} images are used")

@@ -1,7 +1,7 @@
 """The image cache: decoded images on disk, so that a file is decoded once and not every epoch; one memory-mapped array an image or mask.
 
 The name of a cached array is a digest of all that decides its content: the file with its size and time (or its bytes), the short side, the
-image range, and for a mask its image and the label table. Arrays appear whole, by a rename: runs may share the folder, be killed, or lose
+image range, for a mask its image and how it is read. Arrays appear whole, by a rename: runs may share the folder, be killed, or lose
 it, at any time.
 """
 
@@ -27,6 +27,7 @@ from .dataset import BadSample, Sample, SegmentationData, histogram_of
 from .pixels import resized
 
 VERSION = 3  # of decoding; a change makes all older arrays unused
+DRAWING = 1  # version of the drawing of shapes
 
 
 def cache_folder() -> Path:
@@ -76,7 +77,7 @@ class CachedData(SegmentationData):
             scaled = () if self.image_range is None else (self.image_range,)
             paths = [self._path("image", image, *scaled)]
             if self.labelled:  # a mask is resized with its image
-                paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, self._table))
+                paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, *self._reading))
             self._paths[index] = row["name"], paths
         return self._paths[index]
 
@@ -85,10 +86,13 @@ class CachedData(SegmentationData):
         return {}
 
     @cached_property
-    def _table(self) -> bytes:
-        """The label table for the name of a mask; a long one, of 16-bit ids, by its digest."""
+    def _reading(self) -> list[bytes | str]:
+        """How masks are read, for their names: the label table, a long one, of 16-bit ids, by its digest; the table of colors; resizing."""
         table = b"" if self.label_table is None else self.label_table.tobytes()
-        return table if len(table) <= 256 else hashlib.blake2b(table).digest()
+        colors = [] if self.colors is None else [repr(sorted(self.colors.ids.items()))]
+        drawn = [] if self.draw is None else [f"{self.draw.__module__} {DRAWING}"]
+        resizing = ["resized"] if self.resize_masks else []
+        return [table if len(table) <= 256 else hashlib.blake2b(table).digest(), *colors, *drawn, *resizing]
 
     def _path(self, *decisive: str | bytes | int | tuple[int, int]) -> Path:
         name = hashlib.blake2b(repr((VERSION, PIL.__version__, self.short_side, *decisive)).encode(), digest_size=16).hexdigest()

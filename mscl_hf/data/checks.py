@@ -1,6 +1,7 @@
 """Checks of a data set before training: every sample is read once, by the main process alone."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -11,17 +12,18 @@ from torch import distributed
 from ..losses.labels import IGNORE_INDEX
 from ..progress_bar import progress_bar
 from .dataset import LabelCounts, SegmentationData, histogram_of
-from .pixels import BadSample
+from .pixels import BadSample, unknown_colors_remedy
 
 EXAMINED_AT_MOST = 4000  # rows that are read before training starts, while the other processes wait
 Result = TypeVar("Result")
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used. unknown_ids: the ids in its mask that are not classes."""
+    """Why a row cannot be used. unknown_ids: the ids in its mask that are not classes. colors: pixels of the colors without a class."""
 
     message: str
     unknown_ids: Sequence[int]
+    colors: Counter
 
 
 def run_once(work: Callable[[], Result]) -> Result:
@@ -80,7 +82,8 @@ def check_data(
         try:
             mask = data.read(index).mask
         except BadSample as error:
-            return Fault(str(error), error.unknown_ids), None  # the error itself would keep the arrays of its frames
+            fault = Fault(str(error), error.unknown_ids, error.unknown_colors)
+            return fault, None  # the error itself would keep the arrays of its frames
         return None, None if mask is None or labels is None else histogram_of(mask)
 
     faults = {}
@@ -103,6 +106,9 @@ def check_data(
 def _remedy(faults: Sequence[Fault], data: SegmentationData) -> str:
     """Return what to do about the faults: give more classes, if the unknown ids follow directly on the known ones."""
     remedy = "correct them" if len(faults) > 1 else "correct it"
+    colors = sum((fault.colors for fault in faults), Counter())
+    if all(fault.colors for fault in faults) and len(colors) > len(faults[0].colors):
+        remedy = f"for all of them: {unknown_colors_remedy(colors).rstrip('.')}"
     ids = sorted({id for fault in faults for id in fault.unknown_ids})
     is_next = ids == list(range(data.num_classes, data.num_classes + len(ids))) and IGNORE_INDEX not in ids
     if all(fault.unknown_ids for fault in faults) and is_next and data.label_table is None:

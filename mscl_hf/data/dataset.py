@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+from PIL import Image
 
 from ..losses.labels import IGNORE_INDEX
+from .class_colors import ColorTable
 from .image_formats import UnsupportedFile
 from .image_io import DECODE_ERRORS, decode
-from .pixels import BadSample, index_array, rgb_array
+from .pixels import BadSample, index_array, resized, rgb_array
 from .synthetic import DrawnScenes
+
+ASPECT_TOLERANCE = 0.02  # of the ratio of width to height, within which a mask may be resized to its image
 
 
 class Sample(NamedTuple):
@@ -84,6 +88,9 @@ class SegmentationData:
     image_range: the values of black and white in images of more than 8 bits; None = such images cannot be read. With a range, all images
         are read as float32.
     labels: label counts of these rows; None = not counted.
+    colors: the ids of colors in masks of colors; None = masks hold ids.
+    resize_masks: whether masks of another size than their image, but the same aspect, are resized to it.
+    draw: draws the ids (H, W) uint8 of a mask that is stored as shapes, from its bytes; None = masks are stored as images.
     """
 
     rows: datasets.Dataset | DrawnScenes
@@ -96,6 +103,9 @@ class SegmentationData:
     note: str = ""
     image_range: tuple[int, int] | None = None
     labels: LabelCounts | None = None
+    colors: ColorTable | None = None
+    resize_masks: bool = False
+    draw: Callable[[bytes], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -126,8 +136,8 @@ class SegmentationData:
         """Return the train ids (H, W) uint8 of row `index` at their stored size, without decoding its image. Raises BadSample."""
         stored = {} if not isinstance(self.rows, datasets.Dataset) else self.stored(index)
         file_of = partial(self._file, stored, index)
-        mask = _decoded(stored["mask"], f"the mask {file_of('mask')}") if stored else self.rows[int(index)]["mask"]
-        return _train_ids(index_array(mask, file_of), self, file_of)
+        mask = _decoded_mask(stored["mask"], file_of, self) if stored else self.rows[int(index)]["mask"]
+        return train_ids(mask, self, file_of)
 
     def select(self, indices: Sequence[int]) -> "SegmentationData":
         """Return the data with only these rows, in this order."""
@@ -161,12 +171,20 @@ def row_of(column: str, row: str) -> str:
 
 def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], str]) -> Sample:
     """Decode a row of an encoded image and mask; arguments and errors as in `to_sample`."""
-    row = {"name": stored["name"]}
-    for column in ("image", "mask") if data.labelled else ("image",):
-        value = stored.get(column) or {}
-        # a missing mask is reported by `to_sample`
-        row[column] = _decoded(value, "the mask " * (column == "mask") + file_of(column)) if value or column == "image" else None
+    row = {"name": stored["name"], "image": _decoded(stored.get("image") or {}, file_of("image"))}
+    if data.labelled and stored.get("mask"):  # a missing mask is reported by `to_sample`
+        row["mask"] = _decoded_mask(stored["mask"], file_of, data)
     return to_sample(row, data, file_of)
+
+
+def _decoded_mask(value: dict[str, Any], file_of: Callable[[str], str], data: Any) -> Any:
+    """Decode or draw one stored mask. Raises BadSample."""
+    if data.draw is None:
+        return _decoded(value, f"the mask {file_of('mask')}")
+    try:
+        return Image.fromarray(data.draw(value["bytes"]))
+    except ValueError as error:
+        raise BadSample(f"{file_of('mask')}: {error}") from error
 
 
 def _decoded(value: dict[str, Any], file: str) -> Any:
@@ -186,27 +204,32 @@ def unreadable(where: str, error: Exception) -> BadSample:
 
 
 def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
-    """Check and convert one decoded row. data: has `classes`, `label_table` and `image_range`. file_of(column): the file's name."""
+    """Check and convert one decoded row. data: SegmentationData or a stream. file_of(column): the file's name."""
     image = rgb_array(row["image"], file_of, data.image_range)
     if not data.classes:
         return Sample(image, None, row["name"])
     if row.get("mask") is None:
         raise BadSample(f"{file_of('image')} has no mask. Add one, or leave the image out of the labelled data.")
-    stored = index_array(row["mask"], file_of)
-    if stored.shape != image.shape[:2]:
-        raise BadSample(
-            f"{file_of('image')} is {_size(image)} but its mask {file_of('mask')} is {_size(stored)} "
-            "(width x height, EXIF orientation applied). Bring both to one size."
-        )
-    return Sample(image, _train_ids(stored, data, file_of), row["name"])
+    mask = train_ids(row["mask"], data, file_of)
+    if mask.shape != image.shape[:2]:
+        has_aspect = abs(mask.shape[0] * image.shape[1] / (mask.shape[1] * image.shape[0]) - 1) <= ASPECT_TOLERANCE
+        if not (data.resize_masks and has_aspect):
+            remedy = "Give --resize-masks if both show the same" if has_aspect else "Bring both to one size"
+            raise BadSample(
+                f"{file_of('image')} is {_size(image)} but its mask {file_of('mask')} is {_size(mask)} "
+                f"(width x height, EXIF orientation applied). {remedy}."
+            )
+        mask = resized(mask, (image.shape[1], image.shape[0]), Image.Resampling.NEAREST)
+    return Sample(image, mask, row["name"])
 
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _train_ids(stored: np.ndarray, data: Any, file_of: Any) -> np.ndarray:
-    """Map stored ids (H, W) to train ids (H, W) uint8. Raises BadSample."""
+def train_ids(mask: Any, data: Any, file_of: Any) -> np.ndarray:
+    """Return the train ids (H, W) uint8 of a decoded mask. Raises BadSample."""
+    stored = index_array(mask, file_of, data.colors)
     table = np.arange(256, dtype=np.uint8) if data.label_table is None else data.label_table
     no_class = (table >= len(data.classes)) & (table != IGNORE_INDEX)  # by stored id
     fits = stored.dtype == np.uint8 or bool(((stored >= 0) & (stored < len(table))).all())

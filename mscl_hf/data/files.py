@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..messages import first_three
 from ..records.files import read_text
+from .class_colors import ColorTable
 from .dataset import SegmentationData, Slice
 from .image_io import DECODE_ERRORS, IMAGE_SUFFIXES, decode
 
@@ -179,6 +180,7 @@ def from_files(
     groups: tuple[str, ...] | None = None,
     slices: tuple[Slice, ...] | None = None,
     note: str = "",
+    colors: ColorTable | None = None,
 ) -> SegmentationData:
     """Return the data of these files. masks: None for unlabelled data, whose classes are (). note: where the files lie."""
     note = f"{len(images)} images{'' if masks is None else ' with masks'}{note}"
@@ -186,4 +188,5 @@ def from_files(
         return SegmentationData(file_rows(names, images, None), (), dataset, split, None, groups, slices, note)
     if missing := [f"{image} ({mask})" for image, mask in zip(images, masks) if not mask.is_file()]:
         raise ValueError(f"{len(missing)} of {len(images)} images have no mask: {first_three(missing)}. Complete the data set.")
-    return SegmentationData(file_rows(names, images, masks), tuple(classes), dataset, split, table, groups, slices, note)
+    rows = file_rows(names, images, masks)
+    return SegmentationData(rows, tuple(classes), dataset, split, table, groups, slices, note, colors=colors)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..messages import first_three
+from .class_colors import color_table
 from .class_inference import infer_classes
 from .dataset import SegmentationData
 from .files import find_images, from_files, open_masks, skipped_note, slices_by_name, unique_names
@@ -23,6 +24,8 @@ def build_folder(
     num_classes: int | None = None,
     label_map: dict[int, int] | str | None = None,
     reduce_labels: bool = False,
+    class_colors: str | Path | dict | None = None,
+    ignored_colors: Sequence[str] | None = None,
     mask_suffix: str = "",
     masked_only: bool = False,
 ) -> SegmentationData:
@@ -41,7 +44,9 @@ def build_folder(
         raise ValueError(f"{images_root} holds only masks, in {separated.folders[0]}; expected images beside them. Add the images.")
     names = unique_names(images, images_root)
     slices = slices_by_name([name.rpartition("/")[0] for name in names], names)
+    names_given = class_names(classes, num_classes)
     table = make_table(label_map, reduce_labels)
+    colors = color_table(class_colors, ignored_colors, names_given, label_map=label_map, reduce_labels=reduce_labels)
     note = f" in {images_root}{_merged_note(names)}{skipped_note(files.skipped)}"
     masks_root = masks_root or separated.own_folder(images_root)
     if unlabelled and separated.left_out:
@@ -58,8 +63,8 @@ def build_folder(
         images, names, masks = ([column[i] for i in kept] for column in (images, names, masks))
         slices = None if slices is None else tuple(slices[i] for i in kept)
     note += f"; masks in {masks_root}" if masks_root else f"; masks beside them, such as {masks[0].name} of {images[0].name}"
-    all_classes = class_names(classes, num_classes) or infer_classes(open_masks(masks), table)
-    return from_files("folder", split, names, images, masks, all_classes, table, slices=slices, note=note)
+    all_classes = colors.classes if colors else names_given or infer_classes(open_masks(masks), table)
+    return from_files("folder", split, names, images, masks, all_classes, table, slices=slices, note=note, colors=colors)
 
 
 def _merged_note(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
+from .class_colors import color_table
 from .class_inference import infer_classes
 from .dataset import SegmentationData, Slice
 from .files import scanned_masks, slices_of
@@ -41,6 +42,8 @@ def build_hf(
     num_classes: int | None = None,
     label_map: dict[int, int] | str | None = None,
     reduce_labels: bool = False,
+    class_colors: str | Path | dict | None = None,
+    ignored_colors: Sequence[str] | None = None,
 ) -> SegmentationData | SegmentationStream:
     """Open a split of `data_dir`: a folder of `save_to_disk`, a parquet file, a folder of parquet files or of images with metadata
     (`file_name`, `mask_file_name`), a name on the Hub (`subset`: its configuration; `data_revision`: its commit), or an address such as
@@ -61,23 +64,25 @@ def build_hf(
     if not unlabelled:
         columns["mask"] = pick_column(features, mask_column, MASK_COLUMNS, "mask", taken=columns["image"])
     table = make_table(label_map, reduce_labels)
-    names = () if unlabelled else class_names(column_classes(features, classes), num_classes)
+    names = class_names(column_classes(features, classes), num_classes)
+    colors = color_table(class_colors, ignored_colors, names, label_map=label_map, reduce_labels=reduce_labels)
+    names = () if unlabelled else colors.classes if colors else names
     name = Path(data_dir).resolve().name if Path(data_dir).exists() else str(data_dir)
     if streaming:
         if names is None:
             raise ValueError("--streaming is given without class names, which a stream does not give. Give --classes or --num-classes.")
         if files := files_of(str(data_dir), split, subset, data_revision, Parquet):
             shards = tuple(ParquetShard(file, tuple(columns.items())) for file in files)
-            return SegmentationStream(shards, names, name, split, table)
+            return SegmentationStream(shards, names, name, split, table, colors=colors)
         repository = None if Path(data_dir).exists() or "://" in name else f"hf://datasets/{name}@"
         shards = streamed_shards(encoded_columns(rows, columns), f"{name}/{split}")
-        return SegmentationStream(shards, names, name, split, table, repository)
+        return SegmentationStream(shards, names, name, split, table, repository, colors=colors)
     slices = stored_slices(rows)
     rows = encoded_columns(rows, columns)
     rows = rows.add_column("name", row_names(rows))
     names = infer_classes(scanned_masks(rows), table) if names is None else names
     note = f"{len(rows)} images{'' if unlabelled else ' with masks'} in {data_dir}"
-    return SegmentationData(rows, names, name, split, table, slices=slices, note=note)
+    return SegmentationData(rows, names, name, split, table, slices=slices, note=note, colors=colors)
 
 
 def encoded_columns(rows: Any, columns: dict[str, str]) -> Any:

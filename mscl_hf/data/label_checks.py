@@ -11,13 +11,14 @@ import datasets
 import numpy as np
 
 from ..config import DatasetConfig
+from ..config.data import OWN_MASKS
 from ..losses.labels import IGNORE_INDEX
 from ..messages import first_three
 from .checks import examined_rows
 from .dataset import SegmentationData
 from .files import SCAN_AT_MOST, scanned_masks, spaced_rows
 from .image_io import DECODE_ERRORS, opened
-from .label_map import OWN_MASKS, parse_label_map
+from .label_map import parse_label_map
 from .pixels import BadSample, index_array
 from .stream import SegmentationStream
 
@@ -29,10 +30,15 @@ MOST_STORED = 4000  # images stored in the rows, whose size is known only after 
 
 
 def stored_ids(data: SegmentationData) -> list[int]:
-    """Return the ids stored in at most SCAN_AT_MOST evenly spaced masks, sorted. Drawn masks hold train ids."""
+    """Return the ids stored in at most SCAN_AT_MOST evenly spaced masks, sorted. Drawn masks and masks of colors give train ids."""
     if not isinstance(data.rows, datasets.Dataset):
         return data.labels.present if data.labels else []
     ids = set()
+    if data.colors or data.draw:
+        for index in spaced_rows(len(data)):
+            with suppress(BadSample):
+                ids.update(np.unique(data.read_mask(index)).tolist())
+        return sorted(ids)
     for where, mask in scanned_masks(data.rows):
         with suppress(BadSample):  # reported by the check of the data
             if not isinstance(mask, Exception):
@@ -204,7 +210,7 @@ def different_palettes(data: SegmentationData) -> str | None:
 
     data: with counts of its labels. Compares at most SCAN_AT_MOST evenly spaced masks by the classes that occur.
     """
-    if not isinstance(data.rows, datasets.Dataset) or data.labels is None:
+    if not isinstance(data.rows, datasets.Dataset) or data.labels is None or data.colors or data.draw:
         return None
     stored_ids = data.labels.stored
     if data.label_table is not None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DatasetConfig
+from ..config.data import OWN_MASKS
 from ..losses.labels import IGNORE_INDEX
 from ..models.fields_mscl import is_plain
 from ..records.files import read_text
+from .class_colors import color_table
 
 HIGHEST_ID = 65_535  # of a mask of 16 bits
-OWN_MASKS = ("folder", "hf")  # data sets whose masks may need a label map; the others have their own
 
 
 def class_names(classes: str | Path | Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
@@ -109,10 +110,11 @@ def parse_label_map(label_map: dict[int, int] | str) -> dict[int, int]:
 
 
 def label_fields(options: DatasetConfig) -> dict[str, dict[str, int] | bool | None]:
-    """Return the label map of the options, as fields of a model's configuration."""
+    """Return the label map and the table of colors of the options, as fields of a model's configuration."""
     train_ids = parse_label_map(options.label_map) if options.label_map else None
     label_map = train_ids and {str(stored): train for stored, train in train_ids.items()}
-    return {"label_map": label_map, "reduce_labels": options.reduce_labels}
+    colors = color_table(options.class_colors, options.ignored_colors)
+    return {"label_map": label_map, "reduce_labels": options.reduce_labels, "class_colors": colors and colors.as_fields()}
 
 
 def with_labels_of_model(

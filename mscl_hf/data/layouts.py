@@ -11,6 +11,8 @@ import numpy as np
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag, layout_advice, near_names
 from ..records.files import read_text
+from . import coco_layout, labelme_layout, list_layout
+from .coco_layout import build_coco
 from .dataset import SegmentationData
 from .files import find_images, from_files, require_files, skipped_note, slices_by_name, unique_names
 from .folder_layout import build_folder
@@ -18,6 +20,8 @@ from .folder_names import EXPECTED, available_split, subfolders
 from .hub_layout import build_hf
 from .image_io import reject_archives
 from .label_map import class_names, make_table
+from .labelme_layout import build_labelme
+from .list_layout import build_list
 from .stream import SegmentationStream
 from .synthetic import CLASSES as SYNTHETIC_CLASSES
 from .synthetic import SPLIT_SIZES, DrawnScenes
@@ -144,6 +148,9 @@ DATASETS: dict[str, Layout] = {
     "cityscapes": Layout(build_cityscapes, "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/ with *_labelIds.png"),
     "ade20k": Layout(build_ade20k, "ADEChallengeData2016 with training/ and validation/ in both images/ and annotations/"),
     "folder": Layout(build_folder, EXPECTED, False),
+    "list": Layout(build_list, list_layout.EXPECTED, False),
+    "coco": Layout(build_coco, coco_layout.EXPECTED, False),
+    "labelme": Layout(build_labelme, labelme_layout.EXPECTED),
     "hf": Layout(build_hf, "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset", False),
 }
 
@@ -155,11 +162,12 @@ def load_data(
     *,
     unlabelled: bool = False,
     image_range: Sequence[int] | None = None,
+    resize_masks: bool = False,
     **options: Any,
 ) -> SegmentationData | SegmentationStream:
     """Load one split of a data set by the name of its layout (a key of DATASETS).
 
-    unlabelled: only the images; no mask is opened. image_range: as in SegmentationData.
+    unlabelled: only the images; no mask is opened. image_range, resize_masks: as in SegmentationData.
     options: keyword arguments of the layout's builder.
     Raises ValueError for an unknown name or option, and for a missing folder, split, image or mask.
     """
@@ -170,13 +178,14 @@ def load_data(
     _check_options(dataset, options if data_dir is None else {"data_dir": data_dir, **options})
     if data_dir is None and layout.needs_folder:
         raise ValueError(f"--data-dir is missing; --dataset {dataset} needs {layout.layout}.")
-    if data_dir is not None and dataset != "hf":  # for hf it may be a data set of the Hub
+    if data_dir is not None and dataset not in ("hf", "list"):  # a data set of the Hub, a file
         data_dir = Path(data_dir)
         if data_dir.is_file():
             reject_archives(data_dir)
         if not data_dir.is_dir():
             raise ValueError(f"--data-dir is {data_dir}, which is not a folder; expected {layout.layout}.")
     data = layout.build(split, data_dir, unlabelled, **options)
+    data = replace(data, resize_masks=True) if resize_masks else data
     return data if image_range is None else replace(data, image_range=tuple(image_range))
 
 

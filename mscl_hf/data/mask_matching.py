@@ -142,7 +142,8 @@ def no_masks(data_dir: Path | None, images_root: Path, separated: Separated) -> 
         return f"{beside[0]} is beside {base}; give --data-dir {base.parent}"
     if files := [path for path in visible_files(base) if path.suffix.lower() == ".json"]:  # of COCO, LabelMe, VIA, ...
         names = first_three([path.relative_to(base).as_posix() for path in files])
-        return f"{base} holds {names}, and JSON is not read; export masks as PNG, one class id a pixel, into {base / 'masks'}"
+        advice = f"if not, export masks as PNG, one class id a pixel, into {base / 'masks'}"
+        return f"{base} holds {names}; give --dataset coco or --dataset labelme if these are annotations; {advice}"
     if empty:
         files = first_three([path.name for path in visible_files(empty[0])])
         return f"{empty[0]} holds {files}, and masks are read from PNG, BMP, GIF or TIFF" if files else f"{empty[0]} holds no file"

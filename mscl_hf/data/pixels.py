@@ -7,20 +7,26 @@ import numpy as np
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 
+from .class_colors import ColorTable, listed_colors, suggested_table
 from .image_io import upright
 
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
 BAND_MODES = ("LA", "PA", "RGB", "RGBA")  # read as ids if all bands of a mask are equal
 MOST_COLORS = 12  # named in a message
+COLORS_OF_A_TABLE = 40  # up to which a message suggests a table
+SMOOTHED = (
+    "So many colors come from anti-aliasing, smooth resizing or a lossy format: export the masks again as PNG, without anti-aliasing and "
+    "with nearest-neighbor resampling."
+)
 COLORS_OF_A_MASK = 1000  # counted; a photograph has millions
 
 
 class BadSample(ValueError):
-    """An image or mask that cannot be used; the message names the file, the fault and the remedy. unknown_ids: no classes."""
+    """An image or mask that cannot be used; its message names file, fault and remedy. unknown_ids, unknown_colors: those of no class."""
 
-    def __init__(self, message: str, unknown_ids: Sequence[int] = ()):
+    def __init__(self, message: str, unknown_ids: Sequence[int] = (), unknown_colors: Counter | None = None):
         super().__init__(message)
-        self.unknown_ids = unknown_ids
+        self.unknown_ids, self.unknown_colors = unknown_ids, unknown_colors or Counter()
 
 
 class ColorMask(BadSample):
@@ -28,13 +34,14 @@ class ColorMask(BadSample):
 
     def __init__(self, file: str, mode: str, colors: Counter, pixels: int, masks: int = 1):
         self.file, self.mode, self.colors, self.pixels = file, mode, colors, pixels
-        common = colors.most_common(MOST_COLORS)
-        listed = ", ".join(f"({', '.join(map(str, color))}) {count / pixels:.1%}" for color, count in common)
-        more = " and others" if len(colors) > len(common) else ""
         of = f"the {masks} masks read hold" if masks > 1 else "it holds"
+        if len(colors) > COLORS_OF_A_TABLE:
+            remedy = SMOOTHED
+        else:
+            remedy = f"Save {suggested_table(colors)} with your names as colors.json, and give --class-colors colors.json"
         super().__init__(
-            f"the mask {file} has mode {mode} with colors, and {of} {listed}{more}; expected one class id a pixel (palette, 8-bit or "
-            "16-bit gray). Convert each color to the id of its class and store the masks as PNG."
+            f"the mask {file} has mode {mode} with colors, and {of} {listed_colors(colors, pixels, MOST_COLORS)}; expected one class id a "
+            f"pixel (palette or gray), or a table of colors. {remedy}"
         )
 
     @classmethod
@@ -53,6 +60,14 @@ class ColorMask(BadSample):
         most_common = np.argsort(-counts, kind="stable")[:COLORS_OF_A_MASK]
         colors = {tuple(int(numbers[i]) >> shift & 0xFFFF for shift in (32, 16, 0)): int(counts[i]) for i in most_common}
         return cls(file, mode, Counter(colors), packed.size)
+
+
+def unknown_colors_remedy(colors: Counter) -> str:
+    """Return what to do about colors that no table names."""
+    if len(colors) > COLORS_OF_A_TABLE:
+        return SMOOTHED
+    flags = " ".join(",".join(map(str, color)) for color, _ in colors.most_common())
+    return f"Add them to the table, or ignore these pixels by --ignored-colors {flags}"
 
 
 def rgb_array(image: Image.Image | np.ndarray, file_of: Callable[[str], str], image_range: tuple[int, int] | None = None) -> np.ndarray:
@@ -95,10 +110,10 @@ def in_levels(stored: np.ndarray, image_range: tuple[int, int] | None, name: Cal
     return ((stored - float(low)) * 255 / (high - low)).clip(0, 255).astype(np.float32)
 
 
-def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
+def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str], colors: ColorTable | None = None) -> np.ndarray:
     """Return the stored ids (H, W): the indices of a palette image, whose colors are only for display, and the values of gray, also if
-    stored as RGB, with an opaque alpha band, as GIF, or as TIFF in which 0 is white. Raises BadSample for lossy formats, ColorMask for
-    colors."""
+    stored as RGB, with an opaque alpha band, as GIF, or as TIFF in which 0 is white. With a table of colors, the ids that it gives to the
+    colors, also of a palette. Raises BadSample for lossy formats and unknown colors, ColorMask for colors without a table."""
     array = isinstance(mask, np.ndarray)
     lossy, step = (None, 1) if array else (mask.info.get("lossy"), mask.info.get("step", 1))
     if lossy:
@@ -106,6 +121,8 @@ def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -
             f"the mask {file_of('mask')} is a {lossy}, which changes ids along edges; expected a lossless format. Export the masks again "
             "from their source as PNG: converting this file does not restore the ids."
         )
+    if colors is not None:
+        return _ids_of_colors(mask, file_of, colors)
     if array or mask.mode in BAND_MODES:
         ids = _ids_of_bands(mask if array else np.asarray(upright(mask)), "16-bit" if array else mask.mode, file_of)
     elif mask.mode == "P" and mask.info.get("format") == "GIF":
@@ -123,16 +140,38 @@ def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]) -
 
 def _ids_of_bands(bands: np.ndarray, mode: str, file_of: Callable[[str], str]) -> np.ndarray:
     """Return ids (H, W) of gray or RGB (H, W, 2 to 4) with or without alpha."""
+    colors = _without_alpha(bands, file_of)
+    if (colors != colors[:, :, :1]).any():
+        raise ColorMask.of_array(file_of("mask"), mode, colors)
+    return colors[:, :, 0] if bands.dtype == np.uint8 else colors[:, :, 0].astype(np.int64)
+
+
+def _without_alpha(bands: np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
+    """Return (H, W, 1 or 3) of bands (H, W, 2 to 4). Raises BadSample unless alpha is opaque."""
     count = bands.shape[2]
     if count in (2, 4) and (bands[:, :, -1] != np.iinfo(bands.dtype).max).any():
         raise BadSample(
             f"the mask {file_of('mask')} has an alpha band that is not opaque everywhere; expected one class id a pixel. "
             "Store it as gray or palette, with the ignored id where it is transparent."
         )
-    colors = bands[:, :, : 3 if count > 2 else 1]
-    if (colors != colors[:, :, :1]).any():
-        raise ColorMask.of_array(file_of("mask"), mode, colors)
-    return colors[:, :, 0] if bands.dtype == np.uint8 else colors[:, :, 0].astype(np.int64)
+    return bands[:, :, : 3 if count > 2 else 1]
+
+
+def _ids_of_colors(mask: Image.Image | np.ndarray, file_of: Callable[[str], str], table: ColorTable) -> np.ndarray:
+    """Return the train ids (H, W) uint8 of a mask's colors. Raises BadSample."""
+    if not isinstance(mask, np.ndarray):
+        mask = upright(mask)
+        if mask.mode == "F" or mask.mode.startswith("I"):
+            raise BadSample(f"the mask {file_of('mask')} has mode {mask.mode}; expected colors of 8 bits. Leave out --class-colors.")
+        has_alpha = "A" in mask.getbands() or "transparency" in mask.info
+        mask = np.asarray(mask.convert("RGBA" if has_alpha else "RGB"))
+    colors = _without_alpha(mask, file_of)
+    ids, unknown = table.train_ids(np.broadcast_to(colors, (*colors.shape[:2], 3)))
+    if unknown:
+        listed = listed_colors(unknown, ids.size, MOST_COLORS)
+        message = f"the mask {file_of('mask')} holds colors that --class-colors does not name: {listed}. {unknown_colors_remedy(unknown)}"
+        raise BadSample(message, unknown_colors=unknown)
+    return ids
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, ...] | None = None) -> np.ndarray:

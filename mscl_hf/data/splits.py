@@ -7,23 +7,36 @@ from pathlib import Path
 import datasets
 
 from ..config import DataConfig, DatasetConfig
+from ..config.data import OWN_DATA
 from ..messages import flag
+from ..records.files import read_text, write_text
 from .cache import CachedData
 from .checks import check_data, run_once
 from .dataset import LabelCounts, SegmentationData
-from .folder_names import UnknownSplit
+from .folder_names import UnknownSplit, split_names
 from .hub_layout import row_names
 from .image_range import check_values, find_image_range
 from .layouts import DATASETS, load_data, options_of
 from .shards import Row
 from .stream import SegmentationStream
+from .val_fraction import FILE, drawn_names, is_list, listed_part, read_names, write_names
 
 HELD_OUT = {"hf": "validation"}  # the held-out split; "val" of other layouts
 
 
 def open_split(options: DatasetConfig, split: str, unlabelled: bool = False) -> SegmentationData | SegmentationStream:
-    """Open one split of the data set that the options name."""
-    names = {"image_range"}.union(*map(options_of, DATASETS)) - {"data_dir"}
+    """Open one split of the data set that the options name. A split that is a list of names is a part of the training split."""
+    train_split, val_split = (getattr(options, name, None) for name in ("train_split", "val_split"))
+    train_split = train_split or "train"
+    data = _open_split(options, train_split if is_list(split) else split, unlabelled)
+    if is_list(split) or (split == train_split and is_list(val_split)):
+        return listed_part(data, split if is_list(split) else val_split, is_list(split))
+    return data
+
+
+def _open_split(options: DatasetConfig, split: str, unlabelled: bool) -> SegmentationData | SegmentationStream:
+    """Open one split of the layout."""
+    names = {"image_range", "resize_masks"}.union(*map(options_of, DATASETS)) - {"data_dir"}
     arguments = {name: value for name, value in vars(options).items() if name in names and value not in (None, False)}
     if isinstance(arguments.get("classes"), list) and len(arguments["classes"]) == 1:
         arguments["classes"] = arguments["classes"][0]  # a text file, or "a,b,c"
@@ -52,9 +65,25 @@ def open_whole_split(options: DatasetConfig, split: str, classes: tuple[str, ...
     return data if isinstance(data, SegmentationData) else in_memory(data, list(data.rows()))
 
 
+def open_held_out_split(
+    options: DatasetConfig, split: str, classes: tuple[str, ...], held_out: str | None
+) -> SegmentationData:
+    """Open a split as `open_whole_split` does, of data from which a training held out images.
+
+    held_out: the list of these images, which are no part of the split train, and are the split val if the data has none; or None.
+    """
+    try:
+        data = open_whole_split(options, split, classes)
+    except UnknownSplit:
+        if held_out is None or split not in split_names(HELD_OUT.get(options.dataset, "val")):
+            raise
+        return open_whole_split(options, held_out, classes)
+    return data if held_out is None or split != "train" else listed_part(data, held_out, held_out=False)
+
+
 def needs_classes(options: DatasetConfig) -> bool:
     """Return whether neither the layout nor the options name the classes."""
-    return options.dataset in ("folder", "hf") and options.classes is None and options.num_classes is None
+    return options.dataset in OWN_DATA and options.classes is None and options.num_classes is None and options.class_colors is None
 
 
 def in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData:
@@ -65,12 +94,14 @@ def in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData
     features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
     rows = datasets.Dataset.from_list(stored, features=features)
     rows = rows.add_column("name", row_names(rows))
-    return SegmentationData(rows, stream.classes, stream.name, stream.split, stream.label_table, image_range=stream.image_range)
+    shared = {name: getattr(stream, name) for name in ("classes", "name", "split", "label_table", "image_range", "colors", "resize_masks")}
+    return SegmentationData(rows, **shared)
 
 
 def place_of(options: DataConfig, unlabelled: str = "none") -> str:
     """Return where the images and masks of a run lie: folders as absolute paths, other names unchanged."""
-    places = (options.data_dir, options.image_dir, options.mask_dir, None if unlabelled in ("none", "rest") else unlabelled)
+    folders = (options.data_dir, options.image_dir, options.mask_dir, options.annotations)
+    places = (*folders, None if unlabelled in ("none", "rest") else unlabelled)
     return ", ".join(str(Path(place).resolve()) if Path(place).exists() else place for place in places if place)
 
 
@@ -85,15 +116,54 @@ def open_held_out(options: DataConfig, log: Callable[[str], None] = print, class
     try:
         data = open_whole_split(options, split, classes)
     except UnknownSplit as error:
-        if options.val_split is not None or options.dataset not in ("folder", "hf"):
+        if options.val_split is not None or options.dataset not in OWN_DATA:
             raise
-        log(f"no split {split!r} in {error.where}: no mean IoU is measured on held-out masks; add one, or name another by --val-split")
+        log(
+            f"no split {split!r} in {error.where}: no mean IoU is measured on held-out masks; give --val-fraction 0.2, add a split, or "
+            "name another by --val-split"
+        )
         return None
     if not data.labelled:
         log(f"no held-out masks in {data.name}/{data.split}, so that no mean IoU is measured: {data.note}")
         return None
     check_values(data, log)
     return usable(data, options, log)
+
+
+def with_val_split(options: DataConfig, out: Path, model: str | None, log: Callable[[str], None] = print) -> DataConfig:
+    """Return the options with a list of held-out images as val_split if they have a val_fraction.
+
+    The list is that of this run, or that of the model that the run starts from, or a new one; it is kept in the run's folder `out`.
+    Raises ValueError for options that contradict, and if the data has a held-out split.
+    """
+    if options.val_fraction is None:
+        return options
+    if options.val_split is not None and not is_list(options.val_split) or options.streaming:
+        other = "--streaming" if options.streaming else f"--val-split {options.val_split}"
+        raise ValueError(f"--val-fraction is {options.val_fraction} and {other} is given. Leave out one of them.")
+    run_once(lambda: out.mkdir(parents=True, exist_ok=True))
+    own, earlier = out / FILE, [options.val_split, out / FILE, *([] if model is None else [Path(model) / FILE])]
+    chosen = run_once(lambda: next((str(path) for path in earlier if path is not None and Path(path).is_file()), None))
+    if chosen is not None:
+        log(f"held out as in {chosen}: {len(read_names(chosen))} images")
+        run_once(lambda: None if Path(chosen) == own else write_text(own, read_text(Path(chosen))))
+    else:
+        _require_no_split(options)
+        data = open_split(options, options.train_split or "train")
+        names = run_once(lambda: drawn_names(data, options.val_fraction, options.subset_seed))
+        run_once(lambda: write_names(own, names, options))
+        log(f"--val-fraction {options.val_fraction:g}: {len(names)} of {len(data)} images are held out, listed in {own}")
+    return replace(options, val_split=str(own))
+
+
+def _require_no_split(options: DataConfig) -> None:
+    """Raise ValueError if the data has a held-out split."""
+    split = HELD_OUT.get(options.dataset, "val")
+    try:
+        open_split(options, split, unlabelled=True)
+    except UnknownSplit:
+        return
+    raise ValueError(f"--val-fraction is {options.val_fraction}, and the data has the split {split!r}. Leave the option out.")
 
 
 def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callable[[str], None] = print) -> DataConfig:
@@ -104,7 +174,7 @@ def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callabl
     if options.streaming:
         return options
     parts = []
-    if options.dataset in ("folder", "hf"):  # images of the other layouts have 8 bits
+    if options.dataset in OWN_DATA:  # images of the other layouts have 8 bits
         parts.append(open_split(options, options.train_split or "train", unlabelled=True))
     if unlabelled not in ("none", "rest"):
         parts.append(open_unlabelled(unlabelled, options))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .class_colors import ColorTable
 from .dataset import BadSample, LabelCounts, Sample, decoded_sample, row_of
 from .sampler import permutation
 from .shards import Row, Shard, filesystem
@@ -39,6 +40,9 @@ class SegmentationStream:
     repository: str | None = None  # prefix of the addresses of the data set's files on the Hub; no other address is read
     image_range: tuple[int, int] | None = None  # as in SegmentationData
     labels: LabelCounts | None = None  # labels counted in `first_rows`
+    colors: ColorTable | None = None  # as in SegmentationData
+    resize_masks: bool = False  # as in SegmentationData
+    draw: None = None  # streamed masks are images
 
     @property
     def num_classes(self) -> int:

@@ -15,6 +15,7 @@ from .fields_mscl import (
     MOST_CLASSES,
     MOST_PIXELS,
     black_and_white,
+    class_colors,
     class_names,
     dtype,
     items,
@@ -72,7 +73,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     base_size: short side of the image before cropping in px; 0 = native, None = image_size.
     image_range: stored values of black and white in images of more than 8 bits; None = trained on images of 8 bits.
     label_map, reduce_labels: how the training masks were read, as a record: {stored id: class id}, 255 = ignored; whether the stored id 0
-        was ignored and the others were counted from 0.
+        was ignored and the others were counted from 0. class_colors: of masks of colors, {"R,G,B": class id}, 255 = ignored.
     image_mean, image_std: normalization that the backbone expects of images in [0, 1]; None = ImageNet's.
     """
 
@@ -115,6 +116,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     image_range: Integers = black_and_white()
     label_map: dict[int | str, int] | None = label_map()
     reduce_labels: bool = False
+    class_colors: dict[str, int] | None = class_colors()
     image_mean: Numbers = number(None, -(10**6), 10**6, length=1024)
     image_std: Numbers = number(None, 1e-9, 10**6, length=1024)
     # Fields of PreTrainedConfig, whose own types `strict` does not check.

@@ -145,6 +145,17 @@ def label_map() -> Any:
     return _field(None, is_valid, "of class ids in [0, 255] by stored id in [0, 65535]")
 
 
+def class_colors() -> Any:
+    """Return a field for class ids in [0, 255] by color."""
+
+    def is_valid(value: dict) -> bool:
+        colors = (re.fullmatch(r"(\d{1,3}),(\d{1,3}),(\d{1,3})", str(color), re.ASCII) for color in value)
+        are_colors = all(color is not None and max(map(int, color.groups())) <= 255 for color in colors)
+        return len(value) <= 65_536 and are_colors and all(0 <= class_id <= 255 for class_id in value.values())
+
+    return _field(None, is_valid, 'of class ids in [0, 255] by color, such as "64,0,128"')
+
+
 def black_and_white() -> Any:
     """Return a field for two stored values, the lower one first."""
     return _field(None, lambda value: len(value) == 2 and -INT32 <= value[0] < value[1] < INT32, "of two values, the lower one first")

@@ -17,6 +17,7 @@ from transformers.utils.hub import resolve_revision
 
 from ..cli import flat
 from ..config import DataConfig, DatasetConfig, FinetuneConfig, PretrainConfig
+from ..config.data import OWN_DATA
 from ..config.launcher import DEFAULTS as LAUNCHER_DEFAULTS
 from ..data.folder_names import IMAGE_FOLDERS, SPLITS
 from ..data.training_data import TrainingData
@@ -110,10 +111,10 @@ def with_evaluation(record: dict, results: dict, options: DatasetConfig) -> dict
 
 def data_name(options: DatasetConfig) -> str:
     """Return the data set's name on the Hub or among the built-in ones, else that of its folder without `images`, `train` and the like."""
-    location = options.data_dir or options.image_dir
+    location = options.data_dir or options.annotations or options.image_dir
     if name := _hub_name(options):
         return name
-    if options.dataset not in ("folder", "hf") or location is None:
+    if options.dataset not in OWN_DATA or location is None:
         return options.dataset
     if "://" in location:
         return Path(without_secrets(location)).name
@@ -170,7 +171,8 @@ def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
 def next_command(command: str, model: Path | str, data: DatasetConfig | None = None) -> str:
     """Return a command for a model, with the data options that were given as far as the command has them."""
     names = [f.name for f in fields(DataConfig if command == "mscl-finetune" else DatasetConfig) if f.name != "image_range"]  # in the model
-    return shlex.join([command, "--model", str(model), *([] if data is None else _flags(data, names, without_secrets))])
+    split = ["--split", "val"] if command == "mscl-evaluate" and getattr(data, "val_fraction", None) else []
+    return shlex.join([command, "--model", str(model), *([] if data is None else _flags(data, names, without_secrets)), *split])
 
 
 def _flags(section: Any, names: Sequence[str], shown: Callable[[str], str]) -> list[str]:
@@ -179,6 +181,8 @@ def _flags(section: Any, names: Sequence[str], shown: Callable[[str], str]) -> l
     for name in names:
         value = getattr(section, name)
         # The launcher's settings of this run are not those of the next, so its defaults count.
+        if name == "val_split" and section.val_fraction:  # a file in the run's folder, which the fraction makes anew
+            continue
         if name != "model" and value == LAUNCHER_DEFAULTS.get(name, getattr(default, name)):
             continue
         if isinstance(value, bool):

@@ -302,7 +302,7 @@ def test_maps_of_model_and_options():
     """Equal in another order, of other data sets, and of data sets with labels of their own."""
     options = DataConfig(dataset="folder", label_map="7:1,9:2")
     assert with_labels_of_model(options, {"9": 2, "7": 1}, False) == (options, [])
-    assert label_fields(options) == {"label_map": {"7": 1, "9": 2}, "reduce_labels": False}
+    assert label_fields(options) == {"label_map": {"7": 1, "9": 2}, "reduce_labels": False, "class_colors": None}
     assert with_labels_of_model(DataConfig(dataset="camvid"), {"9": 2}, False)[0].label_map is None
     assert with_labels_of_model(DataConfig(dataset="hf"), {"9": 2}, False)[0].label_map == "9:2"
     assert with_labels_of_model(options, None, False)[1]

@@ -246,14 +246,15 @@ def test_an_empty_folder_of_masks(tmp_path, name):
 
 @pytest.mark.parametrize("names", [["annotations.json"], ["annotations/instances.json"], ["images/0.json", "images/1.json"]])
 def test_annotations_in_json(tmp_path, names):
-    """The polygons of COCO and LabelMe are not read: the error names their files and says what to export."""
+    """The polygons of COCO and Labelme are read by other layouts: the error names the files and both flags."""
     write(tmp_path, "images/0.jpg", "images/1.jpg")
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError) as caught:
         open_training_data(DataConfig(dataset="folder", data_dir=str(tmp_path)), VIEW, 2, 0, lambda line: None)
-    assert f"{tmp_path} holds {', '.join(names)}, and JSON is not read; export masks as PNG" in str(caught.value)
+    assert f"{tmp_path} holds {', '.join(names)}; give --dataset coco or --dataset labelme if these are" in str(caught.value)
+    assert "if not, export masks as PNG" in str(caught.value)
 
 
 def test_a_folder_of_pairs_that_are_partly_masks(tmp_path):

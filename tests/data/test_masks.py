@@ -141,7 +141,7 @@ def test_masks_of_colors_are_one_error_with_the_colors(tmp_path):
     colors[:] = 0, 0, 128
     Image.fromarray(colors).save(root / "masks" / "1.png")
     shares = r"\(0, 0, 128\) 50.0%, \(0, 0, 0\) 25.0%, \(128, 0, 0\) 25.0%"
-    with pytest.raises(BadSample, match=rf"masks/0.png has mode RGB with colors, and the 2 masks read hold {shares}; .*to the id of"):
+    with pytest.raises(BadSample, match=rf"masks/0.png has mode RGB with colors, and the 2 masks read hold {shares}; .*--class-colors"):
         load_data("folder", "train", root)
     with pytest.raises(BadSample, match=r"masks/1.png has mode RGB with colors, and it holds \(0, 0, 128\) 100.0%"):
         load_data("folder", "train", root, num_classes=3).read(1)

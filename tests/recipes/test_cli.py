@@ -261,7 +261,7 @@ pretrain | --model resnet50 | --backbone
 finetune | --arch resnet50 | --model
 pretrain | --mixed-precision fp16 | bf16
 evaluate_model | --mixed-precision fp16 | bf16
-pretrain | --dataset coco | --dataset folder
+pretrain | --dataset roboflow | --dataset coco
 finetune | --resume-from DIR | --resume
 pretrain | --output DIR | --output-dir
 finetune | --ignore-index 0 | --label-map
