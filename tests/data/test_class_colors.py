@@ -13,7 +13,7 @@ from PIL import Image
 from test_data import labels, picture, save
 
 from mscl_hf.config import DataConfig
-from mscl_hf.data import check_data, label_fields, load_data, with_colors_of_model
+from mscl_hf.data import UnknownSplit, check_data, label_fields, load_data, with_colors_of_model
 from mscl_hf.data.class_colors import color_table, read_colors
 from mscl_hf.models import MsclConfig
 
@@ -236,3 +236,35 @@ def test_the_case_of_colors(cases):
     assert len(data) == 6 and all(np.array_equal(data.read(i).mask, plain.read(i).mask) for i in range(6))
     with pytest.raises(ValueError, match=r"\(224, 224, 192\) .*--ignored-colors 224,224,192"):
         check_data(load_data("folder", "train", cases / "rgb_masks", class_colors=table))
+
+
+def cvat_export(root, splits):
+    """"Segmentation mask 1.1" of CVAT. splits: {name of a list: numbers of its images}."""
+    for numbers in splits.values():
+        for number in numbers:
+            save(picture(number), root / "JPEGImages" / f"{number}.jpg")
+            save(Image.fromarray(colored(IDS)), root / "SegmentationClass" / f"{number}.png")
+            save(Image.fromarray(colored(IDS)), root / "SegmentationObject" / f"{number}.png")
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for name, numbers in splits.items():
+        (root / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("".join(f"{number}\n" for number in numbers))
+    (root / "labelmap.txt").write_text(FORMS["labelmap.txt"])
+    return root
+
+
+def test_segmentation_masks_of_cvat(tmp_path):
+    """The export as it is: its label map is the table, which the error without it names; its lists are the splits."""
+    root = cvat_export(tmp_path / "one", {"default": range(3)})
+    with pytest.raises(ValueError, match=f"palette or gray.. Give --class-colors {root}/labelmap.txt"):
+        load_data("folder", "train", root)
+    data = load_data("folder", "train", root, class_colors=root / "labelmap.txt")
+    assert data.classes == tuple(COLORS) and len(data) == 3 and check_data(data)[1] == []
+    with pytest.raises(UnknownSplit):
+        load_data("folder", "val", root, class_colors=root / "labelmap.txt")
+    root = cvat_export(tmp_path / "two", {"Train": range(3), "Validation": range(3, 5)})
+    for split, names in (("train", ["0", "1", "2"]), ("val", ["3", "4"])):
+        data = load_data("folder", split, root, class_colors=root / "labelmap.txt")
+        assert data.names == names == load_data("folder", split, root, unlabelled=True).names and np.array_equal(data.read(0).mask, IDS)
+    (root / "JPEGImages" / "4.jpg").unlink()
+    with pytest.raises(ValueError, match="Validation.txt lists 1 images that .* does not hold: 4"):
+        load_data("folder", "val", root, class_colors=root / "labelmap.txt")
