@@ -94,6 +94,16 @@ class PredictRun(Section):
 
 
 @dataclass(frozen=True)
+class CheckRun(Section):
+    """Where the picture is written, and the sizes by which small objects are judged."""
+
+    output_dir: str = option("runs/check", "folder for samples.png")
+    image_size: int = option(96, "height of the training crop in px", at_least=16)
+    base_size: int | None = option(None, "short side in px to which images are scaled; 0 = not scaled (default: image size)")
+    output_stride: int = option(16, "stride of the last features in px", at_least=1)
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides a pre-training run."""
 
@@ -155,3 +165,13 @@ class PredictConfig:
     COMMON: ClassVar = (
         "model", "images", "output_dir", "overlays", "confidence", "probabilities", "mode", "window", "flip", "scales",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Everything that decides what `mscl-data check` reads."""
+
+    run: CheckRun = field(default_factory=CheckRun)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    COMMON: ClassVar = ("dataset", "data_dir", "classes", "class_colors", "label_map", "val_fraction", "image_size", "output_dir")

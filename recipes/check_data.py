@@ -1,0 +1,83 @@
+"""Look at a data set before training: images, masks, classes, all problems and suspicious things, and a picture of samples.
+
+mscl-data check --dataset folder --data-dir DIR
+mscl-data check --dataset coco --data-dir DIR --val-fraction 0.2
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mscl_hf import data, sharing
+from mscl_hf.cli import command, parse
+from mscl_hf.config import CheckConfig
+from mscl_hf.data.pixels import displayed, resized
+from mscl_hf.data.report import SplitReport, examine
+from mscl_hf.visual.figures import comparison_strip
+
+SAMPLES = 6  # images in the picture
+SHOWN = 480  # px, the longer side of an image in the picture
+
+
+@command
+def main() -> None:
+    words = sys.argv[1:]
+    config = parse(CheckConfig, __doc__.splitlines()[0], words[1:] if words[:1] == ["check"] else words)
+    run, options = config.run, config.data
+    if options.val_fraction is not None:
+        options = data.with_val_split(options, Path(run.output_dir), None)
+    report = examine(options, run.image_size, run.base_size, run.output_stride)
+    for line in [*report.notes, *(line for split in report.splits for line in split.lines())]:
+        print(line)
+    for title, sentences in (("problems, for which training is rejected", report.problems), ("suspicious", report.suspicions)):
+        print(f"{title}: {len(sentences) or 'none'}")
+        for number, sentence in enumerate(sentences, 1):
+            print(f"  {number}. {sentence}")
+    if report.splits and report.splits[0].sizes:
+        print(f"picture of samples: {draw_samples(report.splits[0], Path(run.output_dir) / 'samples.png')}")
+    if report.problems:
+        sys.exit(1)
+    print(f"next: {sharing.next_command('mscl-pretrain', None, replace(options, image_range=None))}")
+
+
+def draw_samples(split: SplitReport, path: Path) -> Path:
+    """Draw images with their masks, chosen so that they show as many classes as possible."""
+    samples = split.data if split.pixels else replace(split.data, classes=())
+    images, masks = [], []
+    for index in chosen_rows(split):
+        image, mask, _ = samples.read(index)
+        scale = min(1.0, SHOWN / max(image.shape[:2]))
+        size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+        images.append(resized(displayed(image), size, Image.Resampling.BILINEAR))
+        masks.append(np.full(size[::-1], 255, np.uint8) if mask is None else resized(mask, size, Image.Resampling.NEAREST))
+    comparison_strip(images, {"mask" if split.pixels else "no masks": masks}, samples.classes, path)
+    return path
+
+
+def chosen_rows(split: SplitReport) -> list[int]:
+    """Return rows that can be read: first those that show most classes not seen before, then any."""
+    if not split.pixels:
+        readable = (index for index in range(len(split.data)) if _is_readable(split, index))
+        return [index for index, _ in zip(readable, range(SAMPLES))]
+    seen, rows = np.zeros(256, bool), []
+    while len(rows) < min(SAMPLES, len(split.pixels)):
+        left = [index for index in split.pixels if index not in rows]
+        best = max(left, key=lambda index: int(((split.pixels[index] > 0) & ~seen)[:255].sum()))
+        rows.append(best)
+        seen |= split.pixels[best] > 0
+    return sorted(rows)
+
+
+def _is_readable(split: SplitReport, index: int) -> bool:
+    try:
+        replace(split.data, classes=()).read(index)
+    except data.BadSample:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
