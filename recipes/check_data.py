@@ -15,7 +15,8 @@ from mscl_hf import data, sharing
 from mscl_hf.cli import command, parse
 from mscl_hf.config import CheckConfig
 from mscl_hf.data.pixels import displayed, resized
-from mscl_hf.data.report import SplitReport, examine
+from mscl_hf.data.report import examine
+from mscl_hf.data.split_report import SplitReport
 from mscl_hf.visual.figures import comparison_strip
 
 SAMPLES = 6  # images in the picture

@@ -14,7 +14,7 @@ OWN_DATA = (*OWN_MASKS, "coco", "labelme", "cvat")  # layouts of data of one's o
 class DatasetConfig(Section):
     """The data set: where images and masks are, and how masks are read."""
 
-    dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "list", "coco", "labelme", "hf"] = option(
+    dataset: Literal["synthetic", "camvid", "voc2012", "cityscapes", "ade20k", "folder", "list", "coco", "labelme", "cvat", "hf"] = option(
         "synthetic", "layout of the data; synthetic scenes are generated and need no files"
     )
     data_dir: str | None = option(
@@ -23,9 +23,9 @@ class DatasetConfig(Section):
     )  # fmt: skip
     max_bad_images: int = option(0, "unreadable images or masks to skip before the run stops", at_least=0)
     image_dir: str | None = option(
-        None, "folder, coco, labelme: folder of the images (default: DATA_DIR/images, or beside the annotations)"
+        None, "folder, coco, labelme, cvat: folder of the images (default: DATA_DIR/images, or beside the annotations)"
     )
-    annotations: str | None = option(None, "coco: file of the annotations (default: that of the split in DATA_DIR)")
+    annotations: str | None = option(None, "coco, cvat: file of the annotations (default: that of the split in DATA_DIR)")
     mask_dir: str | None = option(None, "folder: folder of the masks (default: DATA_DIR/masks, labels, annotations, ...)")
     mask_suffix: str | None = option(None, "folder: ending of a mask's name after that of its image, such as _mask (default: detected)")
     masked_only: bool = option(False, "folder: leave out images without masks")
@@ -44,7 +44,7 @@ class DatasetConfig(Section):
     streaming: bool = option(False, "hf: read the data set during training instead of downloading it first")
     reduce_labels: bool = option(False, "folder, list, hf: ignore label 0 and subtract 1 from the others")
     classes: list[str] | None = option(
-        None, "folder, list, hf, coco, labelme: class names, or a text file with a name a line (default: from the masks or annotations)"
+        None, "data of your own: class names, or a text file with a name a line (default: from the masks or annotations)"
     )
     num_classes: int | None = option(None, "folder, list, hf: number of classes without names (default: from ids in the masks)")
     image_range: list[int] | None = option(

@@ -22,6 +22,7 @@ from .shapes import (
     ImageFinder,
     checked_points,
     checked_size,
+    common_folder,
     decoded,
     encoded,
     from_shapes,
@@ -58,7 +59,7 @@ def build_coco(
     paths = [finder.find(entry["file_name"]) for entry in content["images"]]
     missing = [entry["file_name"] for entry, path in zip(content["images"], paths) if path is None]
     require_images(missing, len(paths), str(file), finder.roots)
-    root = Path(*_common(paths))
+    root = common_folder(paths)
     names, note = unique_names(paths, root), f" in {root}"
     if unlabelled:
         return from_shapes("coco", split, names, paths, None, (), draw_mask, note)
@@ -244,10 +245,3 @@ def draw_mask(content: bytes) -> np.ndarray:
     for _, class_id, runs in sorted(objects, key=lambda item: -item[0]):
         mask[coco_masks.decode(runs).astype(bool)] = class_id
     return mask
-
-
-def _common(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the parts of the folder that holds all files."""
-    parts = [path.parent.parts for path in paths]
-    shortest = min(parts, key=len)
-    return shortest[: next((i for i in range(len(shortest)) if len({of[i] for of in parts}) > 1), len(shortest))]

@@ -11,8 +11,9 @@ import numpy as np
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag, layout_advice, near_names
 from ..records.files import read_text
-from . import coco_layout, labelme_layout, list_layout
+from . import coco_layout, cvat_layout, labelme_layout, list_layout
 from .coco_layout import build_coco
+from .cvat_layout import build_cvat
 from .dataset import SegmentationData
 from .files import find_images, from_files, require_files, skipped_note, slices_by_name, unique_names
 from .folder_layout import build_folder
@@ -151,6 +152,7 @@ DATASETS: dict[str, Layout] = {
     "list": Layout(build_list, list_layout.EXPECTED, False),
     "coco": Layout(build_coco, coco_layout.EXPECTED, False),
     "labelme": Layout(build_labelme, labelme_layout.EXPECTED),
+    "cvat": Layout(build_cvat, cvat_layout.EXPECTED, False),
     "hf": Layout(build_hf, "a Hub name, a parquet file, a folder of parquet files, an image folder, or a saved Dataset", False),
 }
 

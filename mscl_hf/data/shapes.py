@@ -82,6 +82,14 @@ def require_images(missing: Sequence[str], count: int, listed_in: str, roots: Se
         raise ValueError(f"{listed_in} is not complete: {state}: {first_three(missing)}. {remedy}.")
 
 
+def common_folder(paths: Sequence[Path]) -> Path:
+    """Return the innermost folder that holds all files."""
+    parts = [path.parent.parts for path in paths]
+    shortest = min(parts, key=len)
+    length = next((i for i in range(len(shortest)) if len({of[i] for of in parts}) > 1), len(shortest))
+    return Path(*shortest[:length])
+
+
 def from_shapes(
     dataset: str,
     split: str,

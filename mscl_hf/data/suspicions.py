@@ -1,9 +1,6 @@
 """Suspicious things about a split, in words: rare, missing and small classes, masks that were resized."""
 
-from __future__ import annotations
-
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -12,9 +9,7 @@ from .class_inference import StoredIds
 from .dataset import SegmentationData
 from .files import scanned_masks
 from .pixels import BadSample, index_array
-
-if TYPE_CHECKING:
-    from .report import SplitReport
+from .split_report import SplitReport
 
 RARE = 0.001  # share of the labelled pixels below which a class is named
 SMALLER = 3  # times that images may be larger than the training size without a word
