@@ -22,7 +22,7 @@ ADVICE = (
     ("iters iterations max-iters num-iters total-steps num-steps max-iterations train-steps", "max-steps", "Give --max-steps"),
     ("device devices gpus gpu gpu-ids cuda cpu no-cuda use-cpu ngpus n-gpus num-gpus local-rank world-size distributed multi-gpu", None,
      "Choose devices outside the command: CUDA_VISIBLE_DEVICES=0, or accelerate launch --num_processes N for several"),
-    ("amp fp16 bf16 half use-amp autocast dtype", "mixed-precision", "Give --mixed-precision bf16; fp16 is not supported"),
+    ("amp fp16 bf16 half use-amp autocast dtype", "mixed-precision", "Give --mixed-precision bf16, or fp16 on GPUs without bf16"),
     ("workers j num-worker dataloader-workers n-workers", "dataloader-num-workers", "Give --dataloader-num-workers"),
     ("data dataset-dir dataset-path data-path data-root datadir train-dir", "data-dir", "Give --data-dir, and --dataset for its layout"),
     ("train-data-dir train-images img-dir images-dir", "image-dir", "Give --image-dir"),

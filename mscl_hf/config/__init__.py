@@ -63,7 +63,9 @@ class EvaluateRun(Section):
     by_evaluate: str | None = option(
         None, "metric to compare with, for evaluate.load: mean_iou (from the Hub) or hub/mean_iou (default: no comparison)"
     )
-    mixed_precision: Literal["no", "bf16"] = option(launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)"
+    )
     seed: int = option(0, "copied into the results")
 
     def __post_init__(self):
@@ -85,7 +87,9 @@ class PredictRun(Section):
     image_range: list[int] | None = option(
         None, "LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's)"
     )
-    mixed_precision: Literal["no", "bf16"] = option(launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)"
+    )
 
     def __post_init__(self):
         check_launched("mixed_precision", self.mixed_precision, launched_precision())

@@ -9,7 +9,7 @@ import psutil
 from ..messages import flag
 
 DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 1}  # without settings of the launcher
-PRECISIONS = ("no", "bf16")
+PRECISIONS = ("no", "bf16", "fp16")
 PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 LAUNCHERS = ("accelerate-launch", "accelerate.commands.launch")
 
@@ -18,7 +18,8 @@ def launched_precision() -> str:
     """Return the launcher's --mixed_precision, else "no". Raises ValueError for one that is not supported."""
     launched = os.environ.get(PRECISION, DEFAULTS["mixed_precision"]).lower()
     if launched not in PRECISIONS:
-        raise ValueError(f"--mixed_precision of the launcher is {launched}; expected no or bf16. Use bf16, or leave it out.")
+        expected = f"one of {', '.join(PRECISIONS)}. Use bf16, or leave it out"
+        raise ValueError(f"--mixed_precision of the launcher is {launched}; expected {expected}.")
     return launched
 
 

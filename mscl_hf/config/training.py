@@ -29,8 +29,8 @@ class TrainingConfig(Section):
     warmup_steps: int = option(20, "steps of linear warm-up, at most half of --max-steps", at_least=0)
     max_grad_norm: float = option(5.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
     head_lr_scale: float = option(1.0, "factor on the learning rate of all parameters outside backbone and decoder", at_least=0)
-    mixed_precision: Literal["no", "bf16"] = option(
-        launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)"
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        launched_precision, "no = fp32; fp16, with loss scaling, is for GPUs without bf16 (default: that of `accelerate launch`, else no)"
     )
     channels_last: bool = option(True, "keep the weights of convolutions in the channels-last memory format")
     torch_compile: bool = option(False, "compile backbone and decoder, which takes minutes at the start and makes steps faster")
@@ -58,6 +58,8 @@ class TrainingConfig(Section):
         super().__post_init__()
         if self.shard and self.torch_compile:
             raise ValueError("--shard and --torch-compile are both given; expected one of them. Leave out the other.")
+        if self.shard and self.mixed_precision == "fp16":
+            raise ValueError("--mixed-precision is fp16 with --shard; expected bf16 or no. Give one of them, or leave out --shard.")
         for tracker in self.report_to:
             if tracker not in TRACKERS:
                 raise ValueError(f"--report-to is {tracker!r}; expected one of {', '.join(TRACKERS)}.")

@@ -31,7 +31,10 @@ class Log:
         self.bar = progress_bar(total=options.max_steps, initial=first, disable=hidden, mininterval=1, unit="step")
 
     def add(self, step: int, row: dict[str, float], seconds: float, waited: float) -> None:
-        """Add the values of a step, and write a line where one is due. seconds: of the step; waited: seconds without data."""
+        """Add the values of a step, {} of one that was skipped, and write a line where one is due.
+
+        seconds: of the step; waited: seconds without data.
+        """
         self.rows.append(row)
         self.seconds += seconds
         self.waited += waited
@@ -39,11 +42,14 @@ class Log:
         self.bar.update()
         if step % self.options.logging_steps and step != self.options.max_steps:
             return
-        count = len(self.rows)
-        means = {name: sum(row[name] for row in self.rows) / count for name in row}
+        rows = [row for row in self.rows if row]
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[-1] if rows else {})}
+        if self.options.mixed_precision == "fp16":
+            means["skipped_steps"] = len(self.rows) - len(rows)
         images = self.options.batch_size * self.options.gradient_accumulation_steps
         speed = {"images_per_second": self.steps * images / self.seconds, "data_wait": self.waited / self.seconds}
         shown = {k: f"{v:.3g}" for k, v in means.items() if k.startswith(("loss", "excess"))}
+        shown |= {"skipped steps": str(means["skipped_steps"])} if means.get("skipped_steps") else {}
         shown |= {"img/s": f"{speed['images_per_second']:.0f}", "wait": f"{speed['data_wait']:.0%}"}
         self.bar.set_postfix(shown)
         if self.bar.disable and self.accelerator.is_main_process:

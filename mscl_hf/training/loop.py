@@ -38,6 +38,7 @@ def fit(
     health_check: (method, step, row of the log) -> further values for the log, called on all processes every `health_steps` (0 = never)
     and at the end. steps_before: steps of an earlier stage, added to those that trackers see.
     Raises NonFinite before the weights change, and SystemExit(75) after a signal; a checkpoint is saved. A crash leaves a report in `out`.
+    In fp16 a step with a gradient that is not finite is skipped, and NonFinite is raised after MAX_SKIPPED of them in a row.
     """
     check_batch(method, data, options, accelerator.num_processes)
     current = {"step": None, "samples": []}  # for crash reports
@@ -53,15 +54,18 @@ def fit(
                 for number, batch in enumerate(batches, 1):
                     with nullcontext() if number == len(batches) else accelerator.no_sync(wrapped):
                         losses = wrapped(**batch)
-                        (losses["loss"] / len(batches)).backward()
+                        progress.scaling.backward(losses["loss"] / len(batches))
                     terms.append({name: value.detach() for name, value in losses.items()})
                 row, own_loss = average_terms(terms, accelerator)
+                progress.scaling.unscale(optimizer)
                 row["grad_norm"] = clip_gradients(wrapped, options.max_grad_norm)
-                progress.require_finite(row, own_loss)
-                optimizer.step()
+                if progress.is_finite(row, own_loss):
+                    optimizer.step()
+                    in_training.after_step((step + 1) / options.max_steps)
+                    progress.add(row)
+                else:
+                    row = progress.skip()
                 optimizer.zero_grad()
-                in_training.after_step((step + 1) / options.max_steps)
-                progress.add(row)
                 if health_check and progress.is_due(health_steps):
                     run_health_check(health_check, in_training, step + 1, row, progress.log.write, out)
                 if progress.save_and_stop():

@@ -19,6 +19,7 @@ from . import checkpoint
 from .checkpoint_folder import newest, step_of
 from .distributed import any_process, sums_over, together
 from .log import Log
+from .loss_scaling import MAX_SKIPPED, LossScaling
 from .setup import Buffers, lr_at
 from .signals import STOPPED_BY_SIGNAL, reading, stop_signal
 
@@ -42,6 +43,7 @@ class Progress:
         self.bad_images: set[str] = set()  # of all processes
         self.stopped_by_signal = False
         self.data_identity = data.identity()
+        self.scaling = LossScaling(accelerator)
         self.steps_done, pending_rows = self._resume()
         self.saved_step = self.steps_done
         accumulate, world = options.gradient_accumulation_steps, (accelerator.process_index, accelerator.num_processes)
@@ -71,25 +73,39 @@ class Progress:
         self.buffers.keep()
         return batches
 
-    def require_finite(self, row: dict[str, float], own_loss: float) -> None:
-        """Raise NonFinite where the loss or the gradient norm is not finite; the state before the step is saved.
+    def is_finite(self, row: dict[str, float], own_loss: float) -> bool:
+        """Return whether the loss and the gradient norm are finite. Where they are not, the state before the step is restored.
 
-        Averages over processes are NaN on all processes if they are on one: all stop, and none waits for another.
+        Raises NonFinite instead of returning False without fp16, and after MAX_SKIPPED steps in a row; a checkpoint is saved.
+        Averages over processes are NaN on all processes if they are on one: all stop or skip, and none waits for another.
         """
         if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
-            return
+            return True
         self.buffers.restore()
+        remedy = "Lower --learning-rate, or in pre-training raise the temperatures, and continue with --resume."
+        if self.scaling.scaler is not None:
+            if self.scaling.skipped_in_a_row + 1 < MAX_SKIPPED:
+                return False
+            remedy = f"It is number {MAX_SKIPPED} of such steps in a row. In a new run, give --mixed-precision bf16 or no."
         self.save()
         raise NonFinite(
             f"step {self.steps_done + 1} gave loss {row['loss']} and gradient norm {row['grad_norm']} "
             f"(process {self.accelerator.process_index}: loss {own_loss}, samples {', '.join(self.current['samples'])}); "
-            f"the checkpoint of step {self.steps_done} is saved. "
-            "Lower --learning-rate, or in pre-training raise the temperatures, and continue with --resume."
+            f"the checkpoint of step {self.steps_done} is saved. {remedy}"
         )
+
+    def skip(self) -> dict[str, float]:
+        """Count a step as done that changed nothing but the loss scale; return its values for the log, none."""
+        self.scaling.skip()
+        self._count({})
+        return {}
 
     def add(self, row: dict[str, float]) -> None:
         """Count a step as done, and add its values to the log."""
         row["lr"] = lr_at(self.steps_done, self.options)
+        self._count(row | self.scaling.accept())
+
+    def _count(self, row: dict[str, float]) -> None:
         self.steps_done += 1
         self.current["samples"] = []  # a later failure is not caused by these samples
         self.log.add(self.steps_done, row, time.perf_counter() - self.started, self.waited)
@@ -111,7 +127,7 @@ class Progress:
     def save(self) -> None:
         """Save the current step, unless it is saved already."""
         if self.steps_done != self.saved_step:
-            notes = {"pending": list(self.log.rows), "data": self.data_identity}
+            notes = {"pending": list(self.log.rows), "data": self.data_identity} | self.scaling.state()
             checkpoint.save(self.out, self.steps_done, self.method, self.optimizer, self.options.save_total_limit, notes, self.accelerator)
             self.saved_step = self.steps_done
 
@@ -140,6 +156,7 @@ class Progress:
         is_complete = state["step"] == self.options.max_steps
         self.accelerator.print(f"resuming from step {state['step']} ({folder})" + ", the last one: training is complete" * is_complete)
         self._compare_images(state["data"])
+        self.scaling.load(state)
         return state["step"], state["pending"]
 
     def _compare_images(self, stored: dict) -> None:

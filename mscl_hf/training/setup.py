@@ -23,6 +23,7 @@ from ..config.launcher import lacks_processes
 from ..data.training_data import TrainingData
 from ..methods.base import Method
 from ..methods.memory import Memory
+from .loss_scaling import support_fp16_on_cpu
 from .sharding import sharded_copy, take_back
 
 
@@ -190,7 +191,7 @@ class Buffers:
 
 
 def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
-    """Return the Accelerator of a run. precision: no or bf16; trackers: their names; folder: where they write."""
+    """Return the Accelerator of a run. precision: no, bf16 or fp16; trackers: their names; folder: where they write."""
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(f"Accelerate uses {engine}. To shard a network, unset that, launch several processes, and give --shard.")
@@ -203,6 +204,7 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str |
         log_with=list(trackers) or None,
         project_dir=folder,
     )
+    support_fp16_on_cpu(accelerator)
     if lacks_processes(accelerator.num_processes):
         accelerator.print(
             "warning: accelerate launch started one process instead of several, as it does without a GPU; "

@@ -106,7 +106,7 @@ PRETRAIN = {
     "unknown reduction": (("--pixel-reduction", "mean"), ("'mean'", "out, in")),
     "unknown label rule": (("--label-downsampling", "near"), ("'near'", "majority")),
     "weights not there": (("--backbone-weights", "{}/gone.pth"), ("{}/gone.pth",)),
-    "unknown precision": (("--mixed-precision", "fp16"), ("'fp16'", "no, bf16")),
+    "unknown precision": (("--mixed-precision", "fp8"), ("'fp8'", "no, bf16, fp16")),
     "unknown optimizer": (("--optim", "lamb"), ("'lamb'", "sgd, adamw, lars")),
     "unknown schedule": (("--lr-scheduler-type", "step"), ("'step'", "cosine, polynomial")),
     "unknown tracker": (("--report-to", "mlflow"), ("mlflow", "tensorboard")),

@@ -259,8 +259,9 @@ finetune | --img-size 512 | --image-size
 evaluate_model | --img-size 512 | --base-size
 pretrain | --model resnet50 | --backbone
 finetune | --arch resnet50 | --model
-pretrain | --mixed-precision fp16 | bf16
-evaluate_model | --mixed-precision fp16 | bf16
+pretrain | --mixed-precision half | bf16, fp16
+evaluate_model | --mixed-precision half | bf16, fp16
+pretrain | --fp16 | --mixed-precision bf16, or fp16
 pretrain | --dataset roboflow | --dataset coco
 finetune | --resume-from DIR | --resume
 pretrain | --output DIR | --output-dir

@@ -414,6 +414,15 @@ def test_two_processes_fine_tune_and_score(tmp_path):
     assert json.loads((tmp_path / "two" / "results.json").read_text())["num_images"] == 5
 
 
+def test_two_processes_skip_the_same_steps_in_fp16(tmp_path):
+    """The first loss scale is too large for this network: both processes skip these steps, and then have equal weights."""
+    flags = ("--max-steps", 12, "--val-split", "none", "--mixed-precision", "fp16")
+    records, _ = on_two(tmp_path, "pretrain", *harness.TINY, *harness.SHORT, *flags, "--output-dir", tmp_path / "two")
+    assert records[0]["weights"] == records[1]["weights"]
+    rows = [row for row in read_log(tmp_path / "two" / "log.jsonl") if "skipped_steps" in row]
+    assert rows[0]["skipped_steps"] == 1 and "loss" in rows[-1] and len(rows) == 12
+
+
 def test_another_rate_in_the_middle_of_a_run(tmp_path):
     """A stopped run goes on with another --learning-rate and mended sources, and the record keeps both; with another batch it does not."""
     flags = ("pretrain", *harness.TINY, *harness.SHORT, "--val-split", "none", "--max-steps", 6, "--output-dir", tmp_path / "a")

@@ -50,7 +50,7 @@ def test_a_rejected_command_ends_with_its_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("launched", "flag", "outcome"),
     [(None, None, "no"), ("no", None, "no"), ("no", "bf16", "bf16"), ("bf16", None, "bf16"), ("bf16", "bf16", "bf16"),
-     ("bf16", "no", ValueError), ("fp16", None, ValueError), ("fp16", "bf16", ValueError), ("fp8", None, ValueError)],
+     ("bf16", "no", ValueError), ("fp16", None, "fp16"), ("fp16", "bf16", ValueError), ("fp8", None, ValueError)],
 )  # fmt: skip
 def test_precision(monkeypatch, tmp_path, options, launched, flag, outcome):
     """The launcher's precision is the default; another flag and unsupported precisions are errors, also in YAML."""
