@@ -17,8 +17,7 @@ RENAMED = {
 # (options of other libraries, the option that a command must have for the advice to apply (None: any command), the advice). The first
 # row that applies is used.
 ADVICE = (
-    ("epochs num-epochs max-epochs train-epochs num-train-epochs n-epochs", "max-steps",
-     "Training length is given in optimizer steps: give --max-steps (epochs x images / --batch-size)"),
+    ("num-epochs max-epochs train-epochs num-train-epochs n-epochs", "epochs", "Give --epochs, or --max-steps in optimizer steps"),
     ("iters iterations max-iters num-iters total-steps num-steps max-iterations train-steps", "max-steps", "Give --max-steps"),
     ("device devices gpus gpu gpu-ids cuda cpu no-cuda use-cpu ngpus n-gpus num-gpus local-rank world-size distributed multi-gpu", None,
      "Choose devices outside the command: CUDA_VISIBLE_DEVICES=0, or accelerate launch --num_processes N for several"),

@@ -44,6 +44,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         config = replace(config, data=data.with_val_split(config.data, run.out, config.run.model, run.log))
         config = resolved(config, run.log)
         images, held_out = open_data(config, run.log)
+        config = replace(config, training=config.training.with_steps(images.images, run.log).with_used_warmup(run.log))
         network, is_new = open_network(config, images.labelled.classes, run.log)
         record = describe(images, held_out, network, config, run)
         method = methods.SegmentationTraining(network, config.loss)
@@ -57,7 +58,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
 
 def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
-    """The configuration with the sizes and the image range of the model where none are given, and the used warm-up."""
+    """The configuration with the sizes and the image range of the model where none are given."""
     crops, model = config.crops, models.open_model(models.MsclConfig, config.run.model)
     sizes = {
         "image_size": model.image_size if crops.image_size is None else crops.image_size,
@@ -65,7 +66,7 @@ def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConf
         "base_size": model.base_size if crops.base_size is None else crops.base_size,
     }
     options = data.with_image_range(config.data.with_range_of(config.run.model, model.image_range), log=log)
-    return replace(config, crops=replace(crops, **sizes), data=options, training=config.training.with_used_warmup(log))
+    return replace(config, crops=replace(crops, **sizes), data=options)
 
 
 def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data.TrainingData", "data.SegmentationData | None"]:

@@ -52,11 +52,13 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     with training.start_run(config, config.training.resume) as run:
         if run.is_main:
             sharing.check_token(config.hub)
-        config = replace(config, training=config.training.with_used_warmup(run.log))
         config = replace(config, data=data.with_val_split(config.data, run.out, config.run.start_from, run.log))
         network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
-        stages = [open_stage(method_cls, config, network, run.log) for method_cls in methods.stages_of(config.run.method)]
+        method_classes = methods.stages_of(config.run.method)
+        images = [open_images(method_cls, config, network, run.log) for method_cls in method_classes]
+        config = replace(config, training=config.training.with_steps(images[-1].images, run.log).with_used_warmup(run.log))
+        stages = [open_stage(*parts, config, network, run.log) for parts in zip(method_classes, images)]
         record = describe(stages, config, run)
         if stages[-1].method.trains:
             train(stages, config, run)
@@ -128,17 +130,23 @@ def with_image_range(config: PretrainConfig, network: "models.MsclForPreTraining
     return replace(config, data=options)
 
 
-def open_stage(method_cls: type, config: PretrainConfig, network: "models.MsclForPreTraining", log) -> Stage:
-    """A method with its images and its loss, all checked."""
+def open_images(method_cls: type, config: PretrainConfig, network: "models.MsclForPreTraining", log) -> "data.TrainingData":
+    """The images of a method, checked."""
     options, training_options, model = config.run, config.training, network.config
     views = replace(config.views, geometry=config.views.geometry or method_cls.geometry)
     view = transforms.make_view(method_cls.views, method_cls.preset, model.image_size, model.base_size, views, model.image_width)
-    train_data = data.open_training_data(
+    return data.open_training_data(
         config.data, view, training_options.batch_size, training_options.seed, log,
         unlabelled=options.unlabelled if method_cls.trains else "none", labelled_share=options.labelled_share,
         uses_labels=method_cls.uses_labels(config.contrast), advice=data.OTHER_METHODS,
     )  # fmt: skip
-    masked = train_data.labelled
+
+
+def open_stage(
+    method_cls: type, train_data: "data.TrainingData", config: PretrainConfig, network: "models.MsclForPreTraining", log
+) -> Stage:
+    """A method with its images and its loss, all checked."""
+    options, training_options, masked = config.run, config.training, train_data.labelled
     wrong = [c for c in config.contrast.exclude_classes if masked and not 0 <= c < masked.num_classes]
     if wrong:
         raise ValueError(f"--exclude-classes is {wrong[0]}; expected class ids of {masked.name}, 0..{masked.num_classes - 1}.")

@@ -1,6 +1,7 @@
 """Options of the training loop."""
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -8,6 +9,7 @@ from typing import Literal, Self
 from .fields import Section, option
 from .launcher import check_launched, launched_accumulation, launched_precision
 
+DEFAULT_STEPS = 300
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -15,7 +17,8 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 class TrainingConfig(Section):
     """Budget, optimizer, precision, checkpoints, logs."""
 
-    max_steps: int = option(300, "optimizer steps", at_least=1)
+    max_steps: int | None = option(None, "optimizer steps (default: 300)", at_least=1)
+    epochs: float | None = option(None, "passes over the training images, instead of --max-steps (default: none)", above=0)
     batch_size: int = option(16, "images per forward pass, over all processes", at_least=1)
     gradient_accumulation_steps: int = option(
         launched_accumulation, "forward passes per optimizer step (default: that of `accelerate launch`, else 1)", at_least=1
@@ -44,6 +47,17 @@ class TrainingConfig(Section):
     seed: int = option(0, "seed of weights, sampling and augmentation", at_least=0, at_most=2**32 - 1)
     resume: bool = option(False, "continue the run in the output folder, or start one if it is empty")
 
+    def with_steps(self, images: int | None, log: Callable[[str], None]) -> Self:
+        """Return the options with the steps of --epochs as --max-steps. images: number of training images, None for a stream."""
+        if self.epochs is None:
+            return self
+        if images is None:
+            raise ValueError(f"--epochs is {self.epochs:g}, and the number of images in a stream is unknown. Give --max-steps instead.")
+        batch = self.batch_size * self.gradient_accumulation_steps
+        steps = math.ceil(round(self.epochs * images / batch, 6))
+        log(f"{self.epochs:g} epochs of {images} images, {batch} a step: {steps} steps")
+        return replace(self, max_steps=steps, epochs=None)
+
     def with_used_warmup(self, log: Callable[[str], None]) -> Self:
         """Return the options with the steps of warm-up that are used, at most half of --max-steps. A shorter warm-up is logged."""
         steps = min(self.warmup_steps, self.max_steps // 2)
@@ -56,6 +70,10 @@ class TrainingConfig(Section):
         check_launched("mixed_precision", self.mixed_precision, launched_precision())
         check_launched("gradient_accumulation_steps", self.gradient_accumulation_steps, launched_accumulation())
         super().__post_init__()
+        if self.epochs is None:
+            object.__setattr__(self, "max_steps", self.max_steps or DEFAULT_STEPS)
+        elif self.max_steps is not None:
+            raise ValueError(f"--epochs is {self.epochs:g} and --max-steps is {self.max_steps}; expected one of them. Leave out the other.")
         if self.shard and self.torch_compile:
             raise ValueError("--shard and --torch-compile are both given; expected one of them. Leave out the other.")
         if self.shard and self.mixed_precision == "fp16":

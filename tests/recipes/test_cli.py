@@ -244,8 +244,8 @@ OPTIONS = {
     for name in harness.CONFIGS
 }
 HABITS = """
-pretrain | --epochs 10 | --max-steps
-finetune | --num-epochs=10 | --max-steps
+pretrain | --max-epochs 10 | --epochs
+finetune | --num-epochs=10 | --epochs
 finetune | --device cuda | CUDA_VISIBLE_DEVICES
 evaluate_model | --gpus 2 | --num_processes
 pretrain | --lr0 1 | --learning-rate
@@ -297,9 +297,9 @@ def test_options_of_training_in_an_evaluation(tmp_path, words):
 
 def test_habits_in_yaml_get_a_remedy(tmp_path):
     """The same in a configuration file."""
-    (tmp_path / "run.yaml").write_text("epochs: 10\n")
+    (tmp_path / "run.yaml").write_text("num_epochs: 10\n")
     rejection = harness.rejected("pretrain", "--config", tmp_path / "run.yaml")
-    assert "epochs is not an option of this command. Training length is given in optimizer steps" in rejection
+    assert "num_epochs is not an option of this command. Give --epochs, or --max-steps in optimizer steps" in rejection
 
 
 def test_batch_size_is_written_either_way():
