@@ -36,7 +36,7 @@ def main() -> None:
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
     """Fine-tune a model as the command does; the new model folder is config.run.output_dir."""
-    methods.check_options(config.loss)
+    methods.check_options(config.loss, config.run.class_weights is not None)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
         if run.is_main:
@@ -46,8 +46,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         images, held_out = open_data(config, run.log)
         config = replace(config, training=config.training.with_steps(images.images, run.log).with_used_warmup(run.log))
         network, is_new = open_network(config, images.labelled.classes, run.log)
-        record = describe(images, held_out, network, config, run)
-        method = methods.SegmentationTraining(network, config.loss)
+        weights = weights_of_classes(images, config, run.log)
+        record = describe(images, held_out, network, config, run, weights)
+        method = methods.SegmentationTraining(network, config.loss, weights)
         done = training.completed_steps(run.out) == config.training.max_steps
         train(method, images, is_new, config, run)
         publish(network, held_out or images.stored, run)
@@ -101,8 +102,20 @@ def open_network(
     return models.open_segmenter(run.model, classes, log, **fields)
 
 
-def describe(images: "data.TrainingData", held_out: "data.SegmentationData | None", network, config: FinetuneConfig, run) -> dict:
-    """The record of this training for the model card. Logs warnings about the data, and writes config.yaml."""
+def weights_of_classes(images: "data.TrainingData", config: FinetuneConfig, log: Callable[[str], None]) -> list[float] | None:
+    """The weights of the classes, which are logged; None where --class-weights is not given."""
+    if config.run.class_weights is None:
+        return None
+    weights = data.weights_of_classes(config.run.class_weights, images.labelled)
+    log(f"class weights: {data.weights_in_words(weights, images.labelled.classes)}")
+    return weights
+
+
+def describe(
+    images: "data.TrainingData", held_out: "data.SegmentationData | None", network, config: FinetuneConfig, run,
+    weights: Sequence[float] | None,
+) -> dict:  # fmt: skip
+    """The record of this training for the model card. Logs warnings about the data, and writes config.yaml. weights: of the classes."""
     warnings = data.label_warnings(images.sources, held_out, config.data) if run.is_main else []
     run.warn(warnings)
     if run.is_main:
@@ -110,6 +123,7 @@ def describe(images: "data.TrainingData", held_out: "data.SegmentationData | Non
         write_config(config, run.out / records.CONFIG)
     options = asdict(config.loss) | {"loss": None, "auxiliary_loss_weight": config.run.auxiliary_loss_weight}
     what = {"loss": config.loss.loss, "options": sharing.describe_options(options)}
+    what |= {} if weights is None else {"class weights": data.weights_in_words(weights, images.labelled.classes)}
     model = config.run.model
     stage = sharing.stage_record("Fine-tuning", what, images, config, network.config, run.accelerator, model, warnings=warnings)
     title = f"{network.config.backbone}, fine-tuned on {sharing.data_name(config.data)}"

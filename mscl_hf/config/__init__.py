@@ -46,6 +46,10 @@ class FinetuneRun(Section):
     model: str = option("runs/pretrain", f"{MODEL} to start from")
     output_dir: str = option("runs/finetune", OUTPUT)
     list_losses: bool = option(False, "print the losses and exit")
+    class_weights: str | None = option(
+        None, "weights of the classes in the cross-entropy: balanced (by the pixels of the training masks), or a CSV or JSON file of "
+        "names and weights (default: all 1)",
+    )  # fmt: skip
     auxiliary_loss_weight: float = option(0.4, "weight of the auxiliary head's loss; 0 = no such head", at_least=0)
     dropout: float = option(0.1, "dropout before the classifier", at_least=0, below=1)
     probe_batches: int = option(24, "batches of frozen features that a new classifier is fitted on; 0 = random weights", at_least=0)

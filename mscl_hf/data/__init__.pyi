@@ -4,6 +4,8 @@ from .build import open_training_data as open_training_data
 from .checks import check_data as check_data
 from .checks import run_once as run_once
 from .class_colors import with_colors_of_model as with_colors_of_model
+from .class_weights import weights_in_words as weights_in_words
+from .class_weights import weights_of_classes as weights_of_classes
 from .dataset import BadSample as BadSample
 from .dataset import Sample as Sample
 from .dataset import SegmentationData as SegmentationData

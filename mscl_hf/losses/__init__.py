@@ -15,3 +15,4 @@ from .pixel_propagation import match_positions, matched_contrast, pixel_consiste
 from .region_mutual_information import one_versus_rest, region_mutual_information
 from .released import ReleasedPixelLoss, listed_pixel_contrast, released_pixel_contrast
 from .slices import region_contrast, slice_contrast
+from .weighted import weighted_cross_entropy

@@ -84,8 +84,11 @@ FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
 }  # fmt: skip
 
 
-def check_options(loss: FinetuningLossConfig) -> None:
-    """Raise ValueError for an explicit option that the loss does not read."""
+def check_options(loss: FinetuningLossConfig, class_weights: bool = False) -> None:
+    """Raise ValueError for an explicit option that the loss does not read. class_weights: whether the classes have weights."""
+    if class_weights and not FINETUNING_LOSSES[loss.loss].cross_entropy:
+        use = " or ".join(name for name, row in FINETUNING_LOSSES.items() if row.cross_entropy)
+        raise ValueError(f"--class-weights is given, and --loss {loss.loss} does not read it. Leave it out, or use --loss {use}.")
     for name, value in loss.changed().items():
         if name not in ("loss", *FINETUNING_LOSSES[loss.loss].options):
             use = " or ".join(other for other, row in FINETUNING_LOSSES.items() if name in row.options)
@@ -94,5 +97,7 @@ def check_options(loss: FinetuningLossConfig) -> None:
 
 def loss_terms(loss: FinetuningLossConfig, predicted: Predicted) -> tuple[Terms, dict[str, Tensor]]:
     """Return the terms of a loss beside cross-entropy, and further values to log."""
+    if FINETUNING_LOSSES[loss.loss].terms is None:
+        return {}, {}
     options = {name.split("_", 1)[1]: value for name, value in loss.changed().items() if name != "loss"}
     return FINETUNING_LOSSES[loss.loss].terms(predicted, **options)
