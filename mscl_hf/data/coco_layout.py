@@ -10,20 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..losses.labels import IGNORE_INDEX
 from ..messages import first_three
+from .coco_shapes import checked_segmentation, draw_mask
 from .dataset import SegmentationData
 from .files import unique_names
 from .folder_names import UnknownSplit, split_folder, split_names, split_names_of, subfolders, without_number
 from .label_map import class_names
 from .shapes import (
     ImageFinder,
-    checked_points,
+    all_or_error,
     checked_size,
     common_folder,
-    decoded,
     encoded,
     from_shapes,
     is_background,
@@ -33,7 +31,6 @@ from .shapes import (
 )  # fmt: skip
 
 EXPECTED = "train/_annotations.coco.json, annotations/instances_train2017.json with train2017/, or one JSON file with its images"
-MASK_POINTS = 6  # numbers of the smallest polygon
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")  # files of COCO beside instances_*.json
 
 
@@ -166,82 +163,35 @@ def shapes_by_image(
     """Return the shapes [class id, segmentation] by image id, and notes. Raises ValueError for objects that have no pixels."""
     sizes = {entry["id"]: (entry.get("height"), entry.get("width")) for entry in content["images"]}
     shapes: dict[Any, list] = {image_id: [] for image_id in sizes}
-    boxes, counts = [], Counter()
-    for number, annotation in enumerate(content["annotations"]):
+    counts: Counter = Counter()
+
+    def add(numbered: tuple[int, dict]) -> None:
+        """Add one annotation to the shapes of its image. Raises ValueError."""
+        number, annotation = numbered
         image_id, name = annotation["image_id"], names_of[annotation["category_id"]]
         where = f"{file}, annotation {annotation.get('id', number)}"
         if image_id not in shapes:
             counts["of images that are not listed"] += 1
-            continue
+            return
         if name not in classes and not is_background(name):
             raise ValueError(f"{where} is of {name!r}, which --classes does not name. Add it, or leave --classes out.")
         class_id = IGNORE_INDEX if annotation.get("iscrowd") else 0 if is_background(name) else classes.index(name)
-        if not annotation.get("segmentation"):
-            boxes.append(where)
-            continue
         segmentation = checked_segmentation(annotation["segmentation"], checked_size(*sizes[image_id], where), where)
         counts["of fewer than three points"] += segmentation == []
         counts["ignored as crowds"] += class_id == IGNORE_INDEX
         if segmentation:
             shapes[image_id].append([class_id, segmentation])
-    if boxes:
-        raise ValueError(
-            f"{file} has {len(boxes)} of {len(content['annotations'])} annotations without a segmentation (only boxes?), the first is "
-            f"{boxes[0].rpartition(', ')[2]}; expected polygons or RLE. Export as segmentation, or remove these annotations."
-        )
+
+    _require_segmentations(content["annotations"], file)
+    all_or_error(add, enumerate(content["annotations"]))
     return shapes, [f"{count} annotations {reason}" for reason, count in counts.items() if count]
 
 
-def checked_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> Any:
-    """Return polygons of at least three points, or runs of pixels. Raises ValueError for what pycocotools could not draw."""
-    if isinstance(segmentation, list):
-        flat = all(isinstance(value, (int, float)) for value in segmentation)
-        polygons = [segmentation] if flat else segmentation
-        if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in polygons):
-            raise ValueError(f"{where} has a polygon that is no list of x, y, x, y, ...; correct or remove it.")
-        for polygon in polygons:
-            checked_points(list(zip(polygon[::2], polygon[1::2])), size, where)
-        return [polygon for polygon in polygons if len(polygon) >= MASK_POINTS]
-    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if not isinstance(counts, (list, str)) or list(segmentation.get("size") or ()) != list(size):
-        raise ValueError(f"{where} has a segmentation of another size than its image; expected RLE of {size}. Correct it.")
-    lengths = counts if isinstance(counts, list) else run_lengths(counts)
-    if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != size[0] * size[1]:
-        raise ValueError(f"{where} has an RLE whose runs do not add up to {size[1]}x{size[0]} px; correct or remove it.")
-    return {"size": list(size), "counts": counts}
-
-
-def run_lengths(counts: str) -> list[int]:
-    """Return the runs of pixels of a compressed RLE: five bits a character, least first, as the difference to the run before the last."""
-    lengths, value, shift = [], 0, 0
-    for character in counts:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not 0 <= bits < 64 or shift > 60:
-            return [-1]
-        if not bits & 32:
-            value -= (1 << shift) * (bits >> 4 & 1)
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value = shift = 0
-    return lengths if shift == 0 else [-1]
-
-
-def draw_mask(content: bytes) -> np.ndarray:
-    """Return the class ids (H, W) uint8 of the shapes of one image: the largest first, so that the smallest lies on top."""
-    from pycocotools import mask as coco_masks  # a compiled module that only this format needs
-
-    height, width, shapes = decoded(content)
-    objects = []
-    for class_id, segmentation in shapes:
-        if isinstance(segmentation, list):
-            runs = coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            runs = coco_masks.frPyObjects(segmentation, height, width)
-        else:
-            runs = segmentation
-        objects.append((int(coco_masks.area(runs)), class_id, runs))
-    mask = np.zeros((height, width), np.uint8)
-    for _, class_id, runs in sorted(objects, key=lambda item: -item[0]):
-        mask[coco_masks.decode(runs).astype(bool)] = class_id
-    return mask
+def _require_segmentations(annotations: Sequence[dict], file: Path) -> None:
+    """Raise ValueError for annotations of a detection data set."""
+    boxes = [annotation.get("id", number) for number, annotation in enumerate(annotations) if not annotation.get("segmentation")]
+    if boxes:
+        raise ValueError(
+            f"{file} has {len(boxes)} of {len(annotations)} annotations without a segmentation (only boxes?), the first is annotation "
+            f"{boxes[0]}; expected polygons or RLE. Export as segmentation, or remove these annotations."
+        )

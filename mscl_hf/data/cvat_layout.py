@@ -20,6 +20,7 @@ from .folder_names import available_split
 from .label_map import class_names
 from .shapes import (
     ImageFinder,
+    all_or_error,
     checked_points,
     checked_size,
     common_folder,
@@ -72,7 +73,7 @@ def build_cvat(
         return from_shapes("cvat", split, names, paths, None, (), draw_mask, note)
     given = class_names(classes, None) or [label.text for label in root.findall("meta//labels/label/name") if label.text]
     all_classes = with_background([name for name in dict.fromkeys(given) if name != IGNORED_NAME])
-    masks = [_stored(entry, all_classes, file) for entry in entries]
+    masks = all_or_error(lambda entry: _stored(entry, all_classes, file), entries)
     empty = sum(not decoded(content)[2] for content, _ in masks)
     note += f"; annotations in {file}" + (f"; {empty} images have no shapes and are background" if empty else "")
     return from_shapes("cvat", split, names, paths, masks, all_classes, draw_mask, note)

@@ -20,6 +20,7 @@ from .image_io import DECODE_ERRORS, opened, upright
 from .label_map import class_names
 from .shapes import (
     ImageFinder,
+    all_or_error,
     checked_points,
     checked_size,
     decoded,
@@ -59,7 +60,7 @@ def build_labelme(
         images = find_images(image_root).images
         return from_shapes("labelme", split, unique_names(images, image_root), images, None, (), draw_mask, f" in {image_root}")
     files = [path for path in visible_files(root) if path.suffix.lower() == ".json"]
-    contents = {path: _content(path) for path in sorted(files)}
+    contents = dict(zip(sorted(files), all_or_error(_content, sorted(files))))
     if not files:
         raise ValueError(f"{root} has no JSON files; expected {EXPECTED}. Annotate some images, or give another --data-dir.")
     paths = [_image_of(file, content, image_root) for file, content in contents.items()]
@@ -69,10 +70,11 @@ def build_labelme(
     given = class_names(classes, None)
     found = sorted(label for label in labels if not is_background(label))
     all_classes = with_background([name for name in given or found if name != IGNORED_NAME])
-    masks = [
-        (encoded(_size(content, path, file), _shapes(content, all_classes, file)), str(file))
-        for (file, content), path in zip(contents.items(), paths)
-    ]
+
+    def stored(file: Path, image: Path) -> tuple[bytes, str]:
+        return encoded(_size(contents[file], image, file), _shapes(contents[file], all_classes, file)), str(file)
+
+    masks = all_or_error(lambda pair: stored(*pair), list(zip(contents, paths)))
     without = len(list_images(image_root).images) - len(set(paths))
     note = f" in {image_root}" + (f"; {without} images without a JSON file are left out" if without > 0 else "")
     return from_shapes("labelme", split, _names(paths, image_root), paths, masks, all_classes, draw_mask, note)

@@ -1,9 +1,10 @@
 """Masks that are stored as shapes (polygons, boxes, runs of pixels): a row holds the shapes of an image, drawn when it is read."""
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from ..records.files import read_text
 from .dataset import SegmentationData
 from .image_io import ADDRESS
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 FARTHEST = 16  # multiples of the image's longer side within which coordinates may lie: drawing takes time and memory by length
 
 
@@ -54,6 +56,22 @@ def checked_points(points: Any, size: tuple[int, int], where: str) -> list[tuple
     except (TypeError, ValueError):
         raise ValueError(f"{where} has the points {str(points)[:60]}; expected x, y in px. Correct or remove it.") from None
     return pairs
+
+
+def all_or_error(convert: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return the converted items. Raises one ValueError for all that cannot be converted: the first message, and where the others are."""
+    results, errors = [], []
+    for item in items:
+        try:
+            results.append(convert(item))
+        except ValueError as error:
+            errors.append(str(error))
+    if len(errors) > 1:
+        others = [re.split(r" (?:has|is) ", message)[0] for message in errors[1:]]
+        raise ValueError(f"{errors[0].rstrip('.')}; {len(others)} more are wrong: {first_three(others)}.")
+    if errors:
+        raise ValueError(errors[0])
+    return results
 
 
 class ImageFinder:

@@ -15,7 +15,7 @@ from test_data import picture, save
 
 from mscl_hf.config import DataConfig
 from mscl_hf.data import UnknownSplit, check_data, load_data
-from mscl_hf.data.coco_layout import checked_segmentation, draw_mask, run_lengths
+from mscl_hf.data.coco_shapes import checked_segmentation, draw_mask, run_lengths
 from mscl_hf.data.shapes import encoded
 from mscl_hf.data.splits import open_split
 
@@ -239,3 +239,13 @@ def test_the_case_of_coco(cases):
             mask[region > 0] = 255 if annotation["iscrowd"] else annotation["category_id"] - 16
         assert np.array_equal(data.read(index).mask, mask)
         assert Image.open(cases / "coco" / "images" / f"{index:02d}.jpg").size == (120, 90)
+
+
+def test_all_faulty_annotations_are_named(tmp_path):
+    """The first with its fault, the others by their ids."""
+    content = annotations()
+    for number in (2, 5, 9):
+        content["annotations"][number]["segmentation"] = [[1, 2, 3]]
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match="annotation 2 has a polygon .*; 2 more are wrong: .*annotation 5, .*annotation 9"):
+        load_data("coco", "train", tmp_path)
