@@ -1,8 +1,8 @@
 """Synthetic scenes with exact masks: a data set without files.
 
-A landscape of sky, water and grass, with rocks, houses, trees, balloons and cows. Each class has its own texture and outline, and its own
-range of hues; but each scene has a light of its own, which turns all hues, and dims, tints and shades the picture. A few masks show
-a few lights only; a network learns from many images what stays the same in all of them.
+A landscape of sky, water and grass, with rocks, houses, trees, balloons and cows. Each class has a texture, an outline and a narrow range
+of hues. Each scene has a light of its own, which rotates all hues, and tints and shades the scene: texture tells the class in all scenes,
+color only within one. A few masks show a few lights; unlabelled scenes show many.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def draw_scene(seed: int, split: str, index: int, height: int, width: int) -> tu
     rng = np.random.default_rng([seed, list(SPLIT_SIZES).index(split), index])
     canvas = Canvas(rng, height, width)
     horizon = draw_background(canvas)
-    things = rng.permutation(np.repeat([draw_rock, draw_house, draw_tree, draw_balloon, draw_cow], 2))[: rng.integers(3, 6)]
+    things = rng.permutation(np.repeat([draw_rock, draw_house, draw_tree, draw_balloon, draw_cow], 2))[: rng.integers(3, 7)]
     for nearness, draw in zip(np.sort(rng.random(len(things))), things):  # from back to front
         x = rng.uniform(0.05, 0.95) * width
         draw(canvas, x, horizon + nearness * (0.95 * height - horizon), (12 + 9 * nearness) * rng.uniform(0.9, 1.3) * canvas.unit)
@@ -88,7 +88,7 @@ class Canvas:
         """Fill region (H, W) bool with a dark and a light color of the class, mixed by texture (H, W) in [0, 1]."""
         rng = self.rng
         hue = HUES[train_id] + rng.uniform(-0.03, 0.03)
-        dark_value, gap = rng.uniform(0.25, 0.55), rng.uniform(0.22, 0.36)
+        dark_value, gap = rng.uniform(0.2, 0.5), rng.uniform(0.32, 0.48)
         dark = color(hue, rng.uniform(0.5, 0.9), dark_value)
         light = color(hue, rng.uniform(0.4, 0.8), dark_value + gap)
         if rng.random() < 0.5:
@@ -220,10 +220,10 @@ def finish(canvas: Canvas) -> np.ndarray:
     shadow = np.clip(5 * (canvas.noise(rng.uniform(25, 60)) - rng.uniform(0.45, 0.7)), 0, 1)
     pixels = pixels * (1 - rng.uniform(0.1, 0.5) * shadow)[..., None]
     ramp = (canvas.x / canvas.width - 0.5) * rng.uniform(-0.5, 0.5) + (canvas.y / canvas.height - 0.5) * rng.uniform(-0.5, 0.5)
-    pixels = np.clip(pixels * (1 + ramp)[..., None], 0, 1) ** rng.uniform(0.6, 1.6) * rng.uniform(0.6, 1.15, 3).astype(np.float32)
+    pixels = np.clip(pixels * (1 + ramp)[..., None], 0, 1) ** rng.uniform(0.6, 1.4) * rng.uniform(0.7, 1.15, 3).astype(np.float32)
     haze = rng.uniform(0, 0.3)
     pixels = (1 - haze) * pixels + haze * rng.uniform(0.2, 0.9, 3).astype(np.float32)
-    pixels = pixels + rng.normal(0, rng.uniform(0.005, 0.03), pixels.shape).astype(np.float32)
+    pixels = pixels + rng.normal(0, rng.uniform(0.005, 0.025), pixels.shape).astype(np.float32)
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
