@@ -1,3 +1,8 @@
+from .api import Result as Result
+from .api import evaluate as evaluate
+from .api import finetune as finetune
+from .api import predict as predict
+from .api import pretrain as pretrain
 from .data import load_data as load_data
 from .evaluation import MeanIoU as MeanIoU
 from .losses import MultiScaleLoss as MultiScaleLoss

@@ -9,7 +9,7 @@ import os
 import reprlib
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,17 @@ def parse(config_cls: type, description: str, argv: Sequence[str] | None = None)
 def parse_sections(section_classes: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:
     """Return one instance of each dataclass, as `parse` does."""
     return _parse(_Parser([("options of the command", section_cls) for section_cls in section_classes], (), description), argv)
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """Return the words that give these options on a command line. Names may have hyphens or underscores."""
+    words = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            value = ",".join(f"{key}:{item}" for key, item in value.items())
+        values = [str(value).lower()] if isinstance(value, bool) else value if isinstance(value, (list, tuple)) else [value]
+        words += [flag(name), *map(str, values)]
+    return words
 
 
 def _parse(parser: _Parser, argv: Sequence[str] | None) -> tuple:

@@ -14,6 +14,8 @@ _chain: "Chain | None" = None
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> "tqdm | _Part":
     """Return a bar of tqdm with these options, or a part of the bar of the chain that runs."""
     if _chain is None:
+        if options.get("disable") is None and "ipykernel" in sys.modules:  # a notebook's stderr is not a terminal
+            options["disable"] = False
         return tqdm(iterable, dynamic_ncols=True, **options)
     return _Part(_chain, iterable, options)
 

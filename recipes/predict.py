@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from mscl_hf import data, evaluation, models, records, sharing, training
 from mscl_hf.cli import command, parse, write_config
 from mscl_hf.config import DatasetConfig, PredictConfig
+from mscl_hf.progress_bar import progress_bar
 from mscl_hf.training.signals import leave_on_signal
 
 
@@ -25,6 +25,7 @@ class PredictResult:
     """
 
     run: "training.Run"
+    network: "models.MsclForSemanticSegmentation"
     classes: tuple[str, ...]
     images: "list[evaluation.PredictedImage]"
     failed: dict[Path, str]
@@ -60,7 +61,7 @@ def predict(config: PredictConfig) -> PredictResult:
             run.log(f"{len(finished) - len(pending)} of {len(finished)} images were predicted before")
         done, failed = predict_pending(network, listed, pending, folder, config, run)
         images = [image or done.get(i) for i, image in enumerate(finished)]
-        result = PredictResult(run, classes, [i for i in images if i], failed, len(finished) - len(pending))
+        result = PredictResult(run, network, classes, [i for i in images if i], failed, len(finished) - len(pending))
         report(result, folder)
     return result
 
@@ -86,7 +87,7 @@ def predict_pending(
             predictor = evaluation.Predictor(
                 evaluation.finite(network), network.config, accelerator.device, config.inference, accelerator.autocast
             )
-            for i in tqdm(mine, desc="predict", unit="image", disable=None if run.is_main else True):
+            for i in progress_bar(mine, desc="predict", unit="image", disable=None if run.is_main else True):
                 try:
                     rows.append((i, folder.predict(predictor, listed.paths[i], listed.names[i], config.run.image_range), None))
                 except data.BadSample as error:

@@ -17,6 +17,7 @@ LAYERS = (
     {"sharing"},
     {"demo", "export"},
     {"recipes", "hub"},
+    {"api"},
 )
 
 

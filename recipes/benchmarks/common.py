@@ -25,15 +25,6 @@ def machine() -> str:
     return ", ".join([processor, f"{os.cpu_count()} cores", *gpus])
 
 
-def as_words(flags: dict) -> list[str]:
-    """The words that give options on a command line."""
-    words = []
-    for name, value in flags.items():
-        values = [str(value).lower()] if isinstance(value, bool) else value if isinstance(value, list) else [value]
-        words += [f"--{name}", *map(str, values)]
-    return words
-
-
 def read_yaml(path: str | Path) -> dict:
     return yaml.safe_load(Path(path).read_text())
 

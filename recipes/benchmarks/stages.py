@@ -27,13 +27,13 @@ from types import ModuleType
 import torch
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
-from mscl_hf.cli import flat, parse
+from mscl_hf.cli import as_words, flat, parse
 from mscl_hf.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from mscl_hf.records.run_folder import FREE_TO_CHANGE
 from mscl_hf.records.versions import commit
 from mscl_hf.training.log import read_log
 
-from .common import as_words, machine
+from .common import machine
 from .launched import STOPPED, launch
 
 RECIPES = {  # module, configuration

@@ -12,13 +12,12 @@ import torch
 import yaml
 from torch import nn
 
-from mscl_hf.cli import parse
+from mscl_hf.cli import as_words, parse
 from mscl_hf.config import NetworkConfig
 from mscl_hf.methods import METHODS
 from mscl_hf.models.backbones import config_of
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from recipes import pretrain
-from recipes.benchmarks.common import as_words
 from recipes.benchmarks.stages import RECIPES, Stage
 from recipes.benchmarks.tables import cost as tables_cost
 from recipes.benchmarks.tables import grid as plan

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.cli import parse_sections
+from mscl_hf.cli import as_words, parse_sections
 from mscl_hf.config.fields import Section, option
 from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses import pixel_contrast
 from mscl_hf.losses.streamed import logsumexp, streamed_sum
 from mscl_hf.records.versions import commit
 
-from ..common import as_words, machine
+from ..common import machine
 from .report import draw, report
 from .step import DEVICE, peak_mb, step, wait
 

@@ -15,14 +15,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from mscl_hf.cli import parse_sections
+from mscl_hf.cli import as_words, parse_sections
 from mscl_hf.config import NetworkConfig
 from mscl_hf.methods import METHODS
 from mscl_hf.models.backbones import config_of
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.records.versions import commit
 
-from ..common import as_words, machine, markdown_table
+from ..common import machine, markdown_table
 from ..runner import Cell
 from ..stages import RECIPES, Stage, record, start, step_seconds
 from .grid import VIEWS_PER_SAMPLE
