@@ -49,10 +49,14 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         weights = weights_of_classes(images, config, run.log)
         record = describe(images, held_out, network, config, run, weights)
         method = methods.SegmentationTraining(network, config.loss, weights)
-        done = training.completed_steps(run.out) == config.training.max_steps
-        train(method, images, is_new, config, run)
+        done = training.is_complete(run.out, config.training.max_steps)
+        best = best_step(held_out, config, run)
+        train(method, images, is_new, config, run, best)
+        if best:
+            record["stages"][-1]["facts"]["published weights"] = best.in_words(held_out.split)
+            run.log(f"published weights: {best.in_words(held_out.split)}")
         publish(network, held_out or images.stored, run)
-        results = score(network, held_out, record, config, run, done)
+        results = score(network, held_out, record, config, run, done, best)
         run.log(f"next: {sharing.next_command('mscl-evaluate', run.out, config.data)}")
     sharing.push_run(run, config.hub)
     return FinetuneResult(run, network, results)
@@ -133,14 +137,32 @@ def describe(
     return {"title": title, "license": config.hub.license, "stages": [*history, stage], "evaluations": []}
 
 
-def train(method: "methods.SegmentationTraining", images: "data.TrainingData", is_new: bool, config: FinetuneConfig, run) -> None:
+def best_step(held_out: "data.SegmentationData | None", config: FinetuneConfig, run) -> "training.BestStep | None":
+    """What keeps the best step by the mean IoU on the held-out images; None where --eval-steps is 0. Raises ValueError."""
+    options = config.training
+    if not options.eval_steps:
+        return None
+    if held_out is None or not held_out.labels.present:
+        raise ValueError(f"--eval-steps is {options.eval_steps}, and no held-out image has labels. Give --val-split, or leave it out.")
+
+    def mean_iou(method: "methods.SegmentationTraining") -> float:
+        inference = InferenceConfig(base_size=method.network.config.base_size)
+        return evaluation.evaluate_model(method.network, held_out, run.accelerator, inference)["mean_iou"]
+
+    return training.BestStep(mean_iou, options.eval_steps, options.early_stopping)
+
+
+def train(
+    method: "methods.SegmentationTraining", images: "data.TrainingData", is_new: bool, config: FinetuneConfig, run,
+    best: "training.BestStep | None",
+) -> None:  # fmt: skip
     """Fit a new classifier on frozen features, then train the whole network."""
     run.accelerator.init_trackers("mscl_hf", printable(config))
     if config.run.probe_batches and is_new and not training.completed_steps(run.out):
         accuracy = training.start_classifier(method.to(run.accelerator.device), images, config.run.probe_batches)
         fitted = f"new classifier, fitted alone before training: right on {accuracy or 0:.1%} of the labelled positions of the feature maps"
         run.log("no labelled pixel to fit the classifier on" if accuracy is None else fitted)
-    training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images)
+    training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images, best=best)
 
 
 def publish(network: "models.MsclForSemanticSegmentation", images: "data.SegmentationData | None", run) -> None:
@@ -150,10 +172,11 @@ def publish(network: "models.MsclForSemanticSegmentation", images: "data.Segment
     run.log(f"fine-tuned model: {run.out}")
 
 
-def score(network, held_out: "data.SegmentationData | None", record: dict, config: FinetuneConfig, run, done: bool) -> dict | None:
+def score(network, held_out: "data.SegmentationData | None", record: dict, config: FinetuneConfig, run, done: bool, best) -> dict | None:
     """Measure the model, draw its pictures and write its card. A step that fails does not stop the others.
 
-    done: training was complete before; what an earlier attempt has measured is kept. Returns the scores, or None without held-out images.
+    done: training was complete before; what an earlier attempt has measured is kept. best: the step whose weights the network has, if
+    steps were compared. Returns the scores, or None without held-out images.
     """
     out, file = run.out, run.out / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else {}
@@ -165,6 +188,7 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
             fields = {"seed": config.training.seed, "config": flat(config)}
             results = evaluation.evaluate_model(network, held_out, run.accelerator, inference, **fields)
             results |= {"warnings": record["stages"][-1]["warnings"], "commit": records.commit(), "model": config.run.model}
+            results |= {} if best is None else {"step": best.step, "last_step": best.last_step}
             if run.is_main:
                 records.write_json(file, results)
         for sentence in evaluation.in_sentences(results) if results else ():

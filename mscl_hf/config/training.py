@@ -90,6 +90,18 @@ class FinetuneTrainingConfig(TrainingConfig):
     """Options of the training loop with the defaults of fine-tuning."""
 
     learning_rate: float = option(0.1, "peak learning rate", above=0)
+    eval_steps: int = option(
+        0, "steps between evaluations on the held-out split, the best of which is published; 0 = the last step is published",
+        at_least=0,
+    )  # fmt: skip
+    early_stopping: int = option(0, "evaluations without a higher mean IoU after which training stops; 0 = never", at_least=0)
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
         "polynomial", "decay of the learning rate to zero; polynomial has the power 0.9"
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.early_stopping and not self.eval_steps:
+            raise ValueError(f"--early-stopping is {self.early_stopping} without --eval-steps. Give --eval-steps as well.")
+        if self.eval_steps and self.shard:
+            raise ValueError(f"--eval-steps is {self.eval_steps} with --shard; expected one of them. Leave out the other.")

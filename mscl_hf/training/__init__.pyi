@@ -1,4 +1,5 @@
 from .checkpoint_folder import completed_steps as completed_steps
+from .checkpoint_folder import is_complete as is_complete
 from .distributed import any_process as any_process
 from .distributed import together as together
 from .health import HealthCheck as HealthCheck
@@ -10,5 +11,6 @@ from .loop import fit as fit
 from .probe import start_classifier as start_classifier
 from .run import Run as Run
 from .run import start_run as start_run
+from .selection import BestStep as BestStep
 from .summary import Checks as Checks
 from .summary import read_checks as read_checks

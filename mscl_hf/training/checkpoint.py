@@ -96,25 +96,33 @@ def load(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> d
     Raises ValueError where names or shapes differ, as with another method.
     """
     state = json.loads((folder / STATE).read_text())
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    method_state, stored = method.state_dict(), reader.read_metadata().state_dict_metadata
-    missing = [name for name in method_state if name not in stored]
-    if missing:
-        raise ValueError(f"the checkpoint {folder} lacks {missing[0]}; expected one of the same method and network")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    optimizer_state = {name: _empty_state(name, entry, parameters) for name, entry in stored.items() if name not in method_state}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads by itself
-        try:
-            dcp.load({**method_state, **optimizer_state}, storage_reader=reader, no_dist=True)
-        except dcp.CheckpointException as error:
-            raise ValueError(f"the checkpoint {folder} has another network ({_failures(error)[:300]})") from error
+    optimizer_state = load_method(folder, method, optimizer)
     per_parameter: dict[int, dict] = {int(index): dict(values) for index, values in state["optimizer"].items()}
     for name, tensor in optimizer_state.items():
         index, key = name.split(".", 1)
         per_parameter.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
+
+
+def load_method(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """Load a checkpoint into the method, and return the tensors of the optimizer's state, {} without an optimizer. Raises ValueError."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    method_state, stored = method.state_dict(), reader.read_metadata().state_dict_metadata
+    missing = [name for name in method_state if name not in stored]
+    if missing:
+        raise ValueError(f"the checkpoint {folder} lacks {missing[0]}; expected one of the same method and network")
+    optimizer_state = {}
+    if optimizer is not None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimizer_state = {name: _empty_state(name, entry, parameters) for name, entry in stored.items() if name not in method_state}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads by itself
+        try:
+            dcp.load({**method_state, **optimizer_state}, storage_reader=reader, no_dist=True)
+        except dcp.CheckpointException as error:
+            raise ValueError(f"the checkpoint {folder} has another network ({_failures(error)[:300]})") from error
+    return optimizer_state
 
 
 def _empty_state(name: str, entry, parameters: list[nn.Parameter]) -> Tensor:

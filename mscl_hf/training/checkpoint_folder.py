@@ -61,8 +61,15 @@ def publish(temporary: Path, folder: Path, files: dict[str, dict]) -> None:
 
 
 def rotate(out: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints. Each is renamed first, so that a killed process leaves none half-deleted."""
-    for old in complete(out)[:-keep]:
+    """Delete all but the newest `keep` complete checkpoints and the best steps that they name.
+
+    Each is renamed first, so that a killed process leaves none half-deleted.
+    """
+    checkpoints = complete(out)
+    best_steps = {_best(folder).get("step") for folder in checkpoints[-keep:]}
+    for old in checkpoints[:-keep]:
+        if step_of(old) in best_steps:
+            continue
         hidden = old.with_name(f"{UNFINISHED}old-{old.name}")
         try:
             old.rename(hidden)
@@ -166,6 +173,20 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_complete(out: Path, max_steps: int) -> bool:
+    """Return whether the newest checkpoint is the last one: of max_steps, or of a run that stopped early."""
+    checkpoints = complete(out)
+    return bool(checkpoints) and (step_of(checkpoints[-1]) == max_steps or _best(checkpoints[-1]).get("stops", False))
+
+
+def _best(folder: Path) -> dict:
+    """Return what a checkpoint holds of the best step, {} where best steps are not kept."""
+    try:
+        return json.loads((folder / STATE).read_text()).get("best", {})
+    except (OSError, ValueError, AttributeError):  # damaged, which is reported when it is loaded
+        return {}
 
 
 def completed_steps(out: Path) -> int:

@@ -1,7 +1,7 @@
 """The training loop, the same for pre-training and fine-tuning: it uses the `Method` interface and names no method."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from .checkpoint_folder import completed_steps
 from .crash_report import report_crash, reporting
 from .log import write_log
 from .progress import Progress
+from .selection import BestStep
 from .setup import check_batch, fork_rng, lr_at, prepare, unwrap
 from .sharding import gathered
 
@@ -32,11 +33,13 @@ def fit(
     health_steps: int = 0,
     max_bad_images: int = 0,
     steps_before: int = 0,
+    best: BestStep | None = None,
 ) -> None:
     """Train a method for options.max_steps; resume where `out` holds a checkpoint.
 
     health_check: (method, step, row of the log) -> further values for the log, called on all processes every `health_steps` (0 = never)
-    and at the end. steps_before: steps of an earlier stage, added to those that trackers see.
+    and at the end. steps_before: steps of an earlier stage, added to those that trackers see. best: keeps the best checkpoint, whose
+    weights the method has at the end, and may stop training early.
     Raises NonFinite before the weights change, and SystemExit(75) after a signal; a checkpoint is saved. A crash leaves a report in `out`.
     In fp16 a step with a gradient that is not finite is skipped, and NonFinite is raised after MAX_SKIPPED of them in a row.
     """
@@ -45,7 +48,7 @@ def fit(
     with reporting(out, current):
         prepared = prepare(method, data, options, accelerator)
         in_training, wrapped, optimizer = prepared
-        progress = Progress(in_training, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before)
+        progress = Progress(in_training, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before, best)
         with progress.remaining_steps() as steps:  # from the newest checkpoint on
             for step in steps:
                 batches = progress.next_batches()
@@ -68,10 +71,16 @@ def fit(
                 optimizer.zero_grad()
                 if health_check and progress.is_due(health_steps):
                     run_health_check(health_check, in_training, step + 1, row, progress.log.write, out)
+                if best and progress.is_due(best.every):
+                    with evaluation_mode(in_training):
+                        values = best.evaluate(in_training, step + 1, accelerator)
+                    progress.log.write(step + 1, values)
                 if progress.save_and_stop():
                     break
     progress.exit_if_stopped()
     unwrap(method, prepared, options, accelerator)
+    if best:
+        best.restore(method, out, accelerator)
 
 
 def run_health_check(
@@ -81,17 +90,24 @@ def run_health_check(
 
     The method is in evaluation mode, and the random state is restored, so that training is the same with and without the check.
     """
-    method.eval()
     values = {}
-    with fork_rng(next(method.parameters()).device), torch.no_grad(), torch.compiler.set_stance("force_eager"), gathered(method):
+    with evaluation_mode(method):
         try:
             values = health_check(method, step, row)
         except Exception as error:  # such as an image that can no longer be read
             tqdm.write(f"health check of step {step} failed ({type(error).__name__}: {error}); training continues")
             report_crash(out, error)
-    method.train()
     if values:
         write(step, values)
+
+
+@contextmanager
+def evaluation_mode(method: Method) -> Iterator[None]:
+    """Set evaluation mode without gradients; the random state and the training mode are restored at the end."""
+    method.eval()
+    with fork_rng(next(method.parameters()).device), torch.no_grad(), torch.compiler.set_stance("force_eager"), gathered(method):
+        yield
+    method.train()
 
 
 def check_untrained(health_check: Callable[[Method, int, dict], dict], method: Method, out: Path, accelerator: Accelerator) -> None:

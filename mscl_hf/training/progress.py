@@ -20,6 +20,7 @@ from .checkpoint_folder import newest, step_of
 from .distributed import any_process, sums_over, together
 from .log import Log
 from .loss_scaling import MAX_SKIPPED, LossScaling
+from .selection import BestStep
 from .setup import Buffers, lr_at
 from .signals import STOPPED_BY_SIGNAL, reading, stop_signal
 
@@ -31,15 +32,15 @@ class NonFinite(ValueError):
 class Progress:
     """The progress of a run; `steps_done` optimizer steps are complete. Starts at the newest checkpoint of `out`.
 
-    current: step and sample names for crash reports, updated here.
+    current: step and sample names for crash reports, updated here. best: the step with the best held-out score, None = not measured.
     """
 
     def __init__(
         self, method: Method, optimizer: AcceleratedOptimizer, data: TrainingData, options: TrainingConfig, out: Path,
-        accelerator: Accelerator, current: dict, max_bad_images: int, steps_before: int,
+        accelerator: Accelerator, current: dict, max_bad_images: int, steps_before: int, best: BestStep | None = None,
     ):  # fmt: skip
         self.method, self.optimizer, self.options, self.out, self.accelerator = method, optimizer.optimizer, options, out, accelerator
-        self.current, self.max_bad_images = current, max_bad_images
+        self.current, self.max_bad_images, self.best = current, max_bad_images, best
         self.bad_images: set[str] = set()  # of all processes
         self.stopped_by_signal = False
         self.data_identity = data.identity()
@@ -56,7 +57,7 @@ class Progress:
     def remaining_steps(self) -> Iterator[range]:
         """Yield the steps that are left; signals are handled, and the data workers and the log are closed at the end."""
         with stop_signal() as self.signal, reading(self.batches), closing(self.log.bar):
-            yield range(self.steps_done, self.options.max_steps)
+            yield range(self.steps_done, self.steps_done if self._is_complete() else self.options.max_steps)
             self.stopped_by_signal = any_process(self.accelerator, self.signal.requested)  # also while the last step was saved
 
     def next_batches(self) -> list[dict]:
@@ -119,8 +120,9 @@ class Progress:
         signals, bad_images = sums_over(self.accelerator, int(self.signal.requested), len(self.new_bad_images))
         if bad_images:
             self.bad_images.update(gather_object(self.new_bad_images))
-        stops = bool(signals) or len(self.bad_images) > self.max_bad_images
-        if stops or self.is_due(self.options.save_steps):
+        stops = bool(signals) or len(self.bad_images) > self.max_bad_images or self._is_complete()
+        is_best = self.best is not None and self.best.step == self.steps_done
+        if stops or is_best or self.is_due(self.options.save_steps):
             self.save()
         return stops
 
@@ -128,6 +130,7 @@ class Progress:
         """Save the current step, unless it is saved already."""
         if self.steps_done != self.saved_step:
             notes = {"pending": list(self.log.rows), "data": self.data_identity} | self.scaling.state()
+            notes |= {} if self.best is None else self.best.state()
             checkpoint.save(self.out, self.steps_done, self.method, self.optimizer, self.options.save_total_limit, notes, self.accelerator)
             self.saved_step = self.steps_done
 
@@ -144,19 +147,25 @@ class Progress:
             self.accelerator.end_training()
             sys.exit(STOPPED_BY_SIGNAL)
 
+    def _is_complete(self) -> bool:
+        """Return whether all steps are done, or training stopped early."""
+        return self.steps_done == self.options.max_steps or self.best is not None and self.best.stops
+
     def _resume(self) -> tuple[int, list[dict]]:
         """Load the newest checkpoint; return its step, and the rows that the next line of the log averages."""
         folder = newest(self.out, self.accelerator)
         if folder is None or step_of(folder) < self.options.max_steps:
-            limit = self.options.save_total_limit
+            limit = self.options.save_total_limit + (self.best is not None)
             together(self.accelerator, lambda: checkpoint.check_space(self.out, self.method, self.optimizer, limit), "checking free space")
         if folder is None:
             return 0, []
         state = checkpoint.load(folder, self.method, self.optimizer)
-        is_complete = state["step"] == self.options.max_steps
+        self.scaling.load(state)
+        if self.best is not None:
+            self.best.load(state)
+        is_complete = state["step"] == self.options.max_steps or self.best is not None and self.best.stops
         self.accelerator.print(f"resuming from step {state['step']} ({folder})" + ", the last one: training is complete" * is_complete)
         self._compare_images(state["data"])
-        self.scaling.load(state)
         return state["step"], state["pending"]
 
     def _compare_images(self, stored: dict) -> None:

@@ -1,0 +1,72 @@
+"""The best checkpoint by the mean IoU on held-out images: it is kept, training may stop early, and its weights are published."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..methods.base import Method
+from . import checkpoint
+from .checkpoint_folder import folder_of, verify
+from .distributed import together
+
+VALUE = "val_mean_iou"  # key of log.jsonl
+
+
+class BestStep:
+    """The step with the highest held-out mean IoU; of equal ones, the first.
+
+    measure: returns the mean IoU of a method, called on all processes with the same result. every: steps between evaluations.
+    patience: evaluations without a higher value after which training stops; 0 = it does not stop.
+    """
+
+    def __init__(self, measure: Callable[[Method], float], every: int, patience: int = 0):
+        self.measure, self.every, self.patience = measure, every, patience
+        self.step, self.value, self.without_improvement, self.last_step = 0, -1.0, 0, 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether the patience is used up."""
+        return 0 < self.patience <= self.without_improvement
+
+    def evaluate(self, method: Method, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """Measure the method, remember whether it is the best, and return the value for the log."""
+        if accelerator.num_processes > 1:  # DistributedDataParallel copies the batch statistics only before the next forward pass
+            for value in method.network.buffers():
+                torch.distributed.broadcast(value, 0)
+        value, self.last_step = self.measure(method), step
+        if value > self.value:
+            self.step, self.value, self.without_improvement, comment = step, value, 0, "the highest so far"
+        else:
+            self.without_improvement += 1
+            comment = f"the highest is {self.value:.4f}, of step {self.step}"
+        if accelerator.is_main_process:
+            tqdm.write(f"step {step}: held-out mean IoU {value:.4f}; {comment}")
+            if self.stops:
+                tqdm.write(f"step {step}: training stops early, after {self.patience} evaluations without a higher mean IoU")
+        return {VALUE: value}
+
+    def in_words(self, split: str) -> str:
+        """Return which step has the highest mean IoU on a split."""
+        early = ", where training stopped early" if self.stops else ""
+        return f"of step {self.step} of {self.last_step}{early}: the highest mean IoU on {split}, {self.value:.4f}"
+
+    def state(self) -> dict:
+        """Return what a checkpoint holds of it."""
+        values = {"step": self.step, "value": self.value, "without_improvement": self.without_improvement, "last_step": self.last_step}
+        return {"best": values | {"stops": self.stops}}
+
+    def load(self, state: dict) -> None:
+        """Continue from the state in a checkpoint."""
+        stored = state["best"]
+        self.step, self.value, self.last_step = stored["step"], stored["value"], stored["last_step"]
+        self.without_improvement = stored["without_improvement"]
+
+    def restore(self, method: Method, out: Path, accelerator: Accelerator) -> None:
+        """Load the weights of the best step into the method, after training. Raises DamagedCheckpoint."""
+        if self.step != self.last_step:
+            folder = folder_of(out, self.step)
+            together(accelerator, lambda: verify(folder), f"reading {folder}")
+            checkpoint.load_method(folder, method)
