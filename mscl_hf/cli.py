@@ -26,7 +26,10 @@ from .records.files import read_text, write_text
 # Raised by PyYAML for invalid syntax, impossible dates and tagged values, and deep nesting.
 YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 MAPPINGS = ("label_map",)  # options of the form key:value,..., which a file may also give as a mapping
-METAVARS = {"start_from": "MODEL", "push_to_hub": "ORG/NAME", "report_to": "TRACKER", "by_evaluate": "METRIC", "config": "FILE"}
+METAVARS = {
+    "start_from": "MODEL", "class_colors": "FILE", "annotations": "FILE", "ignored_colors": "R,G,B", "push_to_hub": "ORG/NAME",
+    "report_to": "TRACKER", "by_evaluate": "METRIC", "config": "FILE",
+}  # fmt: skip
 LONGEST_CHOICES = 60  # characters of {a,b,...} beside an option in --help; longer lists are left to the help text
 REQUIRED = "the following arguments are required: "  # of argparse
 TYPE_NAMES = {int: "a whole number", float: "a number", string_to_bool: "true or false", str: "text"}

@@ -81,7 +81,7 @@ class DataConfig(DatasetConfig):
         "hf); none = no split",
     )  # fmt: skip
     val_fraction: float | None = option(
-        None, "data without a held-out split: share of the training images to hold out, listed in OUTPUT_DIR/val_split.txt (default: 0)",
+        None, "data without a held-out split: share of the training images to hold out, listed in OUTPUT_DIR/val_split.txt (default: none)",
         above=0, below=1,
     )  # fmt: skip
     train_fraction: float | None = option(None, "share of the training masks to use (default: all); subsets are nested")

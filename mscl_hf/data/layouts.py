@@ -185,7 +185,8 @@ def load_data(
         if data_dir.is_file():
             reject_archives(data_dir)
         if not data_dir.is_dir():
-            raise ValueError(f"--data-dir is {data_dir}, which is not a folder; expected {layout.layout}.")
+            advice = f" Give --annotations {data_dir} for a file." if "annotations" in options_of(dataset) and data_dir.is_file() else ""
+            raise ValueError(f"--data-dir is {data_dir}, which is not a folder; expected {layout.layout}.{advice}")
     data = layout.build(split, data_dir, unlabelled, **options)
     data = replace(data, resize_masks=True) if resize_masks else data
     return data if image_range is None else replace(data, image_range=tuple(image_range))

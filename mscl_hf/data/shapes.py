@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-from PIL import Image
 
 from ..messages import first_three
 from ..records.files import read_text
@@ -16,6 +15,7 @@ from .dataset import SegmentationData
 from .image_io import ADDRESS
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+MOST_PIXELS = 1024**3 // 6  # of a mask that is drawn: those that Pillow reads of an image
 FARTHEST = 16  # multiples of the image's longer side within which coordinates may lie: drawing takes time and memory by length
 
 
@@ -41,7 +41,7 @@ def decoded(content: bytes) -> tuple[int, int, list[Any]]:
 def checked_size(height: Any, width: Any, where: str) -> tuple[int, int]:
     """Return the size. Raises ValueError unless both are whole numbers and the image is not beyond Pillow's pixel limit."""
     sides = (height, width)
-    if not all(type(side) in (int, float) and side == int(side) and side > 0 for side in sides) or height * width > Image.MAX_IMAGE_PIXELS:
+    if not all(type(side) in (int, float) and side == int(side) and side > 0 for side in sides) or height * width > MOST_PIXELS:
         raise ValueError(f"{where} has the size {width}x{height}; expected the width and height of the image in px. Correct it.")
     return int(height), int(width)
 

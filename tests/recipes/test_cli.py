@@ -265,6 +265,9 @@ pretrain | --fp16 | --mixed-precision bf16, or fp16
 pretrain | --dataset roboflow | --dataset coco
 finetune | --resume-from DIR | --resume
 pretrain | --output DIR | --output-dir
+pretrain | --palette FILE | --class-colors
+finetune | --val-ratio 0.2 | --val-fraction
+evaluate_model | --ann-file FILE | --annotations
 finetune | --ignore-index 0 | --label-map
 """
 
