@@ -163,7 +163,7 @@ FINETUNE = {
     "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
     "a data folder and no data set": (("--model", "{}/model", "--data-dir", "{}/data"), ("--data-dir is {}/data", "Give --dataset folder")),
     "classes and no data set": (("--model", "{}/model", "--classes", "a", "b"),
-                                ("--classes is ['a', 'b']", "give --dataset folder (or hf)")),
+                                ("--classes is ['a', 'b']", "give --dataset folder (or list, coco, labelme, cvat, hf)")),
     "a folder that is no model": (("--model", "{}/no_model"), ("{}/no_model holds no model",)),
     "a folder without weights": (("--model", "{}/no_weights"), ("{}/no_weights", "model.safetensors")),
     "a broken configuration": (("--model", "{}/bad_config"), ("{}/bad_config", "JSON")),
