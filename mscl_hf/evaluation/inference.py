@@ -135,4 +135,4 @@ def resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tens
 def log_of(probabilities: Tensor) -> Tensor:
     """Return the logarithm, finite also for 0."""
     # A probability of 0 would become -inf, and -inf times a bilinear weight of 0 is NaN.
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log_()

@@ -73,8 +73,9 @@ def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: I
             sums[:, :-1, rows, columns] += probabilities.mul_(weights)
             sums[:, -1, rows, columns] += weights
         finished = next_top - first
-        yield sums[:, :-1, :finished] / sums[:, -1:, :finished]
-        sums, first = sums[:, :, finished:], next_top
+        strip = sums[:, :-1, :finished] / sums[:, -1:, :finished]
+        sums, first = sums[:, :, finished:].clone(), next_top  # a view would keep the memory of the finished rows
+        yield strip
 
 
 def _extended(sums: Tensor | None, probabilities: Tensor, rows: int, width: int) -> Tensor:
