@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from transformers.utils import logging
+
 from mscl_hf import data, evaluation
 from mscl_hf.cli import command, parse_sections, print_table
 from mscl_hf.config import (
@@ -175,7 +177,8 @@ def table(result: QuickstartResult) -> list[tuple[str, str, str]]:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Write what the stages print into a file."""
+    """Write what the stages print into a file, without the bars of transformers."""
+    logging.disable_progress_bar()
     with path.open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         yield
 
