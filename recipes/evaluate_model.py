@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mscl_hf import data, evaluation, models, records, sharing, training
-from mscl_hf.cli import command, flat, parse, write_config
+from mscl_hf.cli import command, flat, parse, print_table, write_config
 from mscl_hf.config import DatasetConfig, EvaluateConfig
 from mscl_hf.training.signals import leave_on_signal
 
@@ -99,8 +99,7 @@ def measure(network, images: "data.SegmentationData", warnings: list[str], confi
     results |= {"warnings": warnings, "commit": records.commit(), "model": config.run.model}
     if run.is_main:
         records.write_json(run.out / "results.json", results)  # first: nothing that fails later can lose the figures
-        for name, iou in results["per_class_iou"].items():
-            print(f"{name:>16} {'absent' if iou is None else f'{iou:.4f}'}")
+        print_table(evaluation.class_table(results))
         print("\n".join([*evaluation.in_sentences(results), f"pictures and results.json: {run.out}"]))
     return results
 

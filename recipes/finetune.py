@@ -180,7 +180,7 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
     """
     out, file = run.out, run.out / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else {}
-    results = results if "classes_scored" in results else None  # an earlier version counted no classes
+    results = results if {"classes_scored", "confusion"} <= results.keys() else None  # an earlier version counted less
     is_scored = not training.any_process(run.accelerator, results is None)  # the same on all processes, which score together
     inference = InferenceConfig(base_size=network.config.base_size)
     with run.step("scoring"):
@@ -191,6 +191,8 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
             results |= {} if best is None else {"step": best.step, "last_step": best.last_step}
             if run.is_main:
                 records.write_json(file, results)
+        if results and run.is_main:
+            print_table(evaluation.class_table(results))
         for sentence in evaluation.in_sentences(results) if results else ():
             run.log(sentence)
     if run.is_main:
@@ -198,6 +200,8 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
             training.draw_training(out, record["title"])
             if held_out is not None and not (is_scored and (out / "predictions.png").is_file()):
                 evaluation.draw_predictions(network, held_out, run.accelerator, out, inference)
+            if results:
+                evaluation.draw_confusion(results, out)
         with run.step("model card"):
             sharing.write_card(out, network, sharing.with_evaluation(record, results, config.data) if results else record)
     with run.step("trackers"):

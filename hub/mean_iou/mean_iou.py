@@ -114,17 +114,29 @@ class MeanIoU(evaluate.Metric):
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}; expected at least 1.")
         areas = np.zeros((3, num_labels), dtype=np.int64)
-        for (true, predicted), pixels in self._pairs.items():
-            true = (label_map or {}).get(true, true)
-            if reduce_labels:
-                true = 255 if true in (0, 255) else true - 1
-            if true == ignore_index:
-                continue
+        for true, predicted, pixels in self._labelled_pairs(ignore_index, label_map, reduce_labels):
             # Ids outside 0..K-1 belong to no class, but the pixel counts for the class of the other map.
             for row, counted, index in ((0, true == predicted, true), (1, True, predicted), (2, True, true)):
                 if counted and 0 <= index < num_labels:
                     areas[row, index] += pixels
         return areas
+
+    def confusion(self, num_labels, ignore_index, label_map=None, reduce_labels=False):
+        """Return the pixels by true and predicted class, (K, K) int64, without a reset; ids outside 0..K-1 are left out."""
+        counts = np.zeros((num_labels, num_labels), dtype=np.int64)
+        for true, predicted, pixels in self._labelled_pairs(ignore_index, label_map, reduce_labels):
+            if 0 <= true < num_labels and 0 <= predicted < num_labels:
+                counts[true, predicted] += pixels
+        return counts
+
+    def _labelled_pairs(self, ignore_index, label_map, reduce_labels):
+        """Yield (true id, predicted id, pixels) with the new true ids, without ignored pixels."""
+        for (true, predicted), pixels in self._pairs.items():
+            true = (label_map or {}).get(true, true)
+            if reduce_labels:
+                true = 255 if true in (0, 255) else true - 1
+            if true != ignore_index:
+                yield true, predicted, pixels
 
     @staticmethod
     def scores(areas, nan_to_num=None):

@@ -15,3 +15,5 @@ from .prediction_files import OUTPUT_KINDS as OUTPUT_KINDS
 from .prediction_files import PredictedImage as PredictedImage
 from .prediction_files import PredictionFolder as PredictionFolder
 from .prediction_files import failure_message as failure_message
+from .report import class_table as class_table
+from .report import draw_confusion as draw_confusion

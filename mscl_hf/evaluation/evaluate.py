@@ -22,6 +22,7 @@ from ..progress_bar import progress_bar
 from ..visual.figures import prediction_sheet
 from .metrics import MeanIoU, mean_of_present
 from .prediction import Predictor
+from .report import draw_confusion
 
 
 def evaluate_model(
@@ -45,10 +46,11 @@ def evaluate_model(
     options: where base_size is None, that of model.config is used, else the size of the images; the result records it.
     seed, config: copied into the result.
     score_classes: names of the classes that the means are taken over; a prediction of another class remains an error.
-    pictures_dir: folder for predictions.png, see `draw_predictions`.
+    pictures_dir: folder for predictions.png, see `draw_predictions`, and confusion.png.
     by_evaluate: argument of `evaluate.load`, such as "mean_iou"; the mean IoU of this metric is recorded too. One process only.
     Returns a dict that JSON can hold. Absent classes (neither predicted nor labelled), and means over absent classes alone, are None.
-    classes_scored is how many of the num_classes classes mean_iou is the mean of.
+    classes_scored is how many of the num_classes classes mean_iou is the mean of. confusion has the pixels by the names of the true and
+    the predicted class, without zeros.
     """
     network = accelerator.unwrap_model(model).to(accelerator.device)
     options = with_size_of(network, options)
@@ -60,13 +62,14 @@ def evaluate_model(
     started = time.perf_counter()
     with evaluating(network):
         metrics = [metric] if other is None else [metric, other]
-        areas = _count_everywhere(Predictor.of_network(network, accelerator, options), data, accelerator, metrics)
+        areas, confusion = _count_everywhere(Predictor.of_network(network, accelerator, options), data, accelerator, metrics)
+    results = _results(areas, data.classes, scored) | {"confusion": _by_name(confusion, data.classes)}
     if pictures_dir is not None and accelerator.is_main_process:
         try:
             draw_predictions(network, data, accelerator, Path(pictures_dir), options, num_pictures)
+            draw_confusion(results, Path(pictures_dir))
         except Exception:  # the counts may have taken hours; a picture must not lose them
-            logging.getLogger(__name__).exception("predictions.png could not be drawn; the scores are complete")
-    results = _results(areas, data.classes, scored)
+            logging.getLogger(__name__).exception("predictions.png or confusion.png could not be drawn; the scores are complete")
     if other is not None:
         computed = other.compute(num_labels=data.num_classes, ignore_index=IGNORE_INDEX)
         results["mean_iou_by_evaluate"] = _number(computed["mean_iou"])
@@ -151,8 +154,8 @@ def _predicted(predictor: Predictor, sample: Sample) -> np.ndarray:
 
 def _count_everywhere(
     predictor: Predictor, data: SegmentationData, accelerator: Accelerator, metrics: Sequence[evaluate.EvaluationModule]
-) -> np.ndarray:
-    """Add this process's images to the metrics; return `areas` (3, K) of the first one, summed over all processes."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add this process's images to the metrics; return the sums of `areas` and `confusion` of the first one over all processes."""
     num_images, failure = 0, None
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
     try:
@@ -164,8 +167,9 @@ def _count_everywhere(
             num_images += 1
     except Exception as error:  # raised below: the other processes wait in reduce()
         failure = error
-    areas = metrics[0].areas(num_labels=data.num_classes, ignore_index=IGNORE_INDEX)
-    state = np.append(areas.ravel(), [num_images, failure is not None])
+    options = {"num_labels": data.num_classes, "ignore_index": IGNORE_INDEX}
+    areas, confusion = metrics[0].areas(**options), metrics[0].confusion(**options)
+    state = np.concatenate([areas.ravel(), confusion.ravel(), [num_images, failure is not None]])
     state = accelerator.reduce(torch.from_numpy(state).to(accelerator.device), "sum").cpu().numpy()
     if failure is not None:
         raise failure
@@ -173,7 +177,7 @@ def _count_everywhere(
         raise OSError("Evaluation failed on another process; see its error message.")
     if state[-2] != len(data):
         raise RuntimeError(f"Counted {state[-2]} images; expected {len(data)}. All processes must have the same data set.")
-    return state[:-2].reshape(areas.shape)
+    return state[: areas.size].reshape(areas.shape), state[areas.size : -2].reshape(confusion.shape)
 
 
 def _results(areas: np.ndarray, classes: Sequence[str], scored: list[int]) -> dict:
@@ -191,9 +195,16 @@ def _results(areas: np.ndarray, classes: Sequence[str], scored: list[int]) -> di
         "mean_iou_all_classes": _number(scores["mean_iou"]),
         "per_class_iou": {name: _number(value) for name, value in zip(classes, iou)},
         "per_class_accuracy": {name: _number(value) for name, value in zip(classes, accuracy)},
+        "per_class_pixels": {name: int(pixels) for name, pixels in zip(classes, labelled)},
         "absent_classes": [name for name, p, t in zip(classes, predicted, labelled) if not p and not t],
         "never_labelled_classes": [name for name, p, t in zip(classes, predicted, labelled) if p and not t],
     }
+
+
+def _by_name(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return {true class: {predicted class: pixels}} without zeros."""
+    rows = {name: {classes[i]: int(row[i]) for i in row.nonzero()[0]} for name, row in zip(classes, confusion)}
+    return {name: row for name, row in rows.items() if row}
 
 
 def _number(value: float) -> float | None:

@@ -114,7 +114,7 @@ def test_fine_tuning_leaves_a_model_and_its_results(chain):
     """results.json has the promised keys and ranges; the decoder came from pre-training and went on from there."""
     out = chain[0] / "OUT2"
     assert listed(out) == HUB_FILES | {"config.yaml", "run.json", "log.jsonl", "checkpoints"} | {
-        "training.png", "results.json", "predictions.png"
+        "training.png", "results.json", "predictions.png", "confusion.png"
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert set(results) >= RESULTS and results["split"] == "val" and results["num_images"] == 3 and results["seed"] == 1
@@ -132,7 +132,7 @@ def test_fine_tuning_leaves_a_model_and_its_results(chain):
 def test_evaluation_measures_the_split_that_was_asked_for(chain):
     """The same keys, on test; a line for each class."""
     out = chain[0] / "OUT3"
-    assert listed(out) == {"config.yaml", "run.json", "results.json", "predictions.png"}
+    assert listed(out) == {"config.yaml", "run.json", "results.json", "predictions.png", "confusion.png"}
     results = json.loads((out / "results.json").read_text())
     assert set(results) >= RESULTS and results["split"] == "test" and results["num_images"] == 3
     assert all(value is None or 0 <= value <= 1 for value in results["per_class_iou"].values())
