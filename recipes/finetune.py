@@ -121,6 +121,8 @@ def describe(
 ) -> dict:  # fmt: skip
     """The record of this training for the model card. Logs warnings about the data, and writes config.yaml. weights: of the classes."""
     warnings = data.label_warnings(images.sources, held_out, config.data) if run.is_main else []
+    sizes = config.crops.image_size, config.crops.base_size, network.backbone.strides[-1]
+    warnings += data.size_warnings(images.sources, *sizes) if run.is_main else []
     run.warn(warnings)
     if run.is_main:
         sharing.check_can_push(config.hub)

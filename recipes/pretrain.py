@@ -165,14 +165,16 @@ def describe(stages: list[Stage], config: PretrainConfig, run: "training.Run") -
     method = stage.method
     for sentence in next((each.train_data.repeats() for each in stages if each.method.min_batch > 1), ()):
         run.log(sentence)
-    warnings = data.label_warnings(stage.train_data.sources, stage.held_out, config.data) if run.is_main else []
+    sources, network = stage.train_data.sources, method.network.config
+    warnings = data.label_warnings(sources, stage.held_out, config.data) if run.is_main else []
+    if run.is_main and method.trains:
+        warnings += data.size_warnings(sources, network.image_size, network.base_size, method.network.backbone.strides[-1])
     run.warn(warnings)
     if run.is_main:
         sharing.check_can_push(config.hub)
         write_config(resolved(config, method), run.out / records.CONFIG)
     history = sharing.read_provenance(start, run.log)["stages"] if start else []
     what = {"method": f"{method.title} ({method.paper})"} | (sharing.method_facts(method.network.config.contrast) if method.trains else {})
-    network = method.network.config
     start = start or models.weights_name(config.network, config.run.method == "imagenet")
     record = sharing.stage_record("Pre-training", what, stage.train_data, config, network, run.accelerator, start, method.trains, warnings)
     title = f"{network.backbone}, {method.title} on {sharing.data_name(config.data)}"

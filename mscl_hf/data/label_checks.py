@@ -101,7 +101,7 @@ def label_warnings(
     """
     parts = [part for part in training if part is not None]
     warnings = [sentence for part in parts for sentence in _never_trained(part)]
-    warnings += [] if held_out is None else _hardly_measured(held_out)
+    warnings += [] if held_out is None else _hardly_measured(held_out) or _never_measured(parts, held_out)
     if options.label_map and options.dataset in OWN_MASKS:
         warnings += _unused_entries([*parts, held_out], options.label_map)
     labelled = [part for part in (*parts, held_out) if isinstance(part, SegmentationData)]
@@ -136,6 +136,18 @@ def _hardly_measured(data: SegmentationData) -> list[str]:
     if not data.labels.present:
         return [f"no pixel of {where} is labelled, so that the mean IoU on it is undefined"]
     return [f"only the class {data.classes[data.labels.present[0]]} is labelled in {where}, so that the mean IoU on it compares no classes"]
+
+
+def _never_measured(parts: Sequence[SegmentationData | SegmentationStream], held_out: SegmentationData) -> list[str]:
+    """Return a warning about classes that training masks hold and held-out masks do not."""
+    if held_out.labels is None:
+        return []
+    trained = {i for part in parts if part.labels is not None for i in part.labels.stored}
+    missing = [held_out.classes[i] for i in sorted(trained - set(held_out.labels.stored)) if i < held_out.num_classes]
+    if not missing:
+        return []
+    where = f"{held_out.labels.read} masks of {held_out.name}/{held_out.split}"
+    return [f"{len(missing)} of {held_out.num_classes} classes are in training masks and in none of the {where}: {first_three(missing)}"]
 
 
 def _unused_entries(parts: Sequence[SegmentationData | SegmentationStream | None], label_map: str) -> list[str]:
