@@ -65,11 +65,11 @@ def evaluate_model(
         areas, confusion = _count_everywhere(Predictor.of_network(network, accelerator, options), data, accelerator, metrics)
     results = _results(areas, data.classes, scored) | {"confusion": _by_name(confusion, data.classes)}
     if pictures_dir is not None and accelerator.is_main_process:
-        try:
-            draw_predictions(network, data, accelerator, Path(pictures_dir), options, num_pictures)
-            draw_confusion(results, Path(pictures_dir))
-        except Exception:  # the counts may have taken hours; a picture must not lose them
-            logging.getLogger(__name__).exception("predictions.png or confusion.png could not be drawn; the scores are complete")
+        folder = Path(pictures_dir)
+        with _logged_failure("predictions.png"):
+            draw_predictions(network, data, accelerator, folder, options, num_pictures)
+        with _logged_failure("confusion.png"):
+            draw_confusion(results, folder)
     if other is not None:
         computed = other.compute(num_labels=data.num_classes, ignore_index=IGNORE_INDEX)
         results["mean_iou_by_evaluate"] = _number(computed["mean_iou"])
@@ -84,6 +84,15 @@ def evaluate_model(
         "seed": seed,
         "config": config,
     }
+
+
+@contextmanager
+def _logged_failure(picture: str) -> Iterator[None]:
+    """Log an error in the context: the counts may have taken hours, and a picture must not lose them."""
+    try:
+        yield
+    except Exception:
+        logging.getLogger(__name__).exception("%s could not be drawn; the scores are complete", picture)
 
 
 def draw_predictions(
