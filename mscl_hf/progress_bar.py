@@ -14,10 +14,15 @@ _chain: "Chain | None" = None
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> "tqdm | _Part":
     """Return a bar of tqdm with these options, or a part of the bar of the chain that runs."""
     if _chain is None:
-        if options.get("disable") is None and "ipykernel" in sys.modules:  # a notebook's stderr is not a terminal
+        if options.get("disable") is None and _in_notebook():  # its stderr is not a terminal
             options["disable"] = False
         return tqdm(iterable, dynamic_ncols=True, **options)
     return _Part(_chain, iterable, options)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 @contextmanager

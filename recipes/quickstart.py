@@ -47,9 +47,9 @@ PRETRAINING, WITHOUT, WITH, SCORES = "1/4 pre-training", "2/4 fine-tuning withou
 ROWS = 5  # of the picture
 NEXT = """
 On a folder of your own, with images/ and masks/ (a mask is a PNG with a class id per pixel; some images may have none):
-  mscl-pretrain --dataset folder --data-dir DIR --masked-only --unlabelled rest --output-dir runs/mine
-  mscl-finetune --model runs/mine --dataset folder --data-dir DIR --masked-only --output-dir runs/mine-tuned
-  mscl-demo --model runs/mine-tuned
+  mscl-pretrain --dataset folder --data-dir DIR --masked-only --val-fraction 0.2 --unlabelled rest --output-dir runs/mine
+  mscl-finetune --model runs/mine --dataset folder --data-dir DIR --masked-only --val-fraction 0.2 --output-dir runs/mine-tuned
+  mscl-predict --model runs/mine-tuned --images NEW_IMAGES --output-dir runs/mine-masks --overlays
 """
 
 
@@ -178,9 +178,14 @@ def table(result: QuickstartResult) -> list[tuple[str, str, str]]:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write what the stages print into a file, without the bars of transformers."""
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    with path.open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+    try:
+        with path.open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

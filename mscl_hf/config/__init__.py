@@ -16,7 +16,7 @@ from .training import FinetuneTrainingConfig, TrainingConfig
 from .views import CropConfig, ViewConfig
 
 MODEL = "model folder, Hub name or NAME@REVISION"
-PIXEL_LIMIT = 178_956_970  # of Pillow: twice its MAX_IMAGE_PIXELS
+PIXEL_LIMIT = 178_956_970  # that Pillow decodes
 OUTPUT = "new or empty folder for the model and its records"
 
 

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..data.image_file import ImageFile, pixel_limit, read_image_file, upright_view
-from ..data.image_io import DECODE_ERRORS, ORIENTATION
+from ..data.image_io import DECODE_ERRORS, ORIENTATION, opened
 from ..data.pixels import BadSample, displayed
 from ..messages import first_three
 from ..records.files import replacing
@@ -72,7 +72,7 @@ class PredictionFolder:
         if not all(self.path(kind, name).is_file() for kind in (MASKS, *self.kinds)):
             return None
         try:
-            with pixel_limit(self.max_pixels), Image.open(mask, formats=("PNG",)) as image:
+            with pixel_limit(self.max_pixels), opened(mask) as (image, _):
                 if image.info.get(SOURCE) != _state(path):
                     return None
                 ids = np.asarray(image)

@@ -236,7 +236,7 @@ def test_what_is_no_range_is_rejected(given):
 def test_reading_values_has_a_progress_bar(tmp_path, monkeypatch):
     """The bar counts the images that are read, on the main process alone, where stderr is a terminal (disable=None)."""
     shown = []
-    monkeypatch.setattr(checks, "tqdm", lambda results, **options: shown.append(options) or results)
+    monkeypatch.setattr(checks, "progress_bar", lambda results, **options: shown.append(options) or results)
     data = load_data("folder", "train", write(tmp_path, "8"), num_classes=2)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

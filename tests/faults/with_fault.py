@@ -152,15 +152,15 @@ def raise_in_save(fired: Path) -> None:
 
 
 def raise_in_evaluation(fired: Path, on: int) -> None:
-    old = evaluate._Predictor.__call__
+    old = evaluate.Predictor.ids
 
-    def broken(self, sample):
+    def broken(self, *args):
         if rank() == on:
             fired.touch()
             raise RuntimeError("the planted fault")
-        return old(self, sample)
+        return old(self, *args)
 
-    mock.patch.object(evaluate._Predictor, "__call__", broken).start()
+    mock.patch.object(evaluate.Predictor, "ids", broken).start()
 
 
 def signal_at(fired: Path, on: int, at: int, number: int = int(signal.SIGTERM), times: int = 1) -> None:
@@ -175,15 +175,15 @@ def signal_at(fired: Path, on: int, at: int, number: int = int(signal.SIGTERM), 
 
 
 def signal_in_evaluation(fired: Path, on: int, number: int = int(signal.SIGTERM)) -> None:
-    old = evaluate._Predictor.__call__
+    old = evaluate.Predictor.ids
 
-    def send(self, sample):
+    def send(self, *args):
         if rank() == on:
             fired.touch()
             os.kill(os.getpid(), number)
-        return old(self, sample)
+        return old(self, *args)
 
-    mock.patch.object(evaluate._Predictor, "__call__", send).start()
+    mock.patch.object(evaluate.Predictor, "ids", send).start()
 
 
 def worker_killed(fired: Path, at: int) -> None:
