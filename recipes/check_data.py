@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mscl_hf import data, sharing
 from mscl_hf.cli import command, parse
-from mscl_hf.config import CheckConfig
+from mscl_hf.config import CheckConfig, CheckRun, DataConfig, TrainingConfig
+from mscl_hf.config.network import DEFAULT_SIZE
 from mscl_hf.data.pixels import displayed, resized
 from mscl_hf.data.report import examine
 from mscl_hf.data.split_report import SplitReport
@@ -30,8 +32,9 @@ def main() -> None:
     run, options = config.run, config.data
     if options.val_fraction is not None:
         options = data.with_val_split(options, Path(run.output_dir), None)
+    run, notes = with_sizes(run, options)
     report = examine(options, run.image_size, run.base_size, run.output_stride)
-    for line in [*report.notes, *(line for split in report.splits for line in split.lines())]:
+    for line in [*notes, *report.notes, *(line for split in report.splits for line in split.lines())]:
         print(line)
     for title, sentences in (("problems, for which training is rejected", report.problems), ("suspicious", report.suspicions)):
         print(f"{title}: {len(sentences) or 'none'}")
@@ -42,6 +45,17 @@ def main() -> None:
     if report.problems:
         sys.exit(1)
     print(f"next: {sharing.next_command('mscl-pretrain', None, replace(options, image_range=None))}")
+
+
+def with_sizes(run: CheckRun, options: DataConfig) -> tuple[CheckRun, list[str]]:
+    """The options with the sizes that pre-training would choose, and what it would log."""
+    notes = []
+    run = data.with_known_sizes(run, options, False, run.output_dir)
+    limit = data.machine_limit(torch.device("cuda" if torch.cuda.is_available() else "cpu"), TrainingConfig.batch_size)
+    try:
+        return data.with_derived_sizes(run, options, limit, notes.append), notes
+    except ValueError:  # data that cannot be opened, which the report names
+        return replace(run, image_size=DEFAULT_SIZE), notes
 
 
 def draw_samples(split: SplitReport, path: Path) -> Path:

@@ -47,12 +47,16 @@ def main() -> None:
 def pretrain(config: PretrainConfig) -> PretrainResult:
     """Pre-train a network as the command does; the model folder is config.run.output_dir."""
     check_options(config)
+    config = replace(config, network=data.with_known_sizes(config.network, config.data, config.training.resume, config.run.output_dir))
     model_config = model_config_of(config)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
         if run.is_main:
             sharing.check_token(config.hub)
         config = replace(config, data=data.with_val_split(config.data, run.out, config.run.start_from, run.log))
+        if config.network.image_size is None:
+            config = with_sizes(config, run)
+            model_config = model_config_of(config)
         network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
         method_classes = methods.stages_of(config.run.method)
@@ -96,6 +100,14 @@ def network_options(config: PretrainConfig, names: Sequence[str] = ("bn_views", 
     """The options of the network, with the method's own values for those of these names that are left open."""
     method_cls = methods.METHODS[config.run.method]
     return replace(config.network, **{name: getattr(config.network, name) or getattr(method_cls, name) for name in names})
+
+
+def with_sizes(config: PretrainConfig, run: "training.Run") -> PretrainConfig:
+    """The configuration with sizes derived from the training images."""
+    device, batch_size = run.accelerator.device, config.training.batch_size
+    limit = data.machine_limit(device, batch_size // (run.accelerator.num_processes if device.type == "cuda" else 1))
+    uses_labels = any(stage.uses_labels(config.contrast) for stage in methods.stages_of(config.run.method))
+    return replace(config, network=data.with_derived_sizes(config.network, config.data, limit, run.log, uses_labels))
 
 
 def model_config_of(config: PretrainConfig) -> "models.MsclConfig":

@@ -106,8 +106,8 @@ class CheckRun(Section):
     """Where the picture is written, and the sizes by which small objects are judged."""
 
     output_dir: str = option("runs/check", "folder for samples.png")
-    image_size: int = option(96, "height of the training crop in px", at_least=16)
-    base_size: int | None = option(None, "short side in px to which images are scaled; 0 = not scaled (default: image size)")
+    image_size: int | None = option(None, "height of the training crop in px (default: as mscl-pretrain chooses it)", at_least=16)
+    base_size: int | None = option(None, "short side in px to which images are scaled; 0 = not scaled (default: as --image-size)")
     output_stride: int = option(16, "stride of the last features in px", at_least=1)
 
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from .fields import Section, option
 
+DEFAULT_SIZE = 96  # px, of the crop where no size is given and none is derived from the images
+
 
 @dataclass(frozen=True)
 class NetworkConfig(Section):
@@ -18,11 +20,14 @@ class NetworkConfig(Section):
     decoder_channels: int = option(256, "width of the decoder", at_least=1)
     decoder_rates: list[int] | None = option(None, "atrous rates of deeplabv3 (default: by the image size)", at_least=1)
     output_stride: int | None = option(None, "stride of the last features: 8, 16 or 32 (default: 16 where the backbone supports it)")
-    image_size: int = option(96, "height of the training crop in px", at_least=16)
+    image_size: int | None = option(
+        None, "height of the training crop in px (default: 96; for data of your own by the images and the machine)", at_least=16
+    )
     image_width: int | None = option(None, "width of the training crop in px (default: its height)", at_least=16)
     base_size: int | None = option(
-        None, "short side in px that images are scaled to before cropping; 0 = as they are (default: the height of the crop)", at_least=0
-    )
+        None, "short side in px that images are scaled to before cropping; 0 = as they are (default: the height of the crop, or derived "
+        "with it)", at_least=0,
+    )  # fmt: skip
     attach: Literal["ancestor", "backbone", "decoder"] = option(
         "ancestor", "features that the contrastive heads read: ancestor = as in the methods that the losses come from (global and local: "
         "backbone; pixel: decoder); backbone = of the backbone; decoder = of the decoder",

@@ -9,6 +9,9 @@ from .class_weights import weights_of_classes as weights_of_classes
 from .dataset import BadSample as BadSample
 from .dataset import Sample as Sample
 from .dataset import SegmentationData as SegmentationData
+from .default_sizes import machine_limit as machine_limit
+from .default_sizes import with_derived_sizes as with_derived_sizes
+from .default_sizes import with_known_sizes as with_known_sizes
 from .folder_names import UnknownSplit as UnknownSplit
 from .image_list import ImageList as ImageList
 from .image_list import list_inputs as list_inputs

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..config.fields import choices_of
-from ..config.network import NetworkConfig
+from ..config.network import DEFAULT_SIZE, NetworkConfig
 from ..messages import near_names
 from .configuration_mscl import HEADS, MsclConfig
 from .decoders_mscl import DECODERS
@@ -40,6 +40,7 @@ def config_of(network: NetworkConfig, **fields) -> MsclConfig:
     """Return the configuration of the network that the options describe. fields: further fields of MsclConfig."""
     options = {key: value for key, value in asdict(network).items() if key not in ("pretrained", "backbone_weights")}
     options |= {"decoder_type": options.pop("decoder"), "bn_views": network.bn_views or "joint", "pixel_layers": network.pixel_layers or 3}
+    options |= {"image_size": network.image_size or DEFAULT_SIZE}
     return build_config(**options | fields)
 
 

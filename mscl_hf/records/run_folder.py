@@ -121,7 +121,7 @@ def _contents(configuration: dict) -> dict[str, str]:
 
 def _merged(out: Path, old: dict, new: dict, default_words: Mapping[str, str]) -> dict:
     """Return the new run.json, with the history of the options MAY_CHANGE. Raises ValueError where any other option differs."""
-    old, new, resolved = json.loads(json.dumps(old)), json.loads(json.dumps(new)), _resolved(out)
+    old, new, resolved = json.loads(json.dumps(old)), json.loads(json.dumps(new)), resolved_options(out)
     # The run's own config.yaml holds, for options that were left open, the values that they got.
     new |= {option: old[option] for option in new.keys() & old.keys() & resolved.keys() if new[option] == resolved[option]}
     history = old.pop("changed", [])
@@ -143,8 +143,8 @@ def _merged(out: Path, old: dict, new: dict, default_words: Mapping[str, str]) -
     return new | ({"changed": history} if history else {})
 
 
-def _resolved(out: Path) -> dict:
-    """The options in the run's config.yaml; {} without one."""
+def resolved_options(out: Path) -> dict:
+    """Return the options in the config.yaml of a run; {} without one."""
     try:
         return json.loads(json.dumps(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8")) or {}))
     except (OSError, ValueError, TypeError, yaml.YAMLError):  # removed or edited: then the options have to be given as before

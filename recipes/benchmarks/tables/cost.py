@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mscl_hf.cli import as_words, parse_sections
 from mscl_hf.config import NetworkConfig
+from mscl_hf.config.network import DEFAULT_SIZE
 from mscl_hf.methods import METHODS
 from mscl_hf.models.backbones import config_of
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
@@ -167,7 +168,7 @@ def _forward_tflop(words: tuple[str, ...], parts: str) -> float:
     (options,) = parse_sections([NetworkConfig], "", words)
     with torch.device("meta"):
         model = MsclForSemanticSegmentation(config_of(options)).eval()
-        crop = torch.empty(1, 3, options.image_size, options.image_width or options.image_size)
+        crop = torch.empty(1, 3, model.config.image_size, model.config.image_width or model.config.image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         maps = model.backbone(crop).feature_maps
         if "decoder" in parts:
@@ -216,7 +217,7 @@ def title(stage: Stage) -> str:
     words += [f"--{name} {Path(str(flags[name])).name}" for name in ("unlabelled", "config") if name in flags]
     words += ["two towers"] if flags.get("two-towers") else []
     if steps_of(stage):
-        words.append(f"{flags['batch-size']} x {flags.get('image-size', NetworkConfig.image_size)} px")
+        words.append(f"{flags['batch-size']} x {flags.get('image-size', DEFAULT_SIZE)} px")
     return " ".join(words)
 
 
