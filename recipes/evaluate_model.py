@@ -43,6 +43,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         config = replace(config, hub=replace(config.hub, license=config.hub.license or record["license"]))
         results = measure(network, images, warnings, config, run)
         publish(network, results, record, config, run)
+        run.log(f"new images: {sharing.next_command('mscl-predict', config.run.model)} --images FOLDER")
         run.log(f"next: {sharing.next_command('mscl-demo', config.run.model)}")
     return EvaluateResult(run, network, results)
 

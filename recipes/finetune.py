@@ -57,7 +57,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             run.log(f"published weights: {best.in_words(held_out.split)}")
         publish(network, held_out or images.stored, run)
         results = score(network, held_out, record, config, run, done, best)
-        run.log(f"next: {sharing.next_command('mscl-evaluate', run.out, config.data)}")
+        for sentence in training.longer_run(run.out, config.training, images.images, config.data.dataset):
+            run.log(sentence)
+        run.log(f"next: {next_command(held_out, config, images.labelled.classes)}")
     sharing.push_run(run, config.hub)
     return FinetuneResult(run, network, results)
 
@@ -209,6 +211,18 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
     with run.step("trackers"):
         run.accelerator.end_training()
     return results
+
+
+def next_command(held_out: "data.SegmentationData | None", config: FinetuneConfig, classes: tuple[str, ...]) -> str:
+    """The command that measures the model on masks that it was not trained on, or predicts images where there are none."""
+    options, out = config.data, config.run.output_dir
+    if options.val_fraction:
+        return sharing.next_command("mscl-evaluate", out, options, "val")
+    if data.has_masks(options, "test", classes):
+        return sharing.next_command("mscl-evaluate", out, options)
+    if held_out is not None:
+        return sharing.next_command("mscl-evaluate", out, options, options.val_split or held_out.split)
+    return f"{sharing.next_command('mscl-predict', out)} --images FOLDER"
 
 
 def print_losses() -> None:

@@ -68,7 +68,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             train(stages, config, run)
         publish(stages[-1], record, run)
         checks = training.read_checks(run.out)
-        for sentence in checks.in_sentences():
+        train_images = stages[-1].train_data.images if stages[-1].method.trains else None
+        for sentence in [*checks.in_sentences(), *training.longer_run(run.out, config.training, train_images, config.data.dataset)]:
             run.log(sentence)
         run.log(f"next: {sharing.next_command('mscl-finetune', run.out, config.data)}")
     sharing.push_run(run, config.hub)

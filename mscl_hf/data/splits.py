@@ -1,6 +1,7 @@
 """Open the splits that the options name, and check them: image range, unreadable samples, labels."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,15 @@ def open_held_out(options: DataConfig, log: Callable[[str], None] = print, class
         return None
     check_values(data, log)
     return usable(data, options, log)
+
+
+def has_masks(options: DataConfig, split: str, classes: tuple[str, ...]) -> bool:
+    """Return whether the data has masks of this split. classes: see `open_whole_split`. A split on the Hub is not looked for."""
+    if options.dataset == "hf":
+        return False
+    with suppress(ValueError):  # as for an unknown split
+        return open_split(replace(options, classes=list(classes)) if needs_classes(options) else options, split).labelled
+    return False
 
 
 def with_val_split(options: DataConfig, out: Path, model: str | None, log: Callable[[str], None] = print) -> DataConfig:

@@ -168,13 +168,16 @@ def command_line(config: Any, processes: int = 1, gpu: bool = False) -> str:
     return shlex.join(words)
 
 
-def next_command(command: str, model: Path | str | None, data: DatasetConfig | None = None) -> str:
-    """Return a command for a model (None = a new one), with the data options that were given as far as the command has them."""
+def next_command(command: str, model: Path | str | None, data: DatasetConfig | None = None, split: str | None = None) -> str:
+    """Return a command for a model (None = a new one), with the data options that were given as far as the command has them.
+
+    split: to measure on, for mscl-evaluate; None = its default.
+    """
     section_cls = DataConfig if command in ("mscl-pretrain", "mscl-finetune") else DatasetConfig
     names = [f.name for f in fields(section_cls) if f.name != "image_range"]  # in the model
-    split = ["--split", "val"] if command == "mscl-evaluate" and getattr(data, "val_fraction", None) else []
     start = [] if model is None else ["--model", str(model)]
-    return shlex.join([command, *start, *([] if data is None else _flags(data, names, without_secrets)), *split])
+    end = [] if split is None else ["--split", split]
+    return shlex.join([command, *start, *([] if data is None else _flags(data, names, without_secrets)), *end])
 
 
 def _flags(section: Any, names: Sequence[str], shown: Callable[[str], str]) -> list[str]:

@@ -13,4 +13,5 @@ from .run import Run as Run
 from .run import start_run as start_run
 from .selection import BestStep as BestStep
 from .summary import Checks as Checks
+from .summary import longer_run as longer_run
 from .summary import read_checks as read_checks

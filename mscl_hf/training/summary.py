@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import TrainingConfig
+from ..config.data import OWN_DATA
+from ..config.training import DEFAULT_STEPS
 from .health import warnings_of
 from .log import read_log
 
 PROBE, RANK, SPREAD = "probe_mean_iou", "effective_rank_", "spread_"
+REAL_STEPS = 5000  # from which a run is no quick look
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,23 @@ class Checks:
             state = " ".join(warnings_of(self.last, self.first.get(PROBE, 0.0))) or "no collapse."
             sentences.append(f"health: effective rank and spread of the embeddings are {', '.join(values)}: {state}")
         return sentences
+
+
+def longer_run(out: Path, options: TrainingConfig, images: int | None, dataset: str) -> list[str]:
+    """Return what a run of REAL_STEPS would take, where data of one's own was trained on for no more than the default number of steps.
+
+    images: number of training images, None for a stream.
+    """
+    rows = [row for row in read_log(out / "log.jsonl") if "images_per_second" in row]
+    if dataset not in OWN_DATA or options.max_steps > DEFAULT_STEPS or not rows:
+        return []
+    batch = options.batch_size * options.gradient_accumulation_steps
+    epochs = f" ({options.max_steps * batch / images:.2g} epochs)" if images else ""
+    hours = REAL_STEPS * batch * sum(1 / row["images_per_second"] for row in rows) / len(rows) / 3600
+    return [
+        f"{options.max_steps} steps{epochs} are a quick look; --max-steps {REAL_STEPS} or more are a real run, of {hours:.2g} hours at the "
+        "measured speed"
+    ]
 
 
 def read_checks(out: Path) -> Checks:

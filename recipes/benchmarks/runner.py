@@ -70,7 +70,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, on_done: Callable[[Cell], None],
     outcome = Outcome()
     running: dict[Process, tuple[Cell, Stage]] = {}
     tqdm.monitor_interval = 0  # tqdm's thread must not exist when this process forks
-    with stop_signal() as stop, tqdm(total=len(cells), unit="cell", smoothing=0) as bar:
+    with stop_signal() as stop, tqdm(total=len(cells), unit="cell", smoothing=0, disable=None) as bar:
         bar.initial = bar.n = sum(cell.is_done() for cell in cells)
         while not stop.requested:
             is_shared = _start_stages(running, cells, outcome.failed, jobs, launcher)

@@ -80,6 +80,7 @@ def test_one_size_in_training_resuming_and_evaluation(tmp_path, capsys, monkeypa
     harness.run("finetune", *data, *SMALL[4:], "--model", tmp_path / "a", "--output-dir", tmp_path / "b", "--warmup-steps", 0)
     harness.run("evaluate_model", *data, "--split", "val", "--model", tmp_path / "b", "--output-dir", tmp_path / "c")
     for folder in ("a", "b"):
-        for content in (json.loads((tmp_path / folder / "config.json").read_text()), yaml.safe_load((tmp_path / folder / "config.yaml").open())):
+        for name, load in (("config.json", json.loads), ("config.yaml", yaml.safe_load)):
+            content = load((tmp_path / folder / name).read_text())
             assert (content["image_size"], content["base_size"]) == (192, 200)
     assert json.loads((tmp_path / "c" / "results.json").read_text())["inference"]["base_size"] == 200

@@ -101,7 +101,7 @@ def measure(types: dict[StageType, list[Stage]], steps: int, launcher: str | Non
     folders: dict[StageType, Path] = {}
     tqdm.monitor_interval = 0  # tqdm's thread must not exist when this process forks
     with TemporaryDirectory() as scratch:
-        for number, (stage_type, stages) in enumerate(tqdm(types.items(), unit="run")):
+        for number, (stage_type, stages) in enumerate(tqdm(types.items(), unit="run", disable=None)):
             sample = min(stages, key=lambda stage: stage.flags.get("train-count", float("inf")))  # all masks are read before the first step
             model = None if sample.after is None else folders[type_of(sample.after)]
             short = shortened(sample, steps, Path(scratch) / str(number), model)
