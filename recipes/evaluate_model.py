@@ -1,7 +1,7 @@
 """Measure a fine-tuned model: IoU per class, mean IoU, and pictures of predictions beside the masks.
 
-accelerate launch recipes/evaluate_model.py --model runs/finetune --split test
-accelerate launch recipes/evaluate_model.py --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
+mscl-evaluate --model runs/finetune --split test
+mscl-evaluate --model OUT2 --dataset camvid --data-dir DIR --split test --output-dir OUT3
 """
 
 from collections.abc import Callable

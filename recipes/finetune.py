@@ -1,7 +1,7 @@
 """Fine-tune a pre-trained model folder on masks by cross-entropy or another loss, and measure mean IoU on the held-out split.
 
-accelerate launch recipes/finetune.py --model runs/pretrain
-accelerate launch recipes/finetune.py --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
+mscl-finetune --model runs/pretrain
+mscl-finetune --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
 """
 
 import json

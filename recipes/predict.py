@@ -1,7 +1,7 @@
 """Predict images with a fine-tuned model: a mask for each image, and a table with the share of each class.
 
-accelerate launch recipes/predict.py --model runs/finetune --images FOLDER --output-dir OUT --overlays
-accelerate launch recipes/predict.py --model OUT2 --images 'scans/*.tif' --output-dir OUT3 --mode slide --window 512
+mscl-predict --model runs/finetune --images FOLDER --output-dir OUT --overlays
+mscl-predict --model OUT2 --images 'scans/*.tif' --output-dir OUT3 --mode slide --window 512
 """
 
 from collections.abc import Sequence

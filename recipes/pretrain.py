@@ -1,7 +1,7 @@
 """Pre-train a segmentation network on images and the few masks there are, and write a model folder in Hugging Face format.
 
-accelerate launch recipes/pretrain.py
-accelerate launch recipes/pretrain.py --dataset camvid --data-dir DIR --train-count 37 --unlabelled rest --output-dir OUT
+mscl-pretrain
+mscl-pretrain --dataset camvid --data-dir DIR --train-count 37 --unlabelled rest --output-dir OUT
 """
 
 from collections.abc import Sequence
