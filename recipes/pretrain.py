@@ -106,7 +106,8 @@ def network_options(config: PretrainConfig, names: Sequence[str] = ("bn_views", 
 def with_sizes(config: PretrainConfig, run: "training.Run") -> PretrainConfig:
     """The configuration with sizes derived from the training images."""
     device, batch_size = run.accelerator.device, config.training.batch_size
-    limit = data.machine_limit(device, batch_size // (run.accelerator.num_processes if device.type == "cuda" else 1))
+    batch_size //= run.accelerator.num_processes if device.type == "cuda" else 1
+    limit = data.run_once(lambda: data.machine_limit(device, batch_size))  # processes may run on different machines
     uses_labels = any(stage.uses_labels(config.contrast) for stage in methods.stages_of(config.run.method))
     return replace(config, network=data.with_derived_sizes(config.network, config.data, limit, run.log, uses_labels))
 

@@ -78,7 +78,7 @@ def with_derived_sizes(
     """
     if section.image_size is not None:
         return section
-    side, extent = run_once(lambda: _measured(options, uses_labels))
+    side, extent = _measured(options, uses_labels)
     if side is None:
         log(f"sizes: {'a stream is not measured' if options.streaming else 'no image can be read'}; crop {DEFAULT_SIZE} px (--image-size)")
         return replace(section, image_size=DEFAULT_SIZE)
@@ -98,15 +98,19 @@ def with_derived_sizes(
 
 
 def _measured(options: DataConfig, uses_labels: bool) -> tuple[int | None, float | None]:
-    """Return the median short side of the stored training images, and the side of the smallest class; None = unknown."""
+    """Return the median short side of the stored training images, and the side of the smallest class; None = unknown.
+
+    All processes open the data, and the main process reads.
+    """
     split = options.train_split or "train"
     images = open_split(options, split, unlabelled=True)
-    side = median_short_side(images) if isinstance(images, SegmentationData) else None
+    side = run_once(lambda: median_short_side(images)) if isinstance(images, SegmentationData) else None
     if side is None or not uses_labels:
         return side, None
     any_ids = options.dataset in OWN_MASKS and needs_classes(options)  # the classes are not inferred here
     with suppress(ValueError):  # reported when the masks are opened for training
-        return side, _smallest_extent(open_split(replace(options, num_classes=IGNORE_INDEX) if any_ids else options, split))
+        masks = open_split(replace(options, num_classes=IGNORE_INDEX) if any_ids else options, split)
+        return side, run_once(lambda: _smallest_extent(masks))
     return side, None
 
 
