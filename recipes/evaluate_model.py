@@ -49,11 +49,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def open_data(config: EvaluateConfig, network: "models.MsclForSemanticSegmentation", record: dict, run: "training.Run") -> tuple:
-    """The configuration with labels, image range and size of the model, the images to measure on, and warnings about them (logged).
+    """The configuration with labels, image range, bands and size of the model, the images to measure on, and warnings about them (logged).
 
     record: the provenance of the model.
     """
-    options, model = config.data.with_range_of(config.run.model, network.config.image_range), network.config
+    model = network.config
+    options = config.data.with_range_of(config.run.model, model.image_range)
+    options = options.with_bands_of(config.run.model, model.bands, model.num_channels)
     options, warnings = data.with_labels_of_model(options, model.label_map, model.reduce_labels, run.log)
     classes = tuple(model.id2label[i] for i in range(model.num_labels))
     options = data.with_colors_of_model(options, model.class_colors, classes, run.log)

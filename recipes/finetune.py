@@ -72,7 +72,8 @@ def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConf
         "image_width": crops.image_width or (model.image_width if crops.image_size is None else None),
         "base_size": model.base_size if crops.base_size is None else crops.base_size,
     }
-    options = data.with_image_range(config.data.with_range_of(config.run.model, model.image_range), log=log)
+    options = config.data.with_range_of(config.run.model, model.image_range)
+    options = data.with_image_range(options.with_bands_of(config.run.model, model.bands, model.num_channels), log=log)
     return replace(config, crops=replace(crops, **sizes), data=options)
 
 
@@ -102,6 +103,7 @@ def open_network(
         "auxiliary_loss_weight": run.auxiliary_loss_weight,
         "decoder_dropout": run.dropout,
         "image_range": config.data.image_range,
+        "bands": config.data.bands,
         **{name: getattr(crops, name) for name in ("image_size", "image_width", "base_size")},
         **data.label_fields(config.data),
     }
@@ -126,6 +128,8 @@ def describe(
     sizes = config.crops.image_size, config.crops.base_size, network.backbone.strides[-1]
     warnings += data.size_warnings(images.sources, *sizes) if run.is_main else []
     run.warn(warnings)
+    for sentence in transforms.left_out(network.config.num_channels):
+        run.log(sentence)
     if run.is_main:
         sharing.check_can_push(config.hub)
         write_config(config, run.out / records.CONFIG)

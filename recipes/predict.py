@@ -67,10 +67,12 @@ def predict(config: PredictConfig) -> PredictResult:
 
 
 def resolved(config: PredictConfig, network: "models.MsclForSemanticSegmentation") -> PredictConfig:
-    """Return the configuration with image range and size of the model, where it leaves them open."""
-    options = DatasetConfig(image_range=config.run.image_range).with_range_of(config.run.model, network.config.image_range)
+    """Return the configuration with image range, bands and size of the model, where it leaves them open."""
+    name, model = config.run.model, network.config
+    options = DatasetConfig(image_range=config.run.image_range, bands=config.run.bands).with_range_of(name, model.image_range)
+    bands = options.with_bands_of(name, model.bands, model.num_channels).bands
     inference = evaluation.with_size_of(network, config.inference)
-    return replace(config, run=replace(config.run, image_range=options.image_range), inference=inference)
+    return replace(config, run=replace(config.run, image_range=options.image_range, bands=bands), inference=inference)
 
 
 def predict_pending(
@@ -89,7 +91,8 @@ def predict_pending(
             )
             for i in progress_bar(mine, desc="predict", unit="image", disable=None if run.is_main else True):
                 try:
-                    rows.append((i, folder.predict(predictor, listed.paths[i], listed.names[i], config.run.image_range), None))
+                    options = config.run.image_range, config.run.bands
+                    rows.append((i, folder.predict(predictor, listed.paths[i], listed.names[i], *options), None))
                 except data.BadSample as error:
                     print(f"skipped: {error}", flush=True)
                     rows.append((i, None, str(error)))

@@ -114,7 +114,9 @@ def with_sizes(config: PretrainConfig, run: "training.Run") -> PretrainConfig:
 
 def model_config_of(config: PretrainConfig) -> "models.MsclConfig":
     """The configuration of the network."""
-    return models.config_of(network_options(config), heads=list(methods.METHODS[config.run.method].heads))
+    bands = config.data.bands
+    channels = {} if bands is None else {"num_channels": len(bands), "bands": bands}
+    return models.config_of(network_options(config), heads=list(methods.METHODS[config.run.method].heads), **channels)
 
 
 def start_network(config: PretrainConfig, model_config: "models.MsclConfig") -> "models.MsclForPreTraining":
@@ -131,16 +133,27 @@ def start_network(config: PretrainConfig, model_config: "models.MsclConfig") -> 
     for name in ("backbone", "two_towers", "out_indices", "decoder_type", "decoder_channels"):
         if getattr(found, name) != getattr(model_config, name):
             raise ValueError(f"--start-from is {start} with {name} {getattr(found, name)}; expected {getattr(model_config, name)}.")
+    bands = config.data.with_bands_of(start, found.bands, found.num_channels).bands
+    if bands is not None:
+        for name in ("num_channels", "image_mean", "image_std"):
+            setattr(model_config, name, getattr(found, name))
+        model_config.bands = bands
     return models.open_model(models.MsclForPreTraining, start, config=model_config)
 
 
 def with_image_range(config: PretrainConfig, network: "models.MsclForPreTraining", log) -> PretrainConfig:
-    """The configuration with the image range of the training images, which becomes the network's."""
-    start = config.run.start_from
+    """The configuration with the image range of the training images, which becomes the network's, and with the network's bands.
+
+    A new network of other than three channels is normalized by mean and standard deviation of the training images.
+    """
+    start, model = config.run.start_from, network.config
+    options = config.data.with_bands_of(start, model.bands, model.num_channels)
     model_range = models.open_model(models.MsclConfig, start).image_range if start else None
     unlabelled = config.run.unlabelled if methods.METHODS[config.run.method].trains else "none"
-    options = data.with_image_range(config.data.with_range_of(start, model_range), unlabelled, log)
-    network.config.image_range = options.image_range
+    options = data.with_image_range(options.with_range_of(start, model_range), unlabelled, log)
+    model.image_range = options.image_range
+    if start is None and model.num_channels != 3:
+        model.image_mean, model.image_std = data.band_statistics_of(options, unlabelled, log)
     return replace(config, data=options)
 
 
@@ -180,6 +193,8 @@ def describe(stages: list[Stage], config: PretrainConfig, run: "training.Run") -
     for sentence in next((each.train_data.repeats() for each in stages if each.method.min_batch > 1), ()):
         run.log(sentence)
     sources, network = stage.train_data.sources, method.network.config
+    for sentence in transforms.left_out(network.num_channels) if method.trains else ():
+        run.log(sentence)
     warnings = data.label_warnings(sources, stage.held_out, config.data) if run.is_main else []
     if run.is_main and method.trains:
         warnings += data.size_warnings(sources, network.image_size, network.base_size, method.network.backbone.strides[-1])

@@ -77,7 +77,7 @@ def random_crop(sample: "data.Sample", n: int, view: TrainView, config: "models.
 
 def whole_image(sample: "data.Sample", n: int, processor) -> dict[str, Tensor]:
     """As a pipeline prepares it; the labels keep their size, which must be one where several processes measure."""
-    pixels = processor(np.array(sample.image), return_tensors="pt")["pixel_values"][0]
+    pixels = processor(np.array(sample.image), return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
     return {"pixel_values": pixels, "labels": torch.from_numpy(sample.mask.astype(np.int64))}
 
 
@@ -99,13 +99,14 @@ def main() -> None:
     config, processor = models.open_model(models.MsclConfig, run.model), models.open_model(AutoImageProcessor, run.model)
     view = TrainView(config.image_size, config.base_size, image_width=config.image_width)
     options = data.with_val_split(options, Path(arguments.output_dir), run.model)
-    options = data.with_image_range(options.with_range_of(run.model, config.image_range))
+    options = options.with_range_of(run.model, config.image_range).with_bands_of(run.model, config.bands, config.num_channels)
+    options = data.with_image_range(options)
     labelled, _ = data.labelled_part(options, view, print)
     held_out = data.open_held_out(options, classes=labelled.classes)
     for warning in data.label_warnings([labelled], held_out, options):
         print(f"warning: {warning}")
     # Backbone and decoder come over, a classifier for other classes is new.
-    fields = {"image_range": options.image_range} | data.label_fields(options)
+    fields = {"image_range": options.image_range, "bands": options.bands} | data.label_fields(options)
     model, metric = models.open_segmenter(run.model, labelled.classes, **fields)[0], evaluation.MeanIoU()
 
     def mean_iou(batch: EvalPrediction, compute_result: bool) -> dict[str, float]:

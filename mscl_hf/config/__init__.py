@@ -91,6 +91,7 @@ class PredictRun(Section):
     image_range: list[int] | None = option(
         None, "LOW HIGH, the values of black and white in images of more than 8 bits (default: the model's)"
     )
+    bands: list[int] | None = option(None, "bands of the images to read, counted from 1 (default: the model's, or RGB)", at_least=1)
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         launched_precision, "no = fp32 (default: that of `accelerate launch`, else no)"
     )
@@ -98,7 +99,7 @@ class PredictRun(Section):
     def __post_init__(self):
         check_launched("mixed_precision", self.mixed_precision, launched_precision())
         super().__post_init__()
-        DatasetConfig(image_range=self.image_range)  # checks it
+        DatasetConfig(image_range=self.image_range, bands=self.bands)  # checks them
 
 
 @dataclass(frozen=True)

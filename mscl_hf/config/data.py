@@ -52,8 +52,16 @@ class DatasetConfig(Section):
         "highest value of the 8, 10, 12, 14 or 16 bits that the training images need)",
     )  # fmt: skip
 
+    bands: list[int] | None = option(
+        None, "bands of the images to read, in this order and counted from 1, such as 4 3 2 8: as many as the network has input channels "
+        "(default: the model's, or RGB)", at_least=1,
+    )  # fmt: skip
+
     def __post_init__(self):
         super().__post_init__()
+        if self.bands is not None and (not self.bands or len(set(self.bands)) < len(self.bands)):
+            shown = " ".join(map(str, self.bands)) or "empty"
+            raise ValueError(f"--bands is {shown}; expected one or more bands, each once. Count them from 1, such as 1 2 3 4.")
         image_range = self.image_range
         if image_range is not None and (len(image_range) != 2 or not -(2**31) <= image_range[0] < image_range[1] < 2**31):
             shown = " ".join(map(str, image_range))
@@ -69,6 +77,20 @@ class DatasetConfig(Section):
                 f"--image-range is {low} {high}; expected {image_range[0]} {image_range[1]}, with which {model} was trained. Leave it out."
             )
         return replace(self, image_range=list(image_range))
+
+    def with_bands_of(self, model: str | None, bands: Sequence[int] | None, channels: int) -> Self:
+        """Return the options with the bands of a model, None = RGB. Raises ValueError if they have others.
+
+        channels: input channels of the model. A model that names no bands takes any that are as many.
+        """
+        if bands is not None and self.bands is not None and list(self.bands) != list(bands):
+            shown, expected = (" ".join(map(str, numbers)) for numbers in (self.bands, bands))
+            raise ValueError(f"--bands is {shown}; expected {expected}, with which {model} was trained. Leave it out.")
+        bands = self.bands if bands is None else bands
+        if (3 if bands is None else len(bands)) != channels:
+            given = "missing" if bands is None else " ".join(map(str, bands))
+            raise ValueError(f"--bands is {given}; expected {channels}, the input channels of {model}. Give as many, or another model.")
+        return replace(self, bands=None if bands is None else list(bands))
 
 
 @dataclass(frozen=True)

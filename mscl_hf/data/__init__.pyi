@@ -23,6 +23,7 @@ from .label_map import with_labels_of_model as with_labels_of_model
 from .layouts import DATASETS as DATASETS
 from .layouts import load_data as load_data
 from .size_checks import size_warnings as size_warnings
+from .splits import band_statistics_of as band_statistics_of
 from .splits import has_masks as has_masks
 from .splits import open_held_out as open_held_out
 from .splits import open_held_out_split as open_held_out_split

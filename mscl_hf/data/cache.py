@@ -75,7 +75,8 @@ class CachedData(SegmentationData):
             row = self.stored(index)
             image = _identity(row["image"])
             scaled = () if self.image_range is None else (self.image_range,)
-            paths = [self._path("image", image, *scaled)]
+            bands = () if self.bands is None else (f"bands {self.bands}",)
+            paths = [self._path("image", image, *scaled, *bands)]
             if self.labelled:  # a mask is resized with its image
                 paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, *self._reading))
             self._paths[index] = row["name"], paths

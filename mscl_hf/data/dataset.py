@@ -22,7 +22,7 @@ ASPECT_TOLERANCE = 0.02  # of the ratio of width to height, within which a mask 
 
 
 class Sample(NamedTuple):
-    """image: (H, W, 3) RGB in levels of 0 to 255, uint8, or float32 where files hold more bits.
+    """image: (H, W, 3) RGB, or (H, W, bands), in levels of 0 to 255, uint8, or float32 where files hold more bits.
     mask: (H, W) uint8 of train ids, 255 = ignored, or None. name: unique in its split."""
 
     image: np.ndarray
@@ -91,6 +91,7 @@ class SegmentationData:
     colors: the ids of colors in masks of colors; None = masks hold ids.
     resize_masks: whether masks of another size than their image, but the same aspect, are resized to it.
     draw: draws the ids (H, W) uint8 of a mask that is stored as shapes, from its bytes; None = masks are stored as images.
+    bands: the bands of an image that are its channels, counted from 1, see `stored_pixels`; None = RGB.
     """
 
     rows: datasets.Dataset | DrawnScenes
@@ -106,6 +107,7 @@ class SegmentationData:
     colors: ColorTable | None = None
     resize_masks: bool = False
     draw: Callable[[bytes], np.ndarray] | None = None
+    bands: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -171,7 +173,7 @@ def row_of(column: str, row: str) -> str:
 
 def decoded_sample(stored: dict[str, Any], data: Any, file_of: Callable[[str], str]) -> Sample:
     """Decode a row of an encoded image and mask; arguments and errors as in `to_sample`."""
-    row = {"name": stored["name"], "image": _decoded(stored.get("image") or {}, file_of("image"))}
+    row = {"name": stored["name"], "image": _decoded(stored.get("image") or {}, file_of("image"), data.bands is not None)}
     if data.labelled and stored.get("mask"):  # a missing mask is reported by `to_sample`
         row["mask"] = _decoded_mask(stored["mask"], file_of, data)
     return to_sample(row, data, file_of)
@@ -187,10 +189,10 @@ def _decoded_mask(value: dict[str, Any], file_of: Callable[[str], str], data: An
         raise BadSample(f"{file_of('mask')}: {error}") from error
 
 
-def _decoded(value: dict[str, Any], file: str) -> Any:
+def _decoded(value: dict[str, Any], file: str, all_bands: bool = False) -> Any:
     """Decode one stored image. Raises BadSample."""
     try:
-        return decode(value.get("path"), value.get("bytes"))
+        return decode(value.get("path"), value.get("bytes"), all_bands)
     except DECODE_ERRORS as error:
         raise unreadable(file, error) from error
 
@@ -205,7 +207,7 @@ def unreadable(where: str, error: Exception) -> BadSample:
 
 def to_sample(row: dict[str, Any], data: Any, file_of: Any) -> Sample:
     """Check and convert one decoded row. data: SegmentationData or a stream. file_of(column): the file's name."""
-    image = rgb_array(row["image"], file_of, data.image_range)
+    image = rgb_array(row["image"], file_of, data.image_range, data.bands)
     if not data.classes:
         return Sample(image, None, row["name"])
     if row.get("mask") is None:

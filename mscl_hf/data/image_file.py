@@ -1,7 +1,7 @@
 """One image file for prediction: its pixels upright, and its EXIF orientation, by which results are turned back."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -9,28 +9,30 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .image_formats import UnsupportedFile
-from .image_io import DECODE_ERRORS, ORIENTATION, decode, opened
+from .image_formats import UnsupportedFile, upright_view  # noqa: F401
+from .image_io import DECODE_ERRORS, decode, read_header
 from .pixels import BadSample, in_levels, stored_pixels
 
 
 class ImageFile(NamedTuple):
-    """levels: (H, W, 3) RGB in [0, 255], upright, uint8 or float32, see `rgb_array`. orientation: EXIF orientation of the file, 1 to 8."""
+    """levels: (H, W, 3) RGB, or (H, W, bands), in [0, 255], upright, uint8 or float32, see `rgb_array`. orientation: EXIF orientation, 1 to
+    8, of the file."""
 
     levels: np.ndarray
     orientation: int
 
 
-def read_image_file(path: Path, image_range: tuple[int, int] | None, max_pixels: int) -> ImageFile:
+def read_image_file(
+    path: Path, image_range: tuple[int, int] | None, max_pixels: int, bands: Sequence[int] | None = None
+) -> ImageFile:
     """Decode an image file. Raises BadSample, which names it, also for more than max_pixels, before they are decoded.
 
-    image_range: values of black and white in images of more than 8 bits.
+    image_range: values of black and white in images of more than 8 bits. bands: those to read, see `stored_pixels`.
     """
     try:
         with pixel_limit(max_pixels):
-            with opened(path) as (image, _):
-                orientation = image.getexif().get(ORIENTATION, 1)
-            stored = stored_pixels(decode(path), lambda column: str(path))
+            orientation = read_header(path, None, bands is not None).orientation
+            stored = stored_pixels(decode(path, None, bands is not None), lambda column: str(path), bands)
     except Image.DecompressionBombError as error:
         raise BadSample(f"{path} has more than {max_pixels:,} px, the limit. Give a larger --max-pixels, or divide the image.") from error
     except UnsupportedFile as error:
@@ -41,7 +43,7 @@ def read_image_file(path: Path, image_range: tuple[int, int] | None, max_pixels:
         raise BadSample(f"{path} cannot be read as an image ({str(error).rstrip('.')}). Replace it, or remove it.") from error
     if stored.dtype != np.uint8:
         _check_range(stored, image_range, path)
-    return ImageFile(in_levels(stored, image_range, lambda: str(path)), orientation if orientation in range(1, 9) else 1)
+    return ImageFile(in_levels(stored, image_range, lambda: str(path)), orientation)
 
 
 def _check_range(stored: np.ndarray, image_range: tuple[int, int] | None, path: Path) -> None:
@@ -67,19 +69,3 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def upright_view(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """Return a view of an array (H, W, ...) in the pixel order of the file, turned as the EXIF orientation demands.
-
-    What is written into the view lies in the array as the pixels lie in the file.
-    """
-    if orientation in (2, 3):
-        stored = stored[:, ::-1]
-    if orientation in (3, 4):
-        stored = stored[::-1]
-    if orientation in (6, 7):
-        stored = stored[::-1]
-    if orientation in (7, 8):
-        stored = stored[:, ::-1]
-    return stored.swapaxes(0, 1) if orientation >= 5 else stored

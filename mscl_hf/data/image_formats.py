@@ -33,10 +33,25 @@ def is_tiff(head: bytes) -> bool:
 
 
 def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
-    """Return index and tags of the page of a TIFF that is the image; thumbnails and reduced-resolution copies are not pages.
+    """Return index and tags of the page of a TIFF that is the image.
 
     Raises UnsupportedFile for several pages, and for more bands than gray, palette, RGB or CMYK with a declared alpha band have; ValueError
     for a file without an image.
+    """
+    pages = tiff_pages(file)
+    if len(pages) > 1:
+        raise UnsupportedFile(
+            f"is a TIFF of {len(pages)} pages; expected one image in a file. Store each page as its own file, or give --bands 1 2 3 ... if "
+            "the pages are the bands of one image."
+        )
+    _check_bands(pages[0][1])
+    return pages[0]
+
+
+def tiff_pages(file: IO[bytes]) -> list[tuple[int, ImageFileDirectory_v2]]:
+    """Return index and tags of each page of a TIFF; thumbnails and reduced-resolution copies are not pages.
+
+    Raises ValueError for a file without an image.
     """
     file.seek(0)
     header = file.read(8)
@@ -47,48 +62,44 @@ def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
         directory = ImageFileDirectory_v2(header)
         file.seek(offset)
         directory.load(file)
-        offset, reduced = directory.next, _whole(directory, 254) & REDUCED_OR_MASK or _whole(directory, 255) == 2
+        offset, reduced = directory.next, whole(directory, 254) & REDUCED_OR_MASK or whole(directory, 255) == 2
         pages.append((len(pages), directory, bool(reduced)))
     full = [page for page in pages if not page[2]] or pages[:1]
-    if len(full) > 1:
-        raise UnsupportedFile(f"is a TIFF of {len(full)} pages; expected one image in a file. Store each page as its own file.")
-    if not full or 256 not in full[0][1]:
+    if not full or len(full) == 1 and 256 not in full[0][1]:
         raise ValueError("it is a damaged TIFF without the tags of its image")
-    number, tags, _ = full[0]
-    _check_bands(tags)
-    return number, tags
+    return [page[:2] for page in full]
 
 
 def _check_bands(tags: ImageFileDirectory_v2) -> None:
     """Raise UnsupportedFile for bands that Pillow would drop or read with 8 bits."""
-    photometric, has_alpha = _whole(tags, 262), _whole(tags, 338) in ALPHA
+    photometric, has_alpha = whole(tags, 262), whole(tags, 338) in ALPHA
     colors = FULL_BANDS.get(photometric, 1)
-    bands = _whole(tags, 277, colors)
+    bands = whole(tags, 277, colors)
     if bands > colors + (has_alpha and colors != 4):
         meaning = PHOTOMETRIC.get(photometric, f"photometric interpretation {photometric}")
         undeclared = "" if has_alpha else ", no band declared as alpha"
         raise UnsupportedFile(
             f"is a TIFF of {bands} bands ({meaning}{undeclared}); expected 1 (gray or palette) or 3 (RGB), with or without an alpha band, "
-            "or 4 (CMYK). Store the one or three bands to read as a gray or RGB image."
+            "or 4 (CMYK). Name the bands to read, such as --bands 1 2 3, or store one or three of them as a gray or RGB image."
         )
-    if bands > 1 and _whole(tags, 258, 1) > 8 and _whole(tags, 284, 1) == 2:
+    if bands > 1 and whole(tags, 258, 1) > 8 and whole(tags, 284, 1) == 2:
         raise UnsupportedFile(
-            f"is a TIFF of {_whole(tags, 258)} bits that stores one band after another, of which Pillow reads 8 bits; expected pixel after "
-            "pixel (PlanarConfiguration 1). Store it so, or as PNG."
+            f"is a TIFF of {whole(tags, 258)} bits that stores one band after another, of which Pillow reads 8 bits; expected pixel after "
+            "pixel (PlanarConfiguration 1). Store it so, or as PNG, or give --bands 1 2 3."
         )
 
 
 def unreadable_tiff(tags: ImageFileDirectory_v2) -> str:
     """Return the message for a TIFF of one page whose pixels Pillow cannot read."""
-    photometric = PHOTOMETRIC.get(_whole(tags, 262), f"photometric interpretation {_whole(tags, 262)}")
-    numbers = {1: "unsigned", 2: "signed", 3: "floating-point"}.get(_whole(tags, 339, 1), "unknown")
+    photometric = PHOTOMETRIC.get(whole(tags, 262), f"photometric interpretation {whole(tags, 262)}")
+    numbers = {1: "unsigned", 2: "signed", 3: "floating-point"}.get(whole(tags, 339, 1), "unknown")
     return (
-        f"is a TIFF of {_whole(tags, 277, 1)} band(s) of {_whole(tags, 258, 1)} bits ({numbers}, {photometric}, compression "
-        f"{_whole(tags, 259, 1)}), which Pillow cannot read; expected 8-bit or 16-bit gray or RGB. Store it so, as PNG or TIFF."
+        f"is a TIFF of {whole(tags, 277, 1)} band(s) of {whole(tags, 258, 1)} bits ({numbers}, {photometric}, compression "
+        f"{whole(tags, 259, 1)}), which Pillow cannot read; expected 8-bit or 16-bit gray or RGB. Store it so, as PNG or TIFF."
     )
 
 
-def _whole(tags: ImageFileDirectory_v2, tag: int, default: int = 0) -> int:
+def whole(tags: ImageFileDirectory_v2, tag: int, default: int = 0) -> int:
     """Return the first value of a tag, or the default if it is absent or no whole number, as in damaged files."""
     value = tags.get(tag, default)
     value = value[0] if isinstance(value, tuple) and value else value
@@ -167,3 +178,19 @@ def joined_bytes(high: np.ndarray, low: np.ndarray, colors: str) -> np.ndarray:
     if colors == GRAY_ALPHA:  # `low` holds all four bytes
         high, low = low[:, :, ::2], low[:, :, 1::2]
     return high * np.uint16(256) + low
+
+
+def upright_view(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a view of an array (H, W, ...) in the pixel order of the file, turned as the EXIF orientation demands.
+
+    What is written into the view lies in the array as the pixels lie in the file.
+    """
+    if orientation in (2, 3):
+        stored = stored[:, ::-1]
+    if orientation in (3, 4):
+        stored = stored[::-1]
+    if orientation in (6, 7):
+        stored = stored[::-1]
+    if orientation in (7, 8):
+        stored = stored[:, ::-1]
+    return stored.swapaxes(0, 1) if orientation >= 5 else stored

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from zipfile import is_zipfile
 
 import numpy as np
@@ -16,7 +16,7 @@ from datasets.utils.extract import Extractor
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from . import image_formats
+from . import band_files, image_formats
 from .image_formats import UnsupportedFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -36,14 +36,29 @@ DECODE_ERRORS = (
 )
 
 
-def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image | np.ndarray:
+class Header(NamedTuple):
+    """Of an image that is not decoded. width, height: in px as stored. orientation: of EXIF, 1 to 8. deep: whether it stores integers of
+    more than 8 bits a band."""
+
+    width: int
+    height: int
+    orientation: int
+    deep: bool
+
+
+def decode(path: str | Path | None, encoded: bytes | None = None, all_bands: bool = False) -> Image.Image | np.ndarray:
     """Decode an image, upright: from these bytes, or from the file at the path. All images of this package are read here.
 
+    all_bands: a TIFF whose bands or pages Pillow would lose is returned as an array (H, W, bands) of its stored values.
     Colors of 16 bits, for which Pillow has no mode, are returned as an array (H, W, 2 to 4) uint16: gray or RGB, and alpha.
     `image.info` gets "format", "lossy" (the name of a lossy format, or None), "step" (see `value_step`) and "inverted" (see `is_inverted`).
     A path is only ever a local file; `datasets` would also contact a server or open an archive that the row names.
     Raises one of DECODE_ERRORS, which include UnsupportedFile for several pages or frames and for bands that would be lost.
     """
+    if all_bands:
+        with _file(path, encoded) as file:
+            if _has_lost_bands(file):
+                return band_files.read_bands(file)
     with opened(path, encoded) as (image, file):
         info = {"format": image.format, "lossy": image_formats.lossy_compression(image, file), "step": image_formats.value_step(image)}
         info["inverted"] = image_formats.is_inverted(image)
@@ -58,20 +73,44 @@ def decode(path: str | Path | None, encoded: bytes | None = None) -> Image.Image
         return image_formats.joined_bytes(np.asarray(high), np.asarray(upright(image)), colors)
 
 
-def stores_more_than_8_bits(path: str | Path | None, encoded: bytes | None = None) -> bool:
-    """Return whether an image stores integers of more than 8 bits a band, without decoding it. Raises one of DECODE_ERRORS."""
+def read_header(path: str | Path | None, encoded: bytes | None = None, all_bands: bool = False) -> Header:
+    """Return the header of an image; all_bands: also of those that `decode` reads with it. Raises one of DECODE_ERRORS."""
+    if all_bands:
+        with _file(path, encoded) as file:
+            if _has_lost_bands(file):
+                width, height, orientation, _, bits = band_files.bands_header(file)
+                return Header(width, height, orientation, bits > 8)
     with opened(path, encoded) as (image, _):
-        return image_formats.holds_more_than_8_bits(image)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return Header(*image.size, orientation if orientation in range(1, 9) else 1, image_formats.holds_more_than_8_bits(image))
 
 
 @contextmanager
-def opened(path: str | Path | None, encoded: bytes | None = None, low_bytes_of: str | None = None) -> Iterator[tuple[Image.Image, IO]]:
-    """Open an image, not yet decoded, and its file. low_bytes_of: a raw mode of 16-bit colors; their low bytes are read."""
+def _file(path: str | Path | None, encoded: bytes | None) -> Iterator[IO[bytes]]:
+    """Open these bytes, or the local file at the path."""
     if encoded is None and path is None:
         raise ValueError("it has neither bytes nor a path")
     if encoded is None and ADDRESS.match(str(path)):
         raise ValueError("it is an address and addresses are not read: give data that holds its images, or local files")
     with open(path, "rb") if encoded is None else BytesIO(encoded) as file:
+        yield file
+
+
+def _has_lost_bands(file: IO[bytes]) -> bool:
+    """Return whether a file is a TIFF of which Pillow would lose bands or pages."""
+    if not image_formats.is_tiff(file.read(4)):
+        return False
+    try:
+        image_formats.tiff_page(file)
+    except UnsupportedFile:
+        return True
+    return False
+
+
+@contextmanager
+def opened(path: str | Path | None, encoded: bytes | None = None, low_bytes_of: str | None = None) -> Iterator[tuple[Image.Image, IO]]:
+    """Open an image, not yet decoded, and its file. low_bytes_of: a raw mode of 16-bit colors; their low bytes are read."""
+    with _file(path, encoded) as file:
         page, tags = image_formats.tiff_page(file) if image_formats.is_tiff(file.read(4)) else (0, None)
         with _opened_page(file, page, tags) as image:
             image_formats.check_frames(image)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .checks import run_once, with_progress
 from .dataset import SegmentationData
-from .image_io import DECODE_ERRORS, decode, stores_more_than_8_bits
+from .image_io import DECODE_ERRORS, decode, read_header
 from .pixels import BadSample, stored_pixels
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners
@@ -61,10 +61,11 @@ def stored_values(data: SegmentationData, workers: int = 4) -> StoredValues:
 
 def _of_row(data: SegmentationData, index: int) -> StoredValues:
     stored = data.stored(index)["image"] or {}
+    file = stored.get("path"), stored.get("bytes"), data.bands is not None
     with suppress(BadSample, *DECODE_ERRORS):
-        if not stores_more_than_8_bits(stored.get("path"), stored.get("bytes")):
+        if not read_header(*file).deep:
             return StoredValues(1)
-        pixels = stored_pixels(decode(stored.get("path"), stored.get("bytes")), str)
+        pixels = stored_pixels(decode(*file), str, data.bands)
         above = 0 if data.image_range is None else np.count_nonzero(pixels > data.image_range[1])
         too_deep = tuple(int(np.count_nonzero(pixels >= 2**bits)) for bits in DEPTHS)
         return StoredValues(1, 1, int(pixels.min()), int(pixels.max()), pixels.size, above, too_deep)

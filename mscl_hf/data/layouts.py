@@ -165,11 +165,12 @@ def load_data(
     unlabelled: bool = False,
     image_range: Sequence[int] | None = None,
     resize_masks: bool = False,
+    bands: Sequence[int] | None = None,
     **options: Any,
 ) -> SegmentationData | SegmentationStream:
     """Load one split of a data set by the name of its layout (a key of DATASETS).
 
-    unlabelled: only the images; no mask is opened. image_range, resize_masks: as in SegmentationData.
+    unlabelled: only the images; no mask is opened. image_range, resize_masks, bands: as in SegmentationData.
     options: keyword arguments of the layout's builder.
     Raises ValueError for an unknown name or option, and for a missing folder, split, image or mask.
     """
@@ -189,6 +190,7 @@ def load_data(
             raise ValueError(f"--data-dir is {data_dir}, which is not a folder; expected {layout.layout}.{advice}")
     data = layout.build(split, data_dir, unlabelled, **options)
     data = replace(data, resize_masks=True) if resize_masks else data
+    data = data if bands is None else replace(data, bands=tuple(bands))
     return data if image_range is None else replace(data, image_range=tuple(image_range))
 
 

@@ -193,7 +193,7 @@ def looks_like_mask(path: Path, image: Path) -> bool | None:
 
 @lru_cache(maxsize=SAMPLES)
 def _channels(path: Path) -> int:
-    image = decode(path)
+    image = decode(path, None, all_bands=True)
     return image.shape[2] if isinstance(image, np.ndarray) else len(image.getbands())
 
 

@@ -1,4 +1,4 @@
-"""Arrays of decoded images: RGB levels in [0, 255] for images, stored ids for masks."""
+"""Arrays of decoded images: levels in [0, 255] of RGB or of chosen bands for images, stored ids for masks."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from .class_colors import ColorTable, listed_colors, suggested_table
 from .image_io import upright
 
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")
+BANDS_AS_STORED = ("L", "LA", "RGB", "RGBA", "CMYK")
 BAND_MODES = ("LA", "PA", "RGB", "RGBA")  # read as ids if all bands of a mask are equal
 MOST_COLORS = 12  # named in a message
 COLORS_OF_A_TABLE = 40  # up to which a message suggests a table
@@ -70,31 +71,81 @@ def unknown_colors_remedy(colors: Counter) -> str:
     return f"Add them to the table, or ignore these pixels by --ignored-colors {flags}"
 
 
-def rgb_array(image: Image.Image | np.ndarray, file_of: Callable[[str], str], image_range: tuple[int, int] | None = None) -> np.ndarray:
+def rgb_array(
+    image: Image.Image | np.ndarray, file_of: Callable[[str], str], image_range: tuple[int, int] | None = None,
+    bands: Sequence[int] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return (H, W, 3) RGB levels in [0, 255], upright, as transformers' pipelines read it: alpha is dropped, a transparent color is white.
 
     uint8 without a range. With a range, float32: values of more than 8 bits are scaled from it to [0, 255] and clipped.
+    bands: return these bands (H, W, bands) instead of RGB, see `stored_pixels`.
     Raises BadSample for an image of more than 8 bits without a range.
     """
-    return in_levels(stored_pixels(image, file_of), image_range, lambda: file_of("image"))
+    return in_levels(stored_pixels(image, file_of, bands), image_range, lambda: file_of("image"))
 
 
-def stored_pixels(image: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
-    """Return (H, W, 3) RGB, upright: uint8, or int32 stored values of an image of more than 8 bits."""
+def stored_pixels(
+    image: Image.Image | np.ndarray, file_of: Callable[[str], str], bands: Sequence[int] | None = None
+) -> np.ndarray:
+    """Return (H, W, 3) RGB, upright: uint8, or int32 stored values of an image of more than 8 bits.
+
+    bands: return (H, W, bands) of these instead, counted from 1; an alpha band is the last one, gray is a single one, and a palette is RGB.
+    image: as `decode` returns it, with all_bands if bands are given. Raises BadSample for a band that the image lacks.
+    """
+    if bands is not None:
+        return _chosen_bands(_all_bands(image, file_of), bands, file_of)
     if isinstance(image, np.ndarray):  # 16-bit colors, with or without alpha
         colors = image[:, :, :3] if image.shape[2] > 2 else np.repeat(image[:, :, :1], 3, axis=2)
         return colors.astype(np.int32)
     image = upright(image)
     if image.mode.startswith("I"):
-        gray = np.asarray(image, dtype=np.int32)
-        step = image.info.get("step", 1)
-        gray = gray if step == 1 else np.rint(gray / step).astype(np.int32)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return np.repeat(_gray_values(image), 3, axis=2)
     if image.mode == "F":
-        raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; expected integers. Store it with 8 or 16 bits.")
+        raise _float_pixels(file_of)
     if isinstance(image.info.get("transparency"), bytes):  # Pillow warns when such a palette is turned into RGB directly
         image = image.convert("RGBA")
     return convert_to_rgb(image.convert("RGB"), return_numpy=True)
+
+
+def _gray_values(image: Image.Image) -> np.ndarray:
+    """Return the stored values (H, W, 1) int32 of gray of more than 8 bits."""
+    gray, step = np.asarray(image, dtype=np.int32), image.info.get("step", 1)
+    return (gray if step == 1 else np.rint(gray / step).astype(np.int32))[:, :, None]
+
+
+def _float_pixels(file_of: Callable[[str], str]) -> BadSample:
+    return BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; expected integers. Store it with 8 or 16 bits.")
+
+
+def _all_bands(image: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
+    """Return all bands (H, W, bands), upright: uint8, or int32 stored values of more than 8 bits."""
+    if not isinstance(image, np.ndarray):
+        image = upright(image)
+        if image.mode.startswith("I"):
+            return _gray_values(image)
+        if image.mode == "F":
+            raise _float_pixels(file_of)
+        if image.mode not in BANDS_AS_STORED:
+            image = image.convert("L" if image.mode == "1" else "RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+        image = np.asarray(image)
+        return image if image.ndim == 3 else image[:, :, None]
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind == "f":
+        raise _float_pixels(file_of)
+    if image.dtype.kind not in "iu" or image.dtype.itemsize > 2 and (image.min() < -(2**31) or image.max() >= 2**31):
+        raise BadSample(f"{file_of('image')} holds {image.dtype} values beyond 32 bits; expected integers of 8 or 16 bits. Store it so.")
+    return image.astype(np.int32)
+
+
+def _chosen_bands(image: np.ndarray, bands: Sequence[int], file_of: Callable[[str], str]) -> np.ndarray:
+    """Return these bands of an image (H, W, all bands)."""
+    if max(bands) > image.shape[2]:
+        raise BadSample(
+            f"{file_of('image')} has {image.shape[2]} band(s); expected at least {max(bands)}, since the bands {' '.join(map(str, bands))} "
+            "are read. Correct --bands, or the image."
+        )
+    return np.ascontiguousarray(image[:, :, [band - 1 for band in bands]])
 
 
 def in_levels(stored: np.ndarray, image_range: tuple[int, int] | None, name: Callable[[], str]) -> np.ndarray:
@@ -175,14 +226,22 @@ def _ids_of_colors(mask: Image.Image | np.ndarray, file_of: Callable[[str], str]
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, ...] | None = None) -> np.ndarray:
-    """Resize (H, W) or (H, W, 3) to a (width, height) by Pillow. box: the part, x0, y0, x1, y1 in px. Integers of more than 8 bits become
-    float32, which Pillow resizes band by band."""
-    if pixels.dtype == np.uint8 or pixels.ndim == 2:
+    """Resize (H, W) or (H, W, bands) to a (width, height) by Pillow. box: the part, x0, y0, x1, y1 in px. Integers of more than 8 bits
+    become float32. All but 8-bit RGB is resized band by band: Pillow would multiply four bands by the last one, as alpha."""
+    if is_rgb_or_one_band(pixels):
         return np.asarray(Image.fromarray(pixels).resize(size, resample, box=box))
-    bands = (np.ascontiguousarray(pixels[:, :, band], dtype=np.float32) for band in range(pixels.shape[2]))
+    number = np.uint8 if pixels.dtype == np.uint8 else np.float32
+    bands = (np.ascontiguousarray(pixels[:, :, band], dtype=number) for band in range(pixels.shape[2]))
     return np.stack([resized(band, size, resample, box) for band in bands], axis=2)
 
 
+def is_rgb_or_one_band(pixels: np.ndarray) -> bool:
+    """Return whether Pillow has a mode for (H, W) or (H, W, bands) in which the bands do not depend on each other."""
+    return pixels.ndim == 2 or pixels.dtype == np.uint8 and pixels.shape[2] == 3
+
+
 def displayed(levels: np.ndarray) -> np.ndarray:
-    """Return levels in [0, 255] as uint8, for pictures."""
+    """Return levels (H, W, bands) in [0, 255] as (H, W, 3) uint8, for pictures: the first three bands, or the first one as gray."""
+    if levels.shape[2] != 3:
+        levels = levels[:, :, :3] if levels.shape[2] > 3 else np.repeat(levels[:, :, :1], 3, axis=2)
     return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)

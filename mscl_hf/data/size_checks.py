@@ -10,7 +10,7 @@ import datasets
 from ..messages import first_three
 from .checks import examined_rows
 from .dataset import SegmentationData
-from .image_io import DECODE_ERRORS, opened
+from .image_io import DECODE_ERRORS, read_header
 from .stream import SegmentationStream
 
 MOST_APART = 3  # times that the short side of the images may differ from the crop
@@ -25,8 +25,8 @@ def median_short_side(data: SegmentationData, count: int = EXAMINED) -> int | No
     sides = []
     for index in examined_rows(len(data), count):
         image = data.stored(index).get("image") or {}
-        with suppress(*DECODE_ERRORS), opened(image.get("path"), image.get("bytes")) as (picture, _):
-            sides.append(min(picture.size))
+        with suppress(*DECODE_ERRORS):
+            sides.append(min(read_header(image.get("path"), image.get("bytes"), data.bands is not None)[:2]))
     return median_low(sides) if sides else None
 
 

@@ -11,6 +11,7 @@ from ..config import DataConfig, DatasetConfig
 from ..config.data import OWN_DATA
 from ..messages import flag
 from ..records.files import read_text, write_text
+from .band_statistics import band_statistics
 from .cache import CachedData
 from .checks import check_data, run_once
 from .dataset import LabelCounts, SegmentationData
@@ -37,7 +38,7 @@ def open_split(options: DatasetConfig, split: str, unlabelled: bool = False) -> 
 
 def _open_split(options: DatasetConfig, split: str, unlabelled: bool) -> SegmentationData | SegmentationStream:
     """Open one split of the layout."""
-    names = {"image_range", "resize_masks"}.union(*map(options_of, DATASETS)) - {"data_dir"}
+    names = {"image_range", "resize_masks", "bands"}.union(*map(options_of, DATASETS)) - {"data_dir"}
     arguments = {name: value for name, value in vars(options).items() if name in names and value not in (None, False)}
     if isinstance(arguments.get("classes"), list) and len(arguments["classes"]) == 1:
         arguments["classes"] = arguments["classes"][0]  # a text file, or "a,b,c"
@@ -52,7 +53,7 @@ def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:
     """Open the images of --unlabelled FOLDER."""
     if not Path(folder).is_dir():
         raise ValueError(f"--unlabelled is {folder}, which is not a folder; expected none, rest or a folder of images.")
-    return load_data("folder", "train", folder, unlabelled=True, image_range=options.image_range)
+    return load_data("folder", "train", folder, unlabelled=True, image_range=options.image_range, bands=options.bands)
 
 
 def open_whole_split(options: DatasetConfig, split: str, classes: tuple[str, ...] = ()) -> SegmentationData:
@@ -95,8 +96,8 @@ def in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData
     features = datasets.Features({column: datasets.Image(decode=False) for column in columns})
     rows = datasets.Dataset.from_list(stored, features=features)
     rows = rows.add_column("name", row_names(rows))
-    shared = {name: getattr(stream, name) for name in ("classes", "name", "split", "label_table", "image_range", "colors", "resize_masks")}
-    return SegmentationData(rows, **shared)
+    names = ("classes", "name", "split", "label_table", "image_range", "colors", "resize_masks", "bands")
+    return SegmentationData(rows, **{name: getattr(stream, name) for name in names})
 
 
 def place_of(options: DataConfig, unlabelled: str = "none") -> str:
@@ -195,6 +196,17 @@ def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callabl
         low, high = options.image_range
         log(f"image range {low} to {high}: no training image holds more than 8 bits; 8-bit values are not scaled by it")
     return options
+
+
+def band_statistics_of(
+    options: DataConfig, unlabelled: str = "none", log: Callable[[str], None] = print
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of the bands of the training images; of a stream, of its first rows. See `band_statistics`."""
+    data = open_split(options, options.train_split or "train", unlabelled=True)
+    parts = [data if isinstance(data, SegmentationData) else in_memory(data, data.first_rows()[0])]
+    if unlabelled not in ("none", "rest"):
+        parts.append(open_unlabelled(unlabelled, options))
+    return band_statistics(parts, log)
 
 
 def usable(data: SegmentationData, options: DatasetConfig, log: Callable[[str], None] = print) -> SegmentationData:

@@ -43,6 +43,7 @@ class SegmentationStream:
     colors: ColorTable | None = None  # as in SegmentationData
     resize_masks: bool = False  # as in SegmentationData
     draw: None = None  # streamed masks are images
+    bands: tuple[int, ...] | None = None  # as in SegmentationData
 
     @property
     def num_classes(self) -> int:

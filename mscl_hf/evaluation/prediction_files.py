@@ -80,13 +80,15 @@ class PredictionFolder:
             return None
         return self._result(path, mask, ids)
 
-    def predict(self, predictor: Predictor, path: Path, name: str, image_range: tuple[int, int] | None) -> PredictedImage:
+    def predict(
+        self, predictor: Predictor, path: Path, name: str, image_range: tuple[int, int] | None, bands: Sequence[int] | None = None
+    ) -> PredictedImage:
         """Predict an image and write its files, the mask last. Raises BadSample for an image that cannot be used."""
         try:
             state = _state(path)
         except OSError as error:
             raise BadSample(f"{path} cannot be read ({error.strerror}). Replace it, or remove it.") from error
-        image = read_image_file(path, image_range, self.max_pixels)
+        image = read_image_file(path, image_range, self.max_pixels, bands)
         predictor.check_size(image.levels.shape[:2], str(path))
         try:
             ids, confidence = self._compute(predictor, image, name)
@@ -191,7 +193,7 @@ def _written(bands: Iterator[Tensor], ids: np.ndarray, confidence: np.ndarray | 
 
 def _overlay(levels: np.ndarray, ids: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Return the upright image with the colors of its classes over it, (H, W, 3) uint8, a few rows at a time."""
-    picture = np.empty(levels.shape, np.uint8)
+    picture = np.empty((*levels.shape[:2], 3), np.uint8)
     step = max(1, PIXELS_AT_ONCE // levels.shape[1])
     for top in range(0, len(levels), step):
         rows = slice(top, top + step)

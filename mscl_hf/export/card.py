@@ -49,7 +49,8 @@ def export_card(config: PreTrainedConfig, name: str, to: str, has_classifier: bo
     stages = [f"{s['stage']}: {s['facts'].get('data', '-')}; {s['facts']['budget']}" for s in read_provenance(name)["stages"]]
     labels = ", ".join(cell(config.id2label[i]) for i in range(config.num_labels)) if has_classifier else ""
     return ModelCard.from_template(
-        data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about, code=code,
+        data, template_path=str(hub_folder() / "export_card.md"), title=f"{config.backbone}, trained with mscl_hf", about=about,
+        code=code.replace("(B, 3,", f"(B, {config.num_channels},"), bands=config.bands,
         mean=config.image_mean, std=config.image_std, image_range=config.image_range, labels=labels, summary=summary,
         stages=[cell(stage) for stage in stages], license=license_text(license),
     )  # fmt: skip

@@ -31,8 +31,9 @@ def check_same(name: str, output: Tensor, expected: Tensor, bound: float) -> flo
 
 
 def description(config: PreTrainedConfig, labels: bool = True) -> dict:
-    """Return the names of the classes by id, mean and standard deviation of RGB in [0, 1], and the sizes of images [px]."""
+    """Return the names of the classes by id, mean and standard deviation of the channels in [0, 1], and the sizes of images [px]."""
     statistics = {"image_mean": config.image_mean, "image_std": config.image_std, "shortest_edge": config.base_size or None,
                   "size_multiple": config.size_multiple, "fixed_size": config.fixed_size}  # fmt: skip
     names = [config.id2label[i] for i in range(config.num_labels)]
-    return ({"labels": names} if labels else {}) | statistics
+    bands = {} if config.bands is None else {"bands": config.bands}
+    return ({"labels": names} if labels else {}) | statistics | bands

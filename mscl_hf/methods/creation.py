@@ -67,7 +67,7 @@ def _check_map(name: str, method: Method) -> None:
     if method.min_positions == 1 and not checks_grid:
         return
     least = method.min_positions
-    image = torch.zeros(1, 3, config.image_size, config.image_width or config.image_size)
+    image = torch.zeros(1, config.num_channels, config.image_size, config.image_width or config.image_size)
     method.eval()
     height, width = method.features(image).shape[-2:]
     method.train()

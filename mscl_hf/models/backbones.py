@@ -73,7 +73,8 @@ def build_config(
     kwargs = dict(backbone_kwargs or {})
     if two_towers:
         if options.get("num_channels", 3) != 3:
-            raise ValueError(f"num_channels is {options['num_channels']}; expected 3, as two towers convert RGB. Leave out one of them.")
+            channels = options["num_channels"]
+            raise ValueError(f"num_channels is {channels}; expected 3, as two towers convert RGB. Leave out --bands, or the towers.")
         kwargs |= half_width(backbone, kwargs)
         options = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3} | options  # the towers convert RGB in [0, 1]
     kwargs |= _stride_kwargs(backbone, output_stride, kwargs)
@@ -88,8 +89,9 @@ def build_config(
         out_indices = evenly if constant else [depth - 2, depth - 1][-depth:]
     if decoder_type == "auto":
         decoder_type = "mla" if constant else "deeplabv3"
-    options.setdefault("image_mean", model.default_cfg.get("mean"))
-    options.setdefault("image_std", model.default_cfg.get("std"))
+    channels = options.get("num_channels", 3)
+    options.setdefault("image_mean", model.default_cfg.get("mean") if channels == 3 else [0.5] * channels)
+    options.setdefault("image_std", model.default_cfg.get("std") if channels == 3 else [0.5] * channels)
     if options.get("decoder_rates") is None:
         options["decoder_rates"] = _rates(image_size, strides[-1])
     return MsclConfig(

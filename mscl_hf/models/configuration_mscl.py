@@ -72,6 +72,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: height of the training crop in px. image_width: its width; None = square.
     base_size: short side of the image before cropping in px; 0 = native, None = image_size.
     image_range: stored values of black and white in images of more than 8 bits; None = trained on images of 8 bits.
+    bands: bands of an image file that are the channels, counted from 1; None = RGB.
     label_map, reduce_labels: how the training masks were read, as a record: {stored id: class id}, 255 = ignored; whether the stored id 0
         was ignored and the others were counted from 0. class_colors: of masks of colors, {"R,G,B": class id}, 255 = ignored.
     image_mean, image_std: normalization that the backbone expects of images in [0, 1]; None = ImageNet's.
@@ -114,6 +115,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
     image_width: int | None = number(None, 1, MOST_PIXELS)
     base_size: int | None = number(None, 0, MOST_PIXELS)
     image_range: Integers = black_and_white()
+    bands: Integers = number(None, 1, 65_535, length=1024)
     label_map: dict[int | str, int] | None = label_map()
     reduce_labels: bool = False
     class_colors: dict[str, int] | None = class_colors()
@@ -151,6 +153,11 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
             count = len(getattr(self, name))
             if count not in (self.num_channels, 3):  # 3: the default of models with another number of channels
                 raise ValueError(f"{name} has {count} values; expected {self.num_channels}. Give a value for each channel.")
+
+    def validate_bands(self) -> None:
+        """Raise ValueError unless there is a band for each channel."""
+        if self.bands is not None and len(self.bands) != self.num_channels:
+            raise ValueError(f"bands is {shown(self.bands)}; expected {self.num_channels} bands. Give one for each channel.")
 
     def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
         """As in transformers; before the stages have names, the choice is kept and checked when they get them."""

@@ -94,6 +94,7 @@ def _training_facts(
         "budget": f"{train.max_steps:,} steps of {batch} images{epochs}",
         "crops": f"{height} x {width} px, {resized}",
         **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
+        **({} if network.bands is None else {"bands": " ".join(map(str, network.bands))}),
         "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}",
         "precision": train.mixed_precision.replace("no", "fp32"),
         "machine": f"{accelerator.num_processes} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type.upper()}",
@@ -174,7 +175,8 @@ def next_command(command: str, model: Path | str | None, data: DatasetConfig | N
     split: to measure on, for mscl-evaluate; None = its default.
     """
     section_cls = DataConfig if command in ("mscl-pretrain", "mscl-finetune") else DatasetConfig
-    names = [f.name for f in fields(section_cls) if f.name != "image_range"]  # in the model
+    of_model = {"image_range"} if model is None else {"image_range", "bands"}
+    names = [f.name for f in fields(section_cls) if f.name not in of_model]
     start = [] if model is None else ["--model", str(model)]
     end = [] if split is None else ["--split", split]
     return shlex.join([command, *start, *([] if data is None else _flags(data, names, without_secrets)), *end])

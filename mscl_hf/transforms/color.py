@@ -2,7 +2,8 @@
 
 Brightness, contrast, saturation and gray are one formula, x -> clamp(f x + a gray(x) + b mean(gray(x))), so any order of them around the
 one rotation of the hue is a row of coefficients, without a branch on a sample and without waiting for the device.
-Each operation is torchvision's of the same name. Letters: B images of H x W px.
+Each operation is torchvision's of the same name. Images of other than three channels have no hue, saturation and gray: these operations
+are left out, and contrast is about the mean of each channel. Letters: B images of C channels of H x W px.
 """
 
 from dataclasses import dataclass
@@ -71,12 +72,12 @@ def draw_color(colors: Colors, rng: np.random.Generator) -> Tensor:
 
 
 def distort_color(images: Tensor, parameters: Tensor) -> Tensor:
-    """Distort images (B, 3, H, W) of levels in [0, 255], uint8 or float32, by parameters (B, SIZE) of `draw_color`."""
+    """Distort images (B, C, H, W) of levels in [0, 255], uint8 or float32, by parameters (B, SIZE) of `draw_color`."""
     slots, (hue, sigma, solarized) = parameters[:, :-3].view(-1, SLOTS, 3), parameters[:, -3:].unbind(1)
     x = images.float() / 255
     for slot in range(3):
         x = _blend(x, slots[:, slot])
-    x = _turn_hue(x, hue)
+    x = _turn_hue(x, hue) if x.shape[1] == 3 else x
     for slot in range(3, SLOTS):
         x = _blend(x, slots[:, slot])
     x = _blur(x, sigma)
@@ -84,6 +85,13 @@ def distort_color(images: Tensor, parameters: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         return x.mul(255).clamp_(0, 255)
     return x.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def left_out(channels: int) -> list[str]:
+    """Return a sentence about the operations that images of this number of channels do not have; none for three."""
+    if channels == 3:
+        return []
+    return [f"{channels} channels: views are distorted in brightness, contrast and sharpness; hue, saturation and gray need 3 channels"]
 
 
 def with_colors(batch: dict) -> dict:
@@ -95,6 +103,10 @@ def with_colors(batch: dict) -> dict:
 
 def _blend(x: Tensor, coefficients: Tensor) -> Tensor:
     f, a, b = coefficients[:, :, None, None, None].unbind(1)
+    if x.shape[1] != 3:
+        is_of_gray = a != 0  # saturation or gray
+        f, b = f.masked_fill(is_of_gray, 1), b.masked_fill(is_of_gray, 0)
+        return (x * f + x.mean((2, 3), keepdim=True) * b).clamp_(0, 1)
     gray = sum(share * channel for share, channel in zip(GRAY, x.unbind(1)))[:, None]
     return (x * f + (gray * a + gray.mean((2, 3), keepdim=True) * b)).clamp_(0, 1)
 
@@ -118,11 +130,11 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur by a Gaussian of sigma (B,) px over a window of a tenth of the side, as in SimCLR; sigma 0 = unchanged."""
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
     reach = max(1, round(0.1 * min(height, width)) // 2)
     distance = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3)[:, None]).square())
-    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]  # (3B, 1, window)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # (C B, 1, window)
     x = F.pad(x, [reach] * 4, mode="reflect").flatten(0, 1)[None]
-    x = F.conv2d(F.conv2d(x, weights[:, :, None], groups=3 * batch), weights[..., None], groups=3 * batch)
-    return x.view(batch, 3, height, width)
+    x = F.conv2d(F.conv2d(x, weights[:, :, None], groups=channels * batch), weights[..., None], groups=channels * batch)
+    return x.view(batch, channels, height, width)

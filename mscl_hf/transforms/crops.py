@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -9,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import Sample
+from ..data.pixels import is_rgb_or_one_band
 from ..losses.labels import IGNORE_INDEX
 
-OUTSIDE = (124, 116, 104)  # RGB levels of a crop outside of its image
+OUTSIDE = (124, 116, 104)  # RGB levels of a crop outside of its image; other bands have the mean of the part inside
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def random_resized_crop(size: tuple[int, int], area: float, aspect: float, rng: 
 
 
 def cut_image(sample: Sample, crop: Crop, size: int, width: int | None = None) -> Tensor:
-    """Cut out a crop and resize it to (3, size, width), uint8 or float32 like the image, gray outside of it. width None: by its aspect."""
-    if sample.image.dtype == np.uint8:
+    """Cut out a crop and resize it to (C, size, width), uint8 or float32 like the image, gray outside of it. width None: by its aspect."""
+    if is_rgb_or_one_band(sample.image):
         pixels = _cut(sample.image, crop, size, width, Image.Resampling.BILINEAR, OUTSIDE)
-    else:  # Pillow has no color mode of more than 8 bits a band
-        bands = zip(np.moveaxis(sample.image, 2, 0), OUTSIDE)
+    else:
+        bands = zip(np.moveaxis(sample.image, 2, 0), OUTSIDE if sample.image.shape[2] == 3 else repeat(None))
         pixels = np.stack([_cut(band, crop, size, width, Image.Resampling.BILINEAR, level) for band, level in bands], axis=2)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -91,7 +93,7 @@ def cut(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _cut(pixels: np.ndarray, crop: Crop, size: int, width: int | None, resample: Image.Resampling, fill) -> np.ndarray:
-    """Cut a crop out of (H, W) or (H, W, 3) and resize it. fill: level or levels outside of the image."""
+    """Cut a crop out of (H, W) or (H, W, 3) and resize it. fill: level or levels outside of the image; None = the mean of the part."""
     width = round(size * crop.aspect) if width is None else width
     zoom, across = size / crop.side, width / (crop.side * crop.aspect)
     x0, x1 = np.clip(crop.box[::2], 0, pixels.shape[1]).tolist()
@@ -104,9 +106,14 @@ def _cut(pixels: np.ndarray, crop: Crop, size: int, width: int | None, resample:
     part = Image.fromarray(np.ascontiguousarray(pixels[row : math.ceil(y1) + reach, column : math.ceil(x1) + reach]))
     part = part.resize((right - left, bottom - top), resample, box=(x0 - column, y0 - row, x1 - column, y1 - row))
     if part.size != (width, size):
-        canvas = Image.new(part.mode, (width, size), fill)
+        canvas = Image.new(part.mode, (width, size), _mean_level(part) if fill is None else fill)
         canvas.paste(part, (left, top))
         part = canvas
     if crop.flip:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(part)
+
+
+def _mean_level(part: Image.Image) -> float | int:
+    mean = float(np.asarray(part).mean())
+    return mean if part.mode == "F" else round(mean)
