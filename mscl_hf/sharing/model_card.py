@@ -62,7 +62,8 @@ def model_card(out: Path, network: PreTrainedModel, record: dict) -> ModelCard:
         evaluations=[_shown_evaluation(evaluation) for evaluation in evaluations],
         pictures=[name for name in PICTURES if (out / name).is_file()],
         versions=cell(", ".join(f"{package} {number}" for package, number in versions.items())) + ".",
-        license_text=license_text(record["license"]), image_range=config.image_range, shape=_processor_size(out) if segments else None,
+        license_text=license_text(record["license"]), image_range=config.image_range, bands=config.bands,
+        shape=_processor_size(out) if segments else None,
         limits=_limits(config, classes, stages, evaluations),
     )  # fmt: skip
 
@@ -178,7 +179,8 @@ def _limits(config: PreTrainedConfig, classes: list[str], stages: list[dict], ev
     data = " and ".join(data_sets) or ("no images" if stages else "unknown images")
     limits = [f"Trained on {data} only; not tested on other cameras, places and classes."]
     if config.image_range is None:
-        limits.append("Trained on 8-bit images. Scale others to 8 bits first: transformers clips the values of 16-bit files at 255.")
+        clipped = "" if config.bands else ": transformers clips the values of 16-bit files at 255"
+        limits.append(f"Trained on 8-bit images. Scale others to 8 bits first{clipped}.")
     warnings = dict.fromkeys(warning for record in (*stages, *evaluations) for warning in record.get("warnings", ()))
     limits += [f"{cell(warning[:1].upper() + warning[1:])}." for warning in warnings]
     if not classes:
