@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
-from .checks import run_once, with_progress
+from .checks import examined_rows, run_once, with_progress
 from .dataset import SegmentationData
 from .pixels import BadSample
 
@@ -17,12 +17,10 @@ LEAST_STD = 1e-3  # of levels in [0, 1]: a constant band becomes 0
 def band_statistics(parts: Sequence[SegmentationData], log: Callable[[str], None] = print) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each band of the levels in [0, 1], over all pixels of at most READ_AT_MOST images of a part.
 
-    The main process reads; unreadable images are left out. Raises ValueError if no image can be read.
+    The main process reads; unreadable images are left out. Raises the first one's BadSample if no image can be read.
     """
     bands, name = parts[0].bands, parts[0].name
-    count, pixels, sums, squares = run_once(lambda: [sum(values) for values in zip(*map(_sums, parts))])
-    if not count:
-        raise ValueError(f"no image of {name} could be read with the bands {' '.join(map(str, bands))}. Correct --bands, or the images.")
+    count, pixels, sums, squares = run_once(lambda: _sums(parts))
     mean = sums / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     shown = ", ".join(f"{band}: {m:.3f} +- {s:.3f}" for band, m, s in zip(bands, mean, std))
@@ -32,18 +30,22 @@ def band_statistics(parts: Sequence[SegmentationData], log: Callable[[str], None
     return [round(float(m), 6) for m in mean], [round(float(max(s, LEAST_STD)), 6) for s in std]
 
 
-def _sums(data: SegmentationData, workers: int = 4) -> tuple[int, int, np.ndarray, np.ndarray]:
+def _sums(parts: Sequence[SegmentationData], workers: int = 4) -> tuple[int, int, np.ndarray, np.ndarray]:
     """Return the numbers of images and of pixels, and per band the sums of the levels in [0, 1] and of their squares."""
-    images = SegmentationData(data.rows, (), data.name, data.split, image_range=data.image_range, bands=data.bands)
-    zeros = np.zeros(len(data.bands))
+    samples = [(part, row) for part in parts for row in examined_rows(len(part), READ_AT_MOST)]
 
-    def read(index: int) -> tuple[int, int, np.ndarray, np.ndarray]:
-        with suppress(BadSample):
-            levels = images.read(index).image.reshape(-1, len(data.bands)) / np.float64(255)
-            return 1, len(levels), levels.sum(0), np.square(levels).sum(0)
-        return 0, 0, zeros, zeros
+    def read(sample: tuple[SegmentationData, int]) -> tuple[int, int, np.ndarray, np.ndarray] | BadSample:
+        data, row = sample
+        try:
+            image = replace(data, classes=()).read(row).image
+        except BadSample as error:
+            return error
+        levels = image.reshape(-1, image.shape[2]) / np.float64(255)
+        return 1, len(levels), levels.sum(0), np.square(levels).sum(0)
 
-    rows = range(0, len(data), max(1, -(-len(data) // READ_AT_MOST)))
     with ThreadPoolExecutor(workers) as pool:
-        parts = list(with_progress(pool.map(read, rows), len(rows), f"reading bands of {data.name}/{data.split}"))
-    return tuple(sum(values) for values in zip(*parts)) if parts else (0, 0, zeros, zeros)
+        results = list(with_progress(pool.map(read, samples), len(samples), f"reading bands of {parts[0].name}/{parts[0].split}"))
+    read_results = [result for result in results if not isinstance(result, BadSample)]
+    if not read_results:
+        raise results[0]
+    return tuple(sum(values) for values in zip(*read_results))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from harness import SHORT, TINY, rejected, run
+from harness import SHORT, rejected, run
 from PIL import Image
 from safetensors.torch import load_file
 from test_files import GRAY, RGB, noise, tiff
@@ -23,7 +23,8 @@ from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegm
 from mscl_hf.transforms.color import Colors, distort_color, draw_color
 from mscl_hf.transforms.crops import Crop, cut_image
 
-SIDE = 32
+SIDE = 64
+NETWORK = ("--backbone", "test_resnet", "--image-size", SIDE, "--decoder-channels", 16)  # maps of 4 x 4 positions
 
 
 def silent(*_) -> None:
@@ -34,7 +35,7 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """An image (SIDE, SIDE, 4) uint8 whose first three bands are noise and whose fourth shows the mask (SIDE, SIDE) of a rectangle."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((SIDE, SIDE), np.uint8)
-    top, left = rng.integers(0, SIDE // 2, 2)
+    top, left = rng.integers(0, 3, 2) * SIDE // 4
     mask[top : top + SIDE // 2, left : left + SIDE // 2] = 1
     image = rng.integers(0, 256, (SIDE, SIDE, 4), np.uint8)
     image[:, :, 3] = 40 + 150 * mask + rng.integers(0, 20, mask.shape, np.uint8)
@@ -241,8 +242,8 @@ QUIET = {"draw_training": silent, "draw_features": silent}
 
 def train(root, data, *flags, steps: int = 40, name: str = "") -> None:
     model = root / f"pretrained{name}"
-    run("pretrain", *flags_of(data), *TINY, *STEPS, "--method", "none", *flags, "--output-dir", model, **QUIET)
-    rate = ("--learning-rate", 3e-3, "--max-steps", steps, "--probe-batches", 0)
+    run("pretrain", *flags_of(data), *NETWORK, *STEPS, "--method", "none", *flags, "--output-dir", model, **QUIET)
+    rate = ("--learning-rate", 3e-2, "--max-steps", steps, "--min-scale", 1, "--max-scale", 1)
     run("finetune", *flags_of(data), *STEPS, *rate, "--model", model, "--output-dir", root / f"tuned{name}", **QUIET)
 
 
@@ -274,7 +275,8 @@ def test_bands_and_their_statistics_are_in_the_configuration(chain, stage):
     assert np.allclose(config.image_mean, pixels.mean(0), atol=1e-5) and np.allclose(config.image_std, pixels.std(0), atol=1e-5)
     assert load_file(chain / stage / "model.safetensors")["backbone.timm_model.conv1.0.weight"].shape[1] == 4
     card = (chain / stage / "README.md").read_text()
-    assert "| bands | 4 3 2 1 |" in card and "The network reads the bands 4, 3, 2, 1" in card and 'convert("RGB")' not in card
+    assert ("| bands | 4 3 2 1 |" in card) == (stage == "tuned")  # --method none has no training
+    assert "The network reads the bands 4, 3, 2, 1" in card and 'convert("RGB")' not in card
     assert json.loads((chain / "pretrained_rgb" / "config.json").read_text()).get("bands") is None
 
 
@@ -302,7 +304,7 @@ def test_a_tiff_of_four_bands_gives_the_same_weights(chain, tmp_path):
     for number, data in enumerate((chain / "data", tmp_path / "data")):
         out = tmp_path / str(number)
         flags = ("--losses", "g+l+p", "--local-grid", 2, "--geometry", "shared", "--max-steps", 2, "--bands", 1, 2, 3, 4)
-        run("pretrain", *flags_of(data), *TINY, *STEPS, *flags, "--output-dir", out)
+        run("pretrain", *flags_of(data), *NETWORK, *STEPS, *flags, "--output-dir", out)
         weights.append(load_file(out / "model.safetensors"))
     assert weights[0].keys() == weights[1].keys() and all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
@@ -312,7 +314,7 @@ def test_every_kind_of_view_takes_bands(chain, tmp_path, method, capsys):
     """The presets of other methods too; what they leave out is logged."""
     steps = () if method == "none" else ("--max-steps", 1)
     bands = ("--method", method, "--bands", 1, 2, 3, 4, "--output-dir", tmp_path / "out")
-    run("pretrain", *flags_of(chain / "data"), *TINY, *STEPS, *steps, *bands, **QUIET)
+    run("pretrain", *flags_of(chain / "data"), *NETWORK, *STEPS, *steps, *bands, **QUIET)
     assert ("hue, saturation and gray need 3 channels" in capsys.readouterr().out) == (method != "none")
 
 
@@ -329,7 +331,7 @@ def test_three_bands_of_rgb_are_no_option(tmp_path):
 def test_training_continues_with_the_bands_of_the_model(chain, tmp_path):
     """--start-from needs no --bands, and keeps mean and deviation."""
     flags = ("--losses", "g", "--max-steps", 1, "--start-from", chain / "pretrained")
-    run("pretrain", *flags_of(chain / "data"), *TINY, *STEPS, *flags, "--output-dir", tmp_path / "out", **QUIET)
+    run("pretrain", *flags_of(chain / "data"), *NETWORK, *STEPS, *flags, "--output-dir", tmp_path / "out", **QUIET)
     before, after = (MsclConfig.from_pretrained(folder) for folder in (chain / "pretrained", tmp_path / "out"))
     assert (after.bands, after.image_mean, after.image_std) == (before.bands, before.image_mean, before.image_std)
 
@@ -352,7 +354,7 @@ WRONG = {
 def test_wrong_bands_are_one_sentence(chain, tmp_path, name):
     recipe, flags, message = WRONG[name]
     flags = [flag.format(chain) if isinstance(flag, str) else flag for flag in flags]
-    more = {"pretrain": (*TINY, *SHORT, "--train-count", 4), "finetune": (*SHORT, "--train-count", 4)}.get(recipe, ())
+    more = {"pretrain": (*NETWORK, *SHORT, "--train-count", 4), "finetune": (*SHORT, "--train-count", 4)}.get(recipe, ())
     said = rejected(recipe, *flags_of(chain / "data"), *more, *flags, "--output-dir", tmp_path / "out")
     assert message.format(chain) in said
 
