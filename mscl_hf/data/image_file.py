@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .image_formats import UnsupportedFile, upright_view  # noqa: F401
-from .image_io import DECODE_ERRORS, decode, read_header
+from .image_io import DECODE_ERRORS, decode, read_orientation
 from .pixels import BadSample, in_levels, stored_pixels
 
 
@@ -31,7 +31,7 @@ def read_image_file(
     """
     try:
         with pixel_limit(max_pixels):
-            orientation = read_header(path, None, bands is not None).orientation
+            orientation = read_orientation(path, None, bands is not None)
             stored = stored_pixels(decode(path, None, bands is not None), lambda column: str(path), bands)
     except Image.DecompressionBombError as error:
         raise BadSample(f"{path} has more than {max_pixels:,} px, the limit. Give a larger --max-pixels, or divide the image.") from error

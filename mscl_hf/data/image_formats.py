@@ -41,7 +41,7 @@ def tiff_page(file: IO[bytes]) -> tuple[int, ImageFileDirectory_v2]:
     pages = tiff_pages(file)
     if len(pages) > 1:
         raise UnsupportedFile(
-            f"is a TIFF of {len(pages)} pages; expected one image in a file. Store each page as its own file, or give --bands 1 2 3 ... if "
+            f"is a TIFF of {len(pages)} pages; expected one image in a file. Store each page as its own file, or give --bands 1 2 3 if "
             "the pages are the bands of one image."
         )
     _check_bands(pages[0][1])

@@ -37,12 +37,10 @@ DECODE_ERRORS = (
 
 
 class Header(NamedTuple):
-    """Of an image that is not decoded. width, height: in px as stored. orientation: of EXIF, 1 to 8. deep: whether it stores integers of
-    more than 8 bits a band."""
+    """Of an image that is not decoded. width, height: in px as stored. deep: whether it stores integers of more than 8 bits a band."""
 
     width: int
     height: int
-    orientation: int
     deep: bool
 
 
@@ -78,11 +76,21 @@ def read_header(path: str | Path | None, encoded: bytes | None = None, all_bands
     if all_bands:
         with _file(path, encoded) as file:
             if _has_lost_bands(file):
-                width, height, orientation, _, bits = band_files.bands_header(file)
-                return Header(width, height, orientation, bits > 8)
+                width, height, _, _, bits = band_files.bands_header(file)
+                return Header(width, height, bits > 8)
+    with opened(path, encoded) as (image, _):
+        return Header(*image.size, image_formats.holds_more_than_8_bits(image))
+
+
+def read_orientation(path: str | Path | None, encoded: bytes | None = None, all_bands: bool = False) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; arguments as in `read_header`. Pillow decodes a PNG to find it."""
+    if all_bands:
+        with _file(path, encoded) as file:
+            if _has_lost_bands(file):
+                return band_files.bands_header(file)[2]
     with opened(path, encoded) as (image, _):
         orientation = image.getexif().get(ORIENTATION, 1)
-        return Header(*image.size, orientation if orientation in range(1, 9) else 1, image_formats.holds_more_than_8_bits(image))
+        return orientation if orientation in range(1, 9) else 1
 
 
 @contextmanager

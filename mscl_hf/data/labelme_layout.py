@@ -16,7 +16,7 @@ from .class_colors import IGNORED_NAME
 from .dataset import SegmentationData
 from .files import find_images, list_images, unique_names, visible_files
 from .folder_names import image_folder, in_split
-from .image_io import DECODE_ERRORS, opened, read_header
+from .image_io import DECODE_ERRORS, opened, read_header, read_orientation
 from .label_map import class_names
 from .shapes import (
     ImageFinder,
@@ -111,8 +111,8 @@ def _size(content: dict, image: Path, file: Path) -> tuple[int, int]:
     if content["imageHeight"] and content["imageWidth"]:
         return checked_size(content["imageHeight"], content["imageWidth"], str(file))
     try:
-        header = read_header(image, None, all_bands=True)
-        return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+        width, height, _ = read_header(image, None, all_bands=True)
+        return (width, height) if read_orientation(image, None, all_bands=True) >= 5 else (height, width)
     except DECODE_ERRORS as error:
         raise ValueError(f"{image} cannot be read as an image ({error}). Replace it.") from error
 

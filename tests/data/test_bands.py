@@ -87,7 +87,7 @@ def test_all_bands_of_a_tiff_are_read_as_stored(name):
     content, values = TIFFS[name]
     assert np.array_equal(decode(None, content, True), values)
     header = read_header(None, content, True)
-    assert header == (values.shape[1], values.shape[0], 1, values.dtype == np.uint16)
+    assert header == (values.shape[1], values.shape[0], values.dtype == np.uint16)
     bands = tuple(range(values.shape[2], 0, -2))
     chosen = values[:, :, [band - 1 for band in bands]]
     if values.dtype == np.uint8:
