@@ -67,10 +67,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
     """The configuration with the sizes and the image range of the model where none are given."""
     crops, model = config.crops, models.open_model(models.MsclConfig, config.run.model)
+    scale = config.data.scale_of_tiles(crops.base_size)
     sizes = {
         "image_size": model.image_size if crops.image_size is None else crops.image_size,
         "image_width": crops.image_width or (model.image_width if crops.image_size is None else None),
-        "base_size": model.base_size if crops.base_size is None else crops.base_size,
+        "base_size": model.base_size if crops.base_size is None and config.data.tile is None else scale,
     }
     options = config.data.with_range_of(config.run.model, model.image_range)
     options = data.with_image_range(options.with_bands_of(config.run.model, model.bands, model.num_channels), log=log)
@@ -154,10 +155,18 @@ def best_step(held_out: "data.SegmentationData | None", config: FinetuneConfig, 
         raise ValueError(f"--eval-steps is {options.eval_steps}, and no held-out image has labels. Give --val-split, or leave it out.")
 
     def mean_iou(method: "methods.SegmentationTraining") -> float:
-        inference = InferenceConfig(base_size=method.network.config.base_size)
+        inference = inference_of(method.network, config)
         return evaluation.evaluate_model(method.network, held_out, run.accelerator, inference)["mean_iou"]
 
     return training.BestStep(mean_iou, options.eval_steps, options.early_stopping)
+
+
+def inference_of(network: "models.MsclForSemanticSegmentation", config: FinetuneConfig) -> InferenceConfig:
+    """How held-out images are predicted: whole, or with --tile by windows of that size, so that each pixel counts once."""
+    if config.data.tile is None:
+        return InferenceConfig(base_size=network.config.base_size)
+    size, overlap = config.data.tile
+    return InferenceConfig(base_size=network.config.base_size, mode="slide", window=size, stride=size - overlap)
 
 
 def train(
@@ -190,7 +199,7 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
     results = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else {}
     results = results if {"classes_scored", "confusion"} <= results.keys() else None  # an earlier version counted less
     is_scored = not training.any_process(run.accelerator, results is None)  # the same on all processes, which score together
-    inference = InferenceConfig(base_size=network.config.base_size)
+    inference = inference_of(network, config)
     with run.step("scoring"):
         if held_out is not None and not is_scored:
             fields = {"seed": config.training.seed, "config": flat(config)}

@@ -116,7 +116,9 @@ def model_config_of(config: PretrainConfig) -> "models.MsclConfig":
     """The configuration of the network."""
     bands = config.data.bands
     channels = {} if bands is None else {"num_channels": len(bands), "bands": bands}
-    return models.config_of(network_options(config), heads=list(methods.METHODS[config.run.method].heads), **channels)
+    options = network_options(config)
+    options = replace(options, base_size=config.data.scale_of_tiles(options.base_size))
+    return models.config_of(options, heads=list(methods.METHODS[config.run.method].heads), **channels)
 
 
 def start_network(config: PretrainConfig, model_config: "models.MsclConfig") -> "models.MsclForPreTraining":

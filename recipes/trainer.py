@@ -92,6 +92,8 @@ def main() -> None:
     run, arguments, options = config.model, config.arguments, config.data
     if options.streaming or arguments.max_steps < 1:
         raise ValueError(f"--max-steps is {arguments.max_steps}, --streaming {options.streaming}; give at least 1, and no --streaming")
+    if options.tile is not None:
+        raise ValueError(f"--tile is {' '.join(map(str, options.tile))}; expected none here. Leave it out, or use mscl-finetune.")
     there = Path(arguments.output_dir).is_dir() and get_last_checkpoint(arguments.output_dir) is not None
     if run.resume != there:
         raise ValueError(f"{arguments.output_dir} holds {'a' if there else 'no'} checkpoint; {'add' if there else 'leave out'} --resume")

@@ -109,6 +109,25 @@ class DataConfig(DatasetConfig):
     train_fraction: float | None = option(None, "share of the training masks to use (default: all); subsets are nested")
     train_count: int | None = option(None, "number of training masks to use (default: all); subsets are nested")
     subset_seed: int = option(0, "seed of the choice of training masks, and of the images to hold out")
+    tile: list[int] | None = option(
+        None, "SIZE OVERLAP: train on tiles of SIZE x SIZE px that overlap by OVERLAP px, each counted as an image; for huge images "
+        "(default: whole images)",
+    )  # fmt: skip
     image_cache_gb: float = option(
         10.0, "size of the image cache in GB: decoded images in ~/.cache/mscl_hf, or MSCL_HF_CACHE; 0 = no cache", at_least=0
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tile is not None and (len(self.tile) != 2 or not 0 <= self.tile[1] < self.tile[0]):
+            raise ValueError(
+                f"--tile is {' '.join(map(str, self.tile))}; expected SIZE OVERLAP in px, 0 <= OVERLAP < SIZE. Give two such as 512 64."
+            )
+
+    def scale_of_tiles(self, base_size: int | None) -> int | None:
+        """Return the --base-size to use: 0 with --tile, which is at the stored size. Raises ValueError for another one with --tile."""
+        if self.tile is None:
+            return base_size
+        if base_size:
+            raise ValueError(f"--base-size is {base_size}; expected 0 with --tile, which divides images as they are stored. Leave it out.")
+        return 0

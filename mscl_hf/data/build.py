@@ -13,13 +13,16 @@ from .sampler import SamplingPlan
 from .splits import in_memory, needs_classes, open_split, open_unlabelled, place_of, usable
 from .stream import SegmentationStream
 from .subset import choose_subset
+from .tiles import tiled
 from .training_data import TrainingData, TrainingImages, TrainingStream
 
 OTHER_METHODS = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."  # advice of pre-training
 
 
 def usable_for(view: View, data: SegmentationData, options: DataConfig, log: Callable[[str], None]) -> SegmentationData:
-    """Return the usable samples, decoded once at the largest size that the views need."""
+    """Return the usable samples, decoded once at the largest size that the views need; with --tile, tiles at the stored size."""
+    if options.tile is not None:
+        return usable(tiled(with_cache(data, 0, options.image_cache_gb, log), options.tile, log), options, log)
     return usable(with_cache(data, view.short_side, options.image_cache_gb, log), options, log)
 
 
@@ -107,8 +110,8 @@ def _images_alone(options: DataConfig, view: View, unlabelled: str, log: Callabl
 
 def _streamed(options: DataConfig, view: View, batch_size: int, seed: int, labelled: bool, unlabelled: str) -> TrainingData:
     """Open a stream. Raises ValueError for options that need a length or several images at once."""
-    defaults = {"--train-fraction": None, "--train-count": None, "--unlabelled": "none"}
-    for flag, value in zip(defaults, (options.train_fraction, options.train_count, unlabelled)):
+    defaults = {"--train-fraction": None, "--train-count": None, "--unlabelled": "none", "--tile": None}
+    for flag, value in zip(defaults, (options.train_fraction, options.train_count, unlabelled, options.tile)):
         if value != defaults[flag]:
             raise ValueError(f"{flag} is {value} with --streaming; a stream has no length to take a part of. Leave out one of the two.")
     if view.others:

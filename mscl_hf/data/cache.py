@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -28,6 +28,7 @@ from .pixels import resized
 
 VERSION = 3  # of decoding; a change makes all older arrays unused
 DRAWING = 1  # version of the drawing of shapes
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px
 
 
 def cache_folder() -> Path:
@@ -38,13 +39,37 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class CachedData(SegmentationData):
-    """Samples of at most short_side px on their short side (0 = as stored), cached in `folder` (None = decoded each time)."""
+    """Samples of at most short_side px on their short side (0 = as stored), cached in `folder` (None = decoded each time).
+
+    boxes: the tile of the image that each row is, None = the whole image; None = all rows are whole images.
+    """
 
     short_side: int = 0
     folder: Path | None = None
+    boxes: tuple[Box | None, ...] | None = None
 
     def read(self, index: int) -> Sample:
         """Read row `index` from the cache, or decode and cache it. Raises BadSample as `SegmentationData.read` does."""
+        sample = self._whole(index)
+        if self.boxes is None or self.boxes[index] is None:
+            return sample
+        x0, y0, x1, y1 = self.boxes[index]
+        image, mask = (None if array is None else array[y0:y1, x0:x1] for array in sample[:2])
+        return Sample(image, mask, _tile_name(sample.name, self.boxes[index]))
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row; that of a tile has its position."""
+        names = super().names
+        return names if self.boxes is None else list(map(_tile_name, names, self.boxes))
+
+    def select(self, indices: Sequence[int]) -> "CachedData":
+        """Return the data with only these rows, in this order."""
+        selected = super().select(indices)
+        return selected if self.boxes is None else replace(selected, boxes=tuple(self.boxes[int(i)] for i in indices))
+
+    def _whole(self, index: int) -> Sample:
+        """Read the image of row `index`."""
         if self.folder is None or not 0 <= index < len(self):
             return smaller(super().read(index), self.short_side)
         name, paths = self.cached(index)
@@ -121,6 +146,10 @@ def smaller(sample: Sample, short_side: int) -> Sample:
     image = resized(sample.image, size, Image.Resampling.BILINEAR)
     mask = None if sample.mask is None else resized(sample.mask, size, Image.Resampling.NEAREST)
     return Sample(image, mask, sample.name)
+
+
+def _tile_name(name: str, box: Box | None) -> str:
+    return name if box is None else f"{name} x{box[0]} y{box[1]}"
 
 
 def _load(path: Path) -> np.ndarray | None:

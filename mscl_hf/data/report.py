@@ -42,6 +42,8 @@ def examine(options: DataConfig, image_size: int, base_size: int | None, stride:
     stride: of the feature map, all in px; small objects are judged by them.
     """
     report = DataReport()
+    if options.tile is not None:
+        report.notes.append("whole images are examined; training divides them into tiles")
     train_split, held_out = options.train_split or "train", options.val_split or HELD_OUT.get(options.dataset, "val")
     with _collected(report):
         options = with_image_range(options, log=report.notes.append)

@@ -19,9 +19,14 @@ MULTIPLE = 32  # of the sizes that are suggested
 
 
 def median_short_side(data: SegmentationData, count: int = EXAMINED) -> int | None:
-    """Return the median short side in px of `count` stored images, from their headers; None for drawn images and unreadable files."""
+    """Return the median short side in px of all tiles, or of `count` stored images, from their headers.
+
+    None for drawn images and unreadable files.
+    """
     if not isinstance(data.rows, datasets.Dataset):
         return None
+    if boxes := [box for box in getattr(data, "boxes", None) or () if box]:
+        return median_low(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes)
     sides = []
     for index in examined_rows(len(data), count):
         image = data.stored(index).get("image") or {}

@@ -12,14 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..config.inference import InferenceConfig
+from ..data.tiles import window_starts
 
 Crop = Callable[[slice, slice], Tensor]  # from rows and columns to (1, 3, h, w), normalized
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return the first pixel of each window, so that windows cover `length` pixels; the last one ends at the border."""
-    last = max(length - window, 0)
-    return [min(start, last) for start in range(0, last + stride, stride)]
 
 
 def axis_weights(start: int, length: int, options: InferenceConfig, device: torch.device | str | None = None) -> Tensor:

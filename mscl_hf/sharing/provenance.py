@@ -94,6 +94,7 @@ def _training_facts(
         "budget": f"{train.max_steps:,} steps of {batch} images{epochs}",
         "crops": f"{height} x {width} px, {resized}",
         **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
+        **({} if config.data.tile is None else {"tiles": "{} px, overlapping by {} px".format(*config.data.tile)}),
         **({} if network.bands is None else {"bands": " ".join(map(str, network.bands))}),
         "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}",
         "precision": train.mixed_precision.replace("no", "fp32"),
@@ -179,6 +180,8 @@ def next_command(command: str, model: Path | str | None, data: DatasetConfig | N
     names = [f.name for f in fields(section_cls) if f.name not in of_model]
     start = [] if model is None else ["--model", str(model)]
     end = [] if split is None else ["--split", split]
+    if command == "mscl-evaluate" and getattr(data, "tile", None):
+        end += ["--mode", "slide", "--window", str(data.tile[0])]
     return shlex.join([command, *start, *([] if data is None else _flags(data, names, without_secrets)), *end])
 
 

@@ -75,8 +75,7 @@ class HealthCheck:
 def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Tensor, Tensor | None]:
     """Return center crops (N, 3, size, size) and masks (N, size, size) or None of up to `limit` images, evenly spaced over the data."""
     indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(limit, len(data)))})
-    samples = [data.read(i) for i in indices]
-    cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in samples]
+    cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in map(data.read, indices)]
     masks = None if cuts[0][1] is None else torch.stack([mask for _, mask in cuts])
     return torch.stack([image for image, _ in cuts]), masks
 
