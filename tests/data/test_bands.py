@@ -150,6 +150,29 @@ def test_more_values_than_the_limit_are_not_decoded(tmp_path, monkeypatch):
                 read_image_file(tmp_path / "x.tif", None, limit, (8,))
 
 
+def test_files_that_a_tiff_names_are_not_opened(tmp_path):
+    """An OME-TIFF whose description names another file for its second channel has its own bands only."""
+    tifffile = pytest.importorskip("tifffile")
+    for name, seed in (("a.ome.tif", 0), ("b.ome.tif", 1)):
+        tifffile.imwrite(tmp_path / name, noise(5, seed=seed), photometric="minisblack", planarconfig="contig", description="PLACE" * 300)
+    data = "".join(
+        f'<TiffData FirstC="{number}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{number}</UUID></TiffData>'
+        for number, name in enumerate(("a.ome.tif", "b.ome.tif"))
+    )
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="8" SizeY="6" SizeC="10" SizeZ="1" SizeT="1">'
+        f'<Channel ID="Channel:0:0" SamplesPerPixel="5"/><Channel ID="Channel:0:1" SamplesPerPixel="5"/>{data}</Pixels></Image></OME>'
+    ).encode()
+    content = (tmp_path / "a.ome.tif").read_bytes().replace(b"PLACE" * 300, xml.ljust(1500))
+    (tmp_path / "a.ome.tif").write_bytes(content)
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as tiff_file:
+        assert tiff_file.is_ome
+    (tmp_path / "b.ome.tif").unlink()
+    (tmp_path / "b.ome.tif").mkdir()  # opening it would fail
+    assert np.array_equal(decode(tmp_path / "a.ome.tif", None, True), noise(5))
+
+
 def test_without_tifffile_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     with pytest.raises(ValueError, match=r"pip install 'mscl_hf\[tiff\]'"):
