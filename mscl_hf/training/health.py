@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.dataset import SegmentationData
 from ..data.pixels import displayed
@@ -82,20 +82,27 @@ def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Ten
 
 @torch.no_grad()
 def draw_features(method: Method, data: SegmentationData, out: Path, count: int = 6) -> None:
-    """Draw features.png: images, masks, and the last feature map of the backbone as colors (PCA)."""
+    """Draw features.png: central squares of images at the base size, masks, and the last feature map that is trained, as colors (PCA)."""
     method.eval()
-    config = method.network.config
-    pixels, masks = _load(data, config.image_size, config.base_size, count)
+    network = method.network
+    pixels, masks = _load(data, network.config.base_size or network.config.image_size, network.config.base_size, count)
     images = [displayed(image.permute(1, 2, 0).numpy()) for image in pixels]
     masks = [None] * len(images) if masks is None else list(masks.numpy())
-    feature_maps_sheet(images, masks, features(method, pixels), out / "features.png", data.classes)
+    decodes = method.trains and next(network.decoder.parameters()).requires_grad  # without a gradient it was frozen
+    maps = features(method, pixels, network.decoder if decodes else None)
+    feature_maps_sheet(images, masks, maps, out / "features.png", data.classes)
 
 
-def features(method: Method, pixels: Tensor) -> Tensor:
-    """Return the last feature map (N, D, h, w) of the backbone, on the CPU, of images (N, 3, H, W) with values in [0, 255]."""
-    device = method.image_mean.device
-    maps = [method.network.backbone(method.normalize(chunk.to(device))).feature_maps[-1] for chunk in pixels.split(8)]
-    return torch.cat(maps).float().cpu()
+def features(method: Method, pixels: Tensor, decoder: nn.Module | None = None) -> Tensor:
+    """Return the last feature map (N, D, h, w) of the backbone, or of a decoder behind it, on the CPU.
+
+    pixels: images (N, 3, H, W) with values in [0, 255].
+    """
+    device, maps = method.image_mean.device, []
+    for chunk in pixels.split(8):
+        stages = method.network.backbone(method.normalize(chunk.to(device))).feature_maps
+        maps.append((stages[-1] if decoder is None else decoder(list(stages))).float().cpu())
+    return torch.cat(maps)
 
 
 def embedding_spaces(method: Method, pixels: Tensor) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.training import checkpoint_folder
-from mscl_hf.training.health import HealthCheck, effective_rank, embedding_spaces, spread, warnings_of
+from mscl_hf.training import checkpoint_folder, health
+from mscl_hf.training.health import HealthCheck, draw_features, effective_rank, embedding_spaces, spread, warnings_of
 from mscl_hf.training.log import read_log, write_log
 from mscl_hf.training.loop import check_untrained
 from mscl_hf.training.summary import read_checks
@@ -192,3 +192,20 @@ def test_the_check_before_training_is_step_0_and_warns_of_nothing(tmp_path):
     assert [row["step"] for row in rows if "probe_mean_iou" in row] == [0, 3, 6]
     check_untrained(health, method, tmp_path, harness.fresh_accelerator())
     assert read_log(tmp_path / "log.jsonl") == rows
+
+
+@pytest.mark.parametrize("losses, decodes", [("global+local+pixel", True), ("global+local", False)])
+def test_the_picture_shows_the_last_part_that_is_trained(tmp_path, monkeypatch, losses, decodes):
+    """The map of the decoder where a loss reads it, else that of the backbone; of squares at the base size, not of training crops."""
+    drawn = []
+    monkeypatch.setattr(health, "feature_maps_sheet", lambda images, masks, maps, *rest: drawn.append((images, masks, maps)))
+    method = harness.train(harness.pretraining(contrast={"losses": losses}, base_size=48), harness.training_data(), tmp_path, max_steps=1)
+    draw_features(method, harness.scenes(3), tmp_path, count=2)
+    ((images, masks, maps),) = drawn
+    network = method.network
+    assert len(images) == len(masks) == len(maps) == 2 and images[0].shape == (48, 48, 3) and masks[0].shape == (48, 48)
+    pixels = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images])
+    with torch.no_grad():
+        stages = network.backbone(method.normalize(pixels)).feature_maps
+        expected = network.decoder(list(stages)) if decodes else stages[-1]
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
