@@ -5,12 +5,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from ..config import DataConfig
+from ..config import CheckRun, DataConfig, NetworkConfig
 from ..config.data import OWN_DATA, OWN_MASKS
 from ..config.network import DEFAULT_SIZE
 from ..losses.labels import IGNORE_INDEX
@@ -28,14 +28,7 @@ CPU_PIXELS = 16 * 160**2  # of the crops in a batch: 300 steps of a ResNet-18 ta
 PIXELS_PER_GPU_BYTE = 1 / 8000
 
 
-class Sized(Protocol):
-    """A section of options with sizes; None = not given."""
-
-    image_size: int | None
-    base_size: int | None
-
-
-SizedSection = TypeVar("SizedSection", bound=Sized)
+SizedSection = TypeVar("SizedSection", NetworkConfig, CheckRun)  # with image_size and base_size, None = not given
 
 
 @dataclass(frozen=True)
