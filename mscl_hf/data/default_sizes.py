@@ -67,25 +67,28 @@ def with_derived_sizes(
     """Return the section with sizes derived from the training images, which are logged; a given size is kept.
 
     The crop is as large as the images and the limit allow. The images are scaled to it, or to at most twice its side where the smallest
-    class would else be smaller than SMALLEST_OBJECT. uses_labels: False = no mask is read. Raises ValueError if the data cannot be opened.
+    class would else be smaller than SMALLEST_OBJECT. Tiles are not scaled. uses_labels: False = no mask is read.
+    Raises ValueError if the data cannot be opened.
     """
     if section.image_size is not None:
         return section
-    side, extent = _measured(options, uses_labels)
+    side, extent = _measured(options, uses_labels and options.tile is None)
     if side is None:
         log(f"sizes: {'a stream is not measured' if options.streaming else 'no image can be read'}; crop {DEFAULT_SIZE} px (--image-size)")
         return replace(section, image_size=DEFAULT_SIZE)
+    if options.tile is not None:  # tiles are not scaled
+        side, section = min(side, options.tile[0]), replace(section, base_size=0)
     scaled = section.base_size or side  # the largest short side of the images in the network
     crop = min(limit.side, max(DEFAULT_SIZE, round(scaled / MULTIPLE) * MULTIPLE))
     wanted = 2 * crop if extent is None else side * SMALLEST_OBJECT / extent
     base = section.base_size
     if base is None:
         base = crop if side <= crop else min(2 * crop, side, max(crop, math.ceil(wanted / MULTIPLE) * MULTIPLE))
-    smallest = "" if extent is None else f", the smallest class {extent:.0f} px"
+    measured = f"short side of the {'images' if options.tile is None else 'tiles'} {side} px"
+    measured += "" if extent is None else f", the smallest class {extent:.0f} px"
     reason = f"; the crop is {limit.reason}" if crop == limit.side < scaled and limit.reason else ""
     log(
-        f"sizes from the data: crop {crop} px, base size {base} px (short side of the images {side} px{smallest}{reason}; "
-        "--image-size and --base-size set others)"
+        f"sizes from the data: crop {crop} px, base size {base} px ({measured}{reason}; --image-size and --base-size set others)"
     )
     return replace(section, image_size=crop, base_size=base)
 

@@ -43,6 +43,16 @@ def test_images_alone(tmp_path):
     assert (derived.image_size, derived.base_size) == (160, 320) and "class" not in lines[0]
 
 
+@pytest.mark.parametrize("tile, crop", [([128, 16], 128), ([512, 0], 160), ([64, 0], 96)])
+def test_tiles_are_not_scaled(tmp_path, tile, crop):
+    """The crop fits a tile, which has the stored size, so that --base-size is 0."""
+    write(tmp_path, "train", [mask_of(550, 600)])
+    lines, options = [], DataConfig("folder", str(tmp_path), tile=tile)
+    derived = with_derived_sizes(NetworkConfig(), options, Limit(160, ""), lines.append)
+    assert (derived.image_size, derived.base_size) == (crop, 0) and f"of the tiles {tile[0]} px;" in lines[0]
+    assert options.scale_of_tiles(derived.base_size) == 0
+
+
 @pytest.mark.parametrize(
     "gigabytes, batch_size, side, words",
     [(None, 16, 160, "speed of the CPU at --batch-size 16"), (None, 1000, 96, "CPU"), (8, 16, 224, "8 GB of GPU memory"),
