@@ -56,7 +56,7 @@ def read_bands(file: IO[bytes]) -> np.ndarray:
         raise
     except Exception as error:  # damaged files fail anywhere in tifffile and its codecs
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        if "imagecodecs" in reason:
+        if "imagecodecs" in reason or isinstance(error, ImportError):
             raise UnsupportedFile(f"is a TIFF in a compression that needs imagecodecs, which is not installed. {INSTALL}") from error
         raise ValueError(f"it is a damaged TIFF: {reason}") from error
     return upright_view(np.concatenate(pages, axis=2) if len(pages) > 1 else pages[0], orientation)

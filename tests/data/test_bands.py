@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -236,6 +237,21 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
     mean, std = band_statistics_of(DataConfig("folder", str(data), bands=[4, 2]), log=silent)
     pixels = np.stack([scene(number)[0] for number in range(6)]).reshape(-1, 4)[:, [3, 1]] / 255
     assert np.allclose(mean, pixels.mean(0), atol=1e-5) and np.allclose(std, pixels.std(0), atol=1e-5)
+
+
+def test_a_stream_of_bands(tmp_path):
+    """Streamed rows have the same bands, and the statistics of the first rows."""
+    write_scenes(tmp_path / "data", save_png)
+    images, masks = ([(tmp_path / "data" / kind / "train" / f"{n}.png").read_bytes() for n in range(6)] for kind in ("images", "masks"))
+    rows = datasets.Dataset.from_dict({name: [{"bytes": b, "path": None} for b in of] for name, of in (("image", images), ("mask", masks))})
+    rows.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    options = DataConfig("hf", str(tmp_path / "train.parquet"), num_classes=2, streaming=True, bands=[4, 2])
+    mean, std = band_statistics_of(options, log=silent)
+    pixels = np.stack([scene(number)[0] for number in range(6)]).reshape(-1, 4)[:, [3, 1]] / 255
+    assert np.allclose(mean, pixels.mean(0), atol=1e-5) and np.allclose(std, pixels.std(0), atol=1e-5)
+    stream = load_data("hf", "train", options.data_dir, num_classes=2, streaming=True, bands=options.bands)
+    (sample, bad), = next(stream.batches(0, 1, [0]))
+    assert not bad and any(np.array_equal(sample.image, scene(number)[0][:, :, [3, 1]]) for number in range(6))
 
 
 def test_pretrained_weights_are_adapted_as_timm_does(tmp_path):
