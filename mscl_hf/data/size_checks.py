@@ -59,7 +59,8 @@ def _crop_warning(data: SegmentationData, side: int, image_size: int, scaled: in
         if MOST_APART * scaled < side:
             return [f"{images} and are reduced to {scaled} px, which removes small objects; --image-size {better} keeps more of them"]
         shown = f"scaled to {scaled} px, of which crops show {image_size / scaled:.0%}"
-        return [f"{images}, {shown}; --image-size {better} or a smaller --base-size shows more"]
+        or_smaller = "" if getattr(data, "boxes", None) else " or a smaller --base-size"  # tiles are not scaled
+        return [f"{images}, {shown}; --image-size {better}{or_smaller} shows more"]
     if image_size > MOST_APART * side:
         return [f"{images} and are enlarged to {image_size} px, which adds no detail; --image-size {better * 2} is faster"]
     return []

@@ -87,6 +87,8 @@ def test_batches_hold_tiles(places):
     (batch,) = images.batches(0, 1)
     assert len(set(batch["name"])) == 24 and not images.repeats()
     assert not size_warnings([images.labelled], 32, 0, 16)
+    (warning,) = size_warnings([images.labelled], 8, 0, 16)
+    assert "have 32 px on the short side (median)" in warning and "--base-size" not in warning
 
 
 def test_one_tile_an_image_gives_the_same_weights(places):
