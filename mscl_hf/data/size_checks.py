@@ -31,7 +31,7 @@ def median_short_side(data: SegmentationData, count: int = EXAMINED) -> int | No
     for index in examined_rows(len(data), count):
         image = data.stored(index).get("image") or {}
         with suppress(*DECODE_ERRORS):
-            sides.append(min(read_header(image.get("path"), image.get("bytes"), data.bands is not None)[:2]))
+            sides.append(min(read_header(image.get("path"), image.get("bytes"), all_bands=True)[:2]))
     return median_low(sides) if sides else None
 
 
