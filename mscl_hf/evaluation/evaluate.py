@@ -11,11 +11,12 @@ import evaluate
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import nn
 
 from ..config import InferenceConfig
 from ..data.dataset import Sample, SegmentationData
-from ..data.pixels import displayed
+from ..data.pixels import displayed, resized
 from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
 from ..progress_bar import progress_bar
@@ -23,6 +24,8 @@ from ..visual.figures import prediction_sheet
 from .metrics import MeanIoU, mean_of_present
 from .prediction import Predictor
 from .report import draw_confusion
+
+LONGEST_SIDE = 1200  # px, of an image in predictions.png
 
 
 def evaluate_model(
@@ -108,11 +111,22 @@ def draw_predictions(
     The other arguments are those of `evaluate_model`.
     """
     indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
-    samples = [data.read(i) for i in indices]
-    predictions = predict_masks(model, samples, accelerator, options)
-    rows = [(displayed(sample.image), sample.mask, ids, sample.name) for sample, ids in zip(samples, predictions)]
+    rows = []
+    for sample in map(data.read, indices):  # one at a time: images may be huge
+        (ids,) = predict_masks(model, [sample], accelerator, options)
+        rows.append((*_for_picture(displayed(sample.image), sample.mask, ids), sample.name))
     folder.mkdir(parents=True, exist_ok=True)
     prediction_sheet(rows, data.classes, folder / "predictions.png")
+
+
+def _for_picture(image: np.ndarray, *masks: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
+    """Return image and masks reduced to at most LONGEST_SIDE px; the picture shows less, and drawing takes 100 bytes a pixel."""
+    scale = LONGEST_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image, *masks
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    ids = (None if mask is None else resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST) for mask in masks)
+    return resized(image, size, Image.Resampling.BILINEAR), *ids
 
 
 def predict_masks(

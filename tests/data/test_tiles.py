@@ -13,6 +13,7 @@ from mscl_hf.config import DataConfig
 from mscl_hf.data import load_data, open_training_data, size_warnings
 from mscl_hf.data.cache import with_cache
 from mscl_hf.data.tiles import tile_boxes, tiled
+from mscl_hf.evaluation import evaluate
 from mscl_hf.transforms.views import TrainView
 
 HEIGHT, WIDTH = 70, 100
@@ -125,6 +126,15 @@ def test_held_out_images_are_measured_whole(places, capsys):
     flags = ("--dataset", "folder", "--data-dir", places / "data", "--split", "val", "--model", places / "tuned", "--mode", "slide")
     run("evaluate_model", *flags, "--window", 48, "--stride", 32, "--output-dir", places / "scores")
     assert json.loads((places / "scores" / "results.json").read_text())["mean_iou"] == pytest.approx(results["mean_iou"], abs=1e-9)
+
+
+def test_pictures_of_huge_images_are_drawn_reduced(places, monkeypatch):
+    """Image, mask and prediction have one size, at most that of the picture; smaller images are unchanged."""
+    image, mask = picture(0)
+    assert all(a is b for a, b in zip(evaluate._for_picture(image, mask, None), (image, mask, None)))
+    monkeypatch.setattr(evaluate, "LONGEST_SIDE", 50)
+    small, small_mask, ids, none = evaluate._for_picture(image, mask, mask.astype(np.int64), None)
+    assert small.shape == (35, 50, 3) and np.array_equal(small_mask, mask[1::2, 1::2]) and np.array_equal(ids, small_mask) and none is None
 
 
 def test_an_unreadable_image_is_reported_once(places):
