@@ -181,7 +181,8 @@ def next_command(command: str, model: Path | str | None, data: DatasetConfig | N
     start = [] if model is None else ["--model", str(model)]
     end = [] if split is None else ["--split", split]
     if command == "mscl-evaluate" and getattr(data, "tile", None):
-        end += ["--mode", "slide", "--window", str(data.tile[0])]
+        size, overlap = data.tile
+        end += ["--mode", "slide", "--window", str(size), "--stride", str(size - overlap)]
     return shlex.join([command, *start, *([] if data is None else _flags(data, names, without_secrets)), *end])
 
 

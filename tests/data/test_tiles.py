@@ -121,7 +121,7 @@ def test_held_out_images_are_measured_whole(places, capsys):
     assert {key: results["inference"][key] for key in ("mode", "window", "stride", "base_size")} == {
         "mode": "slide", "window": 48, "stride": 32, "base_size": 0,
     }  # fmt: skip
-    assert "--mode slide --window 48" in said and "2 images in 12 tiles of at most 48 px that overlap by at least 16 px" in said
+    assert "--mode slide --window 48 --stride 32" in said and "2 images in 12 tiles of at most 48 px that overlap by at least 16 px" in said
     assert "| tiles | 48 px, overlapping by 16 px |" in (places / "tuned" / "README.md").read_text()
     flags = ("--dataset", "folder", "--data-dir", places / "data", "--split", "val", "--model", places / "tuned", "--mode", "slide")
     run("evaluate_model", *flags, "--window", 48, "--stride", 32, "--output-dir", places / "scores")
