@@ -83,8 +83,9 @@ def main() -> None:
     (config,) = parse_sections([QuickstartConfig], __doc__.splitlines()[0])
     result = quickstart(config)
     print_table(table(result))
+    print(f"\nboth were fine-tuned for {config.finetune_steps} steps; a longer fine-tuning makes the difference smaller")
     if result.probe:
-        print(f"\nlinear probe mean IoU: {result.probe[0]:.3f} before pre-training, {result.probe[1]:.3f} after it")
+        print(f"linear probe mean IoU: {result.probe[0]:.3f} before pre-training, {result.probe[1]:.3f} after it")
     print(f"picture: {result.out / 'quickstart.png'}; models: {result.out / 'without'}, {result.out / 'with'}")
     print(NEXT.rstrip())
 
