@@ -2,6 +2,7 @@
 
 mscl-finetune --model runs/pretrain
 mscl-finetune --model OUT --dataset camvid --data-dir DIR --train-count 37 --output-dir OUT2
+mscl-finetune ... --train-count 37 --unlabelled rest --semi-supervised fixmatch
 """
 
 import json
@@ -31,6 +32,9 @@ def main() -> None:
     if config.run.list_losses:
         print_losses()
         return
+    if config.run.list_semi_supervised:
+        print_table(methods.semi_supervised_table())
+        return
     finetune(config).run.exit_if_failed()
 
 
@@ -39,25 +43,32 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     methods.check_options(config.loss, config.run.class_weights is not None)
     config = sharing.pin_revisions(config)
     with training.start_run(config, config.training.resume) as run:
+        methods.check_semi_supervised(config.unlabelled_images, config.training, run.accelerator.num_processes)
         if run.is_main:
             sharing.check_token(config.hub)
         config = replace(config, data=data.with_val_split(config.data, run.out, config.run.model, run.log))
         config = resolved(config, run.log)
         images, held_out = open_data(config, run.log)
-        config = replace(config, training=config.training.with_steps(images.images, run.log).with_used_warmup(run.log))
+        config = replace(config, training=config.training.with_steps(images.labelled_images, run.log).with_used_warmup(run.log))
         network, is_new = open_network(config, images.labelled.classes, run.log)
         weights = weights_of_classes(images, config, run.log)
         record = describe(images, held_out, network, config, run, weights)
-        method = methods.SegmentationTraining(network, config.loss, weights)
+        run_size = methods.RunSize(images.images, config.training.batch_size, config.training.max_steps)
+        method = methods.create_training(network, config.loss, weights, config.unlabelled_images, run_size, run.log)
+        record["stages"][-1]["facts"] |= method.facts()
         done = training.is_complete(run.out, config.training.max_steps)
-        best = best_step(held_out, config, run)
-        train(method, images, is_new, config, run, best)
+        check = pseudo_label_check(images, network, config, run)
+        best = best_step(held_out, config, run, check)
+        train(method, images, is_new, config, run, best, check)
         if best:
             record["stages"][-1]["facts"]["published weights"] = best.in_words(held_out.split)
             run.log(f"published weights: {best.in_words(held_out.split)}")
         publish(network, held_out or images.stored, run)
+        if check and run.is_main:
+            with run.step("picture of the teacher's labels"):
+                training.draw_pseudo_labels(method, images.unlabelled, images.labelled.classes, run.out)
         results = score(network, held_out, record, config, run, done, best)
-        for sentence in training.longer_run(run.out, config.training, images.images, config.data.dataset):
+        for sentence in training.longer_run(run.out, config.training, images.labelled_images, config.data.dataset):
             run.log(sentence)
         run.log(f"next: {next_command(held_out, config, images.labelled.classes)}")
     sharing.push_run(run, config.hub)
@@ -74,23 +85,31 @@ def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConf
         "base_size": model.base_size if crops.base_size is None and config.data.tile is None else scale,
     }
     options = config.data.with_range_of(config.run.model, model.image_range)
-    options = data.with_image_range(options.with_bands_of(config.run.model, model.bands, model.num_channels), log=log)
+    options = options.with_bands_of(config.run.model, model.bands, model.num_channels)
+    options = data.with_image_range(options, config.unlabelled_images.unlabelled, log)
     return replace(config, crops=replace(crops, **sizes), data=options)
 
 
 def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data.TrainingData", "data.SegmentationData | None"]:
     """The labelled images to train on, and the held-out ones with the same classes. Raises ValueError."""
-    crops, train = config.crops, config.training
-    view = transforms.TrainView(
-        crops.image_size, crops.base_size, (crops.min_scale, crops.max_scale), crops.color_strength, crops.image_width
-    )
-    images = data.open_training_data(config.data, view, train.batch_size, train.seed, log)
+    crops, train, semi = config.crops, config.training, config.unlabelled_images
+    sizes = crops.image_size, crops.base_size, (crops.min_scale, crops.max_scale), crops.color_strength, crops.image_width
+    view, count, options = transforms.TrainView(*sizes), train.batch_size, {}
+    if semi.semi_supervised != "none":
+        row, added = methods.used_row(semi), semi.unlabelled_batch_size or train.batch_size
+        view = transforms.SemiSupervisedView(*sizes, strong_views=row.strong_views, cutmix=row.cutmix_probability)
+        count, options = count + added, {"unlabelled": semi.unlabelled, "labelled_share": count / (count + added)}
+    images = data.open_training_data(config.data, view, count, train.seed, log, **options)
+    if options:
+        data.require_unlabelled(images.labelled, images.unlabelled, semi.unlabelled)
     classes = images.labelled.classes
     held_out = data.open_held_out(config.data, log, classes)
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out. Give --classes.")
     data.require_two_classes(images.labelled, held_out)
-    log(f"fine-tuning on {images.counts['images with labels']} masks of {sharing.data_name(config.data)}, {images.sources[0].split}")
+    others = f" and {len(images.unlabelled)} images without masks" if options else ""
+    masks = images.counts["images with labels"]
+    log(f"fine-tuning on {masks} masks{others} of {sharing.data_name(config.data)}, {images.sources[0].split}")
     return images, held_out
 
 
@@ -146,7 +165,19 @@ def describe(
     return {"title": title, "license": config.hub.license, "stages": [*history, stage], "evaluations": []}
 
 
-def best_step(held_out: "data.SegmentationData | None", config: FinetuneConfig, run) -> "training.BestStep | None":
+def pseudo_label_check(images: "data.TrainingData", network, config: FinetuneConfig, run) -> "training.PseudoLabelCheck | None":
+    """Checks of the teacher's labels; None without unlabelled images."""
+    if images.unlabelled is None or not images.labelled_images:
+        return None
+    classes, pixels = images.labelled.classes, images.labelled.labels.pixels
+    shares = dict(zip(classes, (pixels / max(1, pixels.sum())).tolist()))
+    sizes = network.config.image_size, network.config.base_size
+    return training.PseudoLabelCheck(images.unlabelled, shares, *sizes, lambda text: run.warn([text]))
+
+
+def best_step(
+    held_out: "data.SegmentationData | None", config: FinetuneConfig, run, check: "training.PseudoLabelCheck | None" = None
+) -> "training.BestStep | None":
     """What keeps the best step by the mean IoU on the held-out images; None where --eval-steps is 0. Raises ValueError."""
     options = config.training
     if not options.eval_steps:
@@ -154,11 +185,19 @@ def best_step(held_out: "data.SegmentationData | None", config: FinetuneConfig, 
     if held_out is None or not held_out.labels.present:
         raise ValueError(f"--eval-steps is {options.eval_steps}, and no held-out image has labels. Give --val-split, or leave it out.")
 
-    def mean_iou(method: "methods.SegmentationTraining") -> float:
-        inference = inference_of(method.network, config)
-        return evaluation.evaluate_model(method.network, held_out, run.accelerator, inference)["mean_iou"]
+    def mean_iou(network: "models.MsclForSemanticSegmentation") -> float:
+        return evaluation.evaluate_model(network, held_out, run.accelerator, inference_of(network, config))["mean_iou"]
 
-    return training.BestStep(mean_iou, options.eval_steps, options.early_stopping)
+    def of_teacher(method: "methods.SemiSupervisedTraining") -> float:
+        check.add_score(value := mean_iou(method.teacher.network))
+        return value
+
+    def of_network(method: "methods.SegmentationTraining") -> float:
+        return mean_iou(method.network)
+
+    measures = {"network": of_network} | ({"teacher": of_teacher} if check else {})
+    measure = measures.pop(config.unlabelled_images.publish if check else "network")
+    return training.BestStep(measure, options.eval_steps, options.early_stopping, measures)
 
 
 def inference_of(network: "models.MsclForSemanticSegmentation", config: FinetuneConfig) -> InferenceConfig:
@@ -171,7 +210,7 @@ def inference_of(network: "models.MsclForSemanticSegmentation", config: Finetune
 
 def train(
     method: "methods.SegmentationTraining", images: "data.TrainingData", is_new: bool, config: FinetuneConfig, run,
-    best: "training.BestStep | None",
+    best: "training.BestStep | None", check: "training.PseudoLabelCheck | None" = None,
 ) -> None:  # fmt: skip
     """Fit a new classifier on frozen features, then train the whole network."""
     run.accelerator.init_trackers("mscl_hf", printable(config))
@@ -179,7 +218,12 @@ def train(
         accuracy = training.start_classifier(method.to(run.accelerator.device), images, config.run.probe_batches)
         fitted = f"new classifier, fitted alone before training: right on {accuracy or 0:.1%} of the labelled positions of the feature maps"
         run.log("no labelled pixel to fit the classifier on" if accuracy is None else fitted)
-    training.fit(method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images, best=best)
+        method.restart_teacher()
+    training.fit(
+        method, images, config.training, run.out, run.accelerator, max_bad_images=config.data.max_bad_images, best=best,
+        health_check=check, health_steps=config.training.eval_steps or max(1, config.training.max_steps // 10),
+    )  # fmt: skip
+    method.finish()
 
 
 def publish(network: "models.MsclForSemanticSegmentation", images: "data.SegmentationData | None", run) -> None:

@@ -12,6 +12,7 @@ from .inference import InferenceConfig
 from .launcher import check_launched, launched_precision
 from .method import MethodConfig
 from .network import NetworkConfig
+from .semi_supervised import SemiSupervisedConfig
 from .training import FinetuneTrainingConfig, TrainingConfig
 from .views import CropConfig, ViewConfig
 
@@ -46,6 +47,7 @@ class FinetuneRun(Section):
     model: str = option("runs/pretrain", f"{MODEL} to start from")
     output_dir: str = option("runs/finetune", OUTPUT)
     list_losses: bool = option(False, "print the losses and exit")
+    list_semi_supervised: bool = option(False, "print the semi-supervised methods and exit")
     class_weights: str | None = option(
         None, "weights of the classes in the cross-entropy: balanced (by the pixels of the training masks), or a CSV or JSON file of "
         "names and weights (default: all 1)",
@@ -142,6 +144,7 @@ class FinetuneConfig:
     data: DataConfig = field(default_factory=DataConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     loss: FinetuningLossConfig = field(default_factory=FinetuningLossConfig)
+    unlabelled_images: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 

@@ -18,6 +18,7 @@ from .image_list import list_inputs as list_inputs
 from .image_range import check_values as check_values
 from .label_checks import label_warnings as label_warnings
 from .label_checks import require_two_classes as require_two_classes
+from .label_checks import require_unlabelled as require_unlabelled
 from .label_map import label_fields as label_fields
 from .label_map import with_labels_of_model as with_labels_of_model
 from .layouts import DATASETS as DATASETS

@@ -80,6 +80,15 @@ def require_two_classes(training: SegmentationData | SegmentationStream | None, 
     )
 
 
+def require_unlabelled(labelled: SegmentationData, unlabelled: SegmentationData | None, where: str) -> None:
+    """Raise ValueError if there are no unlabelled images, or if all of them are labelled ones, byte for byte. where: of --unlabelled."""
+    remedy = "Use fewer masks (--train-count N), or give a folder of other images"
+    if unlabelled is None:
+        raise ValueError(f"--unlabelled is {where}, and all {len(labelled)} images are used with masks; expected more. {remedy}.")
+    if where != "rest" and len(shared_images(labelled, unlabelled)) == len(compared_rows(unlabelled)) > 0:
+        raise ValueError(f"--unlabelled is {where}, and all its images are also in {labelled.name}/{labelled.split}. {remedy}.")
+
+
 def _remedy(ids: Sequence[int], options: DatasetConfig, is_part: bool) -> str:
     if options.label_map:
         return "Correct --label-map or the masks"

@@ -120,8 +120,10 @@ def joined(parts: Sequence[dict], positions: Sequence[Tensor]) -> dict:
 
 
 def stack(samples: list[dict]) -> dict:
-    """Return a batch: stacked tensors; labelled (n,), the positions of the samples whose mask is used; name and bad, lists."""
-    batch = {key: torch.stack([s[key] for s in samples]) for key, value in samples[0].items() if isinstance(value, Tensor)}
+    """Return a batch: stacked tensors, of the samples that have them; labelled (n,), the positions of the samples whose mask is used; name
+    and bad, lists."""
+    keys = dict.fromkeys(key for sample in samples for key, value in sample.items() if isinstance(value, Tensor))
+    batch = {key: torch.stack([s[key] for s in samples if key in s]) for key in keys}
     batch["labelled"] = torch.tensor([i for i, s in enumerate(samples) if s["labelled"]], dtype=torch.long)
     batch["name"] = [s["name"] for s in samples]
     batch["bad"] = [message for s in samples for message in s["bad"]]

@@ -51,6 +51,11 @@ class TrainingData(ABC):
         return None if self.stored is None else sum(map(len, self.sources))
 
     @property
+    def labelled_images(self) -> int | None:
+        """The number of images of which the masks are used; None for a stream."""
+        return len(self.labelled or ()) if self.stored is not None else None
+
+    @property
     def counts(self) -> dict[str, int | str]:
         """Numbers of images with and without labels, for the model card."""
         parts = {"images with labels": self.labelled, "images without labels": self.unlabelled}

@@ -1,6 +1,7 @@
 """Losses as functions of tensors. They import torch only; `multi_scale` also imports its options, which are free of torch."""
 
 from .affinity import adaptive_affinity, affinity, affinity_decay
+from .consistency import class_probabilities, probability_loss, pseudo_label_loss
 from .copy_paste import foreground_contrast, foreground_mean
 from .cosine import cosine_to_target
 from .dense import dense_contrast, nearest_positions

@@ -15,11 +15,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """Return the number of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """Return x (n, ...) of all processes as (world * n, ...), and the index of the first row of this process; n is the same in each."""
     if world_size() == 1:
         return x, 0
-    return _GatherRows.apply(x), dist.get_rank() * len(x)
+    return _GatherRows.apply(x), own_rank() * len(x)
 
 
 class _GatherRows(torch.autograd.Function):

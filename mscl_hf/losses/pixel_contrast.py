@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import at_least_float32, check_choice, without_autocast
-from .gather import gather_rows, mean_count, weights_of_mean
+from .gather import gather_rows, mean_count, own_rank, weights_of_mean
 from .labels import IGNORE_INDEX
 from .streamed import MASKED_SCORE, Mask, Term, logsumexp, streamed_sum, with_autograd
 
@@ -47,6 +47,7 @@ def pixel_contrast(
     exclude_classes: tuple[int, ...] = (),
     symmetric: bool = False,
     partner: Tensor | None = None,
+    exclude_self: bool = False,
 ) -> PixelLossValue:
     """L_p = mean_p [ log sum_k exp(s_pk) - (1/n_p) sum_{q in P(p)} s_pq ] of each set of keys,  s = <z_p, z_k>/t.
 
@@ -61,6 +62,7 @@ def pixel_contrast(
     reduction: "out" averages the log over positives, "in" takes the log of their sum (SupCon's two forms).
     anchor_weight: "pixel" = mean over anchors, "class" = mean over classes of the mean over their anchors.
     exclude_classes: class ids that are not anchors. symmetric: average over both directions.
+    exclude_self: the keys are the anchors, and no pixel is its own key; for scope "within" and "batch", and the defaults of the loss.
     Raises ValueError for unknown choices, and for denominator "neg" with reduction "in", which the release does not define.
     """
     check_choice("--pixel-scope", scope, SCOPES)
@@ -69,10 +71,11 @@ def pixel_contrast(
     check_choice("--anchor-weight", anchor_weight, ANCHOR_WEIGHTS)
     if (denominator, reduction) == ("neg", "in"):
         raise ValueError("--pixel-reduction is in; expected out with --pixel-denominator neg. Leave one of them out.")
+    assert not exclude_self or (scope != "cross" and (denominator, reduction) == ("all", "out"))
     labels = labels.long()
     key_labels = labels if key_labels is None else key_labels.long()
     options = {"scope": scope, "temperature": temperature, "denominator": denominator, "reduction": reduction, "partner": partner}
-    options |= {"anchor_weight": anchor_weight, "exclude_classes": exclude_classes}
+    options |= {"anchor_weight": anchor_weight, "exclude_classes": exclude_classes, "exclude_self": exclude_self}
     forth = _one_direction(anchors, keys, labels, key_labels, **options)
     if not symmetric:
         return forth
@@ -82,13 +85,13 @@ def pixel_contrast(
 
 def _one_direction(
     anchors: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, *, scope: str, temperature: float, denominator: str, reduction: str,
-    anchor_weight: str, exclude_classes: tuple[int, ...], partner: Tensor | None,
+    anchor_weight: str, exclude_classes: tuple[int, ...], partner: Tensor | None, exclude_self: bool,
 ) -> PixelLossValue:  # fmt: skip
     """Return the loss of the anchors against the keys; the arguments are those of `pixel_contrast`."""
     own_keys = keys.shape[1] if scope == "cross" else None  # those of the own enhanced image come first, those of the partner follow
     anchors, keys, labels, key_labels = _sets_of_keys(anchors, keys, labels, key_labels, scope, partner)
     means, class_sizes = _class_means(at_least_float32(keys), key_labels)
-    num_positives = class_sizes.gather(1, labels)
+    num_positives = (class_sizes.gather(1, labels) - int(exclude_self)).clamp(min=0)
     weight = anchor_weights(labels, num_positives, exclude_classes, anchor_weight, one_set=scope == "batch")
 
     def total(term: Term) -> Tensor:
@@ -100,16 +103,24 @@ def _one_direction(
     def other(rows: slice) -> Tensor:  # of the partner only positives count: its negatives hurt (Zhao et al.)
         return ~same(rows) & (torch.arange(keys.shape[1], device=keys.device) < (own_keys or keys.shape[1]))
 
+    def not_self(rows: slice) -> Tensor:
+        own = torch.arange(labels.shape[1], device=keys.device) + (own_rank() * labels.shape[1] if scope == "batch" else 0)
+        return own[rows, None] != torch.arange(keys.shape[1], device=keys.device)
+
     if denominator == "neg":  # not a plain log-sum-exp, so products in bfloat16 are not possible
         anchors, keys = at_least_float32(anchors), at_least_float32(keys)
         loss = total(with_autograd(against_negatives(same, other, num_positives)))
         return PixelLossValue(loss, torch.zeros_like(loss.detach()))
-    all_keys = total(logsumexp((lambda rows: same(rows) | other(rows)) if own_keys else None))
+    keep = (lambda rows: same(rows) | other(rows)) if own_keys else not_self if exclude_self else None
+    all_keys = total(logsumexp(keep))
     if reduction == "in":
         loss = all_keys - total(logsumexp(same))
         return PixelLossValue(loss, torch.zeros_like(loss.detach()))
     # The mean similarity to the positives is the similarity to their mean: no matrix is needed.
     to_mean = (at_least_float32(anchors) * means.gather(1, labels[..., None].expand_as(anchors))).sum(2) / temperature
+    if exclude_self:
+        to_self = at_least_float32(anchors).square().sum(2) / temperature
+        to_mean = to_mean + (to_mean - to_self) / num_positives.clamp(min=1)  # (n m - s) / (n - 1), where m is the mean of n with itself
     # All positives are in the denominator of each of them: the loss cannot go below the log of their number.
     return PixelLossValue(all_keys - (weight * to_mean).sum(), (weight * num_positives.clamp(min=1).log()).sum())
 

@@ -14,3 +14,9 @@ from .registry import option_table as option_table
 from .registry import stages_of as stages_of
 from .registry import table as table
 from .segmentation import SegmentationTraining as SegmentationTraining
+from .semi_supervised import SEMI_SUPERVISED as SEMI_SUPERVISED
+from .semi_supervised import SemiSupervisedTraining as SemiSupervisedTraining
+from .semi_supervised import check_semi_supervised as check_semi_supervised
+from .semi_supervised import create_training as create_training
+from .semi_supervised import semi_supervised_table as semi_supervised_table
+from .semi_supervised import used_row as used_row

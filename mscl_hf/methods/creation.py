@@ -103,12 +103,16 @@ def scaled_options(
         if length < published:
             log(f"--queue-size is {length} for {run_size.images} images, of which it holds at most half (paper: {published})")
     if "ema_momentum" in defaults and "ema_momentum" not in options:
-        published = defaults["ema_momentum"]
-        options["ema_momentum"] = momentum = min(published, max(0.9, round(1 - 20 / run_size.steps, 4)))  # averages 1/20 of the run at most
-        if momentum < published:
-            steps = 1 / (1 - momentum)
-            log(f"--ema-momentum is {momentum:g}, an average over {steps:.0f} of {run_size.steps} steps ({published:g} in the paper)")
+        options["ema_momentum"] = fitting_momentum(defaults["ema_momentum"], run_size.steps, log)
     return options
+
+
+def fitting_momentum(published: float, steps: int, log: Callable[[str], None]) -> float:
+    """Return the published momentum, or the one that averages over 1/20 of the run if that is lower, which is logged."""
+    momentum = min(published, max(0.9, round(1 - 20 / steps, 4)))
+    if momentum < published:
+        log(f"--ema-momentum is {momentum:g}, an average over {1 / (1 - momentum):.0f} of {steps} steps ({published:g} in the paper)")
+    return momentum
 
 
 def check_queue(length: int, run_size: RunSize, log: Callable[[str], None]) -> None:

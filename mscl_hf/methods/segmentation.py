@@ -1,23 +1,69 @@
 """Fine-tuning on labelled images, with the interface of a pre-training method."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FinetuningLossConfig
+from ..losses import PixelLossValue, labels_at, pixel_contrast, sample_pixels
 from ..losses.affinity import SIZES
 from ..losses.weighted import weighted_cross_entropy
+from ..models.heads_mscl import PixelHead
 from ..models.modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
 from .finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss_terms
+from .heads import flatten_positions
+
+MOST_POSITIONS = 256  # of an image, that are contrasted
+
+
+class Decoded(NamedTuple):
+    """features (B, C, h, w): the map of the decoder; logits (B, K, h, w); auxiliary: those of the auxiliary head, or None."""
+
+    features: Tensor
+    logits: Tensor
+    auxiliary: Tensor | None
+
+
+def decoded(network: MsclForSemanticSegmentation, pixels: Tensor, factors: Sequence[Tensor] | None = None) -> Decoded:
+    """Return the output of a network in training for normalized images. factors: (B, C_i) for the channels of each tapped map."""
+    maps = network.backbone(pixels, return_dict=True).feature_maps
+    if factors is not None:
+        maps = tuple(feature_map * of_map[:, :, None, None].to(feature_map.dtype) for feature_map, of_map in zip(maps, factors))
+    features = network.decoder(list(maps))
+    logits = network.classifier(network.dropout(features)).float()
+    return Decoded(features, logits, None if network.auxiliary_head is None else network.auxiliary_head(maps[-2]).float())
+
+
+class PixelContrast(nn.Module):
+    """The pixel loss of mscl beside fine-tuning: L_p over all labelled pixels of the batch, none of which is its own key.
+
+    Of larger maps, MOST_POSITIONS random positions of each image are used, labelled ones first.
+    """
+
+    def __init__(self, channels: int, weight: float, temperature: float, dim: int = 128):
+        super().__init__()
+        self.weight, self.temperature = weight, temperature
+        with torch.random.fork_rng(devices=[]):  # nothing else that is random depends on the head
+            self.head = PixelHead(channels, dim, layers=2, batch_norm=True)
+
+    def forward(self, features: Tensor, labels: Tensor) -> PixelLossValue:
+        """features (B, C, h, w), labels (B, H, W) with 255 = ignored."""
+        embeddings, labels = flatten_positions(self.head(features)), labels_at(labels, features.shape[-2:])
+        if labels.shape[1] > MOST_POSITIONS:
+            positions, labels = sample_pixels(labels, "random", MOST_POSITIONS)
+            embeddings = embeddings.gather(1, positions[:, :, None].expand(-1, -1, embeddings.shape[2]))
+        return pixel_contrast(embeddings, embeddings, labels, scope="batch", temperature=self.temperature, exclude_self=True)
 
 
 class SegmentationTraining(Method):
     """A loss of the labelled pixels plus the cross-entropy of the auxiliary head; "ce" is the loss of `MsclForSemanticSegmentation`.
 
-    class_weights: of the cross-entropy, also of the auxiliary head; None = all 1.
+    class_weights: of the cross-entropy, also of the auxiliary head; None = all 1. pixel_contrast: weight of a contrast of the labelled
+    pixels, 0 = none; contrast_temperature: its temperature.
     """
 
     title = "fine-tuning"
@@ -27,8 +73,9 @@ class SegmentationTraining(Method):
     trained_parts = "everything"
 
     def __init__(
-        self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None, class_weights: Sequence[float] | None = None
-    ):
+        self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None, class_weights: Sequence[float] | None = None,
+        pixel_contrast: float = 0.0, contrast_temperature: float = 0.07,
+    ):  # fmt: skip
         super().__init__(network)
         self.loss_config = loss or FinetuningLossConfig()
         check_options(self.loss_config, class_weights is not None)
@@ -36,16 +83,34 @@ class SegmentationTraining(Method):
         # One dimension, since weight decay applies to parameters with more; zeros give equal weights.
         count = 2 * network.config.num_labels * len(SIZES)
         self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
+        self.contrast = PixelContrast(network.config.decoder_channels, pixel_contrast, contrast_temperature) if pixel_contrast else None
 
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, image: Tensor, mask: Tensor, **_) -> dict[str, Tensor]:
         """image (B, 3, S, S) in [0, 255], mask (B, S, S) with 255 = ignored."""
+        terms, features = self.supervised(image, mask)
+        return terms if self.contrast is None else self.with_contrast(terms, features, mask)
+
+    def restart_teacher(self) -> None:
+        """Make a teacher, if there is one, a copy of the network, whose classifier was fitted."""
+
+    def finish(self) -> None:
+        """Make the published weights those of the network, after training."""
+
+    def facts(self) -> dict[str, str]:
+        """Return what the model card has on the method beside its loss."""
+        contrast = self.contrast
+        return {"pixel contrast": f"weight {contrast.weight:g}, temperature {contrast.temperature:g}"} if contrast else {}
+
+    def supervised(self, image: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the loss of labelled images, and the map (B, C, h, w) of the decoder, None without contrast."""
         network, pixels, labels = self.network, self.normalize(image), mask.long()
-        if self.loss_config.loss == "ce" and self.class_weights is None:
-            return {"loss": network(pixels, labels=labels).loss}
-        logits, auxiliary = network.both_logits(pixels)
+        is_plain = self.loss_config.loss == "ce" and self.class_weights is None
+        if is_plain and self.contrast is None:
+            return {"loss": network(pixels, labels=labels).loss}, None
+        features, logits, auxiliary = decoded(network, pixels)
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
         terms, logged = loss_terms(self.loss_config, Predicted(logits, full, labels, self.fraction_done, sizes))
@@ -54,7 +119,13 @@ class SegmentationTraining(Method):
         if auxiliary is not None:
             terms["loss_auxiliary"] = network.config.auxiliary_loss_weight, self.cross_entropy(auxiliary, labels)
         total = sum(weight * value for weight, value in terms.values())
-        return {"loss": total} | {name: value.detach() for name, (_, value) in terms.items()} | logged
+        return {"loss": total} | {name: value.detach() for name, (_, value) in terms.items()} | logged, features
+
+    def with_contrast(self, terms: dict[str, Tensor], features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms with the contrast of the pixels of maps (B, C, h, w), with labels (B, H, W), added to the loss."""
+        value = self.contrast(features, labels)
+        logged = {"loss_pixel": value.loss.detach(), "floor_pixel": value.floor.detach()}
+        return terms | {"loss": terms["loss"] + self.contrast.weight * value.loss} | logged
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy, with the weights of the classes if there are any, of logits (B, K, h, w) resized to the labels."""

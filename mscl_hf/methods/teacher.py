@@ -39,6 +39,43 @@ class EMATeacher(nn.Module):
         torch._foreach_add_(averages, parameters, alpha=1 - momentum)
 
 
+class EMANetwork(EMATeacher):
+    """A copy of a segmentation network, always in evaluation mode, whose batch statistics are averaged like its parameters."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__({"network": network})
+        self.train()
+
+    @property
+    def network(self) -> nn.Module:
+        """The averaged network."""
+        return self.parts["network"]
+
+    def train(self, mode: bool = True) -> "EMANetwork":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits (B, K, h, w) of normalized images."""
+        return self.network(image, return_dict=True).logits
+
+    @torch.no_grad()
+    def update(self, student: dict[str, nn.Module], momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, also for statistics; counts are copied."""
+        super().update(student, momentum)
+        for average, value in zip(self.parts.buffers(), nn.ModuleDict(student).buffers()):
+            if average.is_floating_point():
+                average.mul_(momentum).add_(value, alpha=1 - momentum)
+            else:
+                average.copy_(value)
+
+
+def rising_momentum(limit: float, steps_done: int) -> float:
+    """Return min(1 - 1/n, limit) after n steps: the mean of the first weights, then their average over 1 / (1 - limit) steps."""
+    return min(1 - 1 / max(1, steps_done), limit)
+
+
 def cosine_momentum(start: float, fraction_done: float) -> float:
     """Return the momentum from `start` to 1 along half a cosine, at this fraction of training (BYOL, Grill et al., NeurIPS 2020)."""
     return 1 - (1 - start) * (math.cos(math.pi * fraction_done) + 1) / 2

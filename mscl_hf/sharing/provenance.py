@@ -85,7 +85,8 @@ def _training_facts(
     train, revision = config.training, config.data.data_revision
     schedule = f"peak learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"
     batch = train.batch_size * train.gradient_accumulation_steps
-    epochs = f", {train.max_steps * batch / data.images:.3g} epochs" if data.images else ""
+    images = data.labelled_images if isinstance(config, FinetuneConfig) else data.images  # a step has `batch` of these
+    epochs = f", {train.max_steps * batch / images:.3g} epochs" if images else ""
     resized = f"images scaled to {network.base_size} px on the short side" if network.base_size else "images at their original size"
     height, width, device = network.image_size, network.image_width or network.image_size, accelerator.device
     return {

@@ -61,7 +61,7 @@ class HealthCheck:
 
     def _load(self, data: SegmentationData) -> tuple[Tensor, Tensor | None]:
         if id(data) not in self.crops:
-            self.crops[id(data)] = _load(data, self.image_size, self.base_size, self.max_images)
+            self.crops[id(data)] = central_crops(data, self.image_size, self.base_size, self.max_images)
         return self.crops[id(data)]
 
     def _probe(self, method: Method) -> float | None:
@@ -72,7 +72,7 @@ class HealthCheck:
         return ridge_probe(x[0], labels[0], x[1], labels[1], self.train.num_classes)
 
 
-def _load(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Tensor, Tensor | None]:
+def central_crops(data: SegmentationData, size: int, base: int, limit: int) -> tuple[Tensor, Tensor | None]:
     """Return center crops (N, 3, size, size) and masks (N, size, size) or None of up to `limit` images, evenly spaced over the data."""
     indices = sorted({round(i) for i in np.linspace(0, len(data) - 1, min(limit, len(data)))})
     cuts = [cut(s, central_crop(s.image.shape[1::-1], size, base), size) for s in map(data.read, indices)]
@@ -85,7 +85,7 @@ def draw_features(method: Method, data: SegmentationData, out: Path, count: int 
     """Draw features.png: central squares of images at the base size, masks, and the last feature map that is trained, as colors (PCA)."""
     method.eval()
     network = method.network
-    pixels, masks = _load(data, network.config.base_size or network.config.image_size, network.config.base_size, count)
+    pixels, masks = central_crops(data, network.config.base_size or network.config.image_size, network.config.base_size, count)
     images = [displayed(image.permute(1, 2, 0).numpy()) for image in pixels]
     masks = [None] * len(images) if masks is None else list(masks.numpy())
     decodes = method.trains and next(network.decoder.parameters()).requires_grad  # without a gradient it was frozen

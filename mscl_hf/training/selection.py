@@ -1,6 +1,6 @@
 """The best checkpoint by the mean IoU on held-out images: it is kept, training may stop early, and its weights are published."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,11 +19,14 @@ class BestStep:
     """The step with the highest held-out mean IoU; of equal ones, the first.
 
     measure: returns the mean IoU of a method, called on all processes with the same result. every: steps between evaluations.
-    patience: evaluations without a higher value after which training stops; 0 = it does not stop.
+    patience: evaluations without a higher value after which training stops; 0 = it does not stop. others: measures of other networks of
+    the method by name, which are logged only.
     """
 
-    def __init__(self, measure: Callable[[Method], float], every: int, patience: int = 0):
-        self.measure, self.every, self.patience = measure, every, patience
+    def __init__(
+        self, measure: Callable[[Method], float], every: int, patience: int = 0, others: Mapping[str, Callable[[Method], float]] = {},
+    ):  # fmt: skip
+        self.measure, self.every, self.patience, self.others = measure, every, patience, dict(others)
         self.step, self.value, self.without_improvement, self.last_step = 0, -1.0, 0, 0
 
     @property
@@ -34,19 +37,21 @@ class BestStep:
     def evaluate(self, method: Method, step: int, accelerator: Accelerator) -> dict[str, float]:
         """Measure the method, remember whether it is the best, and return the value for the log."""
         if accelerator.num_processes > 1:  # DistributedDataParallel copies the batch statistics only before the next forward pass
-            for value in method.network.buffers():
+            for value in method.buffers():
                 torch.distributed.broadcast(value, 0)
         value, self.last_step = self.measure(method), step
+        others = {name: measure(method) for name, measure in self.others.items()}
         if value > self.value:
             self.step, self.value, self.without_improvement, comment = step, value, 0, "the highest so far"
         else:
             self.without_improvement += 1
             comment = f"the highest is {self.value:.4f}, of step {self.step}"
         if accelerator.is_main_process:
-            tqdm.write(f"step {step}: held-out mean IoU {value:.4f}; {comment}")
+            of_others = "".join(f", of the {name} {other:.4f}" for name, other in others.items())
+            tqdm.write(f"step {step}: held-out mean IoU {value:.4f}{of_others}; {comment}")
             if self.stops:
                 tqdm.write(f"step {step}: training stops early, after {self.patience} evaluations without a higher mean IoU")
-        return {VALUE: value}
+        return {VALUE: value} | {f"{VALUE}_{name}": other for name, other in others.items()}
 
     def in_words(self, split: str) -> str:
         """Return which step has the highest mean IoU on a split."""

@@ -28,7 +28,7 @@ WIDTH, GAP, LEFT, TOP, LINE = 2.4, 0.04, 0.22, 0.28, 0.2  # of tables of picture
 PANELS = {
     "loss": lambda key: key == "loss" or key.startswith(("loss_", "floor_")),
     "excess (loss above its floor)": lambda key: key.startswith("excess_"),
-    "held-out mean IoU": lambda key: key == "val_mean_iou",
+    "held-out mean IoU": lambda key: key.startswith("val_mean_iou"),
     "linear probe mean IoU": lambda key: key.endswith("mean_iou"),
     "learning rate": lambda key: key == "lr" or key.startswith("lr_"),
     "gradient norm": lambda key: key.startswith("grad_norm"),

@@ -1,0 +1,38 @@
+"""How fine-tuning uses images without masks, and the contrast of pixels beside its loss."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .fields import Section, option
+
+
+@dataclass(frozen=True)
+class SemiSupervisedConfig(Section):
+    """Consistency with an EMA teacher on unlabelled images, and contrast of pixels (default: from the method's paper, see
+    --list-semi-supervised)."""
+
+    unlabelled: str = option("none", "unlabelled images: none, rest (of the training split), or a folder of images")
+    semi_supervised: Literal["none", "mean_teacher", "fixmatch", "unimatch", "unimatch_v2"] = option(
+        "none", "method that trains on unlabelled images; see --list-semi-supervised"
+    )
+    unlabelled_batch_size: int | None = option(
+        None, "unlabelled images per forward pass beside --batch-size labelled ones, over all processes (default: as many)", at_least=1
+    )
+    unlabelled_weight: float | None = option(None, "weight of the loss of unlabelled images (default: 1)", at_least=0)
+    unlabelled_ramp: float | None = option(
+        None, "share of training during which this weight rises to its value (default: 0; mean_teacher: 0.25)", at_least=0, at_most=1
+    )
+    confidence_threshold: float | None = option(
+        None, "probability from which a pixel of an unlabelled image is trained on (default: 0.95; mean_teacher: 0)", at_least=0, at_most=1
+    )
+    ema_momentum: float | None = option(
+        None, "largest momentum of the EMA teacher (default: that of the method, scaled to the run)", at_least=0, at_most=1
+    )
+    cutmix_probability: float | None = option(
+        None, "probability that a rectangle of another image is pasted into a view (default: 0.5; mean_teacher: 0)", at_least=0, at_most=1
+    )
+    publish: Literal["teacher", "network"] = option("teacher", "which of the two is measured and published")
+    pixel_contrast: float = option(
+        0.0, "weight of the contrast of pixels, with labels from masks and confident predictions of the teacher; 0 = none", at_least=0
+    )
+    contrast_temperature: float = option(0.07, "temperature of this contrast", above=0)
