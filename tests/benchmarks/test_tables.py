@@ -89,10 +89,11 @@ def test_tables_have_the_papers_rows_and_all_methods():
     assert {(c.name, c.share) for c in one if c.seed == 0} >= {(n, s) for n in ("none", "none_long", "mscl") for s in SETTINGS["shares"]}
     assert {c.name for c in two} == {"none", "imagenet", "g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"} and {c.share for c in two} == {"1/2"}
     names = {seed: {c.name for c in three if c.seed == seed} for seed in (0, 1)}
-    assert names[1] == {"none", "imagenet", "simclr", "aaf", "rmi", "mscl"} and names[0] == names[1] | set(METHODS)
+    assert names[1] == {"none", "imagenet", "simclr", "aaf", "rmi", "mscl", "semi", "mscl_semi"} and names[0] == names[1] | set(METHODS)
     assert [c.seed for c in one] == sorted(c.seed for c in one)  # a whole table with one seed before the next seed
     without = grid(1, start="random")
-    assert not [c for c in without if "imagenet" in c.name] and not [c for c in one if (c.name, c.share) == ("mscl_unlabelled", "all")]
+    assert not [c for c in without if "imagenet" in c.name]
+    assert not [c for c in (*one, *three) if c.share == "all" and c.name in ("mscl_unlabelled", "semi", "mscl_semi")]
 
 
 def test_cells_share_the_runs_that_they_have_in_common():
@@ -118,7 +119,9 @@ def test_budgets_are_equal(reading):
         method_cls = METHODS[pretrain["method"]]
         if method_cls.trains:
             assert pretrain["max-steps"] * pretrain["batch-size"] * plan.VIEWS_PER_SAMPLE[method_cls.views] == SETTINGS["passes"]
-        assert finetune["max-steps"] == 3 + 48 // 4 * cell.name.endswith("_long")
+        steps = 3 + 48 // 4 * (cell.name.endswith("_long") or cell.name == "semi")
+        assert finetune["max-steps"] == (steps // 2 if "semi" in cell.name else steps)  # of twice as many images
+        assert (finetune.get("semi-supervised") == "fixmatch") is ("semi" in cell.name)
         assert (finetune.get("learning-rate") == 0.2) is (pretrain["method"] == "none" or method_cls.two_towers)
         assert finetune.get("train-count") == SETTINGS["shares"][cell.share]
         masks = pretrain.get("train-count", SETTINGS["shares"][cell.share])

@@ -65,7 +65,7 @@ def test_types_differ_in_the_time_of_a_step(start):
     def expected_type(stage):
         flags = stage.flags
         if stage.recipe != "pretrain":
-            return stage.recipe, flags.get("loss")
+            return stage.recipe, flags.get("loss"), flags.get("semi-supervised")
         method = flags["method"] if METHODS[flags["method"]].trains else "nothing"
         return stage.recipe, method, flags.get("losses"), flags.get("unlabelled")
 

@@ -169,5 +169,6 @@ def _score(comparisons: list[tuple]) -> str:
 
 def _targets(block: Block) -> list[tuple]:
     pairs = [("mscl", other) for other in ("none", "none_long", "imagenet", "imagenet_long")] + [("mscl_unlabelled", "mscl")]
+    pairs += [("semi", "imagenet_long"), ("mscl_semi", "mscl"), ("mscl_semi", "semi")]
     gains = {f"{cell} minus {other}": list(block.gains(cell, other, "1/10").values()) for cell, other in pairs}
     return [(name, difference(values), str(len(values))) for name, values in gains.items()]

@@ -88,7 +88,8 @@ def steps_of(stage: Stage) -> int:
 
 def passes_of(stage: Stage) -> int:
     """Views that pass through the network forward and backward."""
-    views = VIEWS_PER_SAMPLE[METHODS[stage.flags["method"]].views] if stage.recipe == "pretrain" and steps_of(stage) else 1
+    views = 2 if "semi-supervised" in stage.flags else 1  # an unlabelled image beside each labelled one
+    views = VIEWS_PER_SAMPLE[METHODS[stage.flags["method"]].views] if stage.recipe == "pretrain" and steps_of(stage) else views
     return steps_of(stage) * stage.flags.get("batch-size", 0) * views
 
 

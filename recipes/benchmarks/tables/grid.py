@@ -17,6 +17,8 @@ from .rows import CELLS, PAPER_CELLS, SHARES
 
 # Views of an image that a step of pre-training passes through the network: all methods get the same number of passes.
 VIEWS_PER_SAMPLE = {"pair": 2, "two_crop": 2, "copy_paste": 2, "single": 1, "slices": 2}  # slices: variants GR and GD
+SEMI = {"semi-supervised": "fixmatch", "unlabelled": "rest"}  # flags of fine-tuning; those of the settings come on top
+READ_THE_REST = ("mscl_unlabelled", "semi", "mscl_semi")  # no image is unlabelled where all masks are used
 PRINTED = CONFIGS.parents[1] / "configs" / "mscl_printed.yaml"
 
 
@@ -27,6 +29,7 @@ class Row:
     method: "start" = the weights that pre-training starts from, without pre-training.
     long: the passes of a pre-training are spent on more fine-tuning instead.
     all_images: pre-training reads all training images; else only those whose masks may be used.
+    semi: fine-tuning also reads as many images without masks, in half of the steps, so that the passes are the same.
     """
 
     method: str
@@ -34,6 +37,7 @@ class Row:
     loss: str = "ce"
     long: bool = False
     all_images: bool = False
+    semi: bool = False
 
 
 # Methods of other papers that read no masks use all images: the number of masks does not limit them.
@@ -46,6 +50,8 @@ ROWS = {
     "imagenet_long": Row("start", long=True),
     "mscl": Row("mscl"),
     "mscl_unlabelled": Row("mscl", {"unlabelled": "rest"}),
+    "semi": Row("start", long=True, semi=True),
+    "mscl_semi": Row("mscl", semi=True),
     **{losses: Row("mscl", {"losses": losses}) for losses in PAPER_CELLS[2][1:]},
     "aaf": Row("start", loss="ce+aaf"),
     "rmi": Row("start", loss="bce+rmi"),
@@ -104,7 +110,7 @@ def cells_of(table: int, spec: dict, options: TablesOptions) -> Iterator[Cell]:
     for seed in options.seeds or spec["seeds"]:
         for name, share in itertools.product(TABLES[table], SHARES[table]):
             is_selected = (options.rows is None or name in options.rows) and (options.shares is None or share in options.shares)
-            has_images = share != "all" or name != "mscl_unlabelled"  # no image is unlabelled where all masks are used
+            has_images = share != "all" or name not in READ_THE_REST
             can_run = name not in spec.get("leave_out", ()) and (options.start == "imagenet" or "imagenet" not in name)
             has_seed = name not in MORE_METHODS or options.seeds or seed in spec["seeds_of_others"]
             if is_selected and has_images and can_run and has_seed:
@@ -125,12 +131,15 @@ def make_cell(name: str, share: str, seed: int, spec: dict, options: TablesOptio
     first_name = "-".join(str(word) for word in (*words, flags.get("train-count", "all")) if word)
     first_name += f"-seed{seed}" + (f"-subset{options.subset_seed}" if "subset-seed" in flags else "")
     steps = spec["finetune"]["max-steps"] + row.long * spec["passes"] // spec["finetune"]["batch-size"]
+    semi = SEMI | spec.get("semi", {}) if row.semi else {}
+    steps = steps // 2 if row.semi else steps
     second_name = f"{first_name}-{row.loss.replace('+', '_')}-{count or 'all'}-{steps}"
+    second_name += f"-{semi['semi-supervised']}" if row.semi else ""
     second_name += f"-of{options.subset_seed}" if "subset-seed" in subset else ""
     common = data | spec["common"] | {"seed": seed}
     first = Stage("pretrain", work / "pretrain" / first_name, common | spec["network"] | flags)
     finetune = spec["finetune"] | (spec.get("finetune_random", {}) if start == "random" else {})
-    flags = common | finetune | subset | {"loss": row.loss, "max-steps": steps, "model": str(first.folder)}
+    flags = common | finetune | subset | semi | {"loss": row.loss, "max-steps": steps, "model": str(first.folder)}
     second = Stage("finetune", work / "finetune" / second_name, flags, first)
     flags = data | spec["evaluate"] | {"seed": seed, "model": str(second.folder)}
     return Cell(name, seed, (first, second, Stage("evaluate", work / "evaluate" / second_name, flags, second)), share)

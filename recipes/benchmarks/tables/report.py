@@ -27,6 +27,8 @@ KEY = (
     "none: random weights, in all tables. imagenet: the weights that pre-training starts from, without pre-training. "
     "_long: as many more images in fine-tuning, instead of pre-training. mscl: the paper's method, with the losses g + l + p "
     "(global, local, pixel). mscl_unlabelled: the same, with unlabelled images in g and l. "
+    "semi: imagenet, fine-tuned with an EMA teacher on as many images without masks, in as many passes as imagenet_long; mscl_semi: so "
+    "after mscl, in as many passes as mscl. "
     "aaf, rmi: no pre-training, and another loss in fine-tuning. Other names: pre-training by that method. "
     "mscl, with any losses, and the methods of Zhao et al. were pre-trained on the images whose masks are used; the other methods, "
     "which read no masks, on all training images."

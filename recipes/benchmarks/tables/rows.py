@@ -16,9 +16,9 @@ SHARES = {1: ("1/10", "1/5", "1/2", "all"), 2: ("1/2",), 3: ("1/5", "all")}
 SUMS = {"g+l": "gl", "g+p": "gp", "l+p": "lp"}
 PAPER_CELLS = {1: ("none", "mscl"), 2: ("none", "g", "l", "p", *SUMS, "g+l+p"), 3: ("none", "simclr", "aaf", "rmi", "mscl")}
 CELLS = {  # in the order of the tables; other cells come last
-    1: ("none", "none_long", "imagenet", "imagenet_long", "mscl", "mscl_unlabelled"),
+    1: ("none", "none_long", "imagenet", "imagenet_long", "mscl", "mscl_unlabelled", "semi", "mscl_semi"),
     2: (*PAPER_CELLS[2], "imagenet"),
-    3: (*PAPER_CELLS[3], "imagenet"),
+    3: (*PAPER_CELLS[3], "imagenet", "semi", "mscl_semi"),
 }
 DATASETS = {"camvid": "CamVid", "voc2012": "PASCAL VOC 2012", "cityscapes": "Cityscapes"}
 PARTS = {(scale, "voc2012"): "PASCAL VOC 2012, animal-centered part" for scale in ("small", "medium")}  # of the data set

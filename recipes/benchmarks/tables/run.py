@@ -118,7 +118,7 @@ def table_row(cell: Cell, options: TablesOptions) -> dict:
     return row_of(cell) | identity_of(cell, options) | {
         "labels": ("yes" if reads_labels else "no") if method_cls.trains else "-",
         "pretrain_passes": passes,
-        "finetune_passes": finetune["max_steps"] * finetune["batch_size"],
+        "finetune_passes": finetune["max_steps"] * finetune["batch_size"] * (2 if ROWS[cell.name].semi else 1),
         "parameters": parameters(cell.stages[1].folder),
         "threads": record(cell.stages[0])["threads"],
         "config": config_of(cell),
