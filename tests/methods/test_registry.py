@@ -12,7 +12,7 @@ import tiny
 import torch
 from same_run import differences
 
-from mscl_hf.config import ContrastConfig, FinetuningLossConfig, MethodConfig, PretrainRun, ViewConfig
+from mscl_hf.config import ContrastConfig, FinetuningLossConfig, MethodConfig, PretrainRun, SemiSupervisedConfig, ViewConfig
 from mscl_hf.config.fields import choices_of
 from mscl_hf.losses.affinity import IGNORE_MODES
 from mscl_hf.losses.copy_paste import AXES
@@ -27,6 +27,7 @@ from mscl_hf.methods.creation import defaults_of
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.methods.instdisc import BANK_LOSSES
 from mscl_hf.methods.memory import MemoryBank, Queue
+from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED
 from mscl_hf.methods.teacher import EMATeacherMethod, cosine_momentum
 from mscl_hf.methods.zhao import VARIANTS as ZHAO_VARIANTS
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
@@ -204,6 +205,7 @@ def test_every_option_of_a_method_is_a_flag():
     (ContrastConfig, "pixel_reduction", REDUCTIONS), (ContrastConfig, "anchor_weight", ANCHOR_WEIGHTS),
     (ContrastConfig, "pixel_sample", PIXEL_SAMPLES), (ContrastConfig, "label_downsampling", LABEL_DOWNSAMPLING),
     (MethodConfig, "variant", (*ZHAO_VARIANTS, *VERSIONS)), (MethodConfig, "dense_axis", AXES), (MethodConfig, "match_empty", EMPTY),
+    (SemiSupervisedConfig, "semi_supervised", ("none", *SEMI_SUPERVISED)),
     (MethodConfig, "bank_loss", (*BANK_LOSSES, "batch")), (FinetuningLossConfig, "affinity_ignore", IGNORE_MODES),
 ])  # fmt: skip
 def test_choices_of_the_configuration_are_those_of_the_code(section, option, names):

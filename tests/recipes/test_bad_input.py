@@ -159,6 +159,7 @@ PRETRAIN = {
     "output below a file": (("--output-dir", "{}/file/out"), ("cannot write to {}/file/out",)),
     "output is a file": (("--output-dir", "{}/file"), ("cannot write to {}/file",)),
 }  # fmt: skip
+SEMI = ("--model", "{}/model", "--semi-supervised", "fixmatch", "--unlabelled", "rest")
 FINETUNE = {
     "no such folder": (("--model", "{}/gone"), ("no model folder {}/gone",)),
     "a data folder and no data set": (("--model", "{}/model", "--data-dir", "{}/data"), ("--data-dir is {}/data", "Give --dataset folder")),
@@ -177,6 +178,27 @@ FINETUNE = {
     "negative weight": (("--model", "{}/model", "--auxiliary-loss-weight", -1), ("--auxiliary-loss-weight is -1.0",)),
     "no pixels": (("--model", "{}/model", "--image-size", 0), ("--image-size is 0", "at least 16")),
     "missing held-out split": (("--model", "{}/model", "--val-split", "dev"), ("--val-split is 'dev'", "train, val, test")),
+    "no unlabelled images": (("--model", "{}/model", "--semi-supervised", "fixmatch"),
+                             ("--semi-supervised is fixmatch", "--unlabelled rest")),
+    "unlabelled images that nothing reads": (("--model", "{}/model", "--unlabelled", "rest"),
+                                             ("--unlabelled is rest, and only semi", "Give --semi-supervised")),
+    "a threshold that nothing reads": (("--model", "{}/model", "--confidence-threshold", 0.5), ("--confidence-threshold is 0.5",)),
+    "a temperature that nothing reads": (("--model", "{}/model", "--contrast-temperature", 0.5), ("without --pixel-contrast",)),
+    "a threshold above one": ((*SEMI, "--confidence-threshold", 1.5), ("--confidence-threshold is 1.5; expected at least 0 and at",)),
+    "an unknown semi-supervised method": (("--model", "{}/model", "--semi-supervised", "fixmach"), ("'fixmach'", "did you mean fixmatch")),
+    "one unlabelled image with cutmix": ((*SEMI, "--unlabelled-batch-size", 1),
+                                         ("--unlabelled-batch-size is 1; expected a multiple of 2", "--cutmix-probability 0")),
+    "an odd batch with cutmix": ((*SEMI, "--batch-size", 3), ("--unlabelled-batch-size is 3 (that of --batch-size)",)),
+    "a teacher in shards": ((*SEMI, "--shard"), ("--shard is given", "Leave out one of them")),
+    "a stream": ((*SEMI, "--dataset", "hf", "--data-dir", "{}/parquet", "--streaming", "--num-classes", 8),
+                 ("with --streaming", "Leave out one of the two")),
+    "all images labelled": ((*SEMI, "--dataset", "folder", "--data-dir", "{}/data", "--train-count", 6),
+                            ("all 6 images are used with masks",)),
+    "a folder of labelled images": (("--model", "{}/model", "--semi-supervised", "fixmatch", "--unlabelled", "{}/data/images/train",
+                                     "--dataset", "folder", "--data-dir", "{}/data", "--train-count", 6),
+                                    ("all its images are also in", "a folder of other images")),
+    "a folder that is not there": (("--model", "{}/model", "--semi-supervised", "fixmatch", "--unlabelled", "{}/gone"),
+                                   ("--unlabelled is {}/gone, which is not a folder",)),
 }  # fmt: skip
 EVALUATE = {
     "not fine-tuned": (("--model", "{}/model"), ("fine-tune it first",)),

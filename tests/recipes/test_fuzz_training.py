@@ -22,10 +22,10 @@ BASE = {
     "finetune": (*harness.SHORT, "--val-split", "none", "--max-steps", 1, "--probe-batches", 1),
 }
 # What says where and how long, or asks for more than a moment, a network or a tracker.
-LEFT_OUT = {"output_dir", "model", "start_from", "max_steps", "batch_size", "list_methods", "list_losses", "backbone", "pretrained",
-            "torch_compile", "dataloader_num_workers", "report_to", "resume", "gradient_accumulation_steps", "warmup_steps",
-            "save_total_limit",
-            "method", "loss", "losses", "image_size", "image_width", "base_size", "two_towers", "unlabelled", "backbone_weights",
+LEFT_OUT = {"output_dir", "model", "start_from", "max_steps", "batch_size", "list_methods", "list_losses", "list_semi_supervised",
+            "backbone", "pretrained", "torch_compile", "dataloader_num_workers", "report_to", "resume", "gradient_accumulation_steps",
+            "warmup_steps", "save_total_limit", "method", "loss", "losses", "image_size", "image_width", "base_size", "two_towers",
+            "unlabelled", "backbone_weights",
             "dataset", "data_dir"}  # fmt: skip
 WHOLE = st.integers(-1, 40)
 

@@ -28,6 +28,7 @@ from mscl_hf.data import load_data
 from mscl_hf.data.layouts import CAMVID_CLASSES
 from mscl_hf.methods import METHODS
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
+from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED
 from mscl_hf.records.versions import commit
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.log import read_log
@@ -192,7 +193,8 @@ def test_real_voc_chain(real_data, tmp_path):
 
 @pytest.mark.parametrize(("recipe_name", "option", "registry"), [
     ("pretrain", "--list-methods", METHODS), ("finetune", "--list-losses", FINETUNING_LOSSES),
-], ids=["methods", "losses"])  # fmt: skip
+    ("finetune", "--list-semi-supervised", SEMI_SUPERVISED),
+], ids=["methods", "losses", "semi-supervised"])  # fmt: skip
 def test_methods_and_losses_are_listed(recipe_name, option, registry, capsys):
     """The list has a line for each entry, and nothing is started."""
     harness.run(recipe_name, option, "--output-dir", "/nowhere/at/all")

@@ -1,0 +1,63 @@
+"""A DDP step of every semi-supervised method on this process's part of a batch, and the teacher after it; saves losses and gradients.
+
+    python tests/distributed/semi_worker.py RANK WORLD FOLDER
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "methods"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import methods_worker
+import test_semi_supervised as semi
+
+from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED
+
+CASES = {name: (name, {}) for name in SEMI_SUPERVISED} | {"fixmatch, contrast": ("fixmatch", {"pixel_contrast": 0.5})}
+
+
+def step(case, rank=0, world=1):
+    """Return losses, gradients and the teacher of a second step. Every process has every world-th image of each part."""
+    name, options = CASES[case]
+    method = semi.training(name, dropout=0.0, confidence_threshold=0.129, unlabelled_ramp=0.0, **options).double().train()
+    methods_worker.sync(method)
+    batch = next(semi.semi_data(name, added=8).batches(0, 1, rank, world))
+    batch["mask"][batch["mask"] == 255] = 0  # the labelled loss is a mean over the pixels of each process
+    model = DistributedDataParallel(method) if world > 1 else method
+    for number in (1, 2):
+        method.zero_grad()
+        terms = model(**batch)
+        terms["loss"].backward()
+        if number == 1:
+            with torch.no_grad():
+                for p in method.parameters():
+                    p.add_(0 if p.grad is None else -0.01 * p.grad)
+            method.after_step(0.5)
+    teacher = {key: value.double() for key, value in method.teacher.state_dict().items()}
+    losses = {key: value.detach() for key, value in terms.items() if key not in ("kept_share", "loss_auxiliary")}
+    return losses, {key: p.grad for key, p in method.named_parameters() if p.grad is not None}, teacher
+
+
+def main(rank: int, world: int, folder: Path):
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
+    results = {}
+    for case in CASES:
+        losses, gradients, teacher = step(case, rank, world)
+        for value in losses.values():  # as the log averages them; DDP averages gradients
+            dist.all_reduce(value)
+            value /= world
+        results[case] = losses, gradients, teacher
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort the interpreter while it shuts down, all work done
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
