@@ -3,6 +3,7 @@
 It is derived from the training images or given as an option, saved in the model's `config.image_range`, and used by every prediction.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +27,7 @@ class StoredValues:
     """Counts over the images that were read.
 
     images: their number. deep: those of more than 8 bits, and of these: low, high: the lowest and highest value. values: number of values.
-    above: values above the image range. too_deep: values that do not fit into each of DEPTHS.
+    above: values above the image range. too_deep: values that do not fit into each of DEPTHS. floats: images of floating-point values.
     """
 
     images: int = 0
@@ -36,11 +37,12 @@ class StoredValues:
     values: int = 0
     above: int = 0
     too_deep: tuple[int, ...] = (0,) * len(DEPTHS)
+    floats: int = 0
 
     def __add__(self, other: "StoredValues") -> "StoredValues":
         with_values = [part for part in (self, other) if part.deep]
         low, high = (choose((getattr(part, name) for part in with_values), default=0) for choose, name in ((min, "low"), (max, "high")))
-        counts = {name: getattr(self, name) + getattr(other, name) for name in ("images", "deep", "values", "above")}
+        counts = {name: getattr(self, name) + getattr(other, name) for name in ("images", "deep", "values", "above", "floats")}
         too_deep = tuple(map(sum, zip(self.too_deep, other.too_deep)))
         return StoredValues(low=low, high=high, too_deep=too_deep, **counts)
 
@@ -66,9 +68,12 @@ def _of_row(data: SegmentationData, index: int) -> StoredValues:
         if not read_header(*file).deep:
             return StoredValues(1)
         pixels = stored_pixels(decode(*file), str, data.bands)
+        if is_float := pixels.dtype.kind == "f":
+            pixels = pixels[np.isfinite(pixels)]
         above = 0 if data.image_range is None else np.count_nonzero(pixels > data.image_range[1])
         too_deep = tuple(int(np.count_nonzero(pixels >= 2**bits)) for bits in DEPTHS)
-        return StoredValues(1, 1, int(pixels.min()), int(pixels.max()), pixels.size, above, too_deep)
+        low, high = math.floor(pixels.min()), math.ceil(pixels.max())
+        return StoredValues(1, 1, low, high, pixels.size, above, too_deep, int(is_float))
     return StoredValues()
 
 
@@ -81,10 +86,11 @@ def find_image_range(parts: Sequence[SegmentationData], log: Callable[[str], Non
     total = sum(map(stored_values, parts), StoredValues())
     if not total.deep:
         return None
-    if total.low < 0 or total.high >= 2 ** DEPTHS[-1]:
+    if total.low < 0 or total.high >= 2 ** DEPTHS[-1] or total.floats:
+        values = "floating-point values" if total.floats else "values"
         raise ValueError(
-            f"the images of {parts[0].name} hold values of {total.low} to {total.high}; expected 0 to 65535 for an automatic image range. "
-            "Give the values of black and white by --image-range LOW HIGH."
+            f"the images of {parts[0].name} hold {values} of {total.low} to {total.high}; expected 0 to 65535 for an automatic image "
+            "range. Give the values of black and white by --image-range LOW HIGH."
         )
     bits, above = next((bits, count) for bits, count in zip(DEPTHS, total.too_deep) if count <= OUTLIERS * total.values)
     clipped = f" ({above / total.values:.2g} of them are above the range and become white)" if above else ""

@@ -89,7 +89,8 @@ def stored_pixels(
 ) -> np.ndarray:
     """Return (H, W, 3) RGB, upright: uint8, or int32 stored values of an image of more than 8 bits.
 
-    bands: return (H, W, bands) of these instead, counted from 1; an alpha band is the last one, gray is a single one, and a palette is RGB.
+    bands: return (H, W, bands) of these instead, also float32. They are counted from 1; an alpha band is the last one, gray is a single
+    one, and a palette is RGB.
     image: as `decode` returns it, with all_bands if bands are given. Raises BadSample for a band that the image lacks.
     """
     if bands is not None:
@@ -101,7 +102,7 @@ def stored_pixels(
     if image.mode.startswith("I"):
         return np.repeat(_gray_values(image), 3, axis=2)
     if image.mode == "F":
-        raise _float_pixels(file_of)
+        raise BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; expected integers. Store it with 8 or 16 bits.")
     if isinstance(image.info.get("transparency"), bytes):  # Pillow warns when such a palette is turned into RGB directly
         image = image.convert("RGBA")
     return convert_to_rgb(image.convert("RGB"), return_numpy=True)
@@ -113,18 +114,14 @@ def _gray_values(image: Image.Image) -> np.ndarray:
     return (gray if step == 1 else np.rint(gray / step).astype(np.int32))[:, :, None]
 
 
-def _float_pixels(file_of: Callable[[str], str]) -> BadSample:
-    return BadSample(f"{file_of('image')} holds floating-point pixels of unknown range; expected integers. Store it with 8 or 16 bits.")
-
-
 def _all_bands(image: Image.Image | np.ndarray, file_of: Callable[[str], str]) -> np.ndarray:
-    """Return all bands (H, W, bands), upright: uint8, or int32 stored values of more than 8 bits."""
+    """Return all bands (H, W, bands), upright: uint8, or int32 stored values of more than 8 bits, or float32."""
     if not isinstance(image, np.ndarray):
         image = upright(image)
         if image.mode.startswith("I"):
             return _gray_values(image)
         if image.mode == "F":
-            raise _float_pixels(file_of)
+            return np.asarray(image)[:, :, None]
         if image.mode not in BANDS_AS_STORED:
             image = image.convert("L" if image.mode == "1" else "RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
         image = np.asarray(image)
@@ -132,7 +129,7 @@ def _all_bands(image: Image.Image | np.ndarray, file_of: Callable[[str], str]) -
     if image.dtype == np.uint8:
         return image
     if image.dtype.kind == "f":
-        raise _float_pixels(file_of)
+        return image.astype(np.float32)
     if image.dtype.kind not in "iu" or image.dtype.itemsize > 2 and (image.min() < -(2**31) or image.max() >= 2**31):
         raise BadSample(f"{file_of('image')} holds {image.dtype} values beyond 32 bits; expected integers of 8 or 16 bits. Store it so.")
     return image.astype(np.int32)
@@ -149,7 +146,7 @@ def _chosen_bands(image: np.ndarray, bands: Sequence[int], file_of: Callable[[st
 
 
 def in_levels(stored: np.ndarray, image_range: tuple[int, int] | None, name: Callable[[], str]) -> np.ndarray:
-    """Scale the pixels of `stored_pixels` as `rgb_array` does. 8-bit values are levels already, whatever the range."""
+    """Scale the pixels of `stored_pixels` as `rgb_array` does; NaN becomes 0. 8-bit values are levels already, whatever the range."""
     if stored.dtype == np.uint8:
         return stored if image_range is None else stored.astype(np.float32)
     if image_range is None:
@@ -158,7 +155,8 @@ def in_levels(stored: np.ndarray, image_range: tuple[int, int] | None, name: Cal
             "Give --image-range LOW HIGH (0 65535 for all 16 bits), or a model that has a range."
         )
     low, high = image_range
-    return ((stored - float(low)) * 255 / (high - low)).clip(0, 255).astype(np.float32)
+    levels = ((stored - float(low)) * 255 / (high - low)).clip(0, 255).astype(np.float32)
+    return np.nan_to_num(levels, copy=False) if stored.dtype.kind == "f" else levels
 
 
 def index_array(mask: Image.Image | np.ndarray, file_of: Callable[[str], str], colors: ColorTable | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_files import GRAY, RGB, noise, tiff
 
 from mscl_hf.config import DataConfig, PredictConfig
-from mscl_hf.data import BadSample, band_statistics_of, load_data
+from mscl_hf.data import BadSample, band_statistics_of, load_data, with_image_range
 from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_file import read_image_file
 from mscl_hf.data.image_io import DECODE_ERRORS, decode, read_header
@@ -119,6 +119,23 @@ def test_bands_of_files_that_pillow_reads(tmp_path, name):
             assert np.array_equal(rgb_array(image, str, None, (1, 2, 3)), rgb_array(image, str))
     with pytest.raises(BadSample, match=rf"has {count} band\(s\); expected at least {count + 1}, since the bands {count + 1} are read"):
         rgb_array(image, str, (0, 65535), (count + 1,))
+
+
+def test_floating_point_bands_need_a_range(tmp_path):
+    """Reflectances in [0, 1] become levels, NaN becomes LOW; without a range the error names the option."""
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).random((6, 8, 5), np.float32)
+    values[2, 3] = np.nan
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="minisblack", planarconfig="contig")
+    options = DataConfig("folder", str(tmp_path), bands=[5, 1, 2, 3])
+    with pytest.raises(ValueError, match="hold floating-point values of 0 to 1; .*Give the values of black and white by --image-range"):
+        with_image_range(options, log=silent)
+    assert with_image_range(replace(options, image_range=[0, 1]), log=silent).image_range == [0, 1]
+    image = load_data("folder", "train", tmp_path, unlabelled=True, image_range=(0, 1), bands=options.bands).read(0).image
+    wanted = values[:, :, [4, 0, 1, 2]] * 255
+    assert image.dtype == np.float32 and (image[2, 3] == 0).all() and np.allclose(image, np.nan_to_num(wanted), atol=1e-4)
+    with pytest.raises(BadSample, match="holds more than 8 bits and there is no image range"):
+        load_data("folder", "train", tmp_path, unlabelled=True, bands=options.bands).read(0)
 
 
 def test_pages_that_are_no_bands(tmp_path):
