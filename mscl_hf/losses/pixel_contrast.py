@@ -71,7 +71,8 @@ def pixel_contrast(
     check_choice("--anchor-weight", anchor_weight, ANCHOR_WEIGHTS)
     if (denominator, reduction) == ("neg", "in"):
         raise ValueError("--pixel-reduction is in; expected out with --pixel-denominator neg. Leave one of them out.")
-    assert not exclude_self or (scope != "cross" and (denominator, reduction) == ("all", "out"))
+    if exclude_self and (scope == "cross" or (denominator, reduction) != ("all", "out")):
+        raise ValueError("exclude_self is True; expected scope within or batch, denominator all and reduction out.")
     labels = labels.long()
     key_labels = labels if key_labels is None else key_labels.long()
     options = {"scope": scope, "temperature": temperature, "denominator": denominator, "reduction": reduction, "partner": partner}
