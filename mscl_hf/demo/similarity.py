@@ -103,6 +103,9 @@ def open_checkpoint(name: str, token: bool | None = None) -> Network:
                 f"{name} has {config.num_channels} input channels and {config.num_labels} classes; expected 3 channels and at most "
                 f"{MAX_CLASSES} classes. Choose another checkpoint."
             )
+        if config.bands is not None and list(config.bands) != [1, 2, 3]:
+            bands = " ".join(map(str, config.bands))
+            raise ValueError(f"{name} reads the bands {bands}; expected a model of RGB images. Use mscl-predict, or another checkpoint.")
         network, loaded = open_model(NETWORKS[class_name], name, output_loading_info=True, use_safetensors=True, token=token)
     except ValueError:
         raise

@@ -276,6 +276,7 @@ def test_invalid_checkpoints_raise_one_message(folders, tmp_path):
     sentence(open_checkpoint, str(copy("nonsense", backbone="no_such_network")))
     sentence(open_checkpoint, str(copy("swapped", backbone="test_vit", backbone_kwargs={})))
     assert "channels" in sentence(open_checkpoint, str(copy("gray", num_channels=1)))
+    assert "reads the bands 4 3 2" in sentence(open_checkpoint, str(copy("bands", bands=[4, 3, 2])))
     damaged = copy("damaged")
     os.truncate(damaged / "model.safetensors", 1000)
     sentence(open_checkpoint, str(damaged))
