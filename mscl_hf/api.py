@@ -8,7 +8,7 @@
 
 import base64
 import html
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ class Result:
     the next function. figures: {name without ending: PNG file}. details: what the recipe returned.
     """
 
-    model: Any
+    model: Any = field(repr=False)
     metrics: dict[str, float | None]
     out: Path
     figures: dict[str, Path]
-    details: Any
+    details: Any = field(repr=False)
 
     def __fspath__(self) -> str:
         return str(self.out)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mscl_hf import data, sharing
+from mscl_hf import data, records, sharing
 from mscl_hf.cli import command, parse
 from mscl_hf.config import CheckConfig, CheckRun, DataConfig, TrainingConfig
 from mscl_hf.config.network import DEFAULT_SIZE
@@ -31,6 +31,7 @@ def main() -> None:
     config = parse(CheckConfig, __doc__.splitlines()[0], words[1:] if words[:1] == ["check"] else words)
     run, options = config.run, config.data
     if options.val_fraction is not None:
+        (Path(run.output_dir) / records.VAL_SPLIT).unlink(missing_ok=True)  # of an earlier check, maybe of other data
         options = data.with_val_split(options, Path(run.output_dir), None)
     run, notes = with_sizes(run, options)
     report = examine(options, run.image_size, run.base_size, run.output_stride)

@@ -64,6 +64,7 @@ def unlabelled_part(
     if not indices:
         log("--unlabelled is rest, and all images of the training split are used with masks: none is left; --train-count N leaves some")
         return None
+    log(f"--unlabelled rest: {len(indices)} images of the training split are read without masks")
     return usable_for(view, replace(images.select(indices), note=""), options, log)  # the note is logged with the labelled part
 
 

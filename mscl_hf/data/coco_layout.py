@@ -178,7 +178,7 @@ def shapes_by_image(
         class_id = IGNORE_INDEX if annotation.get("iscrowd") else 0 if is_background(name) else classes.index(name)
         segmentation = checked_segmentation(annotation["segmentation"], checked_size(*sizes[image_id], where), where)
         counts["of fewer than three points"] += segmentation == []
-        counts["ignored as crowds"] += class_id == IGNORE_INDEX
+        counts["of crowds; their pixels are ignored"] += class_id == IGNORE_INDEX
         if segmentation:
             shapes[image_id].append([class_id, segmentation])
 

@@ -11,6 +11,7 @@ from ..config import DataConfig, DatasetConfig
 from ..config.data import OWN_DATA
 from ..messages import flag
 from ..records.files import read_text, write_text
+from ..records.run_folder import VAL_SPLIT
 from .band_statistics import band_statistics
 from .cache import CachedData
 from .checks import check_data, run_once
@@ -21,7 +22,7 @@ from .image_range import check_values, find_image_range
 from .layouts import DATASETS, load_data, options_of
 from .shards import Row
 from .stream import SegmentationStream
-from .val_fraction import FILE, drawn_names, is_list, listed_part, read_names, write_names
+from .val_fraction import drawn_names, is_list, listed_part, read_names, split_of_model, write_names
 
 HELD_OUT = {"hf": "validation"}  # the held-out split; "val" of other layouts
 
@@ -142,18 +143,18 @@ def has_masks(options: DataConfig, split: str, classes: tuple[str, ...]) -> bool
 
 
 def with_val_split(options: DataConfig, out: Path, model: str | None, log: Callable[[str], None] = print) -> DataConfig:
-    """Return the options with a list of held-out images as val_split if they have a val_fraction.
+    """Return the options with a list of held-out images as val_split if they have a val_fraction, or if the model's training had one.
 
     The list is that of this run, or that of the model that the run starts from, or a new one; it is kept in the run's folder `out`.
     Raises ValueError for options that contradict, and if the data has a held-out split.
     """
-    if options.val_fraction is None:
+    if options.val_fraction is None and not _holds_out_as(options, model):
         return options
     if options.val_split is not None and not is_list(options.val_split) or options.streaming:
         other = "--streaming" if options.streaming else f"--val-split {options.val_split}"
         raise ValueError(f"--val-fraction is {options.val_fraction} and {other} is given. Leave out one of them.")
     run_once(lambda: out.mkdir(parents=True, exist_ok=True))
-    own, earlier = out / FILE, [options.val_split, out / FILE, *([] if model is None else [Path(model) / FILE])]
+    own, earlier = out / VAL_SPLIT, [options.val_split, out / VAL_SPLIT, *([] if model is None else [Path(model) / VAL_SPLIT])]
     chosen = run_once(lambda: next((str(path) for path in earlier if path is not None and Path(path).is_file()), None))
     if chosen is not None:
         log(f"held out as in {chosen}: {len(read_names(chosen))} images")
@@ -165,6 +166,12 @@ def with_val_split(options: DataConfig, out: Path, model: str | None, log: Calla
         run_once(lambda: write_names(own, names, options))
         log(f"--val-fraction {options.val_fraction:g}: {len(names)} of {len(data)} images are held out, listed in {own}")
     return replace(options, val_split=str(own))
+
+
+def _holds_out_as(options: DataConfig, model: str | None) -> bool:
+    """Return whether the model's training held out images of this training split, and the options name no other held-out images."""
+    path = None if model is None or options.streaming or options.val_split is not None else split_of_model(options, model)
+    return path is not None and set(read_names(path)) <= set(open_split(options, options.train_split or "train", unlabelled=True).names)
 
 
 def _require_no_split(options: DataConfig) -> None:

@@ -16,12 +16,11 @@ from ..config import DataConfig, DatasetConfig
 from ..losses.labels import IGNORE_INDEX
 from ..messages import first_three
 from ..records.files import read_text, write_text
+from ..records.run_folder import VAL_SPLIT
 from .checks import run_once, with_progress
 from .dataset import SegmentationData, histogram_of
 from .pixels import BadSample
 from .subset import subset_order
-
-FILE = "val_split.txt"  # in the folder of a run: the names of its held-out images, one a line
 
 
 def is_list(split: str | None) -> bool:
@@ -113,5 +112,5 @@ def listed_part(data: SegmentationData, path: str | Path, held_out: bool) -> Seg
 
 def split_of_model(options: DatasetConfig, model: str) -> str | None:
     """Return the list of the images that a model's training held out; None if its folder has none."""
-    path = Path(model) / FILE
+    path = Path(model) / VAL_SPLIT
     return str(path) if options.dataset != "synthetic" and path.is_file() else None

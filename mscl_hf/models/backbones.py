@@ -137,7 +137,8 @@ def load_timm_weights(
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         if file is None and is_offline_mode():
             reason = "HF_HUB_OFFLINE is set, and the cache does not hold them"
-        raise ValueError(f"{problem} ({reason}). Give --backbone-weights a .safetensors file saved from that model.") from error
+        remedy = "" if file is not None else ", or leave out --pretrained to start from random weights"
+        raise ValueError(f"{problem} ({reason}). Give --backbone-weights a .safetensors file saved from that model{remedy}.") from error
     model.backbone.timm_model.load_state_dict(source.state_dict())
 
 

@@ -39,6 +39,7 @@ COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-e
 WITHOUT_RESUME = ("mscl-evaluate", "mscl-predict")  # the same command again continues
 MAX_SHOWN = 6  # differing options in a message
 RECORD, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
+VAL_SPLIT = "val_split.txt"  # the names of the images that --val-fraction holds out, one a line
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on Lustre without flock, NFS without its lock daemon
 _locks: dict[Path, object] = {}  # open files; the system frees their locks when the process ends
 
@@ -55,7 +56,7 @@ def open_run(
     """
     record = out / RECORD
     files = {path.name for path in out.iterdir() if not path.name.startswith(UNFINISHED)} - {LOCK} if out.is_dir() else set()
-    started = bool(files - {RECORD, CONFIG})
+    started = bool(files - {RECORD, CONFIG, VAL_SPLIT})
     if started and RECORD not in files:
         raise ValueError(f"{out} is not empty and holds no run of mscl_hf; give a new or empty --output-dir")
     earlier = json.loads(record.read_text()) if started else None
@@ -71,6 +72,8 @@ def open_run(
         try:
             out.mkdir(parents=True, exist_ok=True)
             _lock(out)
+            if not started:
+                (out / VAL_SPLIT).unlink(missing_ok=True)  # maybe of other data
             write_json(record, content)
         except OSError as error:
             raise OSError(f"cannot write to {out} ({error.strerror}); give another --output-dir") from error

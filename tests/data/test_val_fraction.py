@@ -84,6 +84,20 @@ def test_the_list_decides_and_not_the_draw(tmp_path):
     assert evaluated.names == listed and not {*trained_on.names} & {*listed}
 
 
+def test_a_run_from_the_model_holds_out_the_same_without_the_option(tmp_path):
+    """Where its data has all images of the list and the options name no other; else they are left as they are."""
+    _, root = fifty(tmp_path / "data")
+    options = DataConfig(dataset="folder", data_dir=str(root), num_classes=5)
+    first = with_val_split(DataConfig(**vars(options) | {"val_fraction": 0.2}), tmp_path / "first", None, lambda line: None)
+    tuned = with_val_split(options, tmp_path / "tuned", str(tmp_path / "first"), lambda line: None)
+    assert read_names(tuned.val_split) == read_names(first.val_split) and len(open_split(tuned, "train")) == 40
+    assert tuned.val_split == str(tmp_path / "tuned" / "val_split.txt")
+    other = DataConfig(dataset="folder", data_dir=str(folder(tmp_path / "other", [{0, 1}] * 3)))
+    for unchanged in (other, DataConfig(**vars(options) | {"val_split": "none"})):
+        assert with_val_split(unchanged, tmp_path / "more", str(tmp_path / "first"), lambda line: None) == unchanged
+    assert with_val_split(options, tmp_path / "more", str(tmp_path / "data"), lambda line: None) == options
+
+
 def test_a_list_of_ones_own(tmp_path):
     """--val-split FILE.txt; a name that the data does not have is an error."""
     root = folder(tmp_path / "data", [{0, 1}] * 4)

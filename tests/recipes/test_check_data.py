@@ -34,6 +34,17 @@ def check(root, capsys, tmp_path, *more):
     return capsys.readouterr().out, status
 
 
+def test_each_check_holds_out_anew(tmp_path, capsys):
+    """An earlier check of other data in the same folder changes nothing."""
+    for number in range(20):
+        pair(tmp_path / ("first" if number < 10 else "second"), f"{number:02d}", {0: 1500, 1: 1}, number)
+    flags = ("--val-fraction", 0.2)
+    assert check(tmp_path / "first", capsys, tmp_path, *flags)[1] == 0
+    again, status = check(tmp_path / "second", capsys, tmp_path, *flags)
+    assert status == 0 and "2 of 10 images are held out" in again
+    assert {*(tmp_path / "out" / "val_split.txt").read_text().split()[-2:]} <= {f"{number:02d}" for number in range(10, 20)}
+
+
 def test_what_is_printed(tmp_path, capsys):
     """Images, sizes, classes with shares, numbers of masks and example files; a picture; the next command; status 0."""
     root = tmp_path / "data"

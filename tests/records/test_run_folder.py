@@ -25,6 +25,19 @@ def start(out, **options):
     (out / "checkpoints").mkdir()
 
 
+def test_a_run_that_stopped_before_its_first_step_is_claimed_anew(tmp_path):
+    """Its records block no corrected command, and its list of held-out images, maybe of other data, is removed; that of a run is kept."""
+    out = tmp_path / "run"
+    open_run(out, {"method": "mscl", "data_dir": "wrong"}, False, Accelerator())
+    for name in ("config.yaml", "val_split.txt"):
+        (out / name).write_text("")
+    assert open_run(out, {"method": "mscl", "data_dir": "right"}, False, Accelerator()) is None
+    assert json.loads((out / "run.json").read_text())["data_dir"] == "right" and not (out / "val_split.txt").exists()
+    (out / "checkpoints").mkdir()
+    (out / "val_split.txt").write_text("")
+    assert open_run(out, {"method": "mscl", "data_dir": "right"}, True, Accelerator()) and (out / "val_split.txt").exists()
+
+
 @pytest.mark.parametrize("names", [FREE_TO_CHANGE, MAY_CHANGE, FILES, COMMANDS])
 def test_lists_hold_names_of_options(names):
     """Every name in the lists is an option of a recipe today; `config` and `commit` are no fields."""
