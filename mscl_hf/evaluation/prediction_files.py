@@ -30,6 +30,7 @@ TABLE, CLASSES, LEGEND, FAILED = "predictions.csv", "classes.csv", "legend.png",
 SOURCE = "source"  # text in a mask: size and time of the image that it was predicted from
 MAX_CLASSES = 255  # class ids are 8 bits, and 255 stands for no class
 PIXELS_AT_ONCE = 2**22  # pixels of an overlay that are computed at once
+OPACITY = 0.5  # of the colors: the image has to be recognized without the one beside it
 FASTEST = 1  # compression level of zip: probabilities compress little
 
 
@@ -197,7 +198,7 @@ def _overlay(levels: np.ndarray, ids: np.ndarray, classes: Sequence[str]) -> np.
     step = max(1, PIXELS_AT_ONCE // levels.shape[1])
     for top in range(0, len(levels), step):
         rows = slice(top, top + step)
-        picture[rows] = overlay(displayed(levels[rows]), ids[rows], classes)
+        picture[rows] = overlay(displayed(levels[rows]), ids[rows], classes, OPACITY)
     return picture
 
 

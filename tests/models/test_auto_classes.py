@@ -47,6 +47,7 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_registered_in_every_order():
     """All Auto classes build our models in a new process, whichever module is imported first."""
     run(EACH.format(orders=list(ORDERS), registered=REGISTERED))

@@ -388,7 +388,7 @@ def test_activation_checkpointing_on_and_off(model_cls, towers):
         assert len(calls) == counted and model.is_activation_checkpointing == (counted > towers)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("training", [pytest.param(False, id="inference"), pytest.param(True, id="training", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_compiled_whole_for_any_size(name, training):
     """torch.compile traces logits, loss and gradients without a break; one graph serves all sizes that need no resizing, except where a
