@@ -107,7 +107,7 @@ def test_files_of_an_image(tmp_path, model, options):
         confidence = np.asarray(Image.open(out / "confidence" / f"{name}.png"))
         np.testing.assert_allclose(confidence / 255, logits.softmax(0).amax(0).numpy(), atol=3e-3)
         overlay, image = (np.asarray(Image.open(file)).astype(float) for file in (out / "overlays" / f"{name}.png", images / f"{name}.png"))
-        assert np.abs(overlay - (0.3 * (image / 2 + 64) + 0.7 * colors[ids])).max() <= 1
+        assert np.abs(overlay - (0.5 * (image / 2 + 64) + 0.5 * colors[ids])).max() <= 1
         assert row["mask"] == f"masks/{name}.png" and (row["width"], row["height"]) == ("64", "48")
         shares = [float(row[f"share_{class_name}"]) for class_name in NAMES]
         assert shares == [round((ids == i).mean(), 6) for i in range(3)]
