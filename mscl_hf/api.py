@@ -8,6 +8,7 @@
 
 import base64
 import html
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,14 @@ def evaluate(config: EvaluateConfig | None = None, **options: Any) -> Result:
 def predict(config: PredictConfig | None = None, **options: Any) -> Result:
     """Write masks of new images, as `mscl-predict` does; arguments as in `finetune`. details.images lists the images and their masks.
 
-    The metrics are the shares of the classes in all predicted pixels.
+    The metrics are the shares of the classes in all predicted pixels. Images that cannot be read are a warning, and details.failed.
     """
+    from .evaluation import failure_message
     from .recipes import predict as recipe
 
     result = recipe.predict(configured(PredictConfig, config, options))
+    if result.failed:
+        warnings.warn(failure_message(result.failed, len(result.failed) + len(result.images)), stacklevel=2)
     pixels = [sum(counts) for counts in zip(*(image.pixels for image in result.images))]
     shares = {name: count / sum(pixels) for name, count in zip(result.classes, pixels)}
     return _result(result.run, result.network, shares, result)

@@ -30,11 +30,16 @@ def main() -> None:
     words = sys.argv[1:]
     config = parse(CheckConfig, __doc__.splitlines()[0], words[1:] if words[:1] == ["check"] else words)
     run, options = config.run, config.data
+    problems = []
     if options.val_fraction is not None:
-        (Path(run.output_dir) / records.VAL_SPLIT).unlink(missing_ok=True)  # of an earlier check, maybe of other data
-        options = data.with_val_split(options, Path(run.output_dir), None)
+        try:
+            options = with_val_split(options, Path(run.output_dir))
+        except ValueError as error:  # the other problems are reported as well
+            problems, options = [str(error)], replace(options, val_fraction=None)
     run, notes = with_sizes(run, options)
     report = examine(options, run.image_size, run.base_size, run.output_stride)
+    for problem in problems:
+        report.add_problem(problem)
     for line in [*notes, *report.notes, *(line for split in report.splits for line in split.lines())]:
         print(line)
     for title, sentences in (("problems, for which training is rejected", report.problems), ("suspicious", report.suspicions)):
@@ -46,6 +51,14 @@ def main() -> None:
     if report.problems:
         sys.exit(1)
     print(f"next: {sharing.next_command('mscl-pretrain', None, replace(options, image_range=None))}")
+
+
+def with_val_split(options: DataConfig, out: Path) -> DataConfig:
+    """The options with images to hold out, drawn anew: an earlier check may have been of other data."""
+    if (out / records.RECORD).exists():
+        raise ValueError(f"--output-dir is {out}, which holds a run; expected a folder for the check. Give another one.")
+    (out / records.VAL_SPLIT).unlink(missing_ok=True)
+    return data.with_val_split(options, out, None)
 
 
 def with_sizes(run: CheckRun, options: DataConfig) -> tuple[CheckRun, list[str]]:

@@ -63,6 +63,8 @@ def build_coco(
     names_of, dropped = categories(content, file)
     all_classes = with_background(class_names(classes, None) or list(dict.fromkeys(names_of.values())))
     shapes, notes = shapes_by_image(content, names_of, all_classes, file)
+    if empty := sum(not found for found in shapes.values()):
+        notes.append(f"{empty} of {len(shapes)} images have no annotation and count as background")
     note = "; ".join([f"{note}; annotations in {file}", *dropped, *notes])
     masks = []
     for entry in content["images"]:
@@ -135,6 +137,9 @@ def check_content(content: Any, file: Path) -> None:
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict) or any(entry.get(key) is None for key in keys):
                 raise ValueError(f"{file} has no {' or '.join(keys)} in {name}[{number}]; expected COCO's JSON. Export it again.")
+    keys = [entry[key] for entry in content["annotations"] for key in ("image_id", "category_id")]
+    if not all(isinstance(key, (int, str)) for key in [*keys, *(entry["id"] for entry in content["categories"])]):
+        raise ValueError(f"{file} has annotations or categories whose id is no number or text; expected COCO's JSON. Export it again.")
     ids = Counter(entry["id"] for entry in content["images"] if isinstance(entry["id"], (int, str)))
     if len(ids) != len(content["images"]) or not all(isinstance(entry["file_name"], str) for entry in content["images"]):
         raise ValueError(f"{file} has images with equal ids, or without a text as file_name; expected one id each. Export it again.")

@@ -145,22 +145,25 @@ def has_masks(options: DataConfig, split: str, classes: tuple[str, ...]) -> bool
 def with_val_split(options: DataConfig, out: Path, model: str | None, log: Callable[[str], None] = print) -> DataConfig:
     """Return the options with a list of held-out images as val_split if they have a val_fraction, or if the model's training had one.
 
-    The list is that of this run, or that of the model that the run starts from, or a new one; it is kept in the run's folder `out`.
-    Raises ValueError for options that contradict, and if the data has a held-out split.
+    The list is that of this run, or that of the model that the run starts from if it names images of this data, or a new one; it is kept
+    in the run's folder `out`. Raises ValueError for options that contradict, and if the data has a held-out split.
     """
-    if options.val_fraction is None and not _holds_out_as(options, model):
+    of_model = _list_of_model(options, model)
+    if options.val_fraction is None and (of_model is None or options.val_split is not None or _has_held_out_split(options)):
         return options
     if options.val_split is not None and not is_list(options.val_split) or options.streaming:
         other = "--streaming" if options.streaming else f"--val-split {options.val_split}"
         raise ValueError(f"--val-fraction is {options.val_fraction} and {other} is given. Leave out one of them.")
     run_once(lambda: out.mkdir(parents=True, exist_ok=True))
-    own, earlier = out / VAL_SPLIT, [options.val_split, out / VAL_SPLIT, *([] if model is None else [Path(model) / VAL_SPLIT])]
+    own, earlier = out / VAL_SPLIT, [options.val_split, out / VAL_SPLIT, of_model]
     chosen = run_once(lambda: next((str(path) for path in earlier if path is not None and Path(path).is_file()), None))
     if chosen is not None:
         log(f"held out as in {chosen}: {len(read_names(chosen))} images")
         run_once(lambda: None if Path(chosen) == own else write_text(own, read_text(Path(chosen))))
     else:
-        _require_no_split(options)
+        if _has_held_out_split(options):
+            split = HELD_OUT.get(options.dataset, "val")
+            raise ValueError(f"--val-fraction is {options.val_fraction}, and the data has the split {split!r}. Leave the option out.")
         data = open_split(options, options.train_split or "train")
         names = run_once(lambda: drawn_names(data, options.val_fraction, options.subset_seed))
         run_once(lambda: write_names(own, names, options))
@@ -168,20 +171,21 @@ def with_val_split(options: DataConfig, out: Path, model: str | None, log: Calla
     return replace(options, val_split=str(own))
 
 
-def _holds_out_as(options: DataConfig, model: str | None) -> bool:
-    """Return whether the model's training held out images of this training split, and the options name no other held-out images."""
-    path = None if model is None or options.streaming or options.val_split is not None else split_of_model(options, model)
-    return path is not None and set(read_names(path)) <= set(open_split(options, options.train_split or "train", unlabelled=True).names)
+def _list_of_model(options: DataConfig, model: str | None) -> str | None:
+    """Return the list of images that the model's training held out, if images of this training split are among them."""
+    path = None if model is None or options.streaming else split_of_model(options, model)
+    if path is None:
+        return None
+    names = open_split(options, options.train_split or "train", unlabelled=True).names
+    return path if not {*read_names(path)}.isdisjoint(names) else None
 
 
-def _require_no_split(options: DataConfig) -> None:
-    """Raise ValueError if the data has a held-out split."""
-    split = HELD_OUT.get(options.dataset, "val")
+def _has_held_out_split(options: DataConfig) -> bool:
     try:
-        open_split(options, split, unlabelled=True)
+        open_split(options, HELD_OUT.get(options.dataset, "val"), unlabelled=True)
     except UnknownSplit:
-        return
-    raise ValueError(f"--val-fraction is {options.val_fraction}, and the data has the split {split!r}. Leave the option out.")
+        return False
+    return True
 
 
 def with_image_range(options: DataConfig, unlabelled: str = "none", log: Callable[[str], None] = print) -> DataConfig:

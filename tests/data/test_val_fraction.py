@@ -92,10 +92,21 @@ def test_a_run_from_the_model_holds_out_the_same_without_the_option(tmp_path):
     tuned = with_val_split(options, tmp_path / "tuned", str(tmp_path / "first"), lambda line: None)
     assert read_names(tuned.val_split) == read_names(first.val_split) and len(open_split(tuned, "train")) == 40
     assert tuned.val_split == str(tmp_path / "tuned" / "val_split.txt")
-    other = DataConfig(dataset="folder", data_dir=str(folder(tmp_path / "other", [{0, 1}] * 3)))
-    for unchanged in (other, DataConfig(**vars(options) | {"val_split": "none"})):
+    other = folder(tmp_path / "other", [{0, 1}] * 4)
+    for number in range(4):
+        for kind in ("images", "masks"):
+            (other / kind / f"{number:02d}.png").rename(other / kind / f"other{number}.png")
+    others = DataConfig(dataset="folder", data_dir=str(other))
+    for unchanged in (others, DataConfig(**vars(options) | {"val_split": "none"})):
         assert with_val_split(unchanged, tmp_path / "more", str(tmp_path / "first"), lambda line: None) == unchanged
     assert with_val_split(options, tmp_path / "more", str(tmp_path / "data"), lambda line: None) == options
+    halved = DataConfig(**vars(others) | {"val_fraction": 0.5})
+    drawn = with_val_split(halved, tmp_path / "drawn", str(tmp_path / "first"), lambda line: None)
+    assert len(open_held_out(drawn, lambda line: None)) == len(open_split(drawn, "train")) == 2
+    (root / "images" / f"{read_names(first.val_split)[0]}.png").unlink()
+    kept = with_val_split(options, tmp_path / "kept", str(tmp_path / "first"), lambda line: None)
+    with pytest.raises(ValueError, match="lists 1 of 10 images that folder/train does not have"):
+        open_held_out(kept, lambda line: None)
 
 
 def test_a_list_of_ones_own(tmp_path):

@@ -45,6 +45,19 @@ def test_each_check_holds_out_anew(tmp_path, capsys):
     assert {*(tmp_path / "out" / "val_split.txt").read_text().split()[-2:]} <= {f"{number:02d}" for number in range(10, 20)}
 
 
+def test_problems_of_drawing_do_not_end_the_check(tmp_path, capsys):
+    """A missing mask with --val-fraction is one of the problems; a folder that holds a run is another, and its list is kept."""
+    for number in range(6):
+        pair(tmp_path / "data", f"{number}", {0: 1500, 1: 1}, number)
+    (tmp_path / "data" / "masks" / "3.png").unlink()
+    printed, status = check(tmp_path / "data", capsys, tmp_path, "--val-fraction", 0.2)
+    assert status == 1 and "problems, for which training is rejected: 1" in printed and "--masked-only" in printed
+    for name in ("run.json", "val_split.txt"):
+        (tmp_path / "out" / name).write_text("kept")
+    printed, status = check(tmp_path / "data", capsys, tmp_path, "--val-fraction", 0.2, "--masked-only")
+    assert status == 1 and "which holds a run" in printed and (tmp_path / "out" / "val_split.txt").read_text() == "kept"
+
+
 def test_what_is_printed(tmp_path, capsys):
     """Images, sizes, classes with shares, numbers of masks and example files; a picture; the next command; status 0."""
     root = tmp_path / "data"
