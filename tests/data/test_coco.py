@@ -142,6 +142,7 @@ BAD = {
     "no list of images": ({"annotations": [], "categories": []}, "no list of 'images'"),
     "only boxes": (changed(segmentation=[]), r"1 of 12 annotations without a segmentation \(only boxes\?\), the first is annotation 0"),
     "an odd polygon": (changed(segmentation=[[1, 2, 3]]), "a polygon that is no list of x, y"),
+    "a list as a category": (changed(category_id=[1]), "whose id is no number or text"),
     "points far away": (changed(segmentation=[[0, 0, 1e9, 0, 5, 5]]), "expected x, y in px"),
     "runs of another size": (changed(segmentation={"size": [3, 4], "counts": [12]}), "another size than its image"),
     "runs that do not add up": (changed(segmentation={"size": [30, 40], "counts": [12]}), "do not add up to 40x30 px"),
