@@ -85,8 +85,7 @@ def main() -> None:
     (config,) = parse_sections([QuickstartConfig], __doc__.splitlines()[0])
     result = quickstart(config)
     print_table(table(result))
-    steps = config.finetune_steps
-    print(f"\nboth were fine-tuned for {steps} steps; by default, fine-tuning alone in the time of both stages reaches more")
+    print(f"\nboth were fine-tuned for {config.finetune_steps} steps; results/quickstart.md compares with longer fine-tuning alone")
     if result.probe:
         print(f"linear probe mean IoU: {result.probe[0]:.3f} before pre-training, {result.probe[1]:.3f} after it")
     print(f"picture: {result.out / 'quickstart.png'}; models: {result.out / 'without'}, {result.out / 'with'}")

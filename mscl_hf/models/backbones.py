@@ -64,17 +64,10 @@ def build_config(
     Raises ValueError for an unknown name, an unsupported stride, or a model without intermediate features or half width.
     """
     check_timm_name(backbone)
-    if decoder_type != "auto" and decoder_type not in DECODERS:
-        raise ValueError(f"--decoder is {decoder_type!r}; expected auto, {', '.join(DECODERS)}. Choose one of them.")
-    if options.get("attach", "ancestor") not in ATTACHMENTS:
-        raise ValueError(f"--attach is {options['attach']!r}; expected {', '.join(ATTACHMENTS)}. Choose one of them.")
-    if unknown := set(options.get("heads") or ()) - set(HEADS):
-        raise ValueError(f"heads has {', '.join(sorted(unknown))}; expected some of {', '.join(HEADS)}. Choose from them.")
+    channels = options.get("num_channels", 3)
+    _check_options(decoder_type, two_towers, channels, options)
     kwargs = dict(backbone_kwargs or {})
     if two_towers:
-        if options.get("num_channels", 3) != 3:
-            channels = options["num_channels"]
-            raise ValueError(f"num_channels is {channels}; expected 3, as two towers convert RGB. Leave out --bands, or the towers.")
         kwargs |= half_width(backbone, kwargs)
         options = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3} | options  # the towers convert RGB in [0, 1]
     kwargs |= _stride_kwargs(backbone, output_stride, kwargs)
@@ -89,9 +82,8 @@ def build_config(
         out_indices = evenly if constant else [depth - 2, depth - 1][-depth:]
     if decoder_type == "auto":
         decoder_type = "mla" if constant else "deeplabv3"
-    channels = options.get("num_channels", 3)
-    options.setdefault("image_mean", model.default_cfg.get("mean") if channels == 3 else [0.5] * channels)
-    options.setdefault("image_std", model.default_cfg.get("std") if channels == 3 else [0.5] * channels)
+    for name in ("mean", "std"):
+        options.setdefault(f"image_{name}", model.default_cfg.get(name) if channels == 3 else [0.5] * channels)
     if options.get("decoder_rates") is None:
         options["decoder_rates"] = _rates(image_size, strides[-1])
     return MsclConfig(
@@ -105,6 +97,18 @@ def build_config(
         **size_rule,
         **options,
     )
+
+
+def _check_options(decoder_type: str, two_towers: bool, channels: int, options: dict) -> None:
+    """Raise ValueError for a name that does not exist, and for two towers of other than three channels."""
+    if decoder_type != "auto" and decoder_type not in DECODERS:
+        raise ValueError(f"--decoder is {decoder_type!r}; expected auto, {', '.join(DECODERS)}. Choose one of them.")
+    if options.get("attach", "ancestor") not in ATTACHMENTS:
+        raise ValueError(f"--attach is {options['attach']!r}; expected {', '.join(ATTACHMENTS)}. Choose one of them.")
+    if unknown := set(options.get("heads") or ()) - set(HEADS):
+        raise ValueError(f"heads has {', '.join(sorted(unknown))}; expected some of {', '.join(HEADS)}. Choose from them.")
+    if two_towers and channels != 3:
+        raise ValueError(f"num_channels is {channels}; expected 3, as two towers convert RGB. Leave out --bands, or the towers.")
 
 
 def load_timm_weights(

@@ -49,7 +49,7 @@ def test_the_case_of_an_empty_mask_folder(cases):
 
 
 def test_the_case_of_an_unlabelled_held_out_split(cases):
-    """All 255: the mean IoU is said to be undefined, as a warning."""
+    """All labels are 255: a warning says that the mean IoU is undefined."""
     options, lines = DataConfig("folder", str(cases / "nothing_labelled_in_val"), num_classes=3), []
     held_out = open_held_out(options, lines.append)
     assert len(held_out) == 2 and "the mean IoU on it is undefined" in label_warnings([], held_out, options)[0]

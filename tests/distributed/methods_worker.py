@@ -130,11 +130,12 @@ def step(case, rank=0, world=1):
     return losses, {key: p.grad for key, p in method.named_parameters() if p.grad is not None}, state
 
 
-def main(rank: int, world: int, folder: Path):
+def main(rank: int, world: int, folder: Path, cases=CASES, step=step):
+    """Save what step(case, rank, world) returns for each case; the losses are averaged over the processes."""
     harness.fresh_accelerator = lambda: Context()
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     results = {}
-    for case in CASES:
+    for case in cases:
         losses, gradients, state = step(case, rank, world)
         for value in losses.values():  # as the log averages them; DDP averages gradients
             dist.all_reduce(value)

@@ -3,12 +3,10 @@
     python tests/distributed/semi_worker.py RANK WORLD FOLDER
 """
 
-import os
 import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -44,20 +42,6 @@ def step(case, rank=0, world=1):
     return losses, {key: p.grad for key, p in method.named_parameters() if p.grad is not None}, teacher
 
 
-def main(rank: int, world: int, folder: Path):
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
-    results = {}
-    for case in CASES:
-        losses, gradients, teacher = step(case, rank, world)
-        for value in losses.values():  # as the log averages them; DDP averages gradients
-            dist.all_reduce(value)
-            value /= world
-        results[case] = losses, gradients, teacher
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads may abort the interpreter while it shuts down, all work done
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    methods_worker.main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), CASES, step)

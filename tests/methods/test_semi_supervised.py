@@ -303,7 +303,7 @@ def test_contrast_beside_plain_fine_tuning():
 
 
 def test_warnings_are_in_words():
-    """Nothing kept, everything kept, classes that are never confident, and a teacher that does not improve; each is said once."""
+    """One warning each: no pixel is kept, every pixel is kept, a class is never confident, the teacher does not improve."""
     warnings, method = [], training(confidence_threshold=1.0).eval()
     checks = PseudoLabelCheck(harness.scenes(4, unlabelled=True), dict.fromkeys("abcdefgh", 0.125), SIZE, SIZE, warnings.append)
     for step in (1, 2):
