@@ -41,7 +41,10 @@ PANELS = {
 REPEATED = ("effective_rank_", "spread_", "matched_")  # prefixes of keys that repeat the panel's title
 LOGARITHMIC = ("gradient norm",)
 # These axes start at 0: a collapse is then seen as a fall to 0, and a small share looks small.
-FROM_ZERO = ("images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension")
+FROM_ZERO = (
+    "images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension",
+    "held-out mean IoU", "linear probe mean IoU",
+)  # fmt: skip
 
 
 def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | Path) -> None:

@@ -193,6 +193,15 @@ def test_training_figure_is_drawn_for_short_and_long_logs(tmp_path, steps):
     picture(tmp_path / "training.png")
 
 
+def test_small_changes_of_the_mean_iou_look_small(tmp_path, monkeypatch):
+    """Its axis starts at zero: a probe that falls from 0.098 to 0.096 is no collapse."""
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.extend(figure.axes))
+    log = [{"step": step, "probe_mean_iou": probe, "val_mean_iou": probe} for step, probe in ((0, 0.098), (10, 0.096))]
+    figures.training_figure(log, tmp_path / "training.png")
+    assert len(drawn) == 2 and all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 0.098 for axis in drawn)
+
+
 def test_training_figure_without_numbers_raises(tmp_path):
     """A log without numbers raises."""
     with pytest.raises(ValueError, match="no number"):
