@@ -74,13 +74,12 @@ class MSCL(Method):
         return terms
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the embeddings of the backbone and of every head that is trained."""
-        out = self.network(self.normalize(image))
+        """Return the embeddings of the backbone and of every head that the loss reads."""
+        out = self.network(self.normalize(image), self.loss.terms)
         spaces = {"backbone": flatten_positions(out.feature_maps[-1])}
-        for name in ("global", "local", "pixel"):
-            head, vectors = getattr(self.network, f"{name}_head"), getattr(out, f"{name}_embeds")
-            if head is not None and all(p.requires_grad for p in head.parameters()):
-                spaces[name] = flatten_positions(vectors) if vectors.dim() == 4 else vectors
+        for name in self.loss.terms:
+            vectors = getattr(out, f"{name}_embeds")
+            spaces[name] = flatten_positions(vectors) if vectors.dim() == 4 else vectors
         return spaces
 
     def _pixels(self, embeds: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

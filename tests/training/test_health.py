@@ -95,15 +95,12 @@ def check(images=None, **more) -> HealthCheck:
 
 
 def test_row_has_every_space_that_trains():
-    """Backbone and the heads in training; a head without gradient is not measured."""
+    """Backbone and heads."""
     method = harness.pretraining().eval()
     with torch.no_grad():
         assert set(check()(method, 1)) == {"probe_mean_iou"} | {
             f"{what}_{space}" for what in ("effective_rank", "spread") for space in ("backbone", "global", "local", "pixel")
         }
-        for head in ("global_head", "pixel_head"):
-            getattr(method.network, head).requires_grad_(False)
-        assert set(embedding_spaces(method, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))) == {"backbone", "local"}
 
 
 def test_few_images_give_no_warning():
@@ -209,3 +206,11 @@ def test_the_picture_shows_the_last_part_that_is_trained(tmp_path, monkeypatch, 
         stages = network.backbone(method.normalize(pixels)).feature_maps
         expected = network.decoder(list(stages)) if decodes else stages[-1]
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_heads_of_the_loss_are_measured():
+    """Also before the first step, when nothing is frozen yet."""
+    pixels = torch.rand(2, 3, 64, 64) * 255
+    for losses in ("global+local+pixel", "local+pixel", "global"):
+        method = harness.pretraining(contrast={"losses": losses}).eval()
+        assert embedding_spaces(method, pixels).keys() == {"backbone", *losses.split("+")}
