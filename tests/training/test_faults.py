@@ -281,7 +281,8 @@ def test_one_run_at_a_time_in_a_folder(zygote, tmp_path):
     many = (*FLAGS, "--max-steps", 10_000, "--output-dir", out)
     first = zygote.start("pretrain", *many)
     deadline = time.monotonic() + 60
-    while not (out / "log.jsonl").exists() and first.alive and time.monotonic() < deadline:
+    while not (out / "checkpoints").is_dir() or not steps_of(out):  # the lock is held, and the next run has a step to continue from
+        assert first.alive and time.monotonic() < deadline, first.output
         time.sleep(0.01)
     started = time.monotonic()
     status, output = zygote.run("pretrain", *many)
