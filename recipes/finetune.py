@@ -55,6 +55,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         record = describe(images, held_out, network, config, run, weights)
         run_size = methods.RunSize(images.images, config.training.batch_size, config.training.max_steps)
         method = methods.create_training(network, config.loss, weights, config.unlabelled_images, run_size, run.log)
+        method.freeze(config.training.freeze)
         record["stages"][-1]["facts"] |= method.facts()
         done = training.is_complete(run.out, config.training.max_steps)
         check = pseudo_label_check(images, network, config, run)

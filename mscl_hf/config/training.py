@@ -95,12 +95,17 @@ class FinetuneTrainingConfig(TrainingConfig):
         at_least=0,
     )  # fmt: skip
     early_stopping: int = option(0, "evaluations without a higher mean IoU after which training stops; 0 = never", at_least=0)
+    freeze: str = option(
+        "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages (of a ViT: blocks), stem included"
+    )
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
         "polynomial", "decay of the learning rate to zero; polynomial has the power 0.9"
     )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.freeze not in ("none", "backbone") and not self.freeze.isdecimal():
+            raise ValueError(f"--freeze is {self.freeze!r}; expected none, backbone, or a number of stages such as 3. Give one of them.")
         if self.early_stopping and not self.eval_steps:
             raise ValueError(f"--early-stopping is {self.early_stopping} without --eval-steps. Give --eval-steps as well.")
         if self.eval_steps and self.shard:

@@ -11,6 +11,7 @@ from ..config import FinetuningLossConfig
 from ..losses import PixelLossValue, labels_at, pixel_contrast, sample_pixels
 from ..losses.affinity import SIZES
 from ..losses.weighted import weighted_cross_entropy
+from ..models.freezing import freeze
 from ..models.heads_mscl import PixelHead
 from ..models.modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
@@ -87,6 +88,18 @@ class SegmentationTraining(Method):
 
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.frozen, self.frozen_modules = "none", []
+
+    def freeze(self, stages: str) -> None:
+        """Freeze the first stages of the backbone, see `models.freeze`. Raises ValueError."""
+        self.frozen, self.frozen_modules = stages, freeze(self.network.backbone, stages)
+
+    def train(self, mode: bool = True) -> "SegmentationTraining":
+        """Set the training mode; frozen parts stay in evaluation mode, with the batch statistics that they have."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.network.backbone.get_submodule(name).eval()
+        return self
 
     def forward(self, image: Tensor, mask: Tensor, **_) -> dict[str, Tensor]:
         """image (B, 3, S, S) in [0, 255], mask (B, S, S) with 255 = ignored."""
@@ -101,8 +114,12 @@ class SegmentationTraining(Method):
 
     def facts(self) -> dict[str, str]:
         """Return what the model card has on the method beside its loss."""
-        contrast = self.contrast
-        return {"pixel contrast": f"weight {contrast.weight:g}, temperature {contrast.temperature:g}"} if contrast else {}
+        facts, contrast = {}, self.contrast
+        if self.frozen != "none":
+            facts["not trained"] = "backbone" if self.frozen == "backbone" else f"the first {self.frozen} groups of layers of the backbone"
+        if contrast:
+            facts["pixel contrast"] = f"weight {contrast.weight:g}, temperature {contrast.temperature:g}"
+        return facts
 
     def supervised(self, image: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the loss of labelled images, and the map (B, C, h, w) of the decoder, None without contrast."""

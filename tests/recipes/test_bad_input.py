@@ -185,6 +185,8 @@ FINETUNE = {
     "a threshold that nothing reads": (("--model", "{}/model", "--confidence-threshold", 0.5), ("--confidence-threshold is 0.5",)),
     "a temperature that nothing reads": (("--model", "{}/model", "--contrast-temperature", 0.5), ("without --pixel-contrast",)),
     "a threshold above one": ((*SEMI, "--confidence-threshold", 1.5), ("--confidence-threshold is 1.5; expected at least 0 and at",)),
+    "an unknown part to freeze": (("--model", "{}/model", "--freeze", "half"), ("--freeze is 'half'", "expected none, backbone, or a number")),
+    "more stages than there are": (("--model", "{}/model", "--freeze", 99), ("--freeze is 99", "a number from 1 to 5")),
     "an unknown semi-supervised method": (("--model", "{}/model", "--semi-supervised", "fixmach"), ("'fixmach'", "did you mean fixmatch")),
     "one unlabelled image with cutmix": ((*SEMI, "--unlabelled-batch-size", 1),
                                          ("--unlabelled-batch-size is 1; expected a multiple of 2", "--cutmix-probability 0")),

@@ -1,0 +1,41 @@
+"""Freeze the first stages of a backbone: their weights and batch statistics stay as they are, and no gradient is computed."""
+
+from timm.models import group_parameters
+from torch import nn
+
+from .modeling_mscl import MsclBackbone
+
+
+def freeze(backbone: MsclBackbone, stages: str) -> list[str]:
+    """Freeze the parameters of `stages` and return the names of the modules that hold no others, to be kept in evaluation mode.
+
+    stages: "none", "backbone" for all, or a number of the groups of layers that timm lists from the input on, the stem first: stages of
+    a CNN, blocks of a ViT. Raises ValueError for a number that the backbone does not have.
+    """
+    if stages == "none":
+        return []
+    model = backbone.timm_model
+    if stages == "backbone":
+        names = [name for name, _ in model.named_parameters()]
+    else:
+        groups = _groups(model)
+        if not 1 <= int(stages) <= len(groups):
+            expected = f"expected none, backbone, or a number from 1 to {len(groups)}" if groups else "expected none or backbone"
+            raise ValueError(f"--freeze is {stages}; {expected}, the groups of layers of {backbone.config.backbone}. Give one of them.")
+        names = [name for group in groups[: int(stages)] for name in group]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return [name for name, module in backbone.named_modules() if _is_frozen(module)]
+
+
+def _groups(model: nn.Module) -> list[list[str]]:
+    """Return the names of the parameters of each group of layers in the order of the forward pass; none for two towers."""
+    if not hasattr(model, "group_matcher"):
+        return []
+    groups = group_parameters(model, model.group_matcher(coarse=True))
+    return [groups[key] for key in sorted(groups)]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

@@ -1,0 +1,56 @@
+"""`--freeze`: frozen layers do not change by a bit, batch statistics included, and the others are trained."""
+
+import harness
+import pytest
+import test_semi_supervised as semi
+import torch
+
+from mscl_hf.models.freezing import freeze
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+
+FIRST = {
+    "test_resnet": ("conv1", "bn1", "layer1"),
+    "test_vit": ("patch_embed", "cls_token", "pos_embed", "blocks.0"),
+    "test_convnext": ("stem", "stages.0"),
+}
+
+
+def changed(method, before: dict) -> set[str]:
+    """The names of the values of the network that are not those of `before`."""
+    return {name for name, value in method.network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("name", ["none", "fixmatch"])
+@pytest.mark.parametrize("backbone", FIRST)
+@pytest.mark.parametrize("stages", ["2", "backbone"])
+def test_frozen_layers_do_not_change(tmp_path, name, backbone, stages):
+    """With --freeze 2 all other layers that the loss reaches change, also of the backbone; with --freeze backbone none of it does."""
+    method = semi.training(name, backbone=backbone)
+    method.freeze(stages)
+    before = {key: value.clone() for key, value in method.network.state_dict().items()}
+    harness.train(method, semi.semi_data("fixmatch"), tmp_path / "run", optim="adamw", learning_rate=1e-3, weight_decay=0.1, max_steps=3)
+    changes = changed(method, before)
+    prefixes = tuple(f"backbone.timm_model.{part}" for part in FIRST[backbone])
+    frozen = {key for key in before if key.startswith("backbone." if stages == "backbone" else prefixes)}
+    assert frozen and not frozen & changes
+    assert any(key.startswith("decoder.") for key in changes) and any(key.startswith("classifier.") for key in changes)
+    assert any(key.startswith("backbone.") for key in changes) == (stages != "backbone")
+
+
+def test_no_gradient_is_kept_for_frozen_layers():
+    """The maps of a frozen backbone have no graph, and its modules stay in evaluation mode when training goes on."""
+    method = semi.training("none")
+    method.freeze("backbone")
+    method.eval()
+    method.train()
+    backbone = method.network.backbone
+    assert method.network.training and method.network.decoder.training and not any(part.training for part in backbone.timm_model.modules())
+    maps = backbone(torch.rand(2, 3, semi.SIZE, semi.SIZE)).feature_maps
+    assert not any(feature.requires_grad for feature in maps)
+
+
+@pytest.mark.parametrize("stages", ["0", "99"])
+def test_a_number_that_the_backbone_does_not_have(stages):
+    network = MsclForSemanticSegmentation(harness.config("test_resnet", num_labels=8))
+    with pytest.raises(ValueError, match=f"--freeze is {stages}; expected none, backbone, or a number from 1 to 5, the groups of layers"):
+        freeze(network.backbone, stages)
