@@ -35,4 +35,8 @@ class SemiSupervisedConfig(Section):
     pixel_contrast: float = option(
         0.0, "weight of the contrast of pixels, with labels from masks and confident predictions of the teacher; 0 = none", at_least=0
     )
-    contrast_temperature: float = option(0.07, "temperature of this contrast", above=0)
+    contrast_sampling: Literal["all", "reco"] = option(
+        "all", "all = each labelled pixel against all others, as --losses p of pre-training; reco = hard pixels against the mean of their "
+        "class and pixels of similar classes",
+    )  # fmt: skip
+    contrast_temperature: float | None = option(None, "temperature of this contrast (default: 0.07; reco: 0.5)", above=0)

@@ -96,7 +96,7 @@ class FinetuneTrainingConfig(TrainingConfig):
     )  # fmt: skip
     early_stopping: int = option(0, "evaluations without a higher mean IoU after which training stops; 0 = never", at_least=0)
     freeze: str = option(
-        "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages (of a ViT: blocks), stem included"
+        "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages, of a ViT blocks, stem included"
     )
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
         "polynomial", "decay of the learning rate to zero; polynomial has the power 0.9"

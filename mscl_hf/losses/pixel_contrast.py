@@ -91,7 +91,7 @@ def _one_direction(
     """Return the loss of the anchors against the keys; the arguments are those of `pixel_contrast`."""
     own_keys = keys.shape[1] if scope == "cross" else None  # those of the own enhanced image come first, those of the partner follow
     anchors, keys, labels, key_labels = _sets_of_keys(anchors, keys, labels, key_labels, scope, partner)
-    means, class_sizes = _class_means(at_least_float32(keys), key_labels)
+    means, class_sizes = class_means(at_least_float32(keys), key_labels)
     num_positives = (class_sizes.gather(1, labels) - int(exclude_self)).clamp(min=0)
     weight = anchor_weights(labels, num_positives, exclude_classes, anchor_weight, one_set=scope == "batch")
 
@@ -159,7 +159,7 @@ def anchor_weights(labels: Tensor, num_positives: Tensor, excluded: tuple[int, .
     return weights_of_mean(weight, one_set)
 
 
-def _class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
+def class_means(keys: Tensor, key_labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean key (G, 256, E) and the number of keys (G, 256) of each class; both zero for the ignored label."""
     index = key_labels[..., None].expand_as(keys)
     sums = keys.new_zeros(len(keys), 256, keys.shape[2]).scatter_add(1, index, keys)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FinetuningLossConfig
-from ..losses import PixelLossValue, labels_at, pixel_contrast, sample_pixels
+from ..losses import HARD_BELOW, class_probabilities, labels_at, pixel_contrast, regional_contrast, sample_pixels
 from ..losses.affinity import SIZES
 from ..losses.weighted import weighted_cross_entropy
 from ..models.freezing import freeze
@@ -19,6 +19,7 @@ from .finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss
 from .heads import flatten_positions
 
 MOST_POSITIONS = 256  # of an image, that are contrasted
+TEMPERATURES = {"all": 0.07, "reco": 0.5}  # of the contrast of pixels
 
 
 class Decoded(NamedTuple):
@@ -27,6 +28,14 @@ class Decoded(NamedTuple):
     features: Tensor
     logits: Tensor
     auxiliary: Tensor | None
+
+
+class Contrasted(NamedTuple):
+    """What the contrast of pixels reads: features (B, C, h, w), logits (B, K, h, w), labels (B, H, W) with 255 = ignored."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
 
 
 def decoded(network: MsclForSemanticSegmentation, pixels: Tensor, factors: Sequence[Tensor] | None = None) -> Decoded:
@@ -40,31 +49,37 @@ def decoded(network: MsclForSemanticSegmentation, pixels: Tensor, factors: Seque
 
 
 class PixelContrast(nn.Module):
-    """The pixel loss of mscl beside fine-tuning: L_p over all labelled pixels of the batch, none of which is its own key.
+    """The contrast of pixels beside fine-tuning, with the labelled pixels of the whole batch, of maps (B, C, h, w).
 
-    Of larger maps, MOST_POSITIONS random positions of each image are used, labelled ones first.
+    sampling: "all" is L_p of mscl, each pixel against all others; "reco" is the regional contrast of hard pixels. temperature: None is that
+    of the sampling. Of larger maps, MOST_POSITIONS random positions of each image are used, labelled ones first.
     """
 
-    def __init__(self, channels: int, weight: float, temperature: float, dim: int = 128):
+    def __init__(self, channels: int, weight: float, sampling: str, temperature: float | None, dim: int = 128):
         super().__init__()
-        self.weight, self.temperature = weight, temperature
+        self.weight, self.sampling, self.temperature = weight, sampling, temperature or TEMPERATURES[sampling]
         with torch.random.fork_rng(devices=[]):  # nothing else that is random depends on the head
             self.head = PixelHead(channels, dim, layers=2, batch_norm=True)
 
-    def forward(self, features: Tensor, labels: Tensor) -> PixelLossValue:
-        """features (B, C, h, w), labels (B, H, W) with 255 = ignored."""
+    def forward(self, features: Tensor, probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms for the log, first the loss. probabilities (B, K, h, w): predicted; labels (B, H, W) with 255 = ignored."""
         embeddings, labels = flatten_positions(self.head(features)), labels_at(labels, features.shape[-2:])
+        of_label = probabilities.detach().flatten(2).gather(1, labels[:, None].clamp(max=probabilities.shape[1] - 1))[:, 0]
         if labels.shape[1] > MOST_POSITIONS:
             positions, labels = sample_pixels(labels, "random", MOST_POSITIONS)
             embeddings = embeddings.gather(1, positions[:, :, None].expand(-1, -1, embeddings.shape[2]))
-        return pixel_contrast(embeddings, embeddings, labels, scope="batch", temperature=self.temperature, exclude_self=True)
+            of_label = of_label.gather(1, positions)
+        if self.sampling == "reco":
+            return {"loss_pixel": regional_contrast(embeddings, labels, of_label < HARD_BELOW, self.temperature)}
+        value = pixel_contrast(embeddings, embeddings, labels, scope="batch", temperature=self.temperature, exclude_self=True)
+        return {"loss_pixel": value.loss, "floor_pixel": value.floor}
 
 
 class SegmentationTraining(Method):
     """A loss of the labelled pixels plus the cross-entropy of the auxiliary head; "ce" is the loss of `MsclForSemanticSegmentation`.
 
     class_weights: of the cross-entropy, also of the auxiliary head; None = all 1. pixel_contrast: weight of a contrast of the labelled
-    pixels, 0 = none; contrast_temperature: its temperature.
+    pixels, 0 = none; contrast_sampling, contrast_temperature: see `PixelContrast`.
     """
 
     title = "fine-tuning"
@@ -75,7 +90,7 @@ class SegmentationTraining(Method):
 
     def __init__(
         self, network: MsclForSemanticSegmentation, loss: FinetuningLossConfig | None = None, class_weights: Sequence[float] | None = None,
-        pixel_contrast: float = 0.0, contrast_temperature: float = 0.07,
+        pixel_contrast: float = 0.0, contrast_sampling: str = "all", contrast_temperature: float | None = None,
     ):  # fmt: skip
         super().__init__(network)
         self.loss_config = loss or FinetuningLossConfig()
@@ -84,7 +99,8 @@ class SegmentationTraining(Method):
         # One dimension, since weight decay applies to parameters with more; zeros give equal weights.
         count = 2 * network.config.num_labels * len(SIZES)
         self.size_logits = nn.Parameter(torch.zeros(count)) if self.row.learns_sizes else None
-        self.contrast = PixelContrast(network.config.decoder_channels, pixel_contrast, contrast_temperature) if pixel_contrast else None
+        of_contrast = network.config.decoder_channels, pixel_contrast, contrast_sampling, contrast_temperature
+        self.contrast = PixelContrast(*of_contrast) if pixel_contrast else None
 
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -103,8 +119,8 @@ class SegmentationTraining(Method):
 
     def forward(self, image: Tensor, mask: Tensor, **_) -> dict[str, Tensor]:
         """image (B, 3, S, S) in [0, 255], mask (B, S, S) with 255 = ignored."""
-        terms, features = self.supervised(image, mask)
-        return terms if self.contrast is None else self.with_contrast(terms, features, mask)
+        terms, output = self.supervised(image, mask)
+        return terms if self.contrast is None else self.with_contrast(terms, Contrasted(output.features, output.logits, mask))
 
     def restart_teacher(self) -> None:
         """Make a teacher, if there is one, a copy of the network, whose classifier was fitted."""
@@ -118,16 +134,18 @@ class SegmentationTraining(Method):
         if self.frozen != "none":
             facts["not trained"] = "backbone" if self.frozen == "backbone" else f"the first {self.frozen} groups of layers of the backbone"
         if contrast:
-            facts["pixel contrast"] = f"weight {contrast.weight:g}, temperature {contrast.temperature:g}"
+            options = f"weight {contrast.weight:g}, sampling {contrast.sampling}, temperature {contrast.temperature:g}"
+            facts["pixel contrast"] = options
         return facts
 
-    def supervised(self, image: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return the loss of labelled images, and the map (B, C, h, w) of the decoder, None without contrast."""
+    def supervised(self, image: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Decoded | None]:
+        """Return the loss of labelled images, and the output of the network; without contrast the output may be None."""
         network, pixels, labels = self.network, self.normalize(image), mask.long()
         is_plain = self.loss_config.loss == "ce" and self.class_weights is None
         if is_plain and self.contrast is None:
             return {"loss": network(pixels, labels=labels).loss}, None
-        features, logits, auxiliary = decoded(network, pixels)
+        output = decoded(network, pixels)
+        logits, auxiliary = output.logits, output.auxiliary
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
         terms, logged = loss_terms(self.loss_config, Predicted(logits, full, labels, self.fraction_done, sizes))
@@ -136,13 +154,13 @@ class SegmentationTraining(Method):
         if auxiliary is not None:
             terms["loss_auxiliary"] = network.config.auxiliary_loss_weight, self.cross_entropy(auxiliary, labels)
         total = sum(weight * value for weight, value in terms.values())
-        return {"loss": total} | {name: value.detach() for name, (_, value) in terms.items()} | logged, features
+        return {"loss": total} | {name: value.detach() for name, (_, value) in terms.items()} | logged, output
 
-    def with_contrast(self, terms: dict[str, Tensor], features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the terms with the contrast of the pixels of maps (B, C, h, w), with labels (B, H, W), added to the loss."""
-        value = self.contrast(features, labels)
-        logged = {"loss_pixel": value.loss.detach(), "floor_pixel": value.floor.detach()}
-        return terms | {"loss": terms["loss"] + self.contrast.weight * value.loss} | logged
+    def with_contrast(self, terms: dict[str, Tensor], pixels: Contrasted) -> dict[str, Tensor]:
+        """Return the terms with the contrast of pixels added to the loss."""
+        logged = self.contrast(pixels.features, class_probabilities(pixels.logits, self.row.sigmoid), pixels.labels)
+        loss = terms["loss"] + self.contrast.weight * logged["loss_pixel"]
+        return terms | {"loss": loss} | {name: value.detach() for name, value in logged.items()}
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy, with the weights of the classes if there are any, of logits (B, K, h, w) resized to the labels."""

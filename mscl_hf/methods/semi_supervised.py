@@ -17,10 +17,10 @@ from ..losses import class_probabilities, probability_loss, pseudo_label_loss
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag
 from .creation import RunSize, fitting_momentum
-from .segmentation import SegmentationTraining, decoded
+from .segmentation import Contrasted, SegmentationTraining, decoded
 from .teacher import EMANetwork, rising_momentum
 
-CONTRAST_OPTIONS = ("pixel_contrast", "contrast_temperature")  # also read without unlabelled images
+CONTRAST_OPTIONS = ("pixel_contrast", "contrast_sampling", "contrast_temperature")  # also read without unlabelled images
 
 
 class SemiSupervised(NamedTuple):
@@ -72,8 +72,9 @@ def semi_supervised_table() -> list[tuple[str, ...]]:
 def check_semi_supervised(config: SemiSupervisedConfig, training: TrainingConfig, processes: int) -> None:
     """Raise ValueError for options that nothing reads, and for batches that cannot be divided over the processes."""
     name, unread = config.semi_supervised, [option for option in config.changed() if option not in CONTRAST_OPTIONS]
-    if "contrast_temperature" in config.changed() and not config.pixel_contrast:
-        raise ValueError(f"--contrast-temperature is {config.contrast_temperature} without --pixel-contrast. Give it, or leave it out.")
+    for option in CONTRAST_OPTIONS[1:]:
+        if option in config.changed() and not config.pixel_contrast:
+            raise ValueError(f"{flag(option)} is {getattr(config, option)} without --pixel-contrast. Give it, or leave it out.")
     if name == "none":
         if unread:
             value, remedy = getattr(config, unread[0]), "Give --semi-supervised as well, or leave it out."
@@ -105,7 +106,7 @@ def create_training(
     log: Callable[[str], None] = print,
 ) -> SegmentationTraining:  # fmt: skip
     """Return the training of a network with these options, semi-supervised or not. The EMA momentum is scaled to the run and logged."""
-    contrast = {"pixel_contrast": config.pixel_contrast, "contrast_temperature": config.contrast_temperature}
+    contrast = {option: getattr(config, option) for option in CONTRAST_OPTIONS}
     if config.semi_supervised == "none":
         return SegmentationTraining(network, loss, class_weights, **contrast)
     row = used_row(config)
@@ -194,18 +195,18 @@ class SemiSupervisedTraining(SegmentationTraining):
 
     def forward(self, image: Tensor, mask: Tensor, weak: Tensor | None = None, **unlabelled) -> dict[str, Tensor]:
         """image, mask: labelled, see `SegmentationTraining`; the other tensors are those of `transforms.SemiSupervisedView`."""
-        terms, features = self.supervised(image, mask)
-        labels, weight = mask, 0.0 if weak is None else self.weight()
+        terms, output = self.supervised(image, mask)
+        contrasted = [] if self.contrast is None else [Contrasted(output.features, output.logits, mask.long())]
+        weight = 0.0 if weak is None else self.weight()
         if weight:
-            loss, logged, more_features, more_labels = self.unlabelled(weak, **unlabelled)
-            logged |= {"loss_labelled": terms["loss"].detach(), "loss_unlabelled": loss.detach()}
+            loss, kept_share, of_view = self.unlabelled(weak, **unlabelled)
+            logged = {"kept_share": kept_share, "loss_labelled": terms["loss"].detach(), "loss_unlabelled": loss.detach()}
             terms = terms | {"loss": (terms["loss"] + weight * loss) / (1 + weight)} | logged
-            labels = torch.cat([mask.long(), more_labels])
-            features = None if features is None else torch.cat([features, more_features])
-        return terms if self.contrast is None else self.with_contrast(terms, features, labels)
+            contrasted.append(of_view)
+        return terms if self.contrast is None else self.with_contrast(terms, Contrasted(*map(torch.cat, zip(*contrasted))))
 
-    def unlabelled(self, weak: Tensor, inside: Tensor, boxes: Tensor, draws: Tensor, **batch) -> tuple[Tensor, dict, Tensor, Tensor]:
-        """Return the loss of unlabelled images, values for the log, and map and labels of the first strong view, 255 = not confident."""
+    def unlabelled(self, weak: Tensor, inside: Tensor, boxes: Tensor, draws: Tensor, **batch) -> tuple[Tensor, Tensor, Contrasted]:
+        """Return the loss of unlabelled images, the share of confident pixels, and the first strong view; labels: 255 = not confident."""
         method, network = self.method, self.network
         targets, factors = self.targets(weak, inside), None
         of_views = [targets.mixed(of_view) for of_view in boxes.unbind(1)]
@@ -220,7 +221,7 @@ class SemiSupervisedTraining(SegmentationTraining):
             loss = (loss + self.consistency(perturbed.logits, targets)) / 2
         share = self.is_kept(targets).sum() / inside.sum().clamp(min=1)
         labels = torch.where(self.is_kept(of_views[0]), of_views[0].labels, IGNORE_INDEX)
-        return loss, {"kept_share": share}, output.features.chunk(len(views))[0], labels
+        return loss, share, Contrasted(output.features[: len(weak)], output.logits[: len(weak)], labels)
 
     @torch.no_grad()
     def targets(self, weak: Tensor, inside: Tensor) -> Targets:

@@ -17,7 +17,9 @@ import test_semi_supervised as semi
 
 from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED
 
-CASES = {name: (name, {}) for name in SEMI_SUPERVISED} | {"fixmatch, contrast": ("fixmatch", {"pixel_contrast": 0.5})}
+CASES = {name: (name, {}) for name in SEMI_SUPERVISED}
+for sampling in ("all", "reco"):
+    CASES[f"fixmatch, contrast of {sampling}"] = "fixmatch", {"pixel_contrast": 0.5, "contrast_sampling": sampling}
 
 
 def step(case, rank=0, world=1):

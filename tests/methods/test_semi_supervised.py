@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mscl_hf.config import FinetuningLossConfig, SemiSupervisedConfig
 from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
-from mscl_hf.losses import pixel_contrast, probability_loss, pseudo_label_loss
+from mscl_hf.losses import pixel_contrast, probability_loss, pseudo_label_loss, regional_contrast
 from mscl_hf.methods import RunSize, SegmentationTraining, create_training
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED, Targets, channel_factors, cutmix
@@ -139,6 +139,53 @@ def test_contrast_leaves_out_the_pixel_itself():
     torch.testing.assert_close(value.loss, expected)
     torch.testing.assert_close(float(value.floor), sum(floors) / len(floors))
     torch.testing.assert_close(*(torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in (value.loss, expected)))
+
+
+def test_regional_contrast_is_its_formula():
+    """Loops over classes and hard pixels: the mean of the class against the expected sum over 512 drawn pixels of other classes."""
+    torch.manual_seed(0)
+    z = F.normalize(torch.randn(2, 9, 6, dtype=torch.float64), dim=2).requires_grad_()
+    labels = torch.tensor([[0, 0, 1, 1, 1, 2, 255, 3, 0], [0, 1, 1, 255, 2, 2, 2, 0, 5]])  # class 3 has no hard pixel
+    is_hard = torch.rand(2, 9) < 0.6
+    is_hard[0, 7], is_hard[1, 8] = False, True
+    loss, t = regional_contrast(z, labels, is_hard, temperature=0.4), 0.4
+    flat, classes, hard, per_class = z.flatten(0, 1), labels.flatten(), is_hard.flatten(), []
+    keys = flat.detach()
+    means = {c: F.normalize(keys[classes == c].mean(0), dim=0) for c in (0, 1, 2, 3, 5)}
+    for c in means:
+        others = [d for d in means if d != c]
+        chances = torch.stack([means[c] @ means[d] / t for d in others]).softmax(0)
+        terms = []
+        for p in ((classes == c) & hard).nonzero()[:, 0].tolist():
+            positive = (flat[p] @ means[c] / t).exp()
+            negatives = sum(512 * chance * (keys[classes == d] @ flat[p] / t).exp().mean() for chance, d in zip(chances, others))
+            terms.append(-(positive / (positive + negatives)).log())
+        per_class += [torch.stack(terms).mean()] if terms else []
+    expected = torch.stack(per_class).mean()
+    assert len(per_class) == 4
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, z, retain_graph=True)[0] for value in (loss, expected)))
+    assert regional_contrast(z, labels.clamp(max=0), is_hard) == 0  # one class
+
+
+def test_regional_contrast_is_near_that_of_drawn_negatives():
+    """The loss with 512 negatives drawn as released, classes by similarity and pixels uniformly, has the same mean to 1 %."""
+    torch.manual_seed(1)
+    z, labels = F.normalize(torch.randn(1, 60, 4, dtype=torch.float64), dim=2), torch.randint(4, (1, 60))
+    ours = regional_contrast(z, labels, torch.ones(1, 60, dtype=torch.bool))
+    means = torch.stack([F.normalize(z[labels == c].mean(0), dim=0) for c in range(4)])
+    drawn = []
+    for c in range(4):
+        others = [d for d in range(4) if d != c]
+        chances = (means[others] @ means[c] / 0.5).softmax(0)
+        for p in z[labels == c]:
+            of_class = torch.tensor(others)[chances.multinomial(512, replacement=True)]
+            members = [(labels[0] == d).nonzero()[:, 0] for d in range(4)]
+            negatives = torch.stack([z[0, members[d][torch.randint(len(members[d]), ())]] for d in of_class.tolist()])
+            scores = torch.cat([means[c][None], negatives]) @ p / 0.5
+            drawn.append((c, scores.logsumexp(0) - scores[0]))
+    expected = torch.stack([torch.stack([value for c, value in drawn if c == d]).mean() for d in range(4)]).mean()
+    assert float(ours) == pytest.approx(float(expected), rel=0.01)
 
 
 # -- the teacher ----------------------------------------------------------------------------------------------------------------
@@ -281,7 +328,7 @@ def test_contrast_uses_masks_and_confident_predictions():
     threshold = float(method.targets(batch["weak"], batch["inside"]).confidence.median())
     method.method = method.method._replace(confidence_threshold=threshold)
     terms = method(**batch)
-    features, labels = seen[0]
+    features, _, labels = seen[0]
     assert len(features) == len(labels) == 2 * BATCH and torch.equal(labels[:BATCH], batch["mask"].long())
     mixed = method.targets(batch["weak"], batch["inside"]).mixed(batch["boxes"][:, 0])
     assert torch.equal(labels[BATCH:], torch.where(mixed.inside & (mixed.confidence >= threshold), mixed.labels, 255))
@@ -290,10 +337,11 @@ def test_contrast_uses_masks_and_confident_predictions():
     torch.testing.assert_close(terms["loss"].detach(), combined + 0.5 * terms["loss_pixel"])
 
 
-def test_contrast_beside_plain_fine_tuning():
-    """--pixel-contrast adds L_p of the masks to the plain loss."""
+@pytest.mark.parametrize("sampling", ["all", "reco"])
+def test_contrast_beside_plain_fine_tuning(sampling):
+    """--pixel-contrast adds a contrast of the labelled pixels to the plain loss."""
     batch = {key: value for key, value in first_batch().items() if key in ("image", "mask")}
-    plain, with_contrast = training("none").eval(), training("none", pixel_contrast=0.3).eval()
+    plain, with_contrast = training("none").eval(), training("none", pixel_contrast=0.3, contrast_sampling=sampling).eval()
     assert isinstance(with_contrast, SegmentationTraining)
     terms = with_contrast(**batch)
     torch.testing.assert_close(terms["loss"].detach(), plain(**batch)["loss"].detach() + 0.3 * terms["loss_pixel"])
