@@ -186,15 +186,17 @@ def best_step(
     if held_out is None or not held_out.labels.present:
         raise ValueError(f"--eval-steps is {options.eval_steps}, and no held-out image has labels. Give --val-split, or leave it out.")
 
-    def mean_iou(network: "models.MsclForSemanticSegmentation") -> float:
-        return evaluation.evaluate_model(network, held_out, run.accelerator, inference_of(network, config))["mean_iou"]
+    def scores(network: "models.MsclForSemanticSegmentation") -> training.Scores:
+        results = evaluation.evaluate_model(network, held_out, run.accelerator, inference_of(network, config))
+        return training.Scores(results["mean_iou"], results["per_class_iou"])
 
-    def of_teacher(method: "methods.SemiSupervisedTraining") -> float:
-        check.add_score(value := mean_iou(method.teacher.network))
-        return value
+    def of_teacher(method: "methods.SemiSupervisedTraining") -> training.Scores:
+        of_step = scores(method.teacher.network)
+        check.add_score(of_step.mean_iou)
+        return of_step
 
-    def of_network(method: "methods.SegmentationTraining") -> float:
-        return mean_iou(method.network)
+    def of_network(method: "methods.SegmentationTraining") -> training.Scores:
+        return scores(method.network)
 
     measures = {"network": of_network} | ({"teacher": of_teacher} if check else {})
     measure = measures.pop(config.unlabelled_images.publish if check else "network")

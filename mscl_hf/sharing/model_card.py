@@ -21,7 +21,7 @@ from .provenance import METRICS, OPTIONAL, PROVENANCE
 from .upload import NAME_PLACEHOLDER, PROCESSOR, links_outside, updated_processor
 
 DIGEST = ".card.sha256"  # file with the SHA-256 of the card as it was written
-PICTURES = ("predictions.png", "confusion.png", "training.png", "features.png")
+PICTURES = ("predictions.png", "confusion.png", "training.png", "classes.png", "features.png")
 METRIC_NAMES = dict(zip(METRICS, ("mean IoU", "mean accuracy", "pixel accuracy")))
 
 

@@ -23,7 +23,7 @@ EXPORTS = ("*.onnx", "*.onnx.data", "*.pt2")
 # Files of a run folder that are published; checkpoints/, run.json and results.json hold local paths and are not.
 MODEL_FILES = (
     "config.json", *WEIGHTS, *EXPORTS, PROCESSOR, "README.md", "*_mscl.py", "load.py", "predictions.png", "confusion.png",
-    "training.png", "features.png", "provenance.json", "model.json", "log.jsonl",
+    "training.png", "classes.png", "features.png", "provenance.json", "model.json", "log.jsonl",
 )  # fmt: skip
 
 

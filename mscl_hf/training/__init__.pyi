@@ -14,6 +14,7 @@ from .pseudo_labels import draw_pseudo_labels as draw_pseudo_labels
 from .run import Run as Run
 from .run import start_run as start_run
 from .selection import BestStep as BestStep
+from .selection import Scores as Scores
 from .summary import Checks as Checks
 from .summary import longer_run as longer_run
 from .summary import read_checks as read_checks

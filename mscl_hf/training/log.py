@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ..progress_bar import progress_bar
 from ..records.files import write_text
-from ..visual.figures import training_figure
+from ..visual.curves import class_figure, training_figure
 
 
 class Log:
@@ -68,9 +68,10 @@ class Log:
 
 
 def draw_training(out: Path, title: str) -> None:
-    """Draw training.png from log.jsonl, if it has lines."""
+    """Draw training.png from log.jsonl, if it has lines, and classes.png where held-out images were measured during training."""
     if rows := read_log(out / "log.jsonl"):
         training_figure(rows, out / "training.png", title)
+        class_figure(rows, out / "classes.png", title)
 
 
 def reached(out: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figures import _figure, _literal, _save
+from .figures import literal, new_figure, save
 
 ALL, MOST = 40, 30  # up to ALL classes are drawn, and MOST of more
 CELL, NUMBERED = 0.3, 0.01  # side of a cell [inch]; shares from this one on are written as numbers
@@ -36,18 +36,18 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], path: str | Pat
 
 def _draw(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], path: str | Path) -> None:
     margin = 0.5 + 0.075 * max(map(len, columns))  # inch
-    figure = _figure(margin + CELL * len(columns) + 0.4, margin + CELL * len(rows) + 0.4, layout="constrained")
+    figure = new_figure(margin + CELL * len(columns) + 0.4, margin + CELL * len(rows) + 0.4, layout="constrained")
     axis = figure.subplots()
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    axis.set_xticks(range(len(columns)), map(_literal, columns), rotation=90, fontsize=7)
-    axis.set_yticks(range(len(rows)), map(_literal, rows), fontsize=7)
+    axis.set_xticks(range(len(columns)), map(literal, columns), rotation=90, fontsize=7)
+    axis.set_yticks(range(len(rows)), map(literal, rows), fontsize=7)
     axis.set_xlabel("predicted", fontsize=8)
     axis.set_ylabel("true", fontsize=8)
     for row, column in zip(*np.nonzero(shares >= NUMBERED)):
         share = shares[row, column]
         axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color="white" if share > 0.55 else "black")
     figure.suptitle("pixels of each class by prediction (%)", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _shortened(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of predictions, training curves and feature maps.
+"""Pictures of predictions and feature maps.
 
 Letters: N images, H W height and width in pixels, D channels, h w height and width of a feature map.
 The drawing functions import matplotlib, so that importing this file stays fast.
@@ -13,38 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .palette import class_colors, class_palette, overlay, pca_colors
+from .palette import class_colors, overlay, pca_colors
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
 WRONG, IGNORED = (228, 26, 28), (0, 0, 0)
 DPI = 120
 WIDTH, GAP, LEFT, TOP, LINE = 2.4, 0.04, 0.22, 0.28, 0.2  # of tables of pictures [inch]
-
-# Panels of the training figure: the title, and a function that selects the keys of the log.
-PANELS = {
-    "loss": lambda key: key == "loss" or key.startswith(("loss_", "floor_")),
-    "excess (loss above its floor)": lambda key: key.startswith("excess_"),
-    "held-out mean IoU": lambda key: key.startswith("val_mean_iou"),
-    "linear probe mean IoU": lambda key: key.endswith("mean_iou"),
-    "learning rate": lambda key: key == "lr" or key.startswith("lr_"),
-    "gradient norm": lambda key: key.startswith("grad_norm"),
-    "images per second": lambda key: key == "images_per_second",
-    "share of time waiting for data": lambda key: key == "data_wait",
-    "share with a match": lambda key: key.startswith("matched_"),
-    "effective rank": lambda key: key.startswith("effective_rank"),
-    "spread per dimension": lambda key: key.startswith("spread"),
-}
-REPEATED = ("effective_rank_", "spread_", "matched_")  # prefixes of keys that repeat the panel's title
-LOGARITHMIC = ("gradient norm",)
-# These axes start at 0: a collapse is then seen as a fall to 0, and a small share looks small.
-FROM_ZERO = (
-    "images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension",
-    "held-out mean IoU", "linear probe mean IoU",
-)  # fmt: skip
 
 
 def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | Path) -> None:
@@ -54,13 +31,13 @@ def prediction_sheet(rows: Sequence[tuple], classes: Sequence[str], path: str | 
     """
     if not rows:
         raise ValueError("rows is empty; expected at least one (image, truth, prediction, name).")
-    colors = _present(classes, [mask for row in rows for mask in row[1:3]])
+    colors = present(classes, [mask for row in rows for mask in row[1:3]])
     table = []
     for image, truth, prediction, _ in rows:
         of_truth = (None, None) if truth is None else (overlay(image, truth, classes), _errors(image, truth, prediction, len(classes)))
         table.append([image, of_truth[0], overlay(image, prediction, classes), of_truth[1]])
     legend = colors | {"wrong": WRONG, "ignored": IGNORED}
-    _draw_table(table, ("image", "truth", "prediction", "errors"), legend, path, [row[3] for row in rows])
+    draw_table(table, ("image", "truth", "prediction", "errors"), legend, path, [row[3] for row in rows])
 
 
 def comparison_strip(
@@ -76,9 +53,9 @@ def comparison_strip(
     if not len(images) or {len(masks) for masks in columns.values()} != {len(images)}:
         counts = ", ".join(f"{len(masks)} for {title}" for title, masks in columns.items())
         raise ValueError(f"Got {len(images)} images and these masks: {counts or 'none'}; expected as many of each, and at least one.")
-    legend = _present(classes, [mask for masks in columns.values() for mask in masks])
+    legend = present(classes, [mask for masks in columns.values() for mask in masks])
     table = [[image, *(overlay(image, masks[row], classes) for masks in columns.values())] for row, image in enumerate(images)]
-    _draw_table(table, ("image", *columns), legend, path)
+    draw_table(table, ("image", *columns), legend, path)
 
 
 def feature_maps_sheet(
@@ -102,95 +79,15 @@ def feature_maps_sheet(
     titles = ("image", "mask", "features (PCA)") if present_masks else ("image", "features (PCA)")
     drawn_masks = [None if mask is None else overlay(image, mask, names) for image, mask in zip(images, masks)]
     columns = (images, drawn_masks, pca_colors(features)) if present_masks else (images, pca_colors(features))
-    _draw_table(list(zip(*columns)), titles, _present(names, present_masks) if classes else {}, path)
+    draw_table(list(zip(*columns)), titles, present(names, present_masks) if classes else {}, path)
 
 
-def training_figure(log: Sequence[dict], path: str | Path, title: str = "") -> None:
-    """Draw all curves of a log, related ones in one panel.
-
-    log: one dict for each logged step, with `step` and numbers by name; names may be missing in some of them.
-    """
-    panels = _panels(log)
-    if not panels:
-        raise ValueError("The log holds no number beside the step; expected at least one logged step. Train for more steps.")
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = _figure(3.5 * columns, 2.3 * rows + (0.4 if title else 0.1), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, (name, curves) in zip(axes, panels.items()):
-        _draw_panel(axis, name, curves)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    if title:
-        figure.suptitle(_literal(title), fontsize=11)
-    _save(figure, path)
-
-
-def _panels(log: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Return {title: {key: (steps, 2) of step and value}}; a key that PANELS does not select gets its own panel."""
-    curves: dict[str, list] = {}
-    for position, row in enumerate(log):
-        for key, value in row.items():
-            if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                curves.setdefault(key, []).append((row.get("step", position), value))
-    panels: dict[str, dict] = {}
-    for title, selects in PANELS.items():
-        selected = {key: np.array(curves.pop(key), dtype=float) for key in list(curves) if selects(key)}
-        panels |= {title: selected} if selected else {}
-    return panels | {_words(key): {key: np.array(points, dtype=float)} for key, points in curves.items()}
-
-
-def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray]) -> None:
-    for (key, points), color in zip(curves.items(), class_palette(len(curves)) / 255):
-        style = {"color": color, "linewidth": 1.3, "label": _literal(_words(key))}
-        is_floor = key.startswith("floor_")
-        style |= {"linestyle": "--", "linewidth": 1.0} if is_floor else {}
-        if len(points) <= 40:
-            style |= {"marker": "_" if is_floor else "o", "markersize": 7 if is_floor else 2.5}
-        elif len(points) >= 120 and not is_floor:
-            axis.plot(*points.T, color=color, alpha=0.25, linewidth=0.6)
-            points = _smoothed(points, len(points) // 40)
-        axis.plot(*points.T, **style)
-    values = np.concatenate([points[:, 1] for points in curves.values()])
-    values = values[np.isfinite(values)]
-    if name in LOGARITHMIC and values.size and values.min() > 0 and values.max() > 30 * values.min():
-        axis.set_yscale("log")
-    if name in FROM_ZERO:
-        axis.set_ylim(0, 1.08 * values.max() if values.size and values.max() > 0 else 1)
-    axis.set_title(_literal(name), fontsize=9)
-    axis.set_xlabel("step", fontsize=7, labelpad=1)
-    axis.tick_params(labelsize=7)
-    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    steps = {step for points in curves.values() for step in points[:, 0]}
-    if len(steps) == 1:
-        axis.set_xlim(min(steps) - 1, min(steps) + 1)  # otherwise no whole number but the step is in view
-    axis.yaxis.get_offset_text().set_fontsize(7)
-    axis.grid(alpha=0.25, linewidth=0.5)
-    axis.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        bottom, top = axis.get_ylim()
-        rows = -(-len(curves) // 3)
-        axis.set_ylim(bottom, top + 0.12 * rows * (top - bottom))  # space for the legend above the curves
-        axis.legend(fontsize=6.5, framealpha=0.75, edgecolor="none", loc="upper right", ncols=3)
-
-
-def _words(key: str) -> str:
-    for prefix in REPEATED:
-        key = key.removeprefix(prefix)
-    return key.replace("_", " ")
-
-
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Return the text as matplotlib draws it literally: $ would start mathematics, and file names can hold invalid characters."""
     return text.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
-def _smoothed(points: np.ndarray, width: int) -> np.ndarray:
-    """Return the running mean of points (steps, 2) over `width` steps; steps are averaged too, so that the ends stay on the curve."""
-    return np.lib.stride_tricks.sliding_window_view(points, width, axis=0).mean(-1)
-
-
-def _draw_table(
+def draw_table(
     rows: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str], legend: dict[str, tuple], path: str | Path,
     names: Sequence[str] = (),
 ) -> None:
@@ -203,7 +100,7 @@ def _draw_table(
     per_line = max(1, int(width / (0.45 + 0.085 * max(map(len, legend), default=1))))
     top, legend_height = TOP, LINE * math.ceil(len(legend) / per_line) + 0.1 if legend else 0
     height = TOP + sum(h + GAP for h in heights) + legend_height
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     for number, (row, row_height) in enumerate(zip(rows, heights)):
         full_height, full_width = row[0].shape[:2]
         for column, picture in enumerate(row):
@@ -215,36 +112,36 @@ def _draw_table(
             interpolation = "antialiased" if picture.shape[:2] == (full_height, full_width) else "bilinear"
             axis.imshow(picture, extent=(0, full_width, full_height, 0), interpolation=interpolation, aspect="auto")
             if number == 0:
-                axis.set_title(_literal(titles[column]), fontsize=10, pad=4)
+                axis.set_title(literal(titles[column]), fontsize=10, pad=4)
             if names and column == 0:
                 max_letters, name = int(row_height / 0.062), names[number]  # width of a letter [inch]
                 shortened = name if len(name) <= max_letters else "…" + name[-max(max_letters - 1, 1) :]
-                axis.text(-0.02, 0.5, _literal(shortened), fontsize=7, transform=axis.transAxes, rotation=90, ha="right", va="center")
+                axis.text(-0.02, 0.5, literal(shortened), fontsize=7, transform=axis.transAxes, rotation=90, ha="right", va="center")
         top += row_height + GAP
     if legend:
         from matplotlib.patches import Patch
 
-        handles = [Patch(facecolor=np.array(color) / 255, label=_literal(name)) for name, color in legend.items()]
+        handles = [Patch(facecolor=np.array(color) / 255, label=literal(name)) for name, color in legend.items()]
         figure.legend(
             handles=handles, loc="lower center", ncols=per_line, fontsize=8, frameon=False, borderaxespad=0.1,
             handlelength=1.2, handleheight=1.0, columnspacing=1.2, labelspacing=0.3,
         )  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure(width: float, height: float, layout: str | None = None) -> Figure:
+def new_figure(width: float, height: float, layout: str | None = None) -> Figure:
     # Without pyplot, which needs a display and keeps figures open.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 
 
-def _present(classes: Sequence[str], masks: Sequence[np.ndarray | None]) -> dict[str, tuple]:
+def present(classes: Sequence[str], masks: Sequence[np.ndarray | None]) -> dict[str, tuple]:
     """Return {name: color} of the classes that occur in any of the masks."""
     ids = set().union(*(np.unique(mask).tolist() for mask in masks if mask is not None))
     colors = class_colors(classes)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figures import _draw_table, _present
+from .figures import draw_table, present
 from .palette import overlay
 
 
@@ -18,4 +18,4 @@ def pseudo_label_sheet(
     """
     gray = [np.repeat(np.round(255 * values)[..., None], 3, axis=2).astype(np.uint8) for values in confidence]
     table = [[image, overlay(image, ids, classes), values] for image, ids, values in zip(images, labels, gray)]
-    _draw_table(table, ("image", "teacher's labels", "confidence"), _present(classes, labels), path)
+    draw_table(table, ("image", "teacher's labels", "confidence"), present(classes, labels), path)

@@ -12,7 +12,7 @@ from test_recipes import on_two, write_folder
 from mscl_hf.config import FinetuneTrainingConfig
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.loop import fit
-from mscl_hf.training.selection import BestStep
+from mscl_hf.training.selection import BestStep, Scores
 
 STEPS = 8
 VALUES = {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.45, 6: 0.3, 7: 0.1, 8: 0.0}  # by step; of two equal ones the first is the best
@@ -21,7 +21,7 @@ VALUES = {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.45, 6: 0.3, 7: 0.1, 8: 0.0}  # by
 def train(method, out, every=1, patience=0, values=VALUES, **given):
     """Fine-tune with a mean IoU that is read from a table; return the method and the best step."""
     out.mkdir(exist_ok=True)
-    best = BestStep(lambda method: values[round(method.fraction_done * STEPS) + 1], every, patience)
+    best = BestStep(lambda method: Scores(values[round(method.fraction_done * STEPS) + 1]), every, patience)
     options = harness.options(**{"max_steps": STEPS, "logging_steps": 1, **given})
     fit(method, harness.training_data("finetune"), options, out, harness.fresh_accelerator(), best=best)
     return method, best

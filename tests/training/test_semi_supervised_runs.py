@@ -79,7 +79,9 @@ def test_what_is_published(model, tmp_path, publish):
     other = {"teacher": "network", "network": "teacher"}[publish]
     assert [row["step"] for row in rows if {"val_mean_iou", f"val_mean_iou_{other}"} <= row.keys()] == [2, 4]
     assert [row["step"] for row in rows if "pseudo_label_share" in row] == [2, 4]
-    assert (tmp_path / "out" / "pseudo_labels.png").is_file()
+    of_classes = [row for row in rows if {"val_class_iou", f"val_class_iou_{other}"} <= row.keys()]
+    assert len(of_classes) == 2 and all(len(row["val_class_iou"]) == 8 for row in of_classes)
+    assert (tmp_path / "out" / "pseudo_labels.png").is_file() and (tmp_path / "out" / "classes.png").is_file()
 
 
 def test_weight_zero_is_plain_fine_tuning(model, tmp_path):

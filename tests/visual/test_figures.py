@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mscl_hf.visual import figures
+from mscl_hf.visual import curves, figures
 from mscl_hf.visual.palette import class_colors, class_palette, overlay, pca_colors
 
 CLASSES = ("sky", "road", "car")
@@ -96,7 +96,7 @@ def test_prediction_sheet_shows_wrong_pixels_and_the_classes_present(tmp_path):
     errors = figures._errors(image, truth, wrong, 3).astype(int)
     red = errors[..., 0] - errors[..., 1] > 60
     assert np.array_equal(red, (truth != wrong) & (truth != 255)) and not errors[:5].any()
-    assert set(figures._present(CLASSES, [truth, None])) == {"sky", "road"}
+    assert set(figures.present(CLASSES, [truth, None])) == {"sky", "road"}
     long = "a name much longer than the row is high"
     rows = [(image, truth, wrong, "first"), (image[:, :50], None, wrong[:, :50], long)]
     figures.prediction_sheet(rows, CLASSES, tmp_path / "new" / "sheet.png")
@@ -121,10 +121,10 @@ def test_names_are_no_mathematics(tmp_path):
     figures.comparison_strip([image], {name: [mask] for name in STRANGE}, STRANGE, tmp_path / "strip.png")
     figures.feature_maps_sheet([image], [mask], torch.randn(1, 8, 4, 6), tmp_path / "features.png", STRANGE)
     log = [{"step": step} | dict.fromkeys((*STRANGE, "loss_$x_\\y$", "loss_b"), 1.0) for step in range(3)]
-    figures.training_figure(log, tmp_path / "training.png", title=STRANGE[0])
+    curves.training_figure(log, tmp_path / "training.png", title=STRANGE[0])
     assert len(list(tmp_path.glob("*.png"))) == 4
     for name in STRANGE[:-1]:
-        assert Text(text=figures._literal(name))._preprocess_math(figures._literal(name)) == (name, False)
+        assert Text(text=figures.literal(name))._preprocess_math(figures.literal(name)) == (name, False)
 
 
 def test_comparison_strip_shows_the_same_images_in_every_column(tmp_path):
@@ -155,21 +155,21 @@ def log_of(steps):
 
 def test_every_number_of_the_log_has_a_panel():
     """Each key is drawn once, related ones together, others in separate panels; text is left out."""
-    panels = figures._panels(log_of(20))
+    panels = curves._panels(log_of(20))
     drawn = [key for curves in panels.values() for key in curves]
     numbers = {key for row in log_of(20) for key, value in row.items() if isinstance(value, float)}
     assert sorted(drawn) == sorted(numbers)
     assert set(panels["loss"]) == {"loss", "loss_global", "loss_pixel", "floor_pixel"} and "ema momentum" in panels
     assert panels["linear probe mean IoU"]["probe_mean_iou"].tolist() == [[0, 0.2], [10, 0.2]]
-    assert "linear probe mean IoU" not in figures._panels([{"step": 1, "loss": 1.0}])
+    assert "linear probe mean IoU" not in curves._panels([{"step": 1, "loss": 1.0}])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_logged_steps_are_seen(count):
     """Each curve, the floor too, has markers, and the steps are whole numbers on the axis."""
-    axis = figures._figure(4, 3).subplots()
+    axis = figures.new_figure(4, 3).subplots()
     log = [{"step": 10 * step, "loss": 3.0 + step, "floor_pixel": 1.5} for step in range(1, count + 1)]
-    figures._draw_panel(axis, "loss", figures._panels(log)["loss"])
+    curves._draw_panel(axis, "loss", curves._panels(log)["loss"], from_zero=False)
     assert [line.get_marker() for line in axis.lines] == ["o", "_"]
     left, right = axis.get_xlim()
     ticks = [tick for tick in axis.get_xticks() if left <= tick <= right]
@@ -179,7 +179,7 @@ def test_few_logged_steps_are_seen(count):
 def test_running_mean_keeps_a_straight_line():
     """Steps and values are averaged alike: a straight curve stays on itself, ends included."""
     line = np.stack([np.arange(200.0), 3 * np.arange(200.0) + 1], axis=1)
-    smooth = figures._smoothed(line, 7)
+    smooth = curves._smoothed(line, 7)
     assert len(smooth) == 194
     np.testing.assert_allclose(smooth[:, 1], 3 * smooth[:, 0] + 1)
 
@@ -189,23 +189,37 @@ def test_training_figure_is_drawn_for_short_and_long_logs(tmp_path, steps):
     """One logged step, some, many, with a NaN among them: always a picture."""
     log = log_of(steps)
     log[steps // 2]["loss"] = float("nan")
-    figures.training_figure(log, tmp_path / "training.png", "mscl")
+    curves.training_figure(log, tmp_path / "training.png", "mscl")
     picture(tmp_path / "training.png")
 
 
 def test_small_changes_of_the_mean_iou_look_small(tmp_path, monkeypatch):
     """Its axis starts at zero: a probe that falls from 0.098 to 0.096 is no collapse."""
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.extend(figure.axes))
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.extend(figure.axes))
     log = [{"step": step, "probe_mean_iou": probe, "val_mean_iou": probe} for step, probe in ((0, 0.098), (10, 0.096))]
-    figures.training_figure(log, tmp_path / "training.png")
+    curves.training_figure(log, tmp_path / "training.png")
     assert len(drawn) == 2 and all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 0.098 for axis in drawn)
+
+
+def test_class_figure_has_a_panel_for_each_class(tmp_path, monkeypatch):
+    """Curves of both networks, without the steps at which a class did not occur; no picture without held-out values."""
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.extend(figure.axes))
+    curves.class_figure([{"step": 5, "loss": 1.0}], tmp_path / "classes.png")
+    assert not drawn
+    log = [{"step": step, "val_class_iou": {"sky": 0.1 * step, "car": None}, "val_class_iou_network": {"sky": 0.2, "car": 0.3}}
+           for step in (1, 2)]  # fmt: skip
+    curves.class_figure([{"step": 1, "loss": 1.0}, *log], tmp_path / "classes.png")
+    assert [axis.get_title() for axis in drawn] == ["sky", "car"]
+    lines = [{line.get_label(): line.get_ydata().tolist() for line in axis.lines} for axis in drawn]
+    assert lines == [{"published": [0.1, 0.2], "network": [0.2, 0.2]}, {"network": [0.3, 0.3]}]
 
 
 def test_training_figure_without_numbers_raises(tmp_path):
     """A log without numbers raises."""
     with pytest.raises(ValueError, match="no number"):
-        figures.training_figure([{"step": 1}], tmp_path / "training.png")
+        curves.training_figure([{"step": 1}], tmp_path / "training.png")
 
 
 def test_pca_colors_show_the_main_directions():
@@ -266,5 +280,5 @@ def test_real_images_are_drawn(real_data, tmp_path):
 
 def test_importing_figures_does_not_import_matplotlib():
     """Training without pictures does not load the plotting library."""
-    code = "import sys, mscl_hf.visual.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, mscl_hf.visual.figures, mscl_hf.visual.curves; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
