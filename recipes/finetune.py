@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         publish(network, held_out or images.stored, run)
         if check and run.is_main:
             with run.step("picture of the teacher's labels"):
-                training.draw_pseudo_labels(method, images.unlabelled, images.labelled.classes, run.out)
+                training.draw_pseudo_labels(method, check.images, images.labelled.classes, run.out)
         results = score(network, held_out, record, config, run, done, best)
         for sentence in training.longer_run(run.out, config.training, images.labelled_images, config.data.dataset):
             run.log(sentence)
@@ -87,7 +87,8 @@ def resolved(config: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConf
     }
     options = config.data.with_range_of(config.run.model, model.image_range)
     options = options.with_bands_of(config.run.model, model.bands, model.num_channels)
-    options = data.with_image_range(options, config.unlabelled_images.unlabelled, log)
+    unlabelled = config.unlabelled_images
+    options = data.with_image_range(options, "none" if unlabelled.unlabelled_streaming else unlabelled.unlabelled, log)
     return replace(config, crops=replace(crops, **sizes), data=options)
 
 
@@ -99,7 +100,8 @@ def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data
     if semi.semi_supervised != "none":
         row, added = methods.used_row(semi), semi.unlabelled_batch_size or train.batch_size
         view = transforms.SemiSupervisedView(*sizes, strong_views=row.strong_views, cutmix=row.cutmix_probability)
-        count, options = count + added, {"unlabelled": semi.unlabelled, "labelled_share": count / (count + added)}
+        options = {"unlabelled": semi.unlabelled, "unlabelled_streaming": semi.unlabelled_streaming}
+        count, options = count + added, options | {"labelled_share": count / (count + added)}
     images = data.open_training_data(config.data, view, count, train.seed, log, **options)
     if options:
         data.require_unlabelled(images.labelled, images.unlabelled, semi.unlabelled)
@@ -108,8 +110,8 @@ def open_data(config: FinetuneConfig, log: Callable[[str], None]) -> tuple["data
     if held_out is not None and held_out.classes != classes:
         raise ValueError(f"{held_out.name} has {len(classes)} classes to train on and {held_out.num_classes} held out. Give --classes.")
     data.require_two_classes(images.labelled, held_out)
-    others = f" and {len(images.unlabelled)} images without masks" if options else ""
-    masks = images.counts["images with labels"]
+    masks, unlabelled = images.counts.values()
+    others = f" and {unlabelled}{' of' if semi.unlabelled_streaming else ''} images without masks" if options else ""
     log(f"fine-tuning on {masks} masks{others} of {sharing.data_name(config.data)}, {images.sources[0].split}")
     return images, held_out
 
@@ -168,12 +170,13 @@ def describe(
 
 def pseudo_label_check(images: "data.TrainingData", network, config: FinetuneConfig, run) -> "training.PseudoLabelCheck | None":
     """Checks of the teacher's labels; None without unlabelled images."""
-    if images.unlabelled is None or not images.labelled_images:
+    if images.unlabelled is None:
         return None
     classes, pixels = images.labelled.classes, images.labelled.labels.pixels
     shares = dict(zip(classes, (pixels / max(1, pixels.sum())).tolist()))
     sizes = network.config.image_size, network.config.base_size
-    return training.PseudoLabelCheck(images.unlabelled, shares, *sizes, lambda text: run.warn([text]))
+    checked = data.first_images(images.unlabelled, training.CHECKED_IMAGES)
+    return training.PseudoLabelCheck(checked, shares, *sizes, lambda text: run.warn([text]))
 
 
 def best_step(

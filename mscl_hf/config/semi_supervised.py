@@ -12,6 +12,9 @@ class SemiSupervisedConfig(Section):
     --list-semi-supervised)."""
 
     unlabelled: str = option("none", "unlabelled images: none, rest (of the training split), or a folder of images")
+    unlabelled_streaming: bool = option(
+        False, "read --unlabelled, a folder of parquet files or a name on the Hub, during training instead of downloading it first"
+    )
     semi_supervised: Literal["none", "mean_teacher", "fixmatch", "unimatch", "unimatch_v2"] = option(
         "none", "method that trains on unlabelled images; see --list-semi-supervised"
     )

@@ -25,6 +25,7 @@ from .layouts import DATASETS as DATASETS
 from .layouts import load_data as load_data
 from .size_checks import size_warnings as size_warnings
 from .splits import band_statistics_of as band_statistics_of
+from .splits import first_images as first_images
 from .splits import has_masks as has_masks
 from .splits import open_held_out as open_held_out
 from .splits import open_held_out_split as open_held_out_split

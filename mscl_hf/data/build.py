@@ -14,7 +14,7 @@ from .splits import in_memory, needs_classes, open_split, open_unlabelled, place
 from .stream import SegmentationStream
 from .subset import choose_subset
 from .tiles import tiled
-from .training_data import TrainingData, TrainingImages, TrainingStream
+from .training_data import TrainingData, TrainingImages, TrainingMix, TrainingStream
 
 OTHER_METHODS = "Add masks, or choose a method that needs none (--list-methods; for mscl: --losses g, l or g+l)."  # advice of pre-training
 
@@ -70,11 +70,12 @@ def unlabelled_part(
 
 def open_training_data(
     options: DataConfig, view: View, batch_size: int, seed: int, log: Callable[[str], None] = print, *, unlabelled: str = "none",
-    labelled_share: float = 0.5, uses_labels: bool = True, advice: str = "Add masks.",
+    labelled_share: float = 0.5, uses_labels: bool = True, advice: str = "Add masks.", unlabelled_streaming: bool = False,
 ) -> TrainingData:  # fmt: skip
     """Open the images to train on: the labelled subset, and unlabelled ones.
 
-    unlabelled: "none", "rest" (the training images outside of the labelled subset), or a folder of images.
+    unlabelled: "none", "rest" (the training images outside of the labelled subset), or a folder of images; with unlabelled_streaming a
+    folder of parquet files or a name on the Hub.
     labelled_share: share of labelled images in a batch, if there are both. uses_labels: False = batches are drawn from all images alike,
     and no mask is opened. advice: see `labelled_part`.
     """
@@ -82,7 +83,7 @@ def open_training_data(
         return _streamed(options, view, batch_size, seed, uses_labels, unlabelled)
     if uses_labels:
         labelled, names = labelled_part(options, view, log, advice)
-        others = unlabelled_part(options, view, unlabelled, names, log)
+        others = None if unlabelled_streaming else unlabelled_part(options, view, unlabelled, names, log)
         count = batch_size if others is None else min(batch_size, max(1, round(labelled_share * batch_size)))
     else:
         labelled, others, count = None, _images_alone(options, view, unlabelled, log), 0
@@ -90,8 +91,14 @@ def open_training_data(
     if folder is not None:
         limit = f"{options.image_cache_gb:g} GB"
         log(f"decoded images are cached in {folder}, up to {limit} (MSCL_HF_CACHE=DIR moves the cache, --image-cache-gb 0 turns it off)")
+    place = place_of(options, unlabelled)
+    if unlabelled_streaming:
+        count = round(labelled_share * batch_size)
+        images = TrainingImages(labelled, None, view, seed, SamplingPlan(tuple(range(len(labelled))), (), count, count, seed), place)
+        stream = open_unlabelled(unlabelled, options, streaming=True)
+        return TrainingMix(images, TrainingStream(stream, view, seed + 1, batch_size - count, place), place)
     plan = SamplingPlan(*(tuple(range(len(part or ()))) for part in (labelled, others)), batch_size, count, seed)
-    return TrainingImages(labelled, others, view, seed, plan, place_of(options, unlabelled))
+    return TrainingImages(labelled, others, view, seed, plan, place)
 
 
 def _images_alone(options: DataConfig, view: View, unlabelled: str, log: Callable[[str], None]) -> SegmentationData:

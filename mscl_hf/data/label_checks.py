@@ -80,8 +80,13 @@ def require_two_classes(training: SegmentationData | SegmentationStream | None, 
     )
 
 
-def require_unlabelled(labelled: SegmentationData, unlabelled: SegmentationData | None, where: str) -> None:
-    """Raise ValueError if there are no unlabelled images, or if all of them are labelled ones, byte for byte. where: of --unlabelled."""
+def require_unlabelled(labelled: SegmentationData, unlabelled: SegmentationData | SegmentationStream | None, where: str) -> None:
+    """Raise ValueError if there are no unlabelled images, or if all of them are labelled ones, byte for byte. where: of --unlabelled.
+
+    The images of a stream are not compared.
+    """
+    if isinstance(unlabelled, SegmentationStream):
+        return
     remedy = "Use fewer masks (--train-count N), or give a folder of other images"
     if unlabelled is None:
         raise ValueError(f"--unlabelled is {where}, and all {len(labelled)} images are used with masks; expected more. {remedy}.")

@@ -50,8 +50,11 @@ def _open_split(options: DatasetConfig, split: str, unlabelled: bool) -> Segment
         raise UnknownSplit(split, error.available, error.where, error.remedy, flags.get(split, "the split")) from error
 
 
-def open_unlabelled(folder: str, options: DataConfig) -> SegmentationData:
-    """Open the images of --unlabelled FOLDER."""
+def open_unlabelled(folder: str, options: DataConfig, streaming: bool = False) -> SegmentationData | SegmentationStream:
+    """Open the images of --unlabelled FOLDER; with streaming, of a folder of parquet files or a name on the Hub, without reading them."""
+    if streaming:
+        stored = {"image_range": options.image_range, "bands": options.bands, "image_column": options.image_column}
+        return load_data("hf", "train", folder, unlabelled=True, streaming=True, **stored)
     if not Path(folder).is_dir():
         raise ValueError(f"--unlabelled is {folder}, which is not a folder; expected none, rest or a folder of images.")
     return load_data("folder", "train", folder, unlabelled=True, image_range=options.image_range, bands=options.bands)
@@ -87,6 +90,11 @@ def open_held_out_split(
 def needs_classes(options: DatasetConfig) -> bool:
     """Return whether neither the layout nor the options name the classes."""
     return options.dataset in OWN_DATA and options.classes is None and options.num_classes is None and options.class_colors is None
+
+
+def first_images(source: SegmentationData | SegmentationStream, limit: int) -> SegmentationData:
+    """Return data to take up to `limit` images from: stored data itself, or the first rows of a stream, in memory."""
+    return source if isinstance(source, SegmentationData) else in_memory(source, source.first_rows(limit)[0])
 
 
 def in_memory(stream: SegmentationStream, stored: list[Row]) -> SegmentationData:

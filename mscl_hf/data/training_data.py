@@ -182,6 +182,52 @@ class TrainingStream(TrainingData):
         return f"{len(self.stream.shards)} shards", [PurePath(shard.name).name for shard in self.stream.shards]
 
 
+@dataclass(frozen=True)
+class TrainingMix(TrainingData):
+    """Stored labelled images, followed in each batch by images of a stream, which have no masks."""
+
+    of_images: TrainingImages
+    of_stream: TrainingStream
+    place: str = ""
+
+    @property
+    def labelled(self) -> Source | None:
+        return self.of_images.labelled
+
+    @property
+    def unlabelled(self) -> Source | None:
+        return self.of_stream.stream
+
+    @property
+    def view(self) -> View:
+        return self.of_images.view
+
+    @property
+    def seed(self) -> int:
+        return self.of_images.seed
+
+    @property
+    def images(self) -> int | None:
+        return None
+
+    def check_world(self, world: int) -> None:
+        self.of_images.check_world(world)
+
+    def repeats(self) -> list[str]:
+        return self.of_images.repeats()
+
+    def loader(self, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0) -> Iterable[dict]:
+        of_images, of_stream = workers // 2, workers - workers // 2
+        parts = self.of_images.loader(first, last, rank, world, of_images), self.of_stream.loader(first, last, rank, world, of_stream)
+        for labelled, others in zip(*parts):
+            lists = {name: labelled[name] + others[name] for name in ("name", "bad")}
+            yield others | labelled | lists
+
+    def _identity(self) -> tuple[str, Sequence[str]]:
+        parts = [self.of_images._identity(), self.of_stream._identity()]
+        return " and ".join(size for size, _ in parts), [name for _, names in parts for name in names]
+
+
 def _loader_options() -> dict:
     return {"worker_init_fn": obey_parent_only, "pin_memory": torch.cuda.is_available()}
 

@@ -19,13 +19,14 @@ from .health import central_crops
 HARDLY_ANY, NEARLY_ALL = 0.01, 0.999  # shares of the pixels that are kept
 NOT_RARE = 0.001  # share of a class in the masks from which it is missed
 WITHOUT_RISE = 3  # evaluations
+CHECKED_IMAGES = 32
 
 
 @dataclass
 class PseudoLabelCheck:
     """Return values for the log by `PseudoLabelCheck(...)(method, step, row)`, and warn of labels that cannot help, once each.
 
-    images: unlabelled ones, of which up to max_images are predicted. shares: of the classes in the masks, by name.
+    images: unlabelled ones, of which CHECKED_IMAGES are predicted. shares: of the classes in the masks, by name.
     """
 
     images: SegmentationData
@@ -33,7 +34,6 @@ class PseudoLabelCheck:
     image_size: int
     base_size: int
     warn: Callable[[str], None] = print
-    max_images: int = 32
 
     pixels: Tensor | None = None  # all checks use the same images
     scores: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ class PseudoLabelCheck:
 
     def __call__(self, method: SemiSupervisedTraining, step: int, row: dict) -> dict[str, float]:
         if self.pixels is None:
-            self.pixels = central_crops(self.images, self.image_size, self.base_size, self.max_images)[0]
+            self.pixels = central_crops(self.images, self.image_size, self.base_size, CHECKED_IMAGES)[0]
         targets = predicted(method, self.pixels)
         kept = method.is_kept(targets)
         counts, share = np.bincount(targets.labels[kept].numpy(), minlength=len(self.shares)), float(kept.float().mean())
