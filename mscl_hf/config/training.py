@@ -32,6 +32,10 @@ class TrainingConfig(Section):
     warmup_steps: int = option(20, "steps of linear warm-up, at most half of --max-steps", at_least=0)
     max_grad_norm: float = option(5.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
     head_lr_scale: float = option(1.0, "factor on the learning rate of all parameters outside backbone and decoder", at_least=0)
+    backbone_lr_scale: float = option(1.0, "factor on the learning rate of the backbone", above=0)
+    layer_decay: float = option(
+        1.0, "factor between the learning rates of a layer of the backbone and the next one; 1 = the same rate for all", above=0, at_most=1
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         launched_precision, "no = fp32; fp16, with loss scaling, is for GPUs without bf16 (default: that of `accelerate launch`, else no)"
     )

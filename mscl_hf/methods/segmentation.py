@@ -11,8 +11,8 @@ from ..config import FinetuningLossConfig
 from ..losses import HARD_BELOW, class_probabilities, labels_at, pixel_contrast, regional_contrast, sample_pixels
 from ..losses.affinity import SIZES
 from ..losses.weighted import weighted_cross_entropy
-from ..models.freezing import freeze
 from ..models.heads_mscl import PixelHead
+from ..models.layer_groups import freeze
 from ..models.modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
 from .finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss_terms

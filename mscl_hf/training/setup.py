@@ -23,6 +23,8 @@ from ..config.launcher import lacks_processes
 from ..data.training_data import TrainingData
 from ..methods.base import Method
 from ..methods.memory import Memory
+from ..models.layer_groups import layer_groups
+from ..models.modeling_mscl import MsclBackbone
 from .loss_scaling import support_fp16_on_cpu
 from .sharding import sharded_copy, take_back
 
@@ -113,20 +115,22 @@ def freeze_unreached(method: Method, batch: dict, accelerator: Accelerator) -> l
 
 def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Optimizer:
     """Return SGD, AdamW or LARS over the trainable parameters; biases and norms have no weight decay and no LARS adaptation."""
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool, bool], list[nn.Parameter]] = {}
+    scales = backbone_scales(method.network.backbone, options)
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             body = name.startswith(("network.backbone.", "network.decoder."))
-            groups.setdefault((body, parameter.dim() > 1, name.startswith(method.constant_lr)), []).append(parameter)
+            scale = scales.get(name, 1.0) if body else options.head_lr_scale
+            groups.setdefault((body, scale, parameter.dim() > 1, name.startswith(method.constant_lr)), []).append(parameter)
     parameters = [
         {
             "params": members,
             "weight_decay": options.weight_decay if decays else 0.0,
-            "lr_scale": 1.0 if body else options.head_lr_scale,
+            "lr_scale": scale,
             "constant": constant,
             "always_adapt": decays,  # LARS adapts also without weight decay
         }
-        for (body, decays, constant), members in groups.items()
+        for (_, scale, decays, constant), members in groups.items()
     ]
     if options.optim == "adamw":
         return torch.optim.AdamW(parameters, lr=options.learning_rate, fused=True)
@@ -134,6 +138,19 @@ def build_optimizer(method: Method, options: TrainingConfig) -> torch.optim.Opti
         return Lars(parameters, lr=options.learning_rate, momentum=0.9, trust_coeff=0.001)
     on_gpu = any(p.device.type == "cuda" for p in method.parameters())
     return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=0.9, fused=on_gpu)  # on CPUs the fused version is slower
+
+
+def backbone_scales(backbone: MsclBackbone, options: TrainingConfig) -> dict[str, float]:
+    """Return the factors on the learning rates of a backbone's parameters, by their names in a method; {} where all are 1.
+
+    The factor of layer i of n is --backbone-lr-scale times --layer-decay to the power n - i (BEiT, Bao et al., ICLR 2022).
+    """
+    decay, scale = options.layer_decay, options.backbone_lr_scale
+    groups = layer_groups(backbone, coarse=False) if decay < 1 else [[name for name, _ in backbone.timm_model.named_parameters()]]
+    if not groups:
+        raise ValueError(f"--layer-decay is {decay}, and timm lists no layers of {backbone.config.backbone}. Leave it out.")
+    values = [scale * decay ** (len(groups) - number) for number in range(1, len(groups) + 1)]
+    return {f"network.backbone.timm_model.{name}": value for names, value in zip(groups, values) for name in names if value != 1}
 
 
 def lr_at(step: int, options: TrainingConfig) -> float:

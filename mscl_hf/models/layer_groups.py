@@ -1,4 +1,4 @@
-"""Freeze the first stages of a backbone: their weights and batch statistics stay as they are, and no gradient is computed."""
+"""The groups of layers that timm lists for a backbone: to freeze the first of them, and to lower their learning rates."""
 
 from timm.models import group_parameters
 from torch import nn
@@ -7,7 +7,9 @@ from .modeling_mscl import MsclBackbone
 
 
 def freeze(backbone: MsclBackbone, stages: str) -> list[str]:
-    """Freeze the parameters of `stages` and return the names of the modules that hold no others, to be kept in evaluation mode.
+    """Freeze the parameters of `stages`, and return the names of the modules that hold no others, to be kept in evaluation mode.
+
+    Frozen layers keep their weights and batch statistics, and no gradient is computed for them.
 
     stages: "none", "backbone" for all, or a number of the groups of layers that timm lists from the input on, the stem first: stages of
     a CNN, blocks of a ViT. Raises ValueError for a number that the backbone does not have.
@@ -18,7 +20,7 @@ def freeze(backbone: MsclBackbone, stages: str) -> list[str]:
     if stages == "backbone":
         names = [name for name, _ in model.named_parameters()]
     else:
-        groups = _groups(model)
+        groups = layer_groups(backbone, coarse=True)
         if not 1 <= int(stages) <= len(groups):
             expected = f"expected none, backbone, or a number from 1 to {len(groups)}" if groups else "expected none or backbone"
             raise ValueError(f"--freeze is {stages}; {expected}, the groups of layers of {backbone.config.backbone}. Give one of them.")
@@ -28,11 +30,15 @@ def freeze(backbone: MsclBackbone, stages: str) -> list[str]:
     return [name for name, module in backbone.named_modules() if _is_frozen(module)]
 
 
-def _groups(model: nn.Module) -> list[list[str]]:
-    """Return the names of the parameters of each group of layers in the order of the forward pass; none for two towers."""
+def layer_groups(backbone: MsclBackbone, coarse: bool) -> list[list[str]]:
+    """Return the names of the parameters of timm's model by groups of layers, in the order of the forward pass; [] for two towers.
+
+    coarse: stages of a CNN instead of blocks; the groups of a ViT are its blocks in both cases. The stem is the first group.
+    """
+    model = backbone.timm_model
     if not hasattr(model, "group_matcher"):
         return []
-    groups = group_parameters(model, model.group_matcher(coarse=True))
+    groups = group_parameters(model, model.group_matcher(coarse=coarse))
     return [groups[key] for key in sorted(groups)]
 
 

@@ -1,12 +1,13 @@
-"""`--freeze`: frozen layers do not change by a bit, batch statistics included, and the others are trained."""
+"""Frozen layers do not change by a bit, batch statistics included, and the others are trained; learning rates fall with the depth."""
 
 import harness
 import pytest
 import test_semi_supervised as semi
 import torch
 
-from mscl_hf.models.freezing import freeze
+from mscl_hf.models.layer_groups import freeze
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.training.setup import build_optimizer
 
 FIRST = {
     "test_resnet": ("conv1", "bn1", "layer1"),
@@ -54,3 +55,29 @@ def test_a_number_that_the_backbone_does_not_have(stages):
     network = MsclForSemanticSegmentation(harness.config("test_resnet", num_labels=8))
     with pytest.raises(ValueError, match=f"--freeze is {stages}; expected none, backbone, or a number from 1 to 5, the groups of layers"):
         freeze(network.backbone, stages)
+
+
+RATES = {  # with --layer-decay 0.5 --backbone-lr-scale 0.1: a layer, and its factor
+    "test_vit": {"patch_embed": 0.1 / 64, "pos_embed": 0.1 / 64, "blocks.0.": 0.1 / 32, "blocks.5.": 0.1, "norm.": 0.1},
+    "test_resnet": {"conv1": 0.1 / 16, "bn1": 0.1 / 16, "layer1.0.": 0.1 / 8, "layer3.0.": 0.1 / 2, "layer4.0.": 0.1},
+    "test_convnext": {"stem.": 0.1 / 1024, "stages.0.blocks.0.": 0.1 / 512, "stages.3.blocks.1.": 0.1 / 2, "head.norm.": 0.1},
+}
+
+
+@pytest.mark.parametrize("backbone", RATES)
+def test_layer_decay_is_a_table(backbone):
+    """Each layer has half of the rate of the next one, the last has --backbone-lr-scale; decoder and classifier have the full rate."""
+    method = semi.training("none", backbone=backbone)
+    optimizer = build_optimizer(method, harness.options(layer_decay=0.5, backbone_lr_scale=0.1))
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: scales[id(p)] for name, p in method.named_parameters()}
+    prefix = "network.backbone.timm_model."
+    for part, expected in RATES[backbone].items():
+        assert {value for name, value in by_name.items() if name.startswith(prefix + part)} == {expected}, part
+    assert {value for name, value in by_name.items() if not name.startswith(prefix)} == {1.0}
+
+
+def test_rates_are_equal_by_default():
+    """Without these options the groups are those of before, so that older checkpoints continue."""
+    method = semi.training("none")
+    assert [group["lr_scale"] for group in build_optimizer(method, harness.options()).param_groups] == [1.0] * 4
