@@ -16,7 +16,9 @@ class NetworkConfig(Section):
     pretrained: bool = option(False, "start from timm's pre-trained weights, which are downloaded")
     backbone_weights: str | None = option(None, "safetensors file of timm weights to start from (default: none)")
     two_towers: bool = option(False, "use two backbones of half the width, one for lightness and one for color")
-    decoder: Literal["auto", "deeplabv3", "fcn", "mla"] = option("auto", "auto = mla for ViTs, deeplabv3 for other backbones")
+    decoder: Literal["auto", "deeplabv3", "fcn", "mla", "dpt", "linear"] = option(
+        "auto", "auto = mla for ViTs, deeplabv3 for other backbones"
+    )
     decoder_channels: int = option(256, "width of the decoder", at_least=1)
     decoder_rates: list[int] | None = option(None, "atrous rates of deeplabv3 (default: by the image size)", at_least=1)
     output_stride: int | None = option(None, "stride of the last features: 8, 16 or 32 (default: 16 where the backbone supports it)")

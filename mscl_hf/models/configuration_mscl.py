@@ -61,7 +61,7 @@ class MsclConfig(BackboneConfigMixin, PreTrainedConfig):
         names in stage_names, which are timm's; None = filled in when the network is built.
     size_multiple, fixed_size: images are resized to a multiple of the first, or to the second (height = width), in px, before the backbone.
     norm_features: whether the backbone's final normalization is applied to the last feature map.
-    decoder_type: "deeplabv3", "fcn" or "mla". decoder_rates: atrous rates of DeepLabV3.
+    decoder_type: "deeplabv3", "fcn", "mla", "dpt" or "linear". decoder_rates: atrous rates of DeepLabV3.
     heads: contrastive heads of a pre-training model; None = all three.
     global_dim, local_dim, pixel_dim: embedding sizes. local_grid: S of the S x S blocks.
     pixel_grid: height to which features are resized before the pixel head; None = as they are, at most 65.

@@ -264,7 +264,8 @@ def test_onnx_gives_the_same_logits_at_any_size(tmp_path, backbone, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone, size, options", [
     ("vit_small_patch16_dinov3", None, DINOV3), ("convnext_atto", None, {}), ("resnet50d", None, {"output_stride": 8}),
-    ("swin_tiny_patch4_window7_224", (96, 97), SWIN),
+    ("swin_tiny_patch4_window7_224", (96, 97), SWIN), ("test_vit", None, SHALLOW | {"decoder_type": "dpt"}),
+    ("test_resnet", None, {"decoder_type": "linear"}),
 ])  # fmt: skip
 def test_onnx_of_other_families(tmp_path, backbone, size, options):
     """Rotary positions, "same" padding and shifted windows; Swin at one size, because tracing it for any size takes minutes."""
