@@ -28,6 +28,9 @@ class SemiSupervisedConfig(Section):
     confidence_threshold: float | None = option(
         None, "probability from which a pixel of an unlabelled image is trained on (default: 0.95; mean_teacher: 0)", at_least=0, at_most=1
     )
+    class_thresholds: bool = option(
+        False, "lower this threshold for classes that the teacher predicts with less confidence than the others"
+    )
     ema_momentum: float | None = option(
         None, "largest momentum of the EMA teacher (default: that of the method, scaled to the run)", at_least=0, at_most=1
     )

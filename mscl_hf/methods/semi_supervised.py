@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import SemiSupervisedConfig, TrainingConfig
 from ..losses import class_probabilities, probability_loss, pseudo_label_loss
+from ..losses.gather import mean_count
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag
 from .creation import RunSize, fitting_momentum
@@ -26,7 +27,8 @@ CONTRAST_OPTIONS = ("pixel_contrast", "contrast_sampling", "contrast_temperature
 class SemiSupervised(NamedTuple):
     """A row of `--list-semi-supervised`, and the defaults of its options. squared: the loss is the squared difference of probabilities
     instead of the cross-entropy with the teacher's labels. perturbed: the weak view under channel dropout is one more view, with half of
-    the weight. complementary: the two strong views drop complementary channels. ema_momentum: 0 = the network is its own teacher."""
+    the weight. complementary: the two strong views drop complementary channels. ema_momentum: 0 = the network is its own teacher.
+    class_thresholds: the threshold of a class is lower, the less confident the teacher is of its pixels."""
 
     title: str
     paper: str
@@ -40,6 +42,7 @@ class SemiSupervised(NamedTuple):
     confidence_threshold: float = 0.95
     ema_momentum: float = 0.996
     cutmix_probability: float = 0.5
+    class_thresholds: bool = False
 
 
 OPTIONS = ("unlabelled_weight", "unlabelled_ramp", "confidence_threshold", "ema_momentum", "cutmix_probability")
@@ -99,7 +102,7 @@ def check_semi_supervised(config: SemiSupervisedConfig, training: TrainingConfig
 
 def used_row(config: SemiSupervisedConfig) -> SemiSupervised:
     """Return the method with the options that are set in place of its defaults."""
-    values = {name: getattr(config, name) for name in OPTIONS}
+    values = {name: getattr(config, name) for name in (*OPTIONS, "class_thresholds")}
     return SEMI_SUPERVISED[config.semi_supervised]._replace(**{name: value for name, value in values.items() if value is not None})
 
 
@@ -171,6 +174,8 @@ class SemiSupervisedTraining(SegmentationTraining):
         super().__init__(network, *args, **options)
         self.method, self.steps, self.publish = row, steps, publish
         self.teacher = EMANetwork(network)
+        if row.class_thresholds:
+            self.register_buffer("class_confidence", torch.ones(network.config.num_labels))  # mean probability of the pixels of a class
 
     def restart_teacher(self) -> None:
         self.teacher.update({"network": self.network}, 0.0)
@@ -186,6 +191,7 @@ class SemiSupervisedTraining(SegmentationTraining):
     def facts(self) -> dict[str, str]:
         method, options = self.method, ", ".join(f"{name} {getattr(self.method, name):g}" for name in OPTIONS)
         published = {"teacher": "the EMA teacher", "network": "the trained network"}[self.publish]
+        options += ", class_thresholds" * method.class_thresholds
         facts = {"unlabelled images": f"{method.title} ({method.paper})", "semi-supervised options": options}
         return facts | {"published network": published} | super().facts()
 
@@ -211,6 +217,8 @@ class SemiSupervisedTraining(SegmentationTraining):
         """Return the loss of unlabelled images, the share of confident pixels, and the first strong view; labels: 255 = not confident."""
         method, network = self.method, self.network
         targets, factors = self.targets(weak, inside), None
+        if method.class_thresholds:
+            self.follow_confidence(targets)
         of_views = [targets.mixed(of_view) for of_view in boxes.unbind(1)]
         views = [cutmix(batch[f"strong{number}"], of_view) for number, of_view in enumerate(boxes.unbind(1), 1)]
         if method.complementary:
@@ -235,7 +243,24 @@ class SemiSupervisedTraining(SegmentationTraining):
 
     def is_kept(self, targets: Targets) -> Tensor:
         """Return which pixels (U, H, W) are trained on."""
-        return targets.inside & (targets.confidence >= self.method.confidence_threshold)
+        threshold = self.method.confidence_threshold
+        if self.method.class_thresholds:
+            threshold = (threshold * self.class_confidence / self.class_confidence.max())[targets.labels]
+        return targets.inside & (targets.confidence >= threshold)
+
+    @torch.no_grad()
+    def follow_confidence(self, targets: Targets) -> None:
+        """Average the mean probability of the pixels of each predicted class over the steps, and over all processes.
+
+        The threshold of a class is the part of this mean in the largest one, as in FreeMatch (Wang et al., ICLR 2023, arXiv:2205.07246),
+        which averages the probabilities of all pixels instead: for a rare class, that is near zero.
+        """
+        of_class = [targets.inside & (targets.labels == label) for label in range(len(self.class_confidence))]
+        sums = mean_count(torch.stack([(targets.confidence * where).sum() for where in of_class]))
+        counts = mean_count(torch.stack([where.sum() for where in of_class]).to(sums.dtype))
+        momentum = rising_momentum(self.method.ema_momentum, round(self.fraction_done * self.steps))
+        average = momentum * self.class_confidence + (1 - momentum) * sums / counts.clamp(min=1e-12)
+        self.class_confidence.copy_(torch.where(counts > 0, average, self.class_confidence))
 
     def consistency(self, logits: Tensor, targets: Targets) -> Tensor:
         """Return the loss of logits (U, K, h, w) of a view."""

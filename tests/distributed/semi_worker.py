@@ -18,6 +18,7 @@ import test_semi_supervised as semi
 from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED
 
 CASES = {name: (name, {}) for name in SEMI_SUPERVISED}
+CASES["fixmatch, class thresholds"] = "fixmatch", {"class_thresholds": True}
 for sampling in ("all", "reco"):
     CASES[f"fixmatch, contrast of {sampling}"] = "fixmatch", {"pixel_contrast": 0.5, "contrast_sampling": sampling}
 

@@ -269,6 +269,29 @@ def test_without_unlabelled_images_or_weight_it_is_plain_fine_tuning(loss):
         assert all(torch.equal(gradient, expected[1][name]) for name, gradient in actual[1].items())
 
 
+def test_thresholds_of_classes_follow_their_confidence():
+    """The threshold of a class is t m_c / max m, where m_c averages the mean probability of its pixels over the steps; a class that does
+    not occur keeps its mean, and padding does not count."""
+    method, expected = training(class_thresholds=True, confidence_threshold=0.9, ema_momentum=0.5), torch.ones(8)
+    torch.manual_seed(0)
+    for step in range(3):
+        method.fraction_done = step / STEPS
+        targets = Targets(torch.randint(step, 6, (2, 5, 5)), torch.rand(2, 5, 5), torch.rand(2, 5, 5) < 0.8)
+        method.follow_confidence(targets)
+        momentum = min(1 - 1 / max(1, step), 0.5)
+        for label in range(8):
+            where = (targets.labels == label) & targets.inside
+            if where.any():
+                expected[label] = momentum * expected[label] + (1 - momentum) * targets.confidence[where].mean()
+    torch.testing.assert_close(method.class_confidence, expected)
+    thresholds = 0.9 * expected / expected.max()
+    assert torch.equal(method.is_kept(targets), targets.inside & (targets.confidence >= thresholds[targets.labels]))
+    assert thresholds.max() == thresholds[6:].min() == pytest.approx(0.9) and thresholds[:6].max() < 0.7
+    method.train()(**first_batch())
+    assert "class_confidence" in method.state_dict() and "class_thresholds" in method.facts()["semi-supervised options"]
+    assert "class_confidence" not in training().state_dict()
+
+
 def test_weight_of_one_is_half_of_the_published_sum():
     """The loss is (L_labelled + w L_unlabelled) / (1 + w), and no confident pixel leaves L_labelled / (1 + w)."""
     for weight in (1.0, 0.25):
