@@ -47,29 +47,30 @@ def main(argv: list[str]) -> None:
 
 
 def cells_of(spec: dict, options: CompareOptions, keep_checkpoints: bool = False) -> list[Cell]:
-    """The cells to run; those that fine-tune the network of another cell come last."""
+    """The cells to run; those that start from a network of another cell come last."""
     names = options.only or list(spec["cells"])
     unknown = [name for name in names if name not in spec["cells"]]
     if unknown:
         raise ValueError(f"--only is {unknown[0]}; expected cells of {options.spec}: {', '.join(spec['cells'])}.")
     cells = itertools.product(options.seeds or spec["seeds"], names)
-    cells = sorted(cells, key=lambda cell: "from" in spec["cells"][cell[1]])
+    cells = sorted(cells, key=lambda cell: not {"from", "after"}.isdisjoint(spec["cells"][cell[1]]))
     return [make_cell(spec, options, name, seed, keep_checkpoints) for seed, name in cells]
 
 
 def make_cell(spec: dict, options: CompareOptions, name: str, seed: int, keep_checkpoints: bool) -> Cell:
+    """A cell with its stages. from: a cell whose pre-trained network it fine-tunes; after: one whose fine-tuned network it fine-tunes."""
     folder, cell = Path(options.work_dir) / f"{name}-seed{seed}", spec["cells"][name]
     data = data_flags(spec, options) | {"seed": seed}
     common = data | spec.get("common", {})
-    if "from" in cell:
-        first = make_cell(spec, options, cell["from"], seed, keep_checkpoints).stages[0]
+    if other := cell.get("from") or cell.get("after"):
+        before = make_cell(spec, options, other, seed, keep_checkpoints).stages[: 1 if "from" in cell else -1]
     else:
         flags = common | spec["pretrain"] | cell.get("pretrain", {})
-        first = Stage("pretrain", folder / "pretrain", flags, keep_checkpoints=keep_checkpoints)
-    flags = common | spec["finetune"] | cell.get("finetune", {}) | {"model": str(first.folder)}
-    second = Stage("finetune", folder / "finetune", flags, first)
-    third = Stage("evaluate", folder / "evaluate", data | spec["evaluate"] | {"model": str(second.folder)}, second)
-    return Cell(name, seed, (first, second, third))
+        before = (Stage("pretrain", folder / "pretrain", flags, keep_checkpoints=keep_checkpoints),)
+    flags = common | spec["finetune"] | cell.get("finetune", {}) | {"model": str(before[-1].folder)}
+    finetune = Stage("finetune", folder / "finetune", flags, before[-1])
+    evaluate = Stage("evaluate", folder / "evaluate", data | spec["evaluate"] | {"model": str(finetune.folder)}, finetune)
+    return Cell(name, seed, (*before, finetune, evaluate))
 
 
 def data_flags(spec: dict, options: CompareOptions) -> dict:

@@ -20,7 +20,7 @@ COLUMNS = ("dataset", "method", "losses", "loss", "train_count", "seed", "mean_i
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: a pre-training, a fine-tuning and an evaluation. share: of the masks, in a grid that varies it."""
+    """One figure of a table: a pre-training, one or more fine-tunings and an evaluation. share: of the masks, in a grid that varies it."""
 
     name: str
     seed: int
@@ -112,7 +112,7 @@ def _start_stages(running: dict, cells: Sequence[Cell], failed: list[Stage], job
 
 def row_of(cell: Cell) -> dict:
     """A finished cell as a row with COLUMNS, and the versions of the libraries."""
-    results, (pretrain, finetune) = cell.results(), map(run_of, cell.stages[:2])
+    results, pretrain, finetune = cell.results(), run_of(cell.stages[0]), run_of(cell.stages[-2])
     done = [record(stage) for stage in cell.stages]
     return {
         "dataset": pretrain["dataset"],
