@@ -56,6 +56,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         run_size = methods.RunSize(images.images, config.training.batch_size, config.training.max_steps)
         method = methods.create_training(network, config.loss, weights, config.unlabelled_images, run_size, run.log)
         method.freeze(config.training.freeze)
+        for name, value in method.facts().items():
+            run.log(f"{name}: {value}")
         record["stages"][-1]["facts"] |= method.facts()
         done = training.is_complete(run.out, config.training.max_steps)
         check = pseudo_label_check(images, network, config, run)
@@ -201,9 +203,10 @@ def best_step(
     def of_network(method: "methods.SegmentationTraining") -> training.Scores:
         return scores(method.network)
 
-    measures = {"network": of_network} | ({"teacher": of_teacher} if check else {})
-    measure = measures.pop(config.unlabelled_images.publish if check else "network")
-    return training.BestStep(measure, options.eval_steps, options.early_stopping, measures)
+    has_teacher = check is not None and methods.used_row(config.unlabelled_images).ema_momentum > 0
+    measures = {"network": of_network} | ({"teacher": of_teacher} if has_teacher else {})
+    measure = measures.pop(config.unlabelled_images.publish if has_teacher else "network")
+    return training.BestStep(measure, options.eval_steps, options.early_stopping, measures, options.publish_step)
 
 
 def inference_of(network: "models.MsclForSemanticSegmentation", config: FinetuneConfig) -> InferenceConfig:
@@ -255,7 +258,7 @@ def score(network, held_out: "data.SegmentationData | None", record: dict, confi
             fields = {"seed": config.training.seed, "config": flat(config)}
             results = evaluation.evaluate_model(network, held_out, run.accelerator, inference, **fields)
             results |= {"warnings": record["stages"][-1]["warnings"], "commit": records.commit(), "model": config.run.model}
-            results |= {} if best is None else {"step": best.step, "last_step": best.last_step}
+            results |= {} if best is None else {"step": best.published_step, "last_step": best.last_step}
             if run.is_main:
                 records.write_json(file, results)
         if results and run.is_main:

@@ -19,25 +19,27 @@ class SemiSupervisedConfig(Section):
         "none", "method that trains on unlabelled images; see --list-semi-supervised"
     )
     unlabelled_batch_size: int | None = option(
-        None, "unlabelled images per forward pass beside --batch-size labelled ones, over all processes (default: as many)", at_least=1
+        None, "unlabelled images per forward pass, over all processes (default: --batch-size)", at_least=1
     )
     unlabelled_weight: float | None = option(None, "weight of the loss of unlabelled images (default: 1)", at_least=0)
     unlabelled_ramp: float | None = option(
         None, "share of training during which this weight rises to its value (default: 0; mean_teacher: 0.25)", at_least=0, at_most=1
     )
     confidence_threshold: float | None = option(
-        None, "probability from which a pixel of an unlabelled image is trained on (default: 0.95; mean_teacher: 0)", at_least=0, at_most=1
+        None, "least probability of the teacher's label of a pixel that is used (default: 0.95; mean_teacher: 0)", at_least=0, at_most=1
     )
     class_thresholds: bool = option(
         False, "lower this threshold for classes that the teacher predicts with less confidence than the others"
     )
     ema_momentum: float | None = option(
-        None, "largest momentum of the EMA teacher (default: that of the method, scaled to the run)", at_least=0, at_most=1
+        None, "largest momentum of the EMA teacher (default: the method's value, scaled to the run)", at_least=0, at_most=1
     )
     cutmix_probability: float | None = option(
         None, "probability that a rectangle of another image is pasted into a view (default: 0.5; mean_teacher: 0)", at_least=0, at_most=1
     )
-    publish: Literal["teacher", "network"] = option("teacher", "which of the two is measured and published")
+    publish: Literal["teacher", "network"] = option(
+        "teacher", "weights that are measured and published: of the EMA teacher or of the trained network"
+    )
     pixel_contrast: float = option(
         0.0, "weight of the contrast of pixels, with labels from masks and confident predictions of the teacher; 0 = none", at_least=0
     )

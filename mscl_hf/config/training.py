@@ -95,9 +95,12 @@ class FinetuneTrainingConfig(TrainingConfig):
 
     learning_rate: float = option(0.1, "peak learning rate", above=0)
     eval_steps: int = option(
-        0, "steps between evaluations on the held-out split, the best of which is published; 0 = the last step is published",
+        0, "steps between evaluations on the held-out split, of which the best step is published; 0 = none, the last step is published",
         at_least=0,
     )  # fmt: skip
+    publish_step: Literal["best", "last"] = option(
+        "best", "with --eval-steps: publish the weights of the best step, or those of the last one, which no evaluation chose"
+    )
     early_stopping: int = option(0, "evaluations without a higher mean IoU after which training stops; 0 = never", at_least=0)
     freeze: str = option(
         "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages, of a ViT blocks, stem included"
@@ -110,6 +113,8 @@ class FinetuneTrainingConfig(TrainingConfig):
         super().__post_init__()
         if self.freeze not in ("none", "backbone") and not self.freeze.isdecimal():
             raise ValueError(f"--freeze is {self.freeze!r}; expected none, backbone, or a number of stages such as 3. Give one of them.")
+        if self.publish_step == "last" and not self.eval_steps:
+            raise ValueError("--publish-step is last without --eval-steps, where the last step is always published. Leave it out.")
         if self.early_stopping and not self.eval_steps:
             raise ValueError(f"--early-stopping is {self.early_stopping} without --eval-steps. Give --eval-steps as well.")
         if self.eval_steps and self.shard:

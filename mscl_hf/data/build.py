@@ -62,7 +62,7 @@ def unlabelled_part(
     images = open_split(options, options.train_split or "train", unlabelled=True)
     indices = [index for index, name in enumerate(images.names) if name not in labelled_names]
     if not indices:
-        log("--unlabelled is rest, and all images of the training split are used with masks: none is left; --train-count N leaves some")
+        log("--unlabelled is rest, and every training image is used with its mask; --train-count N uses fewer masks")
         return None
     log(f"--unlabelled rest: {len(indices)} images of the training split are read without masks")
     return usable_for(view, replace(images.select(indices), note=""), options, log)  # the note is logged with the labelled part

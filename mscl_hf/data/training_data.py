@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path, PurePath
@@ -60,6 +60,10 @@ class TrainingData(ABC):
         """Numbers of images with and without labels, for the model card."""
         parts = {"images with labels": self.labelled, "images without labels": self.unlabelled}
         return {name: "a stream" if isinstance(part, SegmentationStream) else len(part or ()) for name, part in parts.items()}
+
+    def labelled_alone(self) -> "TrainingData":
+        """Return the same labelled images in the same batches, without the unlabelled ones."""
+        return self
 
     @abstractmethod
     def check_world(self, world: int) -> None:
@@ -117,6 +121,10 @@ class TrainingImages(TrainingData):
     seed: int
     plan: SamplingPlan
     place: str = ""
+
+    def labelled_alone(self) -> TrainingData:
+        count = self.plan.labelled_per_batch
+        return replace(self, unlabelled=None, plan=replace(self.plan, unlabelled=(), batch_size=count)) if count else self
 
     def check_world(self, world: int) -> None:
         self.plan.check_world(world)
@@ -209,6 +217,9 @@ class TrainingMix(TrainingData):
     @property
     def images(self) -> int | None:
         return None
+
+    def labelled_alone(self) -> TrainingData:
+        return self.of_images
 
     def check_world(self, world: int) -> None:
         self.of_images.check_world(world)

@@ -14,7 +14,7 @@ from .multi_scale import MultiScaleLoss
 from .pixel_contrast import PixelLossValue, pixel_contrast
 from .pixel_propagation import match_positions, matched_contrast, pixel_consistency, propagate
 from .region_mutual_information import one_versus_rest, region_mutual_information
-from .regional_contrast import HARD_BELOW, regional_contrast
+from .regional_contrast import HARD_BELOW, LABELLED_FROM, regional_contrast
 from .released import ReleasedPixelLoss, listed_pixel_contrast, released_pixel_contrast
 from .slices import region_contrast, slice_contrast
 from .weighted import weighted_cross_entropy

@@ -13,6 +13,7 @@ from .labels import IGNORE_INDEX
 from .pixel_contrast import anchor_weights, class_means
 from .streamed import MASKED_SCORE, Block, TermResult, logsumexp, streamed_sum
 
+LABELLED_FROM = 0.7  # probability of the teacher's label, from which it is a label of the contrast
 HARD_BELOW = 0.97  # predicted probability of the label, below which a pixel is an anchor
 NEGATIVES = 512  # of each anchor, as released
 
@@ -23,10 +24,11 @@ def regional_contrast(embeddings: Tensor, labels: Tensor, is_hard: Tensor, tempe
 
     s_pk = <z_p, z_k>/t; s_pc is that of the unit mean m_c of class c; P_c(c') is the softmax of <m_c, m_c'>/t over the other classes. Keys
     and means have no gradient. The release draws 256 anchors of each class and n = 512 negatives, classes by P_c; here all hard pixels
-    are anchors, and the sum over the negatives is the expected value of that over the drawn ones.
+    are anchors, and the sum over the negatives is the expected value of that over the drawn ones. The mean is over the classes with hard
+    pixels; the release divides by the number of all classes that occur.
 
-    embeddings (B, N, E): unit vectors; labels (B, N) with 255 = ignored; is_hard (B, N) bool. Keys are those of all processes. Zero where
-    there are not two classes.
+    embeddings (B, N, E): unit vectors; labels (B, N) with 255 = ignored; is_hard (B, N) bool. Keys are those of all processes. Zero if
+    fewer than two classes occur.
     """
     anchors, labels = at_least_float32(embeddings).flatten(0, 1)[None], labels.long()
     keys, key_labels = gather_rows(anchors[0].detach())[0], gather_rows(labels.flatten())[0]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..config import FinetuningLossConfig
 from ..losses import HARD_BELOW, class_probabilities, labels_at, pixel_contrast, regional_contrast, sample_pixels
 from ..losses.affinity import SIZES
+from ..losses.gather import mean_count, world_size
+from ..losses.labels import IGNORE_INDEX
 from ..losses.weighted import weighted_cross_entropy
 from ..models.heads_mscl import PixelHead
 from ..models.layer_groups import freeze
@@ -38,14 +40,29 @@ class Contrasted(NamedTuple):
     labels: Tensor
 
 
-def decoded(network: MsclForSemanticSegmentation, pixels: Tensor, factors: Sequence[Tensor] | None = None) -> Decoded:
-    """Return the output of a network in training for normalized images. factors: (B, C_i) for the channels of each tapped map."""
+def decoded(
+    network: MsclForSemanticSegmentation, pixels: Tensor, factors: Sequence[Tensor] | None = None, auxiliary: bool = True
+) -> Decoded:
+    """Return the output of a network in training for normalized images. factors: (B, C_i) for the channels of each tapped map.
+
+    auxiliary: whether the auxiliary head is used, if there is one.
+    """
     maps = network.backbone(pixels, return_dict=True).feature_maps
     if factors is not None:
         maps = tuple(feature_map * of_map[:, :, None, None].to(feature_map.dtype) for feature_map, of_map in zip(maps, factors))
     features = network.decoder(list(maps))
     logits = network.classifier(network.dropout(features)).float()
-    return Decoded(features, logits, None if network.auxiliary_head is None else network.auxiliary_head(maps[-2]).float())
+    is_used = auxiliary and network.auxiliary_head is not None
+    return Decoded(features, logits, network.auxiliary_head(maps[-2]).float() if is_used else None)
+
+
+def share_of_labels(labels: Tensor) -> Tensor | float:
+    """Return the labelled pixels of this process over their mean over the processes: times a mean over the pixels of a process, averaged
+    by DDP, it is the mean over those of all processes."""
+    if world_size() == 1:
+        return 1.0
+    count = (labels != IGNORE_INDEX).sum().float()
+    return count / mean_count(count).clamp(min=1e-12)
 
 
 class PixelContrast(nn.Module):
@@ -123,10 +140,10 @@ class SegmentationTraining(Method):
         return terms if self.contrast is None else self.with_contrast(terms, Contrasted(output.features, output.logits, mask))
 
     def restart_teacher(self) -> None:
-        """Make a teacher, if there is one, a copy of the network, whose classifier was fitted."""
+        """Reset the teacher, if there is one, to a copy of the network after its classifier was fitted."""
 
     def finish(self) -> None:
-        """Make the published weights those of the network, after training."""
+        """Load the weights to publish into the network, after training."""
 
     def facts(self) -> dict[str, str]:
         """Return what the model card has on the method beside its loss."""
@@ -143,7 +160,7 @@ class SegmentationTraining(Method):
         network, pixels, labels = self.network, self.normalize(image), mask.long()
         is_plain = self.loss_config.loss == "ce" and self.class_weights is None
         if is_plain and self.contrast is None:
-            return {"loss": network(pixels, labels=labels).loss}, None
+            return {"loss": network(pixels, labels=labels).loss * share_of_labels(labels)}, None
         output = decoded(network, pixels)
         logits, auxiliary = output.logits, output.auxiliary
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -165,6 +182,6 @@ class SegmentationTraining(Method):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy, with the weights of the classes if there are any, of logits (B, K, h, w) resized to the labels."""
         if self.class_weights is None:
-            return self.network.cross_entropy(logits, labels)
+            return self.network.cross_entropy(logits, labels) * share_of_labels(labels)
         full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         return weighted_cross_entropy(full, labels, self.class_weights)

@@ -1,6 +1,6 @@
 """Semi-supervised fine-tuning: predictions on strong views of unlabelled images follow an EMA teacher's predictions on a weak view.
 
-The methods differ in data only, the rows of SEMI_SUPERVISED. To add one: a row, and its name in `SemiSupervisedConfig.semi_supervised`.
+The methods differ only in their rows of SEMI_SUPERVISED. To add one: a row, and its name in `SemiSupervisedConfig.semi_supervised`.
 Letters: U unlabelled images of H x W px, V strong views, K classes, C_i channels of the tapped maps.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import SemiSupervisedConfig, TrainingConfig
-from ..losses import class_probabilities, probability_loss, pseudo_label_loss
+from ..losses import LABELLED_FROM, class_probabilities, probability_loss, pseudo_label_loss
 from ..losses.gather import mean_count
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag
@@ -93,9 +93,9 @@ def check_semi_supervised(config: SemiSupervisedConfig, training: TrainingConfig
     divisor, reason = (2 * processes, "in pairs for CutMix, on") if cutmix else (processes, "on")
     if count % divisor:
         remedy = "Change it, or give --cutmix-probability 0" if cutmix else "Change it"
-        given = "" if config.unlabelled_batch_size else " (that of --batch-size)"
+        source = "" if config.unlabelled_batch_size else " (that of --batch-size)"
         raise ValueError(
-            f"--unlabelled-batch-size is {count}{given}; expected a multiple of {divisor}, for images {reason} {processes} process(es). "
+            f"--unlabelled-batch-size is {count}{source}; expected a multiple of {divisor}, for images {reason} {processes} process(es). "
             f"{remedy}."
         )
 
@@ -137,8 +137,8 @@ class Targets(NamedTuple):
 def cutmix(values: Tensor, boxes: Tensor) -> Tensor:
     """Return values (U, ..., H, W) in which the rectangle of each image is that of its partner (CutMix, Yun et al., ICCV 2019).
 
-    boxes (U, 4): top, left, bottom, right in px. The partner is half of the batch away, so that it is on the same process for any number
-    of processes that get an even number of images each.
+    boxes (U, 4): top, left, bottom, right in px. The partner is the image half a batch away. It is on the same process if each process has
+    an even number of images.
     """
     top, left, bottom, right = boxes.T[:, :, None, None]
     rows, columns = (torch.arange(side, device=boxes.device) for side in values.shape[-2:])
@@ -149,15 +149,17 @@ def cutmix(values: Tensor, boxes: Tensor) -> Tensor:
 def channel_factors(draws: Tensor, channels: Sequence[int], exempt: float = 0.0) -> list[Tensor]:
     """Return factors (U, C_i) of 0 or 2 with equal probability for the channels of each map; all 1 for a share `exempt` of the images.
 
-    draws (U,): the seed of each image.
+    Maps with the same number of channels have the same factors: the maps of a ViT share the channels of its residual stream. draws (U,):
+    the seed of each image.
     """
-    rows = []
+    rows: dict[int, list[Tensor]] = {}
     for seed in draws.tolist():
         generator = torch.Generator().manual_seed(seed)
         is_exempt = torch.rand((), generator=generator) < exempt
-        drawn = (torch.rand(sum(channels), generator=generator) < 0.5) * 2.0
-        rows.append(torch.ones_like(drawn) if is_exempt else drawn)
-    return list(torch.stack(rows).to(draws.device).split(list(channels), dim=1))
+        for count in dict.fromkeys(channels):
+            drawn = (torch.rand(count, generator=generator) < 0.5) * 2.0
+            rows.setdefault(count, []).append(torch.ones_like(drawn) if is_exempt else drawn)
+    return [torch.stack(rows[count]).to(draws.device) for count in channels]
 
 
 class SemiSupervisedTraining(SegmentationTraining):
@@ -177,6 +179,11 @@ class SemiSupervisedTraining(SegmentationTraining):
         if row.class_thresholds:
             self.register_buffer("class_confidence", torch.ones(network.config.num_labels))  # mean probability of the pixels of a class
 
+    @property
+    def averages(self) -> bool:
+        """Whether the teacher is an average; with momentum 0 it is the network itself."""
+        return self.method.ema_momentum > 0
+
     def restart_teacher(self) -> None:
         self.teacher.update({"network": self.network}, 0.0)
 
@@ -190,7 +197,7 @@ class SemiSupervisedTraining(SegmentationTraining):
 
     def facts(self) -> dict[str, str]:
         method, options = self.method, ", ".join(f"{name} {getattr(self.method, name):g}" for name in OPTIONS)
-        published = {"teacher": "the EMA teacher", "network": "the trained network"}[self.publish]
+        published = "the EMA teacher" if self.publish == "teacher" and self.averages else "the trained network"
         options += ", class_thresholds" * method.class_thresholds
         facts = {"unlabelled images": f"{method.title} ({method.paper})", "semi-supervised options": options}
         return facts | {"published network": published} | super().facts()
@@ -223,15 +230,22 @@ class SemiSupervisedTraining(SegmentationTraining):
         views = [cutmix(batch[f"strong{number}"], of_view) for number, of_view in enumerate(boxes.unbind(1), 1)]
         if method.complementary:
             factors = [torch.cat([m, 2 - m]) for m in channel_factors(draws, network.backbone.channels, exempt=0.5)]
-        output = decoded(network, self.normalize(torch.cat(views)), factors)
+        output = decoded(network, self.normalize(torch.cat(views)), factors, auxiliary=False)
         losses = [self.consistency(logits, of_view) for logits, of_view in zip(output.logits.chunk(len(views)), of_views)]
         loss = torch.stack(losses).mean()
         if method.perturbed:
-            perturbed = decoded(network, self.normalize(weak), channel_factors(draws, network.backbone.channels))
+            factors = channel_factors(draws, network.backbone.channels)
+            perturbed = decoded(network, self.normalize(weak), factors, auxiliary=False)
             loss = (loss + self.consistency(perturbed.logits, targets)) / 2
         share = self.is_kept(targets).sum() / inside.sum().clamp(min=1)
-        labels = torch.where(self.is_kept(of_views[0]), of_views[0].labels, IGNORE_INDEX)
-        return loss, share, Contrasted(output.features[: len(weak)], output.logits[: len(weak)], labels)
+        return loss, share, Contrasted(output.features[: len(weak)], output.logits[: len(weak)], self.contrast_labels(of_views[0]))
+
+    def contrast_labels(self, targets: Targets) -> Tensor:
+        """Return the labels (U, H, W) of the contrast, 255 = none: those that are trained on; with ReCo's sampling also less certain ones,
+        its anchors."""
+        is_reco = self.contrast is not None and self.contrast.sampling == "reco"
+        is_labelled = targets.inside & (targets.confidence >= LABELLED_FROM) if is_reco else self.is_kept(targets)
+        return torch.where(is_labelled, targets.labels, IGNORE_INDEX)
 
     @torch.no_grad()
     def targets(self, weak: Tensor, inside: Tensor) -> Targets:

@@ -62,13 +62,16 @@ class EMANetwork(EMATeacher):
 
     @torch.no_grad()
     def update(self, student: dict[str, nn.Module], momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, also for statistics; counts are copied."""
-        super().update(student, momentum)
-        for average, value in zip(self.parts.buffers(), nn.ModuleDict(student).buffers()):
-            if average.is_floating_point():
-                average.mul_(momentum).add_(value, alpha=1 - momentum)
-            else:
-                average.copy_(value)
+        """teacher <- momentum * teacher + (1 - momentum) * student, also for statistics; counts are copied.
+
+        Equal values stay as they are, bit for bit, so that frozen layers of the teacher do not change.
+        """
+        network = nn.ModuleDict(student)
+        pairs = [*zip(self.parts.parameters(), network.parameters()), *zip(self.parts.buffers(), network.buffers())]
+        averages, values = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
+        torch._foreach_lerp_(averages, values, 1 - momentum)
+        for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
+            count.copy_(value)
 
 
 def rising_momentum(limit: float, steps_done: int) -> float:

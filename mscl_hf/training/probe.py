@@ -64,14 +64,14 @@ def start_classifier(method: SegmentationTraining, data: TrainingData, batches: 
 def _labelled_features(method: SegmentationTraining, data: TrainingData, batches: int) -> tuple[Tensor, Tensor]:
     """Return features (n, D) of the decoder in float32 and classes (n,), at the n labelled positions.
 
-    BatchNorm uses batch statistics, as in training: a new network has no others.
+    BatchNorm uses batch statistics, as in training: a new network has no others. That of frozen layers uses those that it has.
     """
     network, device = method.network, method.image_mean.device
-    training, buffers = network.training, Buffers(network)
-    network.train()
+    training, buffers = method.training, Buffers(network)
+    method.train()
     generator = torch.Generator().manual_seed(data.seed)
     xs, ys = [], []
-    for batch in data.batches(0, batches, device=device):  # whole batches on each process, so that all fit the same classifier
+    for batch in data.labelled_alone().batches(0, batches, device=device):  # whole batches: all processes fit the same classifier
         features = network.decoder(list(network.backbone(method.normalize(batch["image"])).feature_maps)).float()
         labels = labels_at(batch["mask"], features.shape[-2:]).flatten()
         indices = (labels != IGNORE_INDEX).nonzero()[:, 0]
@@ -80,7 +80,7 @@ def _labelled_features(method: SegmentationTraining, data: TrainingData, batches
         ys.append(labels[indices])
         if len(xs) == batches:  # a stream has no end
             break
-    network.train(training)
+    method.train(training)
     buffers.restore()
     return torch.cat(xs), torch.cat(ys)
 

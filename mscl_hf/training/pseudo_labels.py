@@ -17,7 +17,8 @@ from ..visual.pseudo_labels import pseudo_label_sheet
 from .health import central_crops
 
 HARDLY_ANY, NEARLY_ALL = 0.01, 0.999  # shares of the pixels that are kept
-NOT_RARE = 0.001  # share of a class in the masks from which it is missed
+NOT_RARE = 0.001  # smallest share of a class in the masks for which its absence is reported
+ABSENT = 3  # checks in a row without a confident pixel of a class, after which it is reported
 WITHOUT_RISE = 3  # evaluations
 CHECKED_IMAGES = 32
 
@@ -37,7 +38,8 @@ class PseudoLabelCheck:
 
     pixels: Tensor | None = None  # all checks use the same images
     scores: list[float] = field(default_factory=list)
-    reported: list[str] = field(default_factory=list)  # what holds since an earlier check
+    absent: dict[str, int] = field(default_factory=dict)  # by class: checks in a row without a confident pixel
+    reported: set[str] = field(default_factory=set)
 
     def __call__(self, method: SemiSupervisedTraining, step: int, row: dict) -> dict[str, float]:
         if self.pixels is None:
@@ -45,32 +47,39 @@ class PseudoLabelCheck:
         targets = predicted(method, self.pixels)
         kept = method.is_kept(targets)
         counts, share = np.bincount(targets.labels[kept].numpy(), minlength=len(self.shares)), float(kept.float().mean())
-        warnings = self._warnings(share, counts, method.method.confidence_threshold)
-        for state, sentence in warnings.items():
-            if state not in self.reported:
-                self.warn(f"step {step}: {sentence}")
-        self.reported = list(warnings)
+        for sentence in self._warnings(share, counts, method.method.confidence_threshold):
+            self.warn(f"step {step}: {sentence}")
         return {"pseudo_label_share": share, "pseudo_label_classes": int((counts > 0).sum())}
 
-    def _warnings(self, share: float, counts: np.ndarray, threshold: float) -> dict[str, str]:
-        """Return warnings by the state that they are about. share: of confident pixels; counts (K,): confident pixels of each class."""
+    def _warnings(self, share: float, counts: np.ndarray, threshold: float) -> list[str]:
+        """Return new warnings. share: of confident pixels; counts (K,): confident pixels of each class."""
         reach = f"{share:.1%} of the unlabelled pixels reach --confidence-threshold {threshold:g}"
         if share < HARDLY_ANY:
             advice = "Lower it, or start from a model that was fine-tuned for longer."
-            return {"few": f"{reach}, so that these images have hardly an effect. {advice}"}
-        warnings = {"all": f"{reach}, which leaves out none."} if share > NEARLY_ALL and threshold > 0 else {}
-        missing = [name for count, (name, of_masks) in zip(counts, self.shares.items()) if count == 0 and of_masks > NOT_RARE]
-        if missing:
+            return self._new("few", f"{reach}, so these images hardly affect training. {advice}")
+        excludes = f"{reach}: the threshold excludes hardly a pixel. Raise it, or give 0."
+        sentences = self._new("all", excludes) if share > NEARLY_ALL and threshold > 0 else []
+        self.absent = {name: 0 if count else self.absent.get(name, 0) + 1 for name, count in zip(self.shares, counts)}
+        missing = [name for name, times in self.absent.items() if times >= ABSENT and self.shares[name] > NOT_RARE]
+        if missing := [name for name in missing if f"class {name}" not in self.reported]:
+            self.reported |= {f"class {name}" for name in missing}
+            which = f"{len(missing)} of {len(self.shares)} classes ({first_three(missing)})"
             advice = "Training on the others may lower their scores. Lower --confidence-threshold, or give more masks of these classes."
-            which = f"{len(missing)} of {len(self.shares)} classes: {first_three(missing)}"
-            warnings[f"without {missing}"] = f"no unlabelled pixel is confidently one of {which}. {advice}"
-        return warnings
+            sentences.append(f"in {ABSENT} checks in a row, the teacher labelled no pixel confidently as one of {which}. {advice}")
+        return sentences
+
+    def _new(self, state: str, sentence: str) -> list[str]:
+        """Return the sentence, if nothing was said about this state before."""
+        if state in self.reported:
+            return []
+        self.reported.add(state)
+        return [sentence]
 
     def add_score(self, mean_iou: float) -> None:
         """Add the teacher's mean IoU on held-out masks; warn where it does not rise any more."""
         self.scores.append(mean_iou)
         earlier = self.scores[:-WITHOUT_RISE]
-        if len(earlier) > 1 and max(self.scores[-WITHOUT_RISE:]) <= max(earlier) == earlier[-1]:  # once for each highest value
+        if earlier and max(self.scores[-WITHOUT_RISE:]) <= max(earlier) == earlier[-1]:  # once for each highest value
             self.warn(
                 f"the teacher's mean IoU on the held-out masks has not risen for {WITHOUT_RISE} evaluations (highest: {max(earlier):.4f}). "
                 "Compare with a run of as many steps without --semi-supervised."

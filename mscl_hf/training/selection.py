@@ -32,14 +32,21 @@ class BestStep:
 
     measure: returns the scores of a method, called on all processes with the same result. every: steps between evaluations.
     patience: evaluations without a higher value after which training stops; 0 = it does not stop. others: measures of other networks of
-    the method by name, which are logged only.
+    the method by name, which are logged only. publish: "best", or "last" to use the values for the log and early stopping only.
     """
 
     def __init__(
         self, measure: Callable[[Method], Scores], every: int, patience: int = 0, others: Mapping[str, Callable[[Method], Scores]] = {},
+        publish: str = "best",
     ):  # fmt: skip
+        self.publish = publish
         self.measure, self.every, self.patience, self.others = measure, every, patience, dict(others)
         self.step, self.value, self.without_improvement, self.last_step = 0, -1.0, 0, 0
+
+    @property
+    def published_step(self) -> int:
+        """The step whose weights the method has at the end."""
+        return self.step if self.publish == "best" else self.last_step
 
     @property
     def stops(self) -> bool:
@@ -68,8 +75,10 @@ class BestStep:
         return {key: value for row in rows for key, value in row.items()}
 
     def in_words(self, split: str) -> str:
-        """Return which step has the highest mean IoU on a split."""
+        """Return which step is published, and which has the highest mean IoU on a split."""
         early = ", where training stopped early" if self.stops else ""
+        if self.publish == "last":
+            return f"of the last step, {self.last_step}{early}; step {self.step} had the highest mean IoU on {split}, {self.value:.4f}"
         return f"of step {self.step} of {self.last_step}{early}: the highest mean IoU on {split}, {self.value:.4f}"
 
     def state(self) -> dict:
@@ -84,8 +93,8 @@ class BestStep:
         self.without_improvement = stored["without_improvement"]
 
     def restore(self, method: Method, out: Path, accelerator: Accelerator) -> None:
-        """Load the weights of the best step into the method, after training. Raises DamagedCheckpoint."""
-        if self.step != self.last_step:
-            folder = folder_of(out, self.step)
+        """Load the weights of the published step into the method, after training. Raises DamagedCheckpoint."""
+        if self.published_step != self.last_step:
+            folder = folder_of(out, self.published_step)
             together(accelerator, lambda: verify(folder), f"reading {folder}")
             checkpoint.load_method(folder, method)

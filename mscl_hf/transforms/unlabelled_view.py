@@ -21,7 +21,7 @@ class SemiSupervisedView(TrainView):
 
     weak (U, 3, H, W), inside (U, H, W), false for padding; strong1, strong2, ... (U, 3, H, W), the same crop with distorted colors;
     boxes (U, V, 4), the rectangle of CutMix in px for each of the V strong views (top, left, bottom, right), all 0 without one; draws (U,),
-    seeds for what else is random about the sample.
+    one seed for each image for other random choices, such as dropped channels.
     """
 
     name = "semi_supervised"
@@ -48,8 +48,8 @@ class SemiSupervisedView(TrainView):
 
 
 def cutmix_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a rectangle (top, left, bottom, right) in px: 0.02 to 0.4 of the area, aspect ratio 0.3 to 1/0.3, as UniMatch's."""
-    while True:
+    """Draw a rectangle (top, left, bottom, right) in px: 0.02 to 0.4 of the area, aspect ratio 0.3 to 1/0.3, as in UniMatch."""
+    while True:  # a new area as well, since a large one fits a narrow view with no such ratio
         area, ratio = height * width * rng.uniform(0.02, 0.4), rng.uniform(0.3, 1 / 0.3)
         high, wide = int(math.sqrt(area * ratio)), int(math.sqrt(area / ratio))
         if high <= height and wide <= width:

@@ -23,6 +23,7 @@ PANELS = {
     "loss": lambda key: key == "loss" or key.startswith(("loss_", "floor_")),
     "excess (loss above its floor)": lambda key: key.startswith("excess_"),
     "held-out mean IoU": lambda key: key.startswith("val_mean_iou"),
+    "share of confident unlabelled pixels": lambda key: key in ("kept_share", "pseudo_label_share"),
     "linear probe mean IoU": lambda key: key.endswith("mean_iou"),
     "learning rate": lambda key: key == "lr" or key.startswith("lr_"),
     "gradient norm": lambda key: key.startswith("grad_norm"),
@@ -38,7 +39,7 @@ LOGARITHMIC = ("gradient norm",)
 # These axes start at 0: a collapse is then seen as a fall to 0, and a small share looks small.
 FROM_ZERO = (
     "images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension",
-    "held-out mean IoU", "linear probe mean IoU",
+    "held-out mean IoU", "linear probe mean IoU", "share of confident unlabelled pixels",
 )  # fmt: skip
 
 

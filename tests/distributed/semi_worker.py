@@ -29,7 +29,6 @@ def step(case, rank=0, world=1):
     method = semi.training(name, dropout=0.0, confidence_threshold=0.129, unlabelled_ramp=0.0, **options).double().train()
     methods_worker.sync(method)
     batch = next(semi.semi_data(name, added=8).batches(0, 1, rank, world))
-    batch["mask"][batch["mask"] == 255] = 0  # the labelled loss is a mean over the pixels of each process
     model = DistributedDataParallel(method) if world > 1 else method
     for number in (1, 2):
         method.zero_grad()

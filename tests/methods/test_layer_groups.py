@@ -7,6 +7,7 @@ import torch
 
 from mscl_hf.models.layer_groups import freeze
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.training.probe import start_classifier
 from mscl_hf.training.setup import build_optimizer
 
 FIRST = {
@@ -25,8 +26,9 @@ def changed(method, before: dict) -> set[str]:
 @pytest.mark.parametrize("backbone", FIRST)
 @pytest.mark.parametrize("stages", ["2", "backbone"])
 def test_frozen_layers_do_not_change(tmp_path, name, backbone, stages):
-    """With --freeze 2 all other layers that the loss reaches change, also of the backbone; with --freeze backbone none of it does."""
-    method = semi.training(name, backbone=backbone)
+    """With --freeze 2 all other layers that the loss reaches change, also of the backbone; with --freeze backbone none of it does. The
+    same holds for the teacher."""
+    method = semi.training(name, backbone=backbone, **{"ema_momentum": 0.7} if name != "none" else {})
     method.freeze(stages)
     before = {key: value.clone() for key, value in method.network.state_dict().items()}
     harness.train(method, semi.semi_data("fixmatch"), tmp_path / "run", optim="adamw", learning_rate=1e-3, weight_decay=0.1, max_steps=3)
@@ -36,6 +38,19 @@ def test_frozen_layers_do_not_change(tmp_path, name, backbone, stages):
     assert frozen and not frozen & changes
     assert any(key.startswith("decoder.") for key in changes) and any(key.startswith("classifier.") for key in changes)
     assert any(key.startswith("backbone.") for key in changes) == (stages != "backbone")
+    if name != "none":
+        assert all(torch.equal(value, before[key]) for key, value in method.teacher.network.state_dict().items() if key in frozen)
+
+
+def test_the_classifier_is_fitted_on_the_features_of_frozen_layers():
+    """A frozen BatchNorm uses its own statistics also there, and stays in evaluation mode."""
+    method, modes = semi.training("fixmatch"), []
+    method.freeze("backbone")
+    norm = method.network.backbone.timm_model.bn1
+    norm.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    method.train()
+    start_classifier(method, semi.semi_data("fixmatch"), 2)
+    assert modes == [False, False] and not norm.training and method.network.decoder.training
 
 
 def test_no_gradient_is_kept_for_frozen_layers():

@@ -98,6 +98,13 @@ def test_cutmix_pastes_image_labels_confidence_and_padding_alike():
         assert torch.equal(mixed, expected)
 
 
+def test_labelled_images_alone_are_the_same_batches():
+    """The classifier is fitted without decoding an unlabelled image."""
+    alone = semi_data().labelled_alone()
+    for ours, theirs in zip(alone.batches(0, 4), semi_data().batches(0, 4), strict=True):
+        assert torch.equal(ours["image"], theirs["image"]) and "weak" not in ours and ours["name"] == theirs["name"][:BATCH]
+
+
 # -- losses ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +243,8 @@ def test_complementary_factors_sum_to_two():
     assert 0.4 < exempt.float().mean() < 0.6 and set(factors[~exempt].unique().tolist()) == {0.0, 2.0}
     assert 0.9 < factors[~exempt].mean() < 1.1
     assert torch.equal(torch.cat(channel_factors(torch.arange(7, 9), [5, 8], exempt=0.5), 1), factors[7:9])
+    first, _, third = channel_factors(torch.arange(9), [8, 5, 8])  # maps of one width, as all maps of a ViT
+    assert torch.equal(first, third)
     seen = []
     method = training("unimatch_v2").train()
     method.network.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -356,6 +365,8 @@ def test_contrast_uses_masks_and_confident_predictions():
     mixed = method.targets(batch["weak"], batch["inside"]).mixed(batch["boxes"][:, 0])
     assert torch.equal(labels[BATCH:], torch.where(mixed.inside & (mixed.confidence >= threshold), mixed.labels, 255))
     assert 0.2 < (labels[BATCH:] == 255).float().mean() < 0.8
+    method.contrast.sampling = "reco"
+    assert torch.equal(method.contrast_labels(mixed), torch.where(mixed.inside & (mixed.confidence >= 0.7), mixed.labels, 255))
     combined = (terms["loss_labelled"] + terms["loss_unlabelled"]) / 2
     torch.testing.assert_close(terms["loss"].detach(), combined + 0.5 * terms["loss_pixel"])
 
@@ -374,22 +385,34 @@ def test_contrast_beside_plain_fine_tuning(sampling):
 
 
 def test_warnings_are_in_words():
-    """One warning each: no pixel is kept, every pixel is kept, a class is never confident, the teacher does not improve."""
+    """One warning each: no pixel is kept, every pixel is kept, a class is absent from three checks in a row."""
     warnings, method = [], training(confidence_threshold=1.0).eval()
     checks = PseudoLabelCheck(harness.scenes(4, unlabelled=True), dict.fromkeys("abcdefgh", 0.125), SIZE, SIZE, warnings.append)
     for step in (1, 2):
         assert checks(method, step, {}) == {"pseudo_label_share": 0.0, "pseudo_label_classes": 0}
     (sentence,) = warnings
     reach = "0.0% of the unlabelled pixels reach --confidence-threshold 1"
-    assert sentence.startswith(f"step 1: {reach}, so that these images have hardly an effect.")
+    assert sentence.startswith(f"step 1: {reach}, so these images hardly affect training.")
     warnings.clear()
     method.method = method.method._replace(confidence_threshold=1e-6)
-    assert checks(method, 3, {})["pseudo_label_share"] == 1.0 and "which leaves out none" in warnings[0]
+    assert checks(method, 3, {})["pseudo_label_share"] == 1.0 and "excludes hardly a pixel" in warnings[0]
+    checks.absent.clear()
     checks.shares |= {"c": 0.0005}  # too rare to be missed
-    said = checks._warnings(0.5, np.array([5, 0, 0, 3, 0, 0, 0, 1]), 0.9)
-    assert list(said.values())[0].startswith("no unlabelled pixel is confidently one of 4 of 8 classes: b, e, f and 1 more.")
-    warnings.clear()
-    for score in (0.1, 0.3, 0.2, 0.3, 0.25):
+    always, sometimes = np.array([5, 0, 0, 3, 0, 0, 0, 1]), np.array([5, 0, 0, 3, 0, 7, 0, 0])
+    said = [checks._warnings(0.5, counts, 0.9) for counts in (always, sometimes, always, always, always, always)]
+    assert [len(sentences) for sentences in said] == [0, 0, 1, 0, 1, 0]
+    start = "in 3 checks in a row, the teacher labelled no pixel confidently as one of"
+    assert said[2][0].startswith(f"{start} 3 of 8 classes (b, e, g).") and said[4][0].startswith(f"{start} 1 of 8 classes (f).")
+
+
+@pytest.mark.parametrize(("scores", "highest"), [
+    ((0.1, 0.3, 0.2, 0.3, 0.25), 0.3), ((0.3, 0.25, 0.24, 0.23, 0.22, 0.21), 0.3), ((0.1, 0.3, 0.2, 0.25, 0.31), None),
+])  # fmt: skip
+def test_a_teacher_that_does_not_improve(scores, highest):
+    """One warning after three evaluations without a rise, also where the first one was the highest."""
+    warnings = []
+    checks = PseudoLabelCheck(harness.scenes(1, unlabelled=True), {"a": 1.0}, SIZE, SIZE, warnings.append)
+    for score in scores:
         checks.add_score(score)
-    (sentence,) = warnings
-    assert sentence.startswith("the teacher's mean IoU on the held-out masks has not risen for 3 evaluations (highest: 0.3000).")
+    start = f"the teacher's mean IoU on the held-out masks has not risen for 3 evaluations (highest: {highest or 0:.4f})."
+    assert [sentence.startswith(start) for sentence in warnings] == [True] * (highest is not None)

@@ -18,10 +18,10 @@ STEPS = 8
 VALUES = {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.45, 6: 0.3, 7: 0.1, 8: 0.0}  # by step; of two equal ones the first is the best
 
 
-def train(method, out, every=1, patience=0, values=VALUES, **given):
+def train(method, out, every=1, patience=0, values=VALUES, publish="best", **given):
     """Fine-tune with a mean IoU that is read from a table; return the method and the best step."""
     out.mkdir(exist_ok=True)
-    best = BestStep(lambda method: Scores(values[round(method.fraction_done * STEPS) + 1]), every, patience)
+    best = BestStep(lambda method: Scores(values[round(method.fraction_done * STEPS) + 1]), every, patience, publish=publish)
     options = harness.options(**{"max_steps": STEPS, "logging_steps": 1, **given})
     fit(method, harness.training_data("finetune"), options, out, harness.fresh_accelerator(), best=best)
     return method, best
@@ -54,6 +54,17 @@ def test_training_stops_early(tmp_path, capsys):
     again, best = train(harness.finetuning(seed=9), tmp_path, patience=3)
     assert (best.step, best.last_step) == (2, 5) and "training is complete" in capsys.readouterr().out
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in method.state_dict().items())
+
+
+def test_the_last_step_can_be_published(tmp_path):
+    """The evaluations are logged and may stop training, and the weights are those of the last step."""
+    options = {"max_steps": STEPS, "logging_steps": 1}
+    plain = harness.finetuning()
+    harness.train(plain, harness.training_data("finetune"), tmp_path / "plain", **options)
+    method, best = train(harness.finetuning(), tmp_path / "last", publish="last")
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in method.state_dict().items())
+    assert (best.published_step, best.step) == (STEPS, 2) and "of the last step, 8; step 2 had the highest" in best.in_words("val")
+    assert len([row for row in logged(tmp_path / "last") if "val_mean_iou" in row]) == STEPS
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 6])
