@@ -53,6 +53,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         network, is_new = open_network(config, images.labelled.classes, run.log)
         weights = weights_of_classes(images, config, run.log)
         record = describe(images, held_out, network, config, run, weights)
+        if rank := config.training.lora_rank:
+            count = models.attach_lora(network.backbone, rank)
+            record["stages"][-1]["facts"]["LoRA"] = f"rank {rank} in {count} linear layers of the backbone, merged"
         run_size = methods.RunSize(images.images, config.training.batch_size, config.training.max_steps)
         method = methods.create_training(network, config.loss, weights, config.unlabelled_images, run_size, run.log)
         method.freeze(config.training.freeze)
@@ -233,6 +236,8 @@ def train(
         health_check=check, health_steps=config.training.eval_steps or max(1, config.training.max_steps // 10),
     )  # fmt: skip
     method.finish()
+    if config.training.lora_rank:
+        models.merge_lora(method.network.backbone)
 
 
 def publish(network: "models.MsclForSemanticSegmentation", images: "data.SegmentationData | None", run) -> None:

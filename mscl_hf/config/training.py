@@ -105,6 +105,9 @@ class FinetuneTrainingConfig(TrainingConfig):
     freeze: str = option(
         "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages, of a ViT blocks, stem included"
     )
+    lora_rank: int = option(
+        0, "rank of matrices that are trained beside the frozen linear layers of a ViT, and merged at the end; 0 = none", at_least=0
+    )
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
         "polynomial", "decay of the learning rate to zero; polynomial has the power 0.9"
     )
@@ -113,6 +116,10 @@ class FinetuneTrainingConfig(TrainingConfig):
         super().__post_init__()
         if self.freeze not in ("none", "backbone") and not self.freeze.isdecimal():
             raise ValueError(f"--freeze is {self.freeze!r}; expected none, backbone, or a number of stages such as 3. Give one of them.")
+        if self.lora_rank and self.freeze != "none":
+            raise ValueError(f"--freeze is {self.freeze} with --lora-rank, which freezes the whole backbone. Leave out one of them.")
+        if self.lora_rank and self.shard:
+            raise ValueError(f"--lora-rank is {self.lora_rank} with --shard; expected one of them. Leave out the other.")
         if self.publish_step == "last" and not self.eval_steps:
             raise ValueError("--publish-step is last without --eval-steps, where the last step is always published. Leave it out.")
         if self.early_stopping and not self.eval_steps:

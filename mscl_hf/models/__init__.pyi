@@ -6,6 +6,8 @@ from .configuration_mscl import MsclConfig as MsclConfig
 from .loading import open_fine_tuned as open_fine_tuned
 from .loading import open_model as open_model
 from .loading import open_segmenter as open_segmenter
+from .lora import attach_lora as attach_lora
+from .lora import merge_lora as merge_lora
 from .modeling_mscl import MsclBackbone as MsclBackbone
 from .modeling_mscl import MsclForPreTraining as MsclForPreTraining
 from .modeling_mscl import MsclForSemanticSegmentation as MsclForSemanticSegmentation

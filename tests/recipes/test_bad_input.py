@@ -187,6 +187,8 @@ FINETUNE = {
     "a sampling that nothing reads": (("--model", "{}/model", "--contrast-sampling", "reco"), ("--contrast-sampling is reco without",)),
     "a threshold above one": ((*SEMI, "--confidence-threshold", 1.5), ("--confidence-threshold is 1.5; expected at least 0 and at",)),
     "a last step without others": (("--model", "{}/model", "--publish-step", "last"), ("--publish-step is last without --eval-steps",)),
+    "LoRA on a convolutional network": (("--model", "{}/model", "--lora-rank", 4), ("test_resnet has no attention layers",)),
+    "LoRA and a frozen backbone": (("--model", "{}/model", "--lora-rank", 4, "--freeze", 2), ("--freeze is 2 with --lora-rank",)),
     "an unknown part to freeze": (("--model", "{}/model", "--freeze", "half"), ("--freeze is 'half'", "expected none, backbone, or")),
     "more stages than there are": (("--model", "{}/model", "--freeze", 99), ("--freeze is 99", "a number from 1 to 5")),
     "an unknown semi-supervised method": (("--model", "{}/model", "--semi-supervised", "fixmach"), ("'fixmach'", "did you mean fixmatch")),
