@@ -24,6 +24,7 @@ PANELS = {
     "excess (loss above its floor)": lambda key: key.startswith("excess_"),
     "held-out mean IoU": lambda key: key.startswith("val_mean_iou"),
     "share of confident unlabelled pixels": lambda key: key in ("kept_share", "pseudo_label_share"),
+    "classes with confident unlabelled pixels": lambda key: key == "pseudo_label_classes",
     "linear probe mean IoU": lambda key: key.endswith("mean_iou"),
     "learning rate": lambda key: key == "lr" or key.startswith("lr_"),
     "gradient norm": lambda key: key.startswith("grad_norm"),
@@ -34,12 +35,14 @@ PANELS = {
     "spread per dimension": lambda key: key.startswith("spread"),
 }
 REPEATED = ("effective_rank_", "spread_", "matched_", "val_mean_iou_", "val_class_iou_")  # prefixes of keys that repeat the panel's title
-PUBLISHED = ("val_mean_iou", "val_class_iou")  # keys of the network that is published, where two are measured
+NAMES = {  # of keys in legends
+    "val_mean_iou": "published", "val_class_iou": "published", "kept_share": "in training", "pseudo_label_share": "of the checked images",
+}  # fmt: skip
 LOGARITHMIC = ("gradient norm",)
 # These axes start at 0: a collapse is then seen as a fall to 0, and a small share looks small.
 FROM_ZERO = (
     "images per second", "share of time waiting for data", "share with a match", "effective rank", "spread per dimension",
-    "held-out mean IoU", "linear probe mean IoU", "share of confident unlabelled pixels",
+    "held-out mean IoU", "linear probe mean IoU", "share of confident unlabelled pixels", "classes with confident unlabelled pixels",
 )  # fmt: skip
 
 
@@ -64,7 +67,7 @@ def class_figure(log: Sequence[dict], path: str | Path, title: str = "") -> None
                     panels.setdefault(name, {}).setdefault(key, []).append((row["step"], value))
     if panels:
         arrays = {name: {key: np.array(points, dtype=float) for key, points in curves.items()} for name, curves in panels.items()}
-        _draw_panels(arrays, path, title, from_zero=tuple(arrays))
+        _draw_panels(arrays, path, f"held-out IoU of each class{f': {title}' if title else ''}", from_zero=tuple(arrays))
 
 
 def _draw_panels(panels: dict[str, dict[str, np.ndarray]], path: str | Path, title: str, from_zero: Sequence[str] = FROM_ZERO) -> None:
@@ -131,8 +134,8 @@ def _draw_panel(axis: Axes, name: str, curves: dict[str, np.ndarray], from_zero:
 
 
 def _words(key: str) -> str:
-    if key in PUBLISHED:
-        return "published"
+    if key in NAMES:
+        return NAMES[key]
     for prefix in REPEATED:
         key = key.removeprefix(prefix)
     return key.replace("_", " ")
