@@ -140,14 +140,16 @@ def write_scans(root: Path) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
 def test_the_chain_on_a_folder_of_ones_own(document, tmp_path, monkeypatch, capsys, own_caches):
-    """check, pretrain, finetune, evaluate and predict run as they are printed, shortened; each names the next one."""
+    """check, pretrain, finetune, evaluate and predict run as they are printed, shortened; each names the next one. So do further commands,
+    such as a second fine-tuning."""
     write_scans(tmp_path)
     monkeypatch.chdir(tmp_path)
     chain = [words for words in commands_in(ROOT / document) if words[0] in CHAIN and len(words) > 1]
-    assert [words[0] for words in chain] == list(CHAIN)
+    assert [words[0] for words in chain[: len(CHAIN)]] == list(CHAIN)
     following = []
     for words in chain:
         script, own = target(words)
+        own = [str(ROOT / word) if word.startswith("recipes/configs/") else word for word in own]
         harness.run(script.stem, *own, *CHAIN[words[0]])
         last = capsys.readouterr().out.splitlines()[-1]
         following.append(shlex.split(last.removeprefix("next: "))[0])
