@@ -87,6 +87,8 @@ def check_semi_supervised(config: SemiSupervisedConfig, training: TrainingConfig
         raise ValueError(f"--semi-supervised is {name}, and there are no unlabelled images. Give --unlabelled rest, or a folder of images.")
     if config.unlabelled_streaming and config.unlabelled == "rest":
         raise ValueError("--unlabelled is rest with --unlabelled-streaming; expected a folder of parquet files or a name on the Hub.")
+    if config.class_thresholds and not used_row(config).confidence_threshold:
+        raise ValueError("--class-thresholds lowers --confidence-threshold, which is 0. Leave it out, or give a threshold such as 0.8.")
     if training.shard:
         raise ValueError(f"--shard is given, and the teacher of --semi-supervised {name} is not sharded. Leave out one of them.")
     count, cutmix = config.unlabelled_batch_size or training.batch_size, used_row(config).cutmix_probability

@@ -69,7 +69,7 @@ class PseudoLabelCheck:
         return sentences
 
     def _new(self, state: str, sentence: str) -> list[str]:
-        """Return the sentence, if nothing was said about this state before."""
+        """Return the sentence as a list, which is empty if this state was reported before."""
         if state in self.reported:
             return []
         self.reported.add(state)

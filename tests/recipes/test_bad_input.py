@@ -203,6 +203,7 @@ FINETUNE = {
     "a folder of labelled images": (("--model", "{}/model", "--semi-supervised", "fixmatch", "--unlabelled", "{}/data/images/train",
                                      "--dataset", "folder", "--data-dir", "{}/data", "--train-count", 6),
                                     ("all its images are also in", "a folder of other images")),
+    "thresholds of classes, all zero": ((*SEMI, "--class-thresholds", "--confidence-threshold", 0), ("--class-thresholds lowers",)),
     "a stream of the rest": ((*SEMI, "--unlabelled-streaming"), ("--unlabelled is rest with --unlabelled-streaming", "parquet")),
     "a stream that nothing reads": (("--model", "{}/model", "--unlabelled-streaming"), ("--unlabelled-streaming is True",)),
     "a stream that is not there": (("--model", "{}/model", "--semi-supervised", "fixmatch", "--unlabelled", "{}/gone",
