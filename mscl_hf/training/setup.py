@@ -23,6 +23,7 @@ from ..config.launcher import lacks_processes
 from ..data.training_data import TrainingData
 from ..methods.base import Method
 from ..methods.memory import Memory
+from ..models.decoders_mscl import DECODERS
 from ..models.layer_groups import layer_groups
 from ..models.modeling_mscl import MsclBackbone
 from .loss_scaling import support_fp16_on_cpu
@@ -168,8 +169,10 @@ def exclude_memories_from_broadcast(method: Method) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, names)
 
 
-def _compiled_parts(method: Method) -> tuple[nn.Module, nn.Module]:
-    return method.network.backbone, method.network.decoder
+def _compiled_parts(method: Method) -> list[nn.Module]:
+    """The backbone and the decoder of the network, and their copies in an EMA teacher."""
+    kinds = (MsclBackbone, *DECODERS.values())
+    return [part for part in method.modules() if isinstance(part, kinds)]
 
 
 def keep_freed_memory() -> None:

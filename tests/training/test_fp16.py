@@ -4,11 +4,13 @@ import math
 
 import harness
 import pytest
+import test_semi_supervised as semi
 import torch
 from safetensors.torch import load_file
 from same_run import differences, logged
 
 from mscl_hf.methods import METHODS
+from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.loop import fit
 from mscl_hf.training.loss_scaling import MAX_SKIPPED
@@ -131,6 +133,18 @@ def test_every_method_trains_in_fp16(tmp_path, name):
     """Losses are finite, and after a few halvings of the first scale the gradients are too."""
     train(harness.pretraining_method(name), harness.method_data(name), tmp_path, 2.0**16, max_steps=8)
     assert 0 in [row["skipped_steps"] for row in logged(tmp_path)]
+
+
+@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+def test_semi_supervised_fine_tuning_in_fp16(tmp_path, name):
+    """Losses are finite; a skipped step leaves the network as it was, and the teacher follows the others."""
+    method = overflow_at(semi.training(name, pixel_contrast=0.1), 3)
+    start = {key: value.clone() for key, value in method.teacher.state_dict().items()}
+    train(method, semi.semi_data(name), tmp_path)
+    rows = logged(tmp_path)
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 0, 0, 0]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert any(not torch.equal(value, method.teacher.state_dict()[key]) for key, value in start.items())
 
 
 def test_sharding_is_rejected():

@@ -5,6 +5,7 @@ import shutil
 
 import harness
 import pytest
+import test_semi_supervised as semi
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -387,6 +388,26 @@ def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="--torch-compile needs a C.. compiler"):
         harness.train(harness.pretraining(), harness.training_data(), tmp_path / "none", torch_compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("name", ["fixmatch", "moco_v2"])
+def test_teachers_are_compiled_too(tmp_path, name):
+    """Losses are equal up to rounding, and the teacher ends as an ordinary module with equal weights."""
+    logs, teachers = [], []
+    for compiled in (False, True):
+        method, data = harness.pretraining_method("moco_v2"), harness.method_data("moco_v2")
+        if name == "fixmatch":
+            method, data = semi.training(dropout=0.0), semi.semi_data()
+        assert len(setup._compiled_parts(method)) == (4 if name == "fixmatch" else 3)  # moco_v2 copies the backbone alone
+        harness.train(method, data, tmp_path / str(compiled), max_steps=3, logging_steps=1, torch_compile=compiled)
+        assert all(part._compiled_call_impl is None for part in method.modules())
+        logs.append([row["loss"] for row in read_log(tmp_path / str(compiled) / "log.jsonl")])
+        teachers.append(method.teacher.state_dict())
+    assert logs[0] == pytest.approx(logs[1], rel=1e-2)
+    for key, value in teachers[0].items():
+        torch.testing.assert_close(teachers[1][key], value, rtol=1e-2, atol=1e-2, msg=key)
 
 
 def test_the_loop_nudges_a_method_after_its_weights_have_moved(tmp_path):
