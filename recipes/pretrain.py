@@ -206,6 +206,7 @@ def describe(stages: list[Stage], config: PretrainConfig, run: "training.Run") -
         write_config(resolved(config, method), run.out / records.CONFIG)
     history = sharing.read_provenance(start, run.log)["stages"] if start else []
     what = {"method": f"{method.title} ({method.paper})"} | (sharing.method_facts(method.network.config.contrast) if method.trains else {})
+    what |= method.facts()
     start = start or models.weights_name(config.network, config.run.method == "imagenet")
     record = sharing.stage_record("Pre-training", what, stage.train_data, config, network, run.accelerator, start, method.trains, warnings)
     title = f"{network.backbone}, {method.title} on {sharing.data_name(config.data)}"

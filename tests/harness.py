@@ -8,13 +8,16 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import typing
 from pathlib import Path
 from unittest import mock
 
+import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, TrainingConfig, ViewConfig
@@ -146,6 +149,27 @@ def method_size(name: str, backbone: str = "test_resnet") -> dict:
     return {"image_size": 112} if "vit" in backbone else {"image_size": 56, "output_stride": 8}
 
 
+@functools.cache
+def weights_file() -> str:
+    """A safetensors file with weights of test_resnet."""
+    file = Path(tempfile.mkdtemp()) / "test_resnet.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    return str(file)
+
+
+def needed_options(name: str) -> dict[str, str]:
+    """The options without which a method does not start."""
+    return {"teacher": "test_resnet", "teacher_weights": weights_file()} if name == "distill" else {}
+
+
+def needed_flags(name: str) -> tuple[str, ...]:
+    """The flags without which pre-training by a method does not start."""
+    options = needed_options(name) | ({"backbone_weights": weights_file()} if name == "imagenet" else {})
+    return tuple(word for option, value in options.items() for word in (f"--{option.replace('_', '-')}", value))
+
+
 def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, batch: int = BATCH, **given):
     """Any method of the registry on a new network, its options fitted to the synthetic scenes."""
     kind = METHODS[name]
@@ -155,6 +179,7 @@ def pretraining_method(name: str, backbone: str = "test_resnet", seed: int = 0, 
     options = {"heads": list(kind.heads), "bn_views": kind.bn_views or "joint", "two_towers": kind.two_towers}
     made = build_config(backbone, decoder_channels=16, **options, **method_size(name, backbone))
     scale = RunSize(SCENES, batch, 6)
+    given = needed_options(name) | given
     return create_method(name, kind, MsclForPreTraining(made), given, MultiScaleLoss(), scale, lambda text: None)
 
 

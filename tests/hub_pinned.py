@@ -33,8 +33,8 @@ def pinned_life(hub, folder: Path) -> dict:
     from mscl_hf.config import DataConfig, PretrainConfig, PretrainRun
     from mscl_hf.data import load_data
     from mscl_hf.export import export
-    from mscl_hf.models.backbones import load_timm_weights
     from mscl_hf.models.loading import open_model, pinned
+    from mscl_hf.models.timm_weights import load_timm_weights
     from mscl_hf.sharing.model_folder import write_model
     from mscl_hf.sharing.provenance import PROVENANCE, pin_revisions
 

@@ -28,7 +28,7 @@ class PretrainRun(Section):
     output_dir: str = option("runs/pretrain", OUTPUT)
     method: Literal[
         "none", "imagenet", "mscl", "simclr", "instdisc", "moco_v1", "moco_v2", "byol", "simsiam", "cmc", "pixpro", "pixcontrast",
-        "densecl", "cp2", "zhao_within", "zhao_cross", "zhao_batch", "chaitanya_global", "chaitanya_global_local",
+        "densecl", "cp2", "zhao_within", "zhao_cross", "zhao_batch", "distill", "chaitanya_global", "chaitanya_global_local",
     ] = option("mscl", "pre-training method; see --list-methods")  # fmt: skip
     list_methods: bool = option(False, "print the methods and exit")
     start_from: str | None = option(None, f"{MODEL} to continue from (default: a new network)")

@@ -39,4 +39,10 @@ class MethodConfig(Section):
     variant: Literal["published", "released", "GR", "GD-", "GD"] | None = option(
         None, "zhao: as in the paper (published) or in the authors' code (released); chaitanya: GR, GD- or GD"
     )
+    teacher: str | None = option(None, "distill: timm name of the frozen backbone to learn from")
+    teacher_weights: str | None = option(None, "distill: safetensors file with timm's weights of the teacher")
+    teacher_pretrained: bool | None = option(None, "distill: the teacher's weights are timm's, from the Hub")
+    token_loss: Literal["relations", "cosine"] | None = option(
+        None, "distill: positions of an image are as similar to each other as those of the teacher, or equal in direction to them"
+    )
     partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are not negatives of each other", at_least=2)

@@ -6,6 +6,7 @@ from .copy_paste import foreground_contrast, foreground_mean
 from .cosine import cosine_to_target
 from .dense import dense_contrast, nearest_positions
 from .dice import dice_loss
+from .distillation import similarity_divergence
 from .hard_pixels import hard_pixel_cross_entropy
 from .info_nce import global_contrast, info_nce, local_contrast, nt_xent
 from .instance import instance_nce, instance_softmax, nce_normalizer

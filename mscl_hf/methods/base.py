@@ -41,6 +41,7 @@ class Method(nn.Module, ABC):
     min_batch: int = 1  # least number of images per forward pass over all processes
     first_stage: ClassVar["type[Method] | None"] = None  # a method that trains the network first, for half of the steps
     constant_lr: tuple[str, ...] = ()  # prefixes of parameter names whose learning rate is constant
+    local_options: ClassVar[tuple[str, ...]] = ()  # options that name files, which are not published
 
     def __init__(self, network: PreTrainedModel):
         super().__init__()
@@ -58,6 +59,14 @@ class Method(nn.Module, ABC):
     def uses_labels(cls, contrast: ContrastConfig) -> bool:
         """Return whether pre-training with these options reads masks; if not, no mask is opened."""
         return cls.reads_masks == "yes"
+
+    @classmethod
+    def check_given(cls, options: dict[str, Any]) -> None:
+        """Raise ValueError where the options that are set lack what the method needs, before images or a network are opened."""
+
+    def facts(self) -> dict[str, str]:
+        """Return what the model card has on the method beside its options."""
+        return {}
 
     def check_data(self, data: Any) -> None:
         """Raise ValueError where `data` (a TrainingData) lacks what the method needs."""

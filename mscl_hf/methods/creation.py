@@ -48,7 +48,7 @@ def create_method(
     else:
         options = scaled_options(name, method_cls, options, run_size, log)
         method = method_cls(network, **options)
-    network.config.contrast = {"method": name} | options
+    network.config.contrast = {"method": name} | {key: value for key, value in options.items() if key not in method.local_options}
     _check_map(name, method)
     return method
 

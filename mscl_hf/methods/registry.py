@@ -9,6 +9,7 @@ from .cmc import CMC
 from .cp2 import CP2
 from .creation import defaults_of
 from .densecl import DenseCL
+from .distill import Distill
 from .instdisc import InstDisc
 from .moco import MoCoV1, MoCoV2
 from .mscl import MSCL
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "zhao_within": ZhaoWithin,
     "zhao_cross": ZhaoCross,
     "zhao_batch": ZhaoBatch,
+    "distill": Distill,
     "chaitanya_global": ChaitanyaGlobal,
     "chaitanya_global_local": ChaitanyaGlobalLocal,
 }
@@ -62,6 +64,7 @@ def check_method_options(config: PretrainConfig) -> None:
         reason = f"--method {name} trains with {'+'.join(trained)}, without a {' or '.join(readers)} loss"
         raise ValueError(f"{flag(option)} is {getattr(config.contrast, option)}, and {reason}. Leave it out.")
     for stage in stages:
+        stage.check_given(config.method_options())
         least = stage.loss_of(config.contrast).min_batch if issubclass(stage, MSCL) else max(stage.min_batch, 1 + stage.head_statistics)
         if config.training.batch_size < least:
             batch_size, reason = config.training.batch_size, "which contrasts or normalizes over the images of a batch"

@@ -2,14 +2,11 @@
 
 import contextlib
 import math
-import textwrap
 from dataclasses import asdict
 from typing import get_type_hints
 
 import timm
 import torch
-from huggingface_hub.constants import is_offline_mode
-from safetensors import SafetensorError
 from torch import nn
 
 from ..config.fields import choices_of
@@ -18,22 +15,20 @@ from ..messages import near_names
 from .configuration_mscl import HEADS, MsclConfig
 from .decoders_mscl import DECODERS
 from .half_width import build_on_meta, half_width
-from .loading import pinned
-from .modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from .timm_mscl import feature_levels, stage_names
 
 ATTACHMENTS = choices_of(get_type_hints(NetworkConfig)["attach"])
 
 
-def check_timm_name(name: str) -> None:
-    """Raise ValueError, with near names, unless timm has a model of this name."""
+def check_timm_name(name: str, option: str = "--backbone") -> None:
+    """Raise ValueError, with near names, unless timm has a model of this name. option: that gave it."""
     if not timm.is_model(name):
         near = near_names(name.split(".")[0], timm.list_models()) or "Choose one of timm.list_models()."
-        raise ValueError(f"--backbone is {name!r}; expected a model of timm {timm.__version__}. {near}")
+        raise ValueError(f"{option} is {name!r}; expected a model of timm {timm.__version__}. {near}")
     architecture, _, tag = name.partition(".")
     tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise ValueError(f"--backbone is {name!r}; expected one of the tags {', '.join(tags) or 'none'}. Correct the tag, or leave it out.")
+        raise ValueError(f"{option} is {name!r}; expected one of the tags {', '.join(tags) or 'none'}. Correct the tag, or leave it out.")
 
 
 def config_of(network: NetworkConfig, **fields) -> MsclConfig:
@@ -111,50 +106,6 @@ def _check_options(decoder_type: str, two_towers: bool, channels: int, options: 
         raise ValueError(f"num_channels is {channels}; expected 3, as two towers convert RGB. Leave out --bands, or the towers.")
 
 
-def load_timm_weights(
-    model: MsclForPreTraining | MsclForSemanticSegmentation, pretrained: bool = True, file: str | None = None
-) -> None:
-    """Load timm's pre-trained weights into the backbone: from a local safetensors file, or from the Hub.
-
-    From the Hub, timm reads safetensors where a repository has them, else a pickle with weights_only=True. timm adapts position embeddings
-    and the input channels of the stem. Raises ValueError where there are no weights, or where they do not fit the backbone.
-    """
-    name = model.config.backbone
-    if file is None and not pretrained:
-        return
-    if model.config.two_towers:
-        raise ValueError(f"timm has no weights for two towers of {name}. Leave out --pretrained and --backbone-weights, or --two-towers.")
-    if file is not None and not str(file).endswith(".safetensors"):
-        raise ValueError(f"--backbone-weights is {file}; expected a .safetensors file. Convert it as in docs/backbones.md.")
-    try:
-        overlay = None if file is None else {"state_dict": _without_classifier(name, file), "num_classes": 0}
-        source = timm.create_model(
-            name,
-            pretrained=True,
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-            in_chans=model.config.num_channels,
-            **model.config.backbone_kwargs,
-        )
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
-        problem = f"timm's pre-trained {name} cannot be downloaded" if file is None else f"{file} holds no weights that fit timm's {name}"
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        if file is None and is_offline_mode():
-            reason = "HF_HUB_OFFLINE is set, and the cache does not hold them"
-        remedy = "" if file is not None else ", or leave out --pretrained to start from random weights"
-        raise ValueError(f"{problem} ({reason}). Give --backbone-weights a .safetensors file saved from that model{remedy}.") from error
-    model.backbone.timm_model.load_state_dict(source.state_dict())
-
-
-def _without_classifier(name: str, file: str) -> dict[str, torch.Tensor]:
-    """Return the weights in a file without those of the classifier: with num_classes=0, timm then checks that no other is missing."""
-    with torch.device("meta"):
-        heads = timm.create_model(name, num_classes=0).default_cfg.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    weights = timm.models.load_state_dict(str(file))
-    return {key: value for key, value in weights.items() if not key.startswith(heads)}
-
-
 def _on_meta(name: str, kwargs: dict) -> nn.Module:
     """Build a model on the meta device, without memory for its weights."""
     model = build_on_meta(name, kwargs).eval()
@@ -228,10 +179,3 @@ def _rates(image_size: int, stride: int) -> list[int]:
     """Scale DeepLabV3's rates 6, 12, 18, which belong to maps of 33 positions (513 px at stride 16), to the size of the map."""
     scale = min(image_size / stride / 33, 16 / stride if stride < 16 else 1)
     return [max(1, round(rate * scale)) for rate in (6, 12, 18)]
-
-
-def weights_name(network: NetworkConfig, pretrained: bool = False) -> str | None:
-    """Return the source of a backbone's initial weights: a file, a Hub name with its commit, or None for random weights."""
-    if network.backbone_weights or not (network.pretrained or pretrained):
-        return network.backbone_weights
-    return pinned(timm.get_pretrained_cfg(network.backbone).hf_hub_id)

@@ -33,7 +33,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 # Options that name files are compared by their contents. Images are compared with those of the checkpoint, in training/progress.py.
 MODELS = ("model", "start_from")
-FILES = (*MODELS, "backbone_weights", "classes", "class_colors", "class_weights", "annotations", "val_split")
+FILES = (*MODELS, "backbone_weights", "teacher_weights", "classes", "class_colors", "class_weights", "annotations", "val_split")
 NOT_OPTIONS = ("commit", "contents", "changed")  # other entries of run.json
 COMMANDS = {"method": "mscl-pretrain", "loss": "mscl-finetune", "split": "mscl-evaluate", "overlays": "mscl-predict"}  # by its own option
 WITHOUT_RESUME = ("mscl-evaluate", "mscl-predict")  # the same command again continues

@@ -45,7 +45,8 @@ BUSY = STOPPED  # exit status where another process has the stage: it is not fin
 FORK = multiprocessing.get_context("fork")  # starting Python and its imports would take longer than a short evaluation
 # Options that change no figure: paths, and how often something is written. A stage's model counts by the stage that made it.
 UNIMPORTANT = (*FREE_TO_CHANGE, "model")
-PATHS = ("data-dir", "model", "backbone-weights")
+WEIGHTS = ("backbone_weights", "teacher_weights")
+PATHS = ("data-dir", "model", "backbone-weights", "teacher-weights")
 LIBRARIES = ("torch", "timm", "transformers")
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -108,9 +109,8 @@ def _settings(recipe: str, words: tuple[str, ...], digest_before: str | None) ->
         _module(recipe).check_options(config)
         config = _module(recipe).resolved(config)
     options = flat(config)
-    weights = options.get("backbone_weights")
     options = {name: value for name, value in options.items() if name not in UNIMPORTANT}
-    options |= {"backbone_weights": _file_digest(weights)} if weights else {}
+    options |= {name: _file_digest(options[name]) for name in WEIGHTS if options.get(name)}
     return json.loads(json.dumps(options | ({"model": digest_before} if digest_before else {})))
 
 

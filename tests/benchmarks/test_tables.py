@@ -89,7 +89,8 @@ def test_tables_have_the_papers_rows_and_all_methods():
     assert {(c.name, c.share) for c in one if c.seed == 0} >= {(n, s) for n in ("none", "none_long", "mscl") for s in SETTINGS["shares"]}
     assert {c.name for c in two} == {"none", "imagenet", "g", "l", "p", "g+l", "g+p", "l+p", "g+l+p"} and {c.share for c in two} == {"1/2"}
     names = {seed: {c.name for c in three if c.seed == seed} for seed in (0, 1)}
-    assert names[1] == {"none", "imagenet", "simclr", "aaf", "rmi", "mscl", "semi", "mscl_semi"} and names[0] == names[1] | set(METHODS)
+    assert names[1] == {"none", "imagenet", "simclr", "aaf", "rmi", "mscl", "semi", "mscl_semi"}
+    assert names[0] == names[1] | set(METHODS) - {"distill"}  # which needs the weights of a second network
     assert [c.seed for c in one] == sorted(c.seed for c in one)  # a whole table with one seed before the next seed
     without = grid(1, start="random")
     assert not [c for c in without if "imagenet" in c.name]

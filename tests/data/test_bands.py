@@ -18,9 +18,10 @@ from mscl_hf.data.dataset import Sample
 from mscl_hf.data.image_file import read_image_file
 from mscl_hf.data.image_io import DECODE_ERRORS, decode, read_header
 from mscl_hf.data.pixels import displayed, resized, rgb_array
-from mscl_hf.models.backbones import build_config, load_timm_weights
+from mscl_hf.models.backbones import build_config
 from mscl_hf.models.configuration_mscl import MsclConfig
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
+from mscl_hf.models.timm_weights import load_timm_weights
 from mscl_hf.transforms.color import Colors, distort_color, draw_color
 from mscl_hf.transforms.crops import Crop, cut_image
 

@@ -49,14 +49,14 @@ class Case:
     phases: Counter = field(default_factory=Counter)
 
 
-def pretraining(method: str, weights: Path, workers: int) -> tuple:
+def pretraining(method: str, workers: int) -> tuple:
     """Return the flags of a tiny run; some methods need a larger feature map, or a backbone that can have half its width."""
     size = harness.method_size(method)
     backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
     flags = ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *SHORT, "--learning-rate", 0.01)
     flags += ("--dataloader-num-workers", workers)
     flags += tuple(word for name, value in size.items() for word in (f"--{name.replace('_', '-')}", value))
-    return flags + (("--backbone-weights", weights) if method == "imagenet" else ())
+    return flags + harness.needed_flags(method)
 
 
 def phase(out: Path) -> str:
@@ -132,12 +132,12 @@ def check_start(case: Case, output: str, out: Path, newest: int, ended: bool) ->
         raise AssertionError(f"{case.name} had step {newest} and resumed from {starts}")
 
 
-def straight_runs(zygote: Zygote, work: Path, weights: Path, only: list[str] | None) -> list[Case]:
+def straight_runs(zygote: Zygote, work: Path, only: list[str] | None) -> list[Case]:
     cases = []
     for number, method in enumerate(METHODS):
         if only and method not in (*only, "mscl"):
             continue
-        cases.append(Case(method, "pretrain", pretraining(method, weights, workers=2 * (number % 3 == 0)), work / "straight" / method))
+        cases.append(Case(method, "pretrain", pretraining(method, workers=2 * (number % 3 == 0)), work / "straight" / method))
     start = work / "straight" / "mscl"
     tuning = ("--model", start, *SHORT, "--train-count", 8)
     cases.append(Case("finetune", "finetune", tuning, work / "straight" / "finetune"))
@@ -162,15 +162,11 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mscl_hf_kills_"))
     (work / "logs").mkdir()
-    weights = work / "backbone.safetensors"
     torch.manual_seed(0)
-    import timm
-    from safetensors.torch import save_file
 
-    save_file(timm.create_model("test_resnet").state_dict(), weights)
     started, draw = time.monotonic(), random.Random(args.seed)
     with Zygote(work / "logs") as zygote:
-        cases = [case for case in straight_runs(zygote, work, weights, args.only) if not args.only or case.name in args.only]
+        cases = [case for case in straight_runs(zygote, work, args.only) if not args.only or case.name in args.only]
         ended = []
         for number, case in enumerate(cases):
             share = args.kills * (number + 1) // len(cases) - args.kills * number // len(cases)

@@ -14,9 +14,10 @@ from timm.layers import convert_sync_batchnorm
 from transformers import AutoModelForSemanticSegmentation
 
 from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanticSegmentation
-from mscl_hf.models.backbones import build_config, load_timm_weights
+from mscl_hf.models.backbones import build_config
 from mscl_hf.models.configuration_mscl import HEADS
 from mscl_hf.models.heads_mscl import LocalHead, unit
+from mscl_hf.models.timm_weights import load_timm_weights
 from mscl_hf.transforms.crops import Crop
 from mscl_hf.transforms.views import _shared_part
 

@@ -8,8 +8,9 @@ from transformers import AutoImageProcessor
 
 from mscl_hf import MsclBackbone, MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.config import NetworkConfig
-from mscl_hf.models.backbones import build_config, load_timm_weights
+from mscl_hf.models.backbones import build_config
 from mscl_hf.models.backbones import config_of as config_from
+from mscl_hf.models.timm_weights import load_timm_weights
 from mscl_hf.models.towers_mscl import TwoTowers, lab_views, rgb_to_lab
 from mscl_hf.sharing.model_folder import write_model
 

@@ -24,8 +24,8 @@ from mscl_hf.demo import page
 from mscl_hf.demo.similarity import open_checkpoint
 from mscl_hf.export import open_network
 from mscl_hf.models import checks_mscl
-from mscl_hf.models.backbones import load_timm_weights
 from mscl_hf.models.loading import open_model
+from mscl_hf.models.timm_weights import load_timm_weights
 from mscl_hf.sharing.model_folder import write_model
 from mscl_hf.sharing.provenance import read_provenance
 

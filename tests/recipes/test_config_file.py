@@ -25,12 +25,12 @@ def is_used(recipe: str, name: str) -> bool:
     return name in Path(harness.load_recipe(recipe).__file__).read_text()
 
 
-def flags_of(method: str, weights: Path) -> tuple:
+def flags_of(method: str) -> tuple:
     """A tiny network on synthetic scenes; some methods need a larger feature map, two towers, or weights."""
     backbone = "resnet18" if METHODS[method].two_towers else "test_resnet"
     size = [word for name, value in harness.method_size(method).items() for word in (f"--{name.replace('_', '-')}", value)]
-    more = ("--backbone-weights", weights) if method == "imagenet" else ()
-    return ("--method", method, "--backbone", backbone, "--decoder-channels", 16, *size, "--val-split", "none", *BUDGET, *more)
+    network = ("--backbone", backbone, "--decoder-channels", 16, *size)
+    return ("--method", method, *network, *harness.needed_flags(method), "--val-split", "none", *BUDGET)
 
 
 def options(out: Path) -> dict[str, str]:
@@ -49,21 +49,10 @@ def assert_reproduces(recipe: str, out: Path) -> Path:
     return again
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """A file with weights of the tiny backbone."""
-    import timm
-    from safetensors.torch import save_file
-
-    file = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
-    save_file(timm.create_model("test_resnet").state_dict(), file)
-    return file
-
-
 @pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in METHODS])
-def test_pretraining(tmp_path, weights, method):
+def test_pretraining(tmp_path, method):
     """For every method, with the options that it leaves to its paper or to the size of the data."""
-    run("pretrain", *flags_of(method, weights), "--output-dir", tmp_path / "a")
+    run("pretrain", *flags_of(method), "--output-dir", tmp_path / "a")
     assert options(tmp_path / "a")["method"] == method
     assert_reproduces("pretrain", tmp_path / "a")
 
@@ -93,10 +82,10 @@ def results(out: Path) -> dict:
     return {name: value for name, value in content.items() if name != "seconds"}
 
 
-def test_file_holds_every_option(tmp_path, weights):
+def test_file_holds_every_option(tmp_path):
     """Every option of the recipe is in the file, by its name, and the file continues its own run."""
-    run("pretrain", *flags_of("none", weights), "--output-dir", tmp_path / "a")
+    run("pretrain", *flags_of("none"), "--output-dir", tmp_path / "a")
     assert {*options(tmp_path / "a"), "output_dir", "resume"} == flat(PretrainConfig()).keys()
     run("pretrain", "--config", tmp_path / "a" / "config.yaml", "--resume")
-    run("pretrain", *flags_of("none", weights), "--output-dir", tmp_path / "a", "--resume")
+    run("pretrain", *flags_of("none"), "--output-dir", tmp_path / "a", "--resume")
     assert "already holds a run" in harness.rejected("pretrain", "--config", tmp_path / "a" / "config.yaml")

@@ -16,11 +16,10 @@ import datasets
 import harness
 import numpy as np
 import pytest
-import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mscl_hf import MsclForPreTraining, MsclForSemanticSegmentation, training
 from mscl_hf.config import ContrastConfig
@@ -518,26 +517,22 @@ def test_two_stages_on_two_processes(tmp_path, recipe):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_pretrains_and_fine_tunes_by_command(tmp_path, name, capsys):
     """Two steps by its name, then one of fine-tuning from the folder: files, finite logs, what was derived said in words."""
-    weights = ()
-    if name == "imagenet":
-        save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
-        weights = ("--backbone-weights", tmp_path / "weights.safetensors")
     backbone = ("--backbone", "resnet10t") if METHODS[name].two_towers else ()
     sizes = ("--image-size", 56, "--output-stride", 8) if METHODS[name].min_positions > 2 else ()
     first, then = tmp_path / "first", tmp_path / "then"
     short = (*harness.SHORT, "--max-steps", 2)
     rest = ("--unlabelled", "rest") if METHODS[name].uses_unlabelled(ContrastConfig()) else ()
-    harness.run("pretrain", *harness.TINY, *short, *backbone, *sizes, *weights, "--method", name, *rest,
+    harness.run("pretrain", *harness.TINY, *short, *backbone, *sizes, *harness.needed_flags(name), "--method", name, *rest,
                 "--health-steps", 1, "--output-dir", first, draw_features=lambda *_: None)  # fmt: skip
     said = capsys.readouterr().out
-    assert ("--queue-size is" in said) == (name in ("moco_v1", "moco_v2", "densecl", "cp2"))
+    assert ("--queue-size is" in said) == (name in ("moco_v1", "moco_v2", "densecl", "cp2", "distill"))
     assert ("--temperature is 0.1" in said) == (name in ("instdisc", "cmc"))
     if METHODS[name].trains:
         rows = read_log(first / "log.jsonl")
         assert all(math.isfinite(value) for row in rows for value in row.values()) and (first / "training.png").is_file()
         assert any(key.startswith("spread_") and key != "spread_backbone" for key in rows[-1])
     if name == "imagenet":
-        wanted, found = load_file(tmp_path / "weights.safetensors"), load_file(first / "model.safetensors")
+        wanted, found = load_file(harness.weights_file()), load_file(first / "model.safetensors")
         assert all(torch.equal(value, found[f"backbone.timm_model.{key}"]) for key, value in wanted.items())
     harness.run("finetune", "--model", first, *harness.SHORT, "--max-steps", 1, "--val-split", "none", "--output-dir", then, pictures=False)
     assert math.isfinite(read_log(then / "log.jsonl")[-1]["loss"])

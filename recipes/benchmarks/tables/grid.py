@@ -42,7 +42,7 @@ class Row:
 
 # Methods of other papers that read no masks use all images: the number of masks does not limit them.
 OTHERS = {name: Row(name, all_images=method_cls.reads_masks != "yes")
-          for name, method_cls in METHODS.items() if name not in ("none", "imagenet", "mscl")}  # fmt: skip
+          for name, method_cls in METHODS.items() if name not in ("none", "imagenet", "mscl", "distill")}  # fmt: skip
 ROWS = {
     "none": Row("none"),
     "none_long": Row("none", long=True),

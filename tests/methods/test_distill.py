@@ -1,0 +1,162 @@
+"""Distillation: its formula, any two strides and sizes, a teacher that stays as it is and out of everything that is saved."""
+
+import copy
+import json
+
+import harness
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from mscl_hf.losses import similarity_divergence
+from mscl_hf.methods.distill import TOKEN_LOSSES, Distill
+from mscl_hf.methods.heads import flatten_positions
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForPreTraining
+from mscl_hf.models.normalization import normalize
+
+
+def distill(backbone="test_resnet", size=harness.SIZE, **options) -> Distill:
+    torch.manual_seed(0)
+    network = MsclForPreTraining(build_config(backbone, decoder_channels=16, image_size=size, heads=[]))
+    return Distill(network, **harness.needed_options("distill") | {"queue_size": 8} | options)
+
+
+def image(count=4, size=harness.SIZE):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 255
+
+
+def test_divergence_against_a_loop():
+    """Row by row and key by key, for two dimensions and several sets; zero where student and teacher are equal."""
+    torch.manual_seed(0)
+    student, teacher = F.normalize(torch.randn(2, 3, 5).double(), dim=2), F.normalize(torch.randn(2, 3, 7).double(), dim=2)
+    expected = 0.0
+    for own, other in zip(student, teacher):
+        for n in range(3):
+            p = torch.tensor([float(torch.exp(other[n] @ key / 0.1)) for key in other])
+            q = torch.tensor([float(torch.exp(own[n] @ key / 0.1)) for key in own])
+            p, q = p / p.sum(), q / q.sum()
+            expected += float((p * (p / q).log()).sum()) / 6
+    value = similarity_divergence(student, teacher, student, teacher, 0.1)
+    assert float(value) == pytest.approx(expected, rel=1e-5) and expected > 0.01
+    assert float(similarity_divergence(teacher, teacher, teacher, teacher, 0.1)) == pytest.approx(0, abs=1e-12)
+    teacher.requires_grad_()
+    student.requires_grad_()
+    similarity_divergence(student, teacher, student, teacher).backward()
+    assert teacher.grad is None and student.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("token_loss", TOKEN_LOSSES)
+def test_loss_is_the_formula(token_loss):
+    """With a queue that holds the vectors of an earlier batch."""
+    method = distill(token_loss=token_loss).train()
+    method(image(size=40))
+    queue = method.queue.read().clone()
+    network = copy.deepcopy(method.network).train()
+    terms = method(image())
+    target = method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps[-1]
+    own = method.projection(network.backbone(method.normalize(image())).feature_maps[-1])
+    own = F.interpolate(own, size=target.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+    vectors, targets = F.normalize(own.mean((2, 3)), dim=1), F.normalize(target.mean((2, 3)), dim=1)
+    keys = torch.cat([targets, queue])
+    p, q = (targets @ keys.T / 0.07).softmax(1), (vectors @ keys.T / 0.07).softmax(1)
+    torch.testing.assert_close(terms["loss_image"], (p * (p / q).log()).sum(1).mean(), rtol=1e-4, atol=1e-5)
+    own, target = (F.normalize(flatten_positions(values), dim=2) for values in (own, target))
+    expected = 1 - (own * target).sum(2).mean()
+    if token_loss == "relations":
+        p, q = (target @ target.mT / 0.07).softmax(2), (own @ own.mT / 0.07).softmax(2)
+        expected = (p * (p / q).log()).sum(2).mean()
+    torch.testing.assert_close(terms["loss_tokens"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms["loss"], terms["loss_image"] + terms["loss_tokens"])
+    torch.testing.assert_close(method.queue.read()[4:], targets)  # the second batch; the queue holds two
+
+
+def test_a_student_with_the_features_of_its_teacher_has_no_loss():
+    """The teacher's own network and an identity as projection: every term is zero, in evaluation mode."""
+    method = distill()
+    method.network.backbone.timm_model.load_state_dict(method.teacher.timm_model.state_dict())
+    with torch.no_grad():
+        method.projection.weight.copy_(torch.eye(method.channels())[:, :, None, None])
+        method.projection.bias.zero_()
+    for token_loss in TOKEN_LOSSES:
+        method.token_loss = token_loss
+        assert float(method.eval()(image())["loss"].detach()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("test_vit", 32), ("resnet10t", 48), ("test_convnext", 64)])
+def test_any_two_strides_and_sizes(backbone, size):
+    """Maps of other strides and channels than the teacher's: a finite loss, whose gradient reaches the first layer."""
+    method = distill(backbone, size).train()
+    loss = method(image(size=size))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    first = next(method.network.backbone.parameters())
+    assert first.grad.abs().max() > 0
+
+
+def test_the_teacher_stays_as_it_is(tmp_path):
+    """After training, its weights and statistics are the file's; it is in no checkpoint, parameter list or state."""
+    method = distill()
+    harness.train(method, harness.method_data("distill"), tmp_path, save_steps=2)
+    weights = load_file(harness.weights_file())
+    assert all(torch.equal(value, weights[key]) for key, value in method.teacher.timm_model.state_dict().items())
+    assert not method.teacher.training and not any(p.requires_grad for p in method.teacher.parameters())
+    teacher = {id(p) for p in method.teacher.parameters()}
+    assert not teacher & {id(p) for p in method.parameters()}
+    saved = load_file(next(tmp_path.glob("checkpoints/*/method.safetensors")))
+    assert {key.split(".")[0] for key in saved} == {"network", "projection", "queue"}
+
+
+def test_the_teacher_follows_to_other_types():
+    method = distill().double()
+    assert {p.dtype for p in method.teacher.parameters()} == {torch.float64}
+    method.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(method(image())["loss"])
+
+
+def test_card_names_the_teacher_and_its_license(tmp_path):
+    """The published files name model, file and license, without a folder of this machine, and hold no weight of the teacher."""
+    out = tmp_path / "out"
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--max-steps", 1, "--method", "distill", *harness.needed_flags("distill"),
+                "--output-dir", out, draw_training=lambda *_: None, draw_features=lambda *_: None)  # fmt: skip
+    card, config = (out / "README.md").read_text().replace("\\", ""), json.loads((out / "config.json").read_text())
+    assert "| teacher | test_resnet, weights test_resnet.safetensors |" in card
+    assert "| license of timm's own weights of it | apache-2.0 |" in card
+    assert config["contrast"]["teacher"] == "test_resnet" and "teacher_weights" not in config["contrast"]
+    folder = str(harness.weights_file()).rsplit("/", 1)[0]
+    assert not any(folder in file.read_text() for file in out.glob("*.json") if file.name != "run.json") and folder not in card
+    assert not any("teacher" in key or "projection" in key for key in load_file(out / "model.safetensors"))
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ((), "--method distill needs a teacher"),
+    (("--teacher", "resnet1"), "--teacher is 'resnet1'; expected a model of timm"),
+    (("--teacher", "test_resnet"), "--teacher is test_resnet without weights, from which nothing can be learnt"),
+    (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--teacher-pretrained", "true"), "are both given; expected one of them"),
+    (("--teacher", "test_resnet", "--teacher-weights", "w.pth"), "--teacher-weights is w.pth; expected a .safetensors file"),
+    (("--teacher", "test_vit", "--teacher-weights", "FILE"), "holds no weights that fit timm's test_vit"),
+    (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--bands", 1, 2), "images have 2 bands, and a teacher reads three"),
+])  # fmt: skip
+def test_teachers_that_cannot_teach(tmp_path, flags, message):
+    flags = [harness.weights_file() if flag == "FILE" else flag for flag in flags]
+    assert message in harness.rejected("pretrain", *harness.TINY, *harness.SHORT, "--method", "distill", *flags,
+                                       "--output-dir", tmp_path / "out")  # fmt: skip
+
+
+def test_other_methods_read_no_teacher(tmp_path):
+    said = harness.rejected("pretrain", *harness.TINY, "--method", "simclr", "--teacher", "test_resnet", "--output-dir", tmp_path / "out")
+    assert "--teacher is not an option of --method simclr" in said
+
+
+def test_a_teacher_is_compared_by_its_weights(tmp_path):
+    """A resumed run accepts the same weights at another path, and rejects others."""
+    flags = (*harness.TINY, *harness.SHORT, "--max-steps", 1, "--method", "distill", "--teacher", "test_resnet", "--output-dir",
+             tmp_path / "out", "--resume")  # fmt: skip
+    weights = load_file(harness.weights_file())
+    save_file(weights, tmp_path / "same.safetensors")
+    save_file({key: value + 1 if value.is_floating_point() else value for key, value in weights.items()}, tmp_path / "other.safetensors")
+    harness.run("pretrain", *flags, "--teacher-weights", harness.weights_file(), pictures=False)
+    harness.run("pretrain", *flags, "--teacher-weights", tmp_path / "same.safetensors", pictures=False)
+    assert "--teacher-weights" in harness.rejected("pretrain", *flags, "--teacher-weights", tmp_path / "other.safetensors")
