@@ -58,7 +58,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             record["stages"][-1]["facts"]["LoRA"] = f"rank {rank} in {count} linear layers of the backbone, merged"
         run_size = methods.RunSize(images.images, config.training.batch_size, config.training.max_steps)
         method = methods.create_training(network, config.loss, weights, config.unlabelled_images, run_size, run.log)
-        method.freeze(config.training.freeze)
+        method.freeze(config.training.freeze, config.training.frozen_until)
         for name, value in method.facts().items():
             run.log(f"{name}: {value}")
         record["stages"][-1]["facts"] |= method.facts()

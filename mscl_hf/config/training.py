@@ -105,6 +105,7 @@ class FinetuneTrainingConfig(TrainingConfig):
     freeze: str = option(
         "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages, of a ViT blocks, stem included"
     )
+    freeze_steps: int = option(0, "steps after which what --freeze names is trained too; 0 = never", at_least=0)
     lora_rank: int = option(
         0, "rank of matrices that are trained beside the frozen linear layers of a ViT, and merged at the end; 0 = none", at_least=0
     )
@@ -112,10 +113,22 @@ class FinetuneTrainingConfig(TrainingConfig):
         "polynomial", "decay of the learning rate to zero; polynomial has the power 0.9"
     )
 
+    @property
+    def frozen_until(self) -> float:
+        """The fraction of training up to which what --freeze names is frozen."""
+        return self.freeze_steps / self.max_steps if self.freeze_steps else 1.0
+
     def __post_init__(self):
         super().__post_init__()
         if self.freeze not in ("none", "backbone") and not self.freeze.isdecimal():
             raise ValueError(f"--freeze is {self.freeze!r}; expected none, backbone, or a number of stages such as 3. Give one of them.")
+        if self.freeze_steps and self.freeze == "none":
+            raise ValueError(f"--freeze-steps is {self.freeze_steps} without --freeze. Give --freeze backbone as well, or leave it out.")
+        if self.freeze_steps and self.freeze_steps >= (self.max_steps or math.inf):
+            expected = f"expected fewer than the {self.max_steps} steps of the run"
+            raise ValueError(f"--freeze-steps is {self.freeze_steps}; {expected}. Lower it, or leave it out to freeze for the whole run.")
+        if self.freeze_steps and self.shard:
+            raise ValueError(f"--freeze-steps is {self.freeze_steps} with --shard; expected one of them. Leave out the other.")
         if self.lora_rank and self.freeze != "none":
             raise ValueError(f"--freeze is {self.freeze} with --lora-rank, which freezes the whole backbone. Leave out one of them.")
         if self.lora_rank and self.shard:

@@ -78,6 +78,13 @@ class Method(nn.Module, ABC):
         Views are keyword arguments, so that transformers' Trainer can train a method like a model, with `MethodCallback`.
         """
 
+    def unfreeze(self) -> None:
+        """Let train what is frozen in a part of training only, before the loop looks which parameters the loss reaches."""
+
+    def before_step(self) -> None:
+        """Set the training mode before an optimizer step; `fraction_done` is that of the step."""
+        self.train()
+
     def after_step(self, fraction_done: float) -> None:
         """Update the method, such as its EMA teacher, after an optimizer step; fraction_done: of training, in (0, 1]."""
 

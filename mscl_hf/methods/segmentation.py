@@ -14,7 +14,7 @@ from ..losses.gather import mean_count, world_size
 from ..losses.labels import IGNORE_INDEX
 from ..losses.weighted import weighted_cross_entropy
 from ..models.heads_mscl import PixelHead
-from ..models.layer_groups import freeze
+from ..models.layer_groups import Frozen, freeze
 from ..models.modeling_mscl import MsclForSemanticSegmentation
 from .base import Method
 from .finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss_terms
@@ -121,16 +121,34 @@ class SegmentationTraining(Method):
 
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.frozen, self.frozen_modules = "none", []
+        self.frozen, self.frozen_until, self.frozen_parts = "none", 1.0, Frozen()
 
-    def freeze(self, stages: str) -> None:
-        """Freeze the first stages of the backbone, see `models.freeze`. Raises ValueError."""
-        self.frozen, self.frozen_modules = stages, freeze(self.network.backbone, stages)
+    def freeze(self, stages: str, until: float = 1.0) -> None:
+        """Freeze the first stages of the backbone until this fraction of training, see `models.freeze`. Raises ValueError."""
+        self.frozen, self.frozen_until, self.frozen_parts = stages, until, freeze(self.network.backbone, stages)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether parts are frozen now."""
+        return self.fraction_done < self.frozen_until
+
+    def unfreeze(self) -> None:
+        if self.frozen_until < 1:
+            self._let_train(True)
+
+    def before_step(self) -> None:
+        if self.frozen_until < 1:
+            self._let_train(not self.is_frozen)
+        self.train()
+
+    def _let_train(self, trains: bool) -> None:
+        for name in self.frozen_parts.parameters:
+            self.network.backbone.get_parameter(name).requires_grad_(trains)
 
     def train(self, mode: bool = True) -> "SegmentationTraining":
         """Set the training mode; frozen parts stay in evaluation mode, with the batch statistics that they have."""
         super().train(mode)
-        for name in self.frozen_modules:
+        for name in self.frozen_parts.modules if self.is_frozen else ():
             self.network.backbone.get_submodule(name).eval()
         return self
 
@@ -150,6 +168,7 @@ class SegmentationTraining(Method):
         facts, contrast = {}, self.contrast
         if self.frozen != "none":
             facts["not trained"] = "backbone" if self.frozen == "backbone" else f"the first {self.frozen} groups of layers of the backbone"
+            facts["not trained"] += f", for the first {self.frozen_until:.0%} of the steps" if self.frozen_until < 1 else ""
         if contrast:
             options = f"weight {contrast.weight:g}, sampling {contrast.sampling}, temperature {contrast.temperature:g}"
             facts["pixel contrast"] = options

@@ -1,21 +1,28 @@
 """The groups of layers that timm lists for a backbone: to freeze the first of them, and to lower their learning rates."""
 
+from typing import NamedTuple
+
 from timm.models import group_parameters
 from torch import nn
 
 from .modeling_mscl import MsclBackbone
 
 
-def freeze(backbone: MsclBackbone, stages: str) -> list[str]:
-    """Freeze the parameters of `stages`, and return the names of the modules that hold no others, to be kept in evaluation mode.
+class Frozen(NamedTuple):
+    """Frozen parameters, and the modules that hold no others and are to be kept in evaluation mode, by their names in the backbone."""
 
-    Frozen layers keep their weights and batch statistics, and no gradient is computed for them.
+    parameters: list[str] = []
+    modules: list[str] = []
+
+
+def freeze(backbone: MsclBackbone, stages: str) -> Frozen:
+    """Freeze the parameters of `stages`: they keep their weights, and no gradient is computed for them.
 
     stages: "none", "backbone" for all, or a number of the groups of layers that timm lists from the input on, the stem first: stages of
     a CNN, blocks of a ViT. Raises ValueError for a number that the backbone does not have.
     """
     if stages == "none":
-        return []
+        return Frozen()
     model = backbone.timm_model
     if stages == "backbone":
         names = [name for name, _ in model.named_parameters()]
@@ -27,7 +34,8 @@ def freeze(backbone: MsclBackbone, stages: str) -> list[str]:
         names = [name for group in groups[: int(stages)] for name in group]
     for name in names:
         model.get_parameter(name).requires_grad_(False)
-    return [name for name, module in backbone.named_modules() if _is_frozen(module)]
+    modules = [name for name, module in backbone.named_modules() if _is_frozen(module)]
+    return Frozen([f"timm_model.{name}" for name in names], modules)
 
 
 def layer_groups(backbone: MsclBackbone, coarse: bool) -> list[list[str]]:

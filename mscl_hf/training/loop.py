@@ -123,8 +123,8 @@ def set_step(step: int, method: Method, optimizer: torch.optim.Optimizer, option
     torch.manual_seed(options.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
     for group in optimizer.param_groups:
         group["lr"] = (options.learning_rate if group["constant"] else lr_at(step, options)) * group["lr_scale"]
-    method.train()
     method.fraction_done = step / options.max_steps
+    method.before_step()
 
 
 def average_terms(terms: Sequence[dict[str, Tensor]], accelerator: Accelerator) -> tuple[dict[str, float], float]:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from timm.layers import convert_sync_batchnorm
 from timm.optim import Lars
 from torch import nn
@@ -48,6 +49,7 @@ def prepare(method: Method, data: TrainingData, options: TrainingConfig, acceler
     if options.gradient_checkpointing:
         method.network.activation_checkpointing_enable()
     method.to(accelerator.device)
+    method.unfreeze()
     freeze_unreached(method, next(data.batches(0, 1, rank, world, device=accelerator.device)), accelerator)
     if accelerator.device.type == "cuda" and world > 1:
         method = convert_sync_batchnorm(method)  # timm's, which keeps the activations inside timm's norms; torch's does not
@@ -210,8 +212,13 @@ class Buffers:
             memory.restore()
 
 
-def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
-    """Return the Accelerator of a run. precision: no, bf16 or fp16; trackers: their names; folder: where they write."""
+def make_accelerator(
+    precision: str, trackers: Sequence[str] = (), folder: str | None = None, changes_parameters: bool = False
+) -> Accelerator:  # fmt: skip
+    """Return the Accelerator of a run. precision: no, bf16 or fp16; trackers: their names; folder: where they write.
+
+    changes_parameters: whether the parameters that train change during the run.
+    """
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(f"Accelerate uses {engine}. To shard a network, unset that, launch several processes, and give --shard.")
@@ -223,6 +230,7 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: str |
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if changes_parameters else None,
     )
     support_fp16_on_cpu(accelerator)
     if lacks_processes(accelerator.num_processes):

@@ -4,9 +4,12 @@ import harness
 import pytest
 import test_semi_supervised as semi
 import torch
+from safetensors.torch import load_file
+from same_run import differences
 
 from mscl_hf.models.layer_groups import freeze
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
+from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.probe import start_classifier
 from mscl_hf.training.setup import build_optimizer
 
@@ -96,3 +99,33 @@ def test_rates_are_equal_by_default():
     """Without these options the groups are those of before, so that older checkpoints continue."""
     method = semi.training("none")
     assert [group["lr_scale"] for group in build_optimizer(method, harness.options()).param_groups] == [1.0] * 4
+
+
+@pytest.mark.parametrize("name", ["none", "fixmatch"])
+def test_layers_that_are_frozen_for_the_first_steps(tmp_path, name):
+    """Up to --freeze-steps weights and batch statistics stay; then they change. Runs that are stopped before and after go on equally."""
+    more = {"optim": "adamw", "learning_rate": 1e-3, "max_steps": 4, "save_steps": 1, "save_total_limit": 5}
+
+    def made(seed=0):
+        method = semi.training(name, seed)
+        method.freeze("backbone", 2 / 4)
+        return method
+
+    harness.train(made(), semi.semi_data("fixmatch"), tmp_path / "straight", **more)
+    states = [load_file(folder / "method.safetensors") for folder in checkpoint_folder.complete(tmp_path / "straight")]
+    start = made().state_dict()
+    values = [key for key in start if key.startswith("network.backbone.")]
+    for number, state in enumerate(states, 1):
+        changes = {key for key in values if not torch.equal(state[key], start[key])}
+        assert not changes if number <= 2 else "network.backbone.timm_model.conv1.0.weight" in changes, (number, changes)
+        assert any(key.endswith("running_mean") for key in changes) == (number > 2)
+    for stop in (1, 3):
+        method = made()
+        update = method.after_step
+        harness.stop_after(method, stop, 4)
+        stops = method.after_step
+        method.after_step = lambda done, update=update, stops=stops: (update(done), stops(done))
+        with pytest.raises(SystemExit):
+            harness.train(method, semi.semi_data("fixmatch"), tmp_path / f"stopped{stop}", **more)
+        harness.train(made(seed=9), semi.semi_data("fixmatch"), tmp_path / f"stopped{stop}", **more)
+        assert differences(tmp_path / f"stopped{stop}", tmp_path / "straight") == []

@@ -189,6 +189,10 @@ FINETUNE = {
     "a last step without others": (("--model", "{}/model", "--publish-step", "last"), ("--publish-step is last without --eval-steps",)),
     "LoRA on a convolutional network": (("--model", "{}/model", "--lora-rank", 4), ("test_resnet has no attention layers",)),
     "LoRA and a frozen backbone": (("--model", "{}/model", "--lora-rank", 4, "--freeze", 2), ("--freeze is 2 with --lora-rank",)),
+    "a freeze that ends after the run": (
+        ("--model", "{}/model", "--freeze", 2, "--freeze-steps", 9, "--max-steps", 9), ("--freeze-steps is 9; expected fewer than the 9",)
+    ),
+    "freeze steps of nothing": (("--model", "{}/model", "--freeze-steps", 9), ("--freeze-steps is 9 without --freeze",)),
     "an unknown part to freeze": (("--model", "{}/model", "--freeze", "half"), ("--freeze is 'half'", "expected none, backbone, or")),
     "more stages than there are": (("--model", "{}/model", "--freeze", 99), ("--freeze is 99", "a number from 1 to 5")),
     "an unknown semi-supervised method": (("--model", "{}/model", "--semi-supervised", "fixmach"), ("'fixmach'", "did you mean fixmatch")),

@@ -625,3 +625,15 @@ def test_each_command_ends_with_the_next_one(tmp_path, capfd):
 def next_command(printed: str) -> list[str]:
     """The words of the command in the last line."""
     return shlex.split(printed.splitlines()[-1].removeprefix("next: "))
+
+
+def test_freeze_steps_on_two_processes(tmp_path, recipe):
+    """The parameters that train change during the run, which DistributedDataParallel is told."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    harness.run("pretrain", *harness.TINY, *harness.SHORT, "--method", "none", "--val-split", "none", "--output-dir", model,
+                draw_features=lambda *_: None)  # fmt: skip
+    recipe("finetune", *harness.SHORT, "--model", model, "--val-split", "none", "--max-steps", 4, "--freeze", "backbone",
+           "--freeze-steps", 2, "--output-dir", out, processes=2)  # fmt: skip
+    name = "backbone.timm_model.conv1.0.weight"
+    assert not torch.equal(load_file(model / "model.safetensors")[name], load_file(out / "model.safetensors")[name])
+    assert "| not trained | backbone, for the first 50% of the steps |" in (out / "README.md").read_text()
