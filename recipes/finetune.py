@@ -51,8 +51,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         images, held_out = open_data(config, run.log)
         config = replace(config, training=config.training.with_steps(images.labelled_images, run.log).with_used_warmup(run.log))
         network, is_new = open_network(config, images.labelled.classes, run.log)
+        history = sharing.read_provenance(config.run.model, run.log)["stages"]
+        options = config.training.for_backbone(models.is_vit(network.backbone), sharing.has_weights(history), run.log)
+        config = replace(config, training=options)
         weights = weights_of_classes(images, config, run.log)
-        record = describe(images, held_out, network, config, run, weights)
+        record = describe(images, held_out, network, config, run, weights, history)
         if rank := config.training.lora_rank:
             count = models.attach_lora(network.backbone, rank)
             record["stages"][-1]["facts"]["LoRA"] = f"rank {rank} in {count} linear layers of the backbone, merged"
@@ -149,9 +152,12 @@ def weights_of_classes(images: "data.TrainingData", config: FinetuneConfig, log:
 
 def describe(
     images: "data.TrainingData", held_out: "data.SegmentationData | None", network, config: FinetuneConfig, run,
-    weights: Sequence[float] | None,
+    weights: Sequence[float] | None, history: list[dict],
 ) -> dict:  # fmt: skip
-    """The record of this training for the model card. Logs warnings about the data, and writes config.yaml. weights: of the classes."""
+    """The record of this training for the model card. Logs warnings about the data, and writes config.yaml.
+
+    weights: of the classes. history: the stages of training before this one.
+    """
     warnings = data.label_warnings(images.sources, held_out, config.data) if run.is_main else []
     sizes = config.crops.image_size, config.crops.base_size, network.backbone.strides[-1]
     warnings += data.size_warnings(images.sources, *sizes) if run.is_main else []
@@ -167,7 +173,6 @@ def describe(
     model = config.run.model
     stage = sharing.stage_record("Fine-tuning", what, images, config, network.config, run.accelerator, model, warnings=warnings)
     title = f"{network.config.backbone}, fine-tuned on {sharing.data_name(config.data)}"
-    history = sharing.read_provenance(model, run.log)["stages"]
     if note := sharing.fewer_masks(history, stage):
         run.log(f"note: {model} was {note}")
     return {"title": title, "license": config.hub.license, "stages": [*history, stage], "evaluations": []}

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+from ..messages import flag
 from .fields import Section, option
 from .launcher import check_launched, launched_accumulation, launched_precision
 
 DEFAULT_STEPS = 300
+PUBLISHED_RATE, PUBLISHED_SCALE = 2e-4, 0.025  # of UniMatch V2 (Yang et al., TPAMI 2025): 5e-6 for DINOv2, 40 times that for the head
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -17,14 +19,20 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 class TrainingConfig(Section):
     """Budget, optimizer, precision, checkpoints, logs."""
 
+    RATES = {"sgd": 0.05, "adamw": 5e-4, "lars": 0.05}  # default learning rates
+
     max_steps: int | None = option(None, "optimizer steps (default: 300)", at_least=1)
     epochs: float | None = option(None, "passes over the training images, instead of --max-steps (default: none)", above=0)
     batch_size: int = option(16, "images per forward pass, over all processes", at_least=1)
     gradient_accumulation_steps: int = option(
         launched_accumulation, "forward passes per optimizer step (default: that of `accelerate launch`, else 1)", at_least=1
     )
-    optim: Literal["sgd", "adamw", "lars"] = option("sgd", "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images")
-    learning_rate: float = option(0.05, "peak learning rate", above=0)
+    optim: Literal["sgd", "adamw", "lars"] | None = option(
+        None, "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images (default: adamw for a ViT, else sgd)"
+    )
+    learning_rate: float | None = option(
+        None, "peak learning rate (default: 0.05; adamw: 0.0005, or 0.0002 for a ViT with timm's weights)", above=0
+    )
     weight_decay: float = option(1e-4, "weight decay of all weights with more than one dimension", at_least=0)
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
         "cosine", "decay of the learning rate to zero; polynomial has the power 0.9"
@@ -32,7 +40,9 @@ class TrainingConfig(Section):
     warmup_steps: int = option(20, "steps of linear warm-up, at most half of --max-steps", at_least=0)
     max_grad_norm: float = option(5.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
     head_lr_scale: float = option(1.0, "factor on the learning rate of all parameters outside backbone and decoder", at_least=0)
-    backbone_lr_scale: float = option(1.0, "factor on the learning rate of the backbone", above=0)
+    backbone_lr_scale: float | None = option(
+        None, "factor on the learning rate of the backbone (default: 1; 0.025 for a ViT with timm's weights)", above=0
+    )
     layer_decay: float = option(
         1.0, "factor between the learning rates of a layer of the backbone and the next one; 1 = the same rate for all", above=0, at_most=1
     )
@@ -50,6 +60,21 @@ class TrainingConfig(Section):
     report_to: list[str] = option([], f"trackers to report to: {', '.join(TRACKERS)} (default: none)")
     seed: int = option(0, "seed of weights, sampling and augmentation", at_least=0, at_most=2**32 - 1)
     resume: bool = option(False, "continue the run in the output folder, or start one if it is empty")
+
+    def for_backbone(self, is_vit: bool, has_weights: bool, log: Callable[[str], None]) -> Self:
+        """Return the options with optimizer and rates where none are given. What is chosen for a ViT is logged.
+
+        is_vit: whether the maps of the backbone have one stride. has_weights: whether it started from timm's weights.
+        """
+        optim = self.optim or ("adamw" if is_vit else "sgd")
+        is_tuned = is_vit and has_weights and optim == "adamw" and self.learning_rate is None
+        rate, scale = (PUBLISHED_RATE, PUBLISHED_SCALE) if is_tuned else (self.RATES[optim], 1.0)
+        chosen = {"optim": optim, "learning_rate": rate, "backbone_lr_scale": scale}
+        chosen = {name: value for name, value in chosen.items() if getattr(self, name) is None}
+        if is_vit and chosen.get("optim"):
+            values = ", ".join(f"{flag(name)} {value}" for name, value in chosen.items())
+            log(f"{values}: chosen for a ViT {'with' if has_weights else 'without'} timm's weights")
+        return replace(self, **chosen)
 
     def with_steps(self, images: int | None, log: Callable[[str], None]) -> Self:
         """Return the options with the steps of --epochs as --max-steps. images: number of training images, None for a stream."""
@@ -93,7 +118,11 @@ class TrainingConfig(Section):
 class FinetuneTrainingConfig(TrainingConfig):
     """Options of the training loop with the defaults of fine-tuning."""
 
-    learning_rate: float = option(0.1, "peak learning rate", above=0)
+    RATES = {"sgd": 0.1, "adamw": 1e-3, "lars": 0.1}
+
+    learning_rate: float | None = option(
+        None, "peak learning rate (default: 0.1; adamw: 0.001, or 0.0002 for a ViT with timm's weights)", above=0
+    )
     eval_steps: int = option(
         0, "steps between evaluations on the held-out split, of which the best step is published; 0 = none, the last step is published",
         at_least=0,

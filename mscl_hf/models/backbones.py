@@ -15,6 +15,7 @@ from ..messages import near_names
 from .configuration_mscl import HEADS, MsclConfig
 from .decoders_mscl import DECODERS
 from .half_width import build_on_meta, half_width
+from .modeling_mscl import MsclBackbone
 from .timm_mscl import feature_levels, stage_names
 
 ATTACHMENTS = choices_of(get_type_hints(NetworkConfig)["attach"])
@@ -92,6 +93,11 @@ def build_config(
         **size_rule,
         **options,
     )
+
+
+def is_vit(backbone: MsclBackbone) -> bool:
+    """Return whether all maps of a backbone have one stride, as those of a ViT."""
+    return len({level["reduction"] for level in feature_levels(backbone.timm_model)}) == 1
 
 
 def _check_options(decoder_type: str, two_towers: bool, channels: int, options: dict) -> None:

@@ -6,6 +6,7 @@ from .model_folder import typical_size as typical_size
 from .model_folder import write_model as write_model
 from .provenance import data_name as data_name
 from .provenance import fewer_masks as fewer_masks
+from .provenance import has_weights as has_weights
 from .provenance import next_command as next_command
 from .provenance import pin_revisions as pin_revisions
 from .provenance import read_provenance as read_provenance

@@ -32,6 +32,7 @@ PROVENANCE = "provenance.json"
 OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}  # of `cached_file`
 NOT_REPEATED = ("output_dir", "resume", "report_to", "push_to_hub", "private", "revision", "license")  # options that change no number
 COMMON_FOLDERS = {*IMAGE_FOLDERS, *(name for names in SPLITS for name in names)}  # names that do not identify a data set
+RANDOM = "random weights"
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
@@ -66,7 +67,7 @@ def stage_record(
     the controls, which train nothing. warnings: about the data, see `label_warnings`.
     """
     facts = _training_facts(data, config, network, accelerator) if trained else {"budget": "no training"}
-    start_facts = {"seed": config.training.seed, "started from": "random weights" if start is None else public(start)}
+    start_facts = {"seed": config.training.seed, "started from": RANDOM if start is None else public(start)}
     return {
         "stage": stage,
         "facts": method | facts | start_facts,
@@ -101,6 +102,11 @@ def _training_facts(
         "precision": train.mixed_precision.replace("no", "fp32"),
         "machine": f"{accelerator.num_processes} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type.upper()}",
     }
+
+
+def has_weights(stages: Sequence[dict]) -> bool:
+    """Return whether the first of these stages of training started from given weights."""
+    return bool(stages) and stages[0]["facts"]["started from"] != RANDOM
 
 
 def with_evaluation(record: dict, results: dict, options: DatasetConfig) -> dict:

@@ -14,6 +14,7 @@ from mscl_hf import MsclForPreTraining
 from recipes.benchmarks import common, compare, runner
 from recipes.benchmarks.speed import report as speed_report
 from recipes.benchmarks.speed import run as speed_run
+from recipes.benchmarks.speed.step import step
 
 SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size", 32, "--batch-size", 4, "--largest", 1024)
 
@@ -106,3 +107,12 @@ def test_the_page_has_the_figures():
     assert "| 9.000 (8.000 to 12.000) | 1.0x |" in page and "| 0.500 | 18.0x | 100 | 1/40 |" in page and "Mean IoU" not in page
     grown = [{"grows": "image size", "size": s, "milliseconds": {"step": s**2 / 10}} for s in (96, 128, 256)]
     assert "| image size | 96: 922, 128: 1,638, 256: 6,554 | 1.00 |" in speed_report.report({"growth": {"rows": grown, "machine": machine}})
+
+
+def test_a_step_is_timed_by_its_phases():
+    """On the real training loop: every phase has a time, and together they are the step."""
+    flags = [*map(str, harness.TINY), "--batch-size", "4", "--train-count", "8", "--dataloader-num-workers", "0", "--val-split", "none"]
+    row = step("tiny", flags, steps=2, warmup=1)
+    phases = row["milliseconds"]
+    assert min(phases.values()) >= 0 and phases["bare"] > 0 and phases["step"] > max(phases["forward"], phases["backward"])
+    assert row["images_per_second"] > 0 and row["peak_mb"] > 0

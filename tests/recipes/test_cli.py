@@ -181,6 +181,7 @@ METHOD_VALUES = {
     "ppm_gamma": ("pixpro", 1.0, ()), "ppm_layers": ("pixpro", 2, ()), "match_radius": ("pixpro", 1.5, ()),
     "match_empty": ("pixcontrast", "zero", ("--match-radius", 0.4)), "instance_weight": ("pixpro", 1.0, ()),
     "variant": ("zhao_within", "released", ()), "partitions": ("chaitanya_global", 2, ("--dataset", "folder", "--variant", "GD")),
+    "token_loss": ("distill", "cosine", ()),
     "preset": ("byol", "simclr", ()), "min_area": ("simclr", 0.9, ()),
 }  # fmt: skip
 EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "pixel_bn": ("--pixel-layers", 2)}
@@ -190,7 +191,8 @@ def test_every_option_is_tried():
     """A new option of the loss or the views must be added above."""
     assert {f.name for f in dataclasses.fields(MultiScaleLoss)} == set(LOSS_VALUES)
     assert {f.name for f in dataclasses.fields(ViewConfig)} == {*VIEW_VALUES, "preset", "min_area"}
-    assert {f.name for f in dataclasses.fields(MethodConfig)} | {"preset", "min_area"} == set(METHOD_VALUES)
+    of_teacher = {"teacher", "teacher_weights", "teacher_pretrained"}  # tests/methods/test_distill.py
+    assert {f.name for f in dataclasses.fields(MethodConfig)} | {"preset", "min_area"} == set(METHOD_VALUES) | of_teacher
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +235,7 @@ def test_method_option_has_an_effect(tmp_path, option):
         extra = (*extra, "--data-dir", tmp_path / "data", "--batch-size", 4, "--train-count", 4)
     logs = []
     for name, flags in (("without", ()), ("with", (f"--{option.replace('_', '-')}", value))):
-        rows = one_step(tmp_path / name, "--max-steps", 3, "--method", method, *extra, *flags)
+        rows = one_step(tmp_path / name, "--max-steps", 3, "--method", method, *harness.needed_flags(method), *extra, *flags)
         assert all(math.isfinite(number) for row in rows for number in row.values())
         logs.append([(row["loss"], row["grad_norm"]) for row in rows])
     assert logs[0] != logs[1]

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,7 @@ from mscl_hf.cli import parse
 from mscl_hf.config import PretrainConfig, TrainingConfig
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.methods import MSCL
+from mscl_hf.models import is_vit
 from mscl_hf.training import checkpoint, loop, setup
 from mscl_hf.training.setup import make_accelerator
 
@@ -35,12 +37,15 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
     accelerator = make_accelerator(config.training.mixed_precision)
     network = pretrain.start_network(config, pretrain.model_config_of(config))
     log = lambda text: None  # noqa: E731
-    stage = pretrain.open_stage(MSCL, pretrain.with_image_range(config, network, log), network, log)
+    config = pretrain.with_image_range(config, network, log)
+    config = replace(config, training=config.training.for_backbone(is_vit(network.backbone), has_weights=False, log=log))
+    images = pretrain.open_images(MSCL, config, network, log)
+    stage = pretrain.open_stage(MSCL, images, config, network, log)
     clocks = Clocks()
     bare_step = BareNetwork(stage.method, config.training, accelerator).run if bare else None
     stage.method.after_step = lambda fraction_done: clocks.end_step(bare_step)
     with tempfile.TemporaryDirectory() as out, clocks.around(stage):
-        loop.fit(stage.method, stage.data, config.training, Path(out), accelerator)
+        loop.fit(stage.method, stage.train_data, config.training, Path(out), accelerator)
     medians = clocks.median_ms(steps)
     rate = config.training.batch_size / medians["step"] * 1e3
     row = {"milliseconds": medians, "images_per_second": round(rate, 2), "peak_mb": round(peak_mb())}
@@ -121,7 +126,7 @@ class Clocks:
             optimizer.step = self.timed("optimizer", optimizer.step)
             return optimizer
 
-        method, view = stage.method, stage.data.view
+        method, view = stage.method, stage.train_data.view
         for owner, name, replacement in (
             (TrainingImages, "loader", timed_loader),
             (setup, "build_optimizer", timed_optimizer),
