@@ -41,7 +41,7 @@ class MethodConfig(Section):
     )
     teacher: str | None = option(None, "distill: timm name of the frozen backbone to learn from")
     teacher_weights: str | None = option(None, "distill: safetensors file with timm's weights of the teacher")
-    teacher_pretrained: bool | None = option(None, "distill: the teacher's weights are timm's, from the Hub")
+    teacher_pretrained: bool = option(False, "distill: the teacher's weights are timm's, from the Hub")
     token_loss: Literal["relations", "cosine"] | None = option(
         None, "distill: positions of an image are as similar to each other as those of the teacher, or equal in direction to them"
     )

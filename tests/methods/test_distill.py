@@ -134,7 +134,7 @@ def test_card_names_the_teacher_and_its_license(tmp_path):
     ((), "--method distill needs a teacher"),
     (("--teacher", "resnet1"), "--teacher is 'resnet1'; expected a model of timm"),
     (("--teacher", "test_resnet"), "--teacher is test_resnet without weights, from which nothing can be learnt"),
-    (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--teacher-pretrained", "true"), "are both given; expected one of them"),
+    (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--teacher-pretrained"), "are both given; expected one of them"),
     (("--teacher", "test_resnet", "--teacher-weights", "w.pth"), "--teacher-weights is w.pth; expected a .safetensors file"),
     (("--teacher", "test_vit", "--teacher-weights", "FILE"), "holds no weights that fit timm's test_vit"),
     (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--bands", 1, 2), "images have 2 bands, and a teacher reads three"),
