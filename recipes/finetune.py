@@ -51,8 +51,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         images, held_out = open_data(config, run.log)
         config = replace(config, training=config.training.with_steps(images.labelled_images, run.log).with_used_warmup(run.log))
         network, is_new = open_network(config, images.labelled.classes, run.log)
-        history = sharing.read_provenance(config.run.model, run.log)["stages"]
-        options = config.training.for_backbone(models.is_vit(network.backbone), sharing.has_weights(history), run.log)
+        history = data.run_once(lambda: sharing.read_provenance(config.run.model, run.log)["stages"])
+        options = config.training.for_backbone(models.has_batch_norm(network.backbone), sharing.has_weights(history), run.log)
         config = replace(config, training=options)
         weights = weights_of_classes(images, config, run.log)
         record = describe(images, held_out, network, config, run, weights, history)
@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             record["stages"][-1]["facts"]["LoRA"] = f"rank {rank} in {count} linear layers of the backbone, merged"
         run_size = methods.RunSize(images.images, config.training.batch_size, config.training.max_steps)
         method = methods.create_training(network, config.loss, weights, config.unlabelled_images, run_size, run.log)
-        method.freeze(config.training.freeze, config.training.frozen_until)
+        method.freeze(config.training.freeze, config.training.freeze_steps, config.training.max_steps)
         for name, value in method.facts().items():
             run.log(f"{name}: {value}")
         record["stages"][-1]["facts"] |= method.facts()

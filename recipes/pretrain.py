@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             model_config = model_config_of(config)
         network = start_network(config, model_config)
         config = with_image_range(config, network, run.log)
-        config = replace(config, training=config.training.for_backbone(models.is_vit(network.backbone), has_weights(config), run.log))
+        config = with_rates(config, network, run.log)
         method_classes = methods.stages_of(config.run.method)
         images = [open_images(method_cls, config, network, run.log) for method_cls in method_classes]
         config = replace(config, training=config.training.with_steps(images[-1].images, run.log).with_used_warmup(run.log))
@@ -144,11 +144,13 @@ def start_network(config: PretrainConfig, model_config: "models.MsclConfig") -> 
     return models.open_model(models.MsclForPreTraining, start, config=model_config)
 
 
-def has_weights(config: PretrainConfig) -> bool:
-    """Whether the backbone has timm's pre-trained weights at the start, or had them before an earlier training."""
-    if start := config.run.start_from:
-        return sharing.has_weights(sharing.read_provenance(start)["stages"])
-    return config.network.pretrained or config.network.backbone_weights is not None
+def with_rates(config: PretrainConfig, network: "models.MsclForPreTraining", log) -> PretrainConfig:
+    """The configuration with optimizer and learning rates, by the backbone and its weights where none are given."""
+    has_weights = config.network.pretrained or config.network.backbone_weights is not None
+    if start := config.run.start_from:  # on the main process: on another one the Hub may be out of reach
+        has_weights = data.run_once(lambda: sharing.has_weights(sharing.read_provenance(start)["stages"]))
+    log = log if methods.METHODS[config.run.method].trains else lambda text: None
+    return replace(config, training=config.training.for_backbone(models.has_batch_norm(network.backbone), has_weights, log))
 
 
 def with_image_range(config: PretrainConfig, network: "models.MsclForPreTraining", log) -> PretrainConfig:

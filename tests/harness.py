@@ -216,7 +216,7 @@ def training_data(
 def options(**given) -> TrainingConfig:
     defaults = {"max_steps": 6, "batch_size": BATCH, "dataloader_num_workers": 0, "save_steps": 0, "logging_steps": 3}
     made = TrainingConfig(**{**defaults, "warmup_steps": 2, "learning_rate": 0.02, **given})
-    return made.for_backbone(is_vit=False, has_weights=False, log=lambda text: None)
+    return made.for_backbone(has_batch_norm=True, has_weights=False, log=lambda text: None)
 
 
 def stop_after(method, step: int, max_steps: int) -> None:

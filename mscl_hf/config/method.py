@@ -43,6 +43,6 @@ class MethodConfig(Section):
     teacher_weights: str | None = option(None, "distill: safetensors file with timm's weights of the teacher")
     teacher_pretrained: bool = option(False, "distill: the teacher's weights are timm's, from the Hub")
     token_loss: Literal["relations", "cosine"] | None = option(
-        None, "distill: positions of an image are as similar to each other as those of the teacher, or equal in direction to them"
+        None, "distill: relations = match the similarities between the positions of an image; cosine = match the direction of each position"
     )
     partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are not negatives of each other", at_least=2)

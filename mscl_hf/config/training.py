@@ -11,7 +11,7 @@ from .fields import Section, option
 from .launcher import check_launched, launched_accumulation, launched_precision
 
 DEFAULT_STEPS = 300
-PUBLISHED_RATE, PUBLISHED_SCALE = 2e-4, 0.025  # of UniMatch V2 (Yang et al., TPAMI 2025): 5e-6 for DINOv2, 40 times that for the head
+PUBLISHED_RATE, PUBLISHED_SCALE = 2e-4, 0.025  # of UniMatch V2 (arXiv:2410.10777): 5e-6 for DINOv2, 40 times that for the head
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -28,11 +28,13 @@ class TrainingConfig(Section):
         launched_accumulation, "forward passes per optimizer step (default: that of `accelerate launch`, else 1)", at_least=1
     )
     optim: Literal["sgd", "adamw", "lars"] | None = option(
-        None, "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images (default: adamw for a ViT, else sgd)"
-    )
+        None, "optimizer: sgd (momentum 0.9), adamw, or lars for batches of 1,000 images (default: sgd; adamw for a backbone without "
+        "BatchNorm, such as a ViT)",
+    )  # fmt: skip
     learning_rate: float | None = option(
-        None, "peak learning rate (default: 0.05; adamw: 0.0005, or 0.0002 for a ViT with timm's weights)", above=0
-    )
+        None, "peak learning rate (default: sgd 0.05; adamw 0.0005, or 0.0002 for a backbone without BatchNorm that has timm's weights)",
+        above=0,
+    )  # fmt: skip
     weight_decay: float = option(1e-4, "weight decay of all weights with more than one dimension", at_least=0)
     lr_scheduler_type: Literal["cosine", "polynomial"] = option(
         "cosine", "decay of the learning rate to zero; polynomial has the power 0.9"
@@ -41,8 +43,9 @@ class TrainingConfig(Section):
     max_grad_norm: float = option(5.0, "largest norm of the gradient; 0 = no clipping", at_least=0)
     head_lr_scale: float = option(1.0, "factor on the learning rate of all parameters outside backbone and decoder", at_least=0)
     backbone_lr_scale: float | None = option(
-        None, "factor on the learning rate of the backbone (default: 1; 0.025 for a ViT with timm's weights)", above=0
-    )
+        None, "factor on the learning rate of the backbone (default: 1; adamw: 0.025 for one without BatchNorm that has timm's weights)",
+        above=0,
+    )  # fmt: skip
     layer_decay: float = option(
         1.0, "factor between the learning rates of a layer of the backbone and the next one; 1 = the same rate for all", above=0, at_most=1
     )
@@ -61,19 +64,27 @@ class TrainingConfig(Section):
     seed: int = option(0, "seed of weights, sampling and augmentation", at_least=0, at_most=2**32 - 1)
     resume: bool = option(False, "continue the run in the output folder, or start one if it is empty")
 
-    def for_backbone(self, is_vit: bool, has_weights: bool, log: Callable[[str], None]) -> Self:
-        """Return the options with optimizer and rates where none are given. What is chosen for a ViT is logged.
+    @property
+    def scales_backbone(self) -> bool:
+        """Whether a backbone with timm's weights may get a lower rate by default: not where another option decides its rates."""
+        return self.layer_decay == 1
 
-        is_vit: whether the maps of the backbone have one stride. has_weights: whether it started from timm's weights.
+    def for_backbone(self, has_batch_norm: bool, has_weights: bool, log: Callable[[str], None]) -> Self:
+        """Return the options with optimizer and rates where none are given.
+
+        What is chosen for a backbone without BatchNorm (ViT, Swin, ConvNeXt) is logged. has_weights: whether it started from timm's.
         """
-        optim = self.optim or ("adamw" if is_vit else "sgd")
-        is_tuned = is_vit and has_weights and optim == "adamw" and self.learning_rate is None
-        rate, scale = (PUBLISHED_RATE, PUBLISHED_SCALE) if is_tuned else (self.RATES[optim], 1.0)
-        chosen = {"optim": optim, "learning_rate": rate, "backbone_lr_scale": scale}
-        chosen = {name: value for name, value in chosen.items() if getattr(self, name) is None}
-        if is_vit and chosen.get("optim"):
-            values = ", ".join(f"{flag(name)} {value}" for name, value in chosen.items())
-            log(f"{values}: chosen for a ViT {'with' if has_weights else 'without'} timm's weights")
+        optim = self.optim or ("sgd" if has_batch_norm else "adamw")
+        is_tuned = has_weights and not has_batch_norm and optim == "adamw"
+        values = {
+            "optim": optim,
+            "learning_rate": PUBLISHED_RATE if is_tuned else self.RATES[optim],
+            "backbone_lr_scale": PUBLISHED_SCALE if is_tuned and self.scales_backbone else 1.0,
+        }
+        chosen = {name: value for name, value in values.items() if getattr(self, name) is None}
+        if chosen and not has_batch_norm:
+            words = ", ".join(f"{flag(name)} {value}" for name, value in chosen.items())
+            log(f"chosen for a backbone without BatchNorm, {'with' if has_weights else 'without'} timm's weights: {words}")
         return replace(self, **chosen)
 
     def with_steps(self, images: int | None, log: Callable[[str], None]) -> Self:
@@ -121,8 +132,9 @@ class FinetuneTrainingConfig(TrainingConfig):
     RATES = {"sgd": 0.1, "adamw": 1e-3, "lars": 0.1}
 
     learning_rate: float | None = option(
-        None, "peak learning rate (default: 0.1; adamw: 0.001, or 0.0002 for a ViT with timm's weights)", above=0
-    )
+        None, "peak learning rate (default: sgd 0.1; adamw 0.001, or 0.0002 for a backbone without BatchNorm that has timm's weights)",
+        above=0,
+    )  # fmt: skip
     eval_steps: int = option(
         0, "steps between evaluations on the held-out split, of which the best step is published; 0 = none, the last step is published",
         at_least=0,
@@ -134,7 +146,7 @@ class FinetuneTrainingConfig(TrainingConfig):
     freeze: str = option(
         "none", "part of the backbone that is not trained: none, backbone, or a number of its first stages, of a ViT blocks, stem included"
     )
-    freeze_steps: int = option(0, "steps after which what --freeze names is trained too; 0 = never", at_least=0)
+    freeze_steps: int = option(0, "train the layers of --freeze from this step on; 0 = never", at_least=0)
     lora_rank: int = option(
         0, "rank of matrices that are trained beside the frozen linear layers of a ViT, and merged at the end; 0 = none", at_least=0
     )
@@ -143,9 +155,8 @@ class FinetuneTrainingConfig(TrainingConfig):
     )
 
     @property
-    def frozen_until(self) -> float:
-        """The fraction of training up to which what --freeze names is frozen."""
-        return self.freeze_steps / self.max_steps if self.freeze_steps else 1.0
+    def scales_backbone(self) -> bool:
+        return super().scales_backbone and not self.lora_rank
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The interface between the training loop and a method: a loss per batch, and an update after each optimizer step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,7 @@ class Method(nn.Module, ABC):
     min_batch: int = 1  # least number of images per forward pass over all processes
     first_stage: ClassVar["type[Method] | None"] = None  # a method that trains the network first, for half of the steps
     constant_lr: tuple[str, ...] = ()  # prefixes of parameter names whose learning rate is constant
+    hidden_modules: Sequence[nn.Module] = ()  # networks that are neither saved nor trained
     local_options: ClassVar[tuple[str, ...]] = ()  # options that name files, which are not published
 
     def __init__(self, network: PreTrainedModel):
@@ -65,7 +66,7 @@ class Method(nn.Module, ABC):
         """Raise ValueError where the options that are set lack what the method needs, before images or a network are opened."""
 
     def facts(self) -> dict[str, str]:
-        """Return what the model card has on the method beside its options."""
+        """Return further rows for the model card, by their titles."""
         return {}
 
     def check_data(self, data: Any) -> None:
@@ -79,7 +80,7 @@ class Method(nn.Module, ABC):
         """
 
     def unfreeze(self) -> None:
-        """Let train what is frozen in a part of training only, before the loop looks which parameters the loss reaches."""
+        """Make parameters trainable that are frozen for a part of training, before the loop searches for those without a gradient."""
 
     def before_step(self) -> None:
         """Set the training mode before an optimizer step; `fraction_done` is that of the step."""

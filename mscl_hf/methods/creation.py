@@ -101,7 +101,7 @@ def scaled_options(
         published = defaults["queue_size"]
         options["queue_size"] = length = _fitting_queue(published, run_size)
         if length < published:
-            log(f"--queue-size is {length} for {run_size.images} images, of which it holds at most half (paper: {published})")
+            log(f"--queue-size is {length} for {run_size.images} images, of which it holds at most half (default: {published})")
     if "ema_momentum" in defaults and "ema_momentum" not in options:
         options["ema_momentum"] = fitting_momentum(defaults["ema_momentum"], run_size.steps, log)
     return options

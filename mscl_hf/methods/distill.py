@@ -21,14 +21,16 @@ from .heads import flatten_positions
 from .memory import Queue
 
 TOKEN_LOSSES = ("relations", "cosine")
+MOST_POSITIONS = 1024  # of an image, whose relations are compared
 
 
 class Distill(Method):
-    """L = L_image + L_tokens. L_image: `similarity_divergence` of the mean vectors, with a queue of the teacher's as keys. L_tokens: that
-    of the positions of each image, with these positions as keys ("relations"), or 1 - cosine of each position ("cosine").
+    """L = L_image + L_tokens, of the vectors of a student and of a frozen teacher for the same view.
 
-    The student's vectors are a linear projection of its feature map, resized to the teacher's grid. Both see the same view. The teacher is
-    in evaluation mode, and neither in checkpoints nor in the published model.
+    L_image: `similarity_divergence` of the mean vectors of the images; keys are the teacher's of this batch and of a queue. L_tokens: that
+    of the positions of each image, with its other positions as keys ("relations"), or 1 - cosine of each position ("cosine"). The student's
+    vectors are a linear projection of its feature map, resized to the teacher's grid. Of larger grids, MOST_POSITIONS random positions are
+    used. The teacher is in evaluation mode, and neither in checkpoints nor in the published model.
     """
 
     title = "distillation from a frozen teacher"
@@ -37,6 +39,7 @@ class Distill(Method):
     views = "single"
     preset = "moco_v2"
     state = "queue"
+    min_positions = 2
     local_options = ("teacher_weights",)
 
     def __init__(
@@ -53,13 +56,13 @@ class Distill(Method):
         super().__init__(network)
         check_choice("--token-loss", token_loss, TOKEN_LOSSES)
         self.check_given({"teacher": teacher, "teacher_weights": teacher_weights, "teacher_pretrained": teacher_pretrained})
-        if network.config.num_channels != 3:
-            raise ValueError(f"images have {network.config.num_channels} bands, and a teacher reads three. Give three with --bands.")
-        self.name, self.file, self.token_loss, self.temperature = teacher, teacher_weights, token_loss, temperature
+        self.teacher_name, self.teacher_file, self.token_loss, self.temperature = teacher, teacher_weights, token_loss, temperature
+        bands = network.config.num_channels
         # In a list, so that it is no submodule: checkpoints, DistributedDataParallel and the published model leave it out.
-        self.frozen = [open_teacher(teacher, teacher_weights, network.config.image_size)]
-        for statistic, values in zip(("teacher_mean", "teacher_std"), image_statistics(self.teacher.config)):
-            self.register_buffer(statistic, values, persistent=False)
+        self.hidden_modules = [open_teacher(teacher, teacher_weights, network.config.image_size, bands)]
+        statistics = image_statistics(self.teacher.config if bands == 3 else network.config)  # of other bands, those of the images
+        for name, values in zip(("teacher_mean", "teacher_std"), statistics):
+            self.register_buffer(name, values, persistent=False)
         self.projection = nn.Conv2d(self.channels(), self.teacher.channels[-1], 1)
         self.queue = Queue(queue_size, self.teacher.channels[-1])
 
@@ -72,48 +75,54 @@ class Distill(Method):
         if file and options.get("teacher_pretrained"):
             raise ValueError("--teacher-weights and --teacher-pretrained are both given; expected one of them. Leave out the other.")
         if not file and not options.get("teacher_pretrained"):
-            remedy = "Give --teacher-weights FILE.safetensors, or --teacher-pretrained for those of the Hub"
-            raise ValueError(f"--teacher is {name} without weights, from which nothing can be learnt. {remedy}.")
+            expected = "expected --teacher-weights FILE.safetensors, or --teacher-pretrained for those of the Hub"
+            raise ValueError(f"--teacher is {name} without weights; {expected}. Give one of them.")
 
     @property
     def teacher(self) -> nn.Module:
         """The frozen backbone."""
-        return self.frozen[0]
+        return self.hidden_modules[0]
 
     def _apply(self, fn, recurse: bool = True) -> "Distill":
-        self.teacher._apply(fn)  # it follows to devices and types
+        self.teacher._apply(fn)  # moves the teacher with the method
         return super()._apply(fn, recurse)
 
     def facts(self) -> dict[str, str]:
-        license_name = getattr(timm.get_pretrained_cfg(self.name, allow_unregistered=True), "license", None) or "not stated by timm"
-        if self.file:
-            return {"teacher": f"{self.name}, weights {Path(self.file).name}", "license of timm's own weights of it": license_name}
-        return {"teacher": hub_weights(self.name), "license of the teacher": license_name}
+        license_name = timm.get_pretrained_cfg(self.teacher_name).license or "not stated by timm"
+        if self.teacher_file:
+            weights = f"{self.teacher_name}, weights {Path(self.teacher_file).name}"
+            return {"teacher": weights, "license of timm's weights for the teacher": license_name}
+        return {"teacher": hub_weights(self.teacher_name), "license of the teacher": license_name}
 
     @torch.no_grad()
-    def targets(self, image: Tensor) -> Tensor:
+    def teacher_map(self, image: Tensor) -> Tensor:
         """Return the teacher's map (B, F, h, w) of images with values in [0, 255]."""
         return at_least_float32(self.teacher(normalize(image, self.teacher_mean, self.teacher_std)).feature_maps[-1])
 
-    def forward(self, image: Tensor, **_) -> dict[str, Tensor]:
-        """image (B, 3, H, W) with values in [0, 255]."""
-        target = self.targets(image)
-        own = F.interpolate(self.projected(image), size=target.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-        own_mean, target_mean = unit(own.mean((2, 3))), unit(target.mean((2, 3)))
-        keys = torch.cat([gather_rows(target_mean)[0], self.queue.read()])
-        loss_image = similarity_divergence(own_mean, target_mean, keys, keys, self.temperature)
-        own_tokens, tokens = (flatten_positions(unit(values)) for values in (own, target))
-        if self.token_loss == "cosine":
-            loss_tokens = 1 - cosine_to_target(own_tokens.flatten(0, 1), tokens.flatten(0, 1))
-        else:
-            loss_tokens = similarity_divergence(own_tokens, tokens, own_tokens, tokens, self.temperature)
-        if self.training:
-            self.queue.write(target_mean)
-        return {"loss": loss_image + loss_tokens, "loss_image": loss_image.detach(), "loss_tokens": loss_tokens.detach()}
-
-    def projected(self, image: Tensor) -> Tensor:
+    def student_map(self, image: Tensor) -> Tensor:
         """Return the student's map (B, F, h', w') in the space of the teacher."""
         return at_least_float32(self.projection(self.features(image)))
 
+    def forward(self, image: Tensor, **_) -> dict[str, Tensor]:
+        """image (B, 3, H, W) with values in [0, 255]."""
+        teacher, student = self.teacher_map(image), self.student_map(image)
+        student = F.interpolate(student, size=teacher.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+        student_mean, teacher_mean = unit(student.mean((2, 3))), unit(teacher.mean((2, 3)))
+        keys = torch.cat([gather_rows(teacher_mean)[0], self.queue.read()])
+        loss_image = similarity_divergence(student_mean, teacher_mean, keys, keys, self.temperature)
+        loss_tokens = self.loss_of_tokens(*(flatten_positions(unit(vectors)) for vectors in (student, teacher)))
+        if self.training:
+            self.queue.write(teacher_mean)
+        return {"loss": loss_image + loss_tokens, "loss_image": loss_image.detach(), "loss_tokens": loss_tokens.detach()}
+
+    def loss_of_tokens(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of the positions (B, N, F) of student and teacher, unit vectors."""
+        if self.token_loss == "cosine":
+            return 1 - cosine_to_target(student.flatten(0, 1), teacher.flatten(0, 1))
+        if teacher.shape[1] > MOST_POSITIONS:  # memory grows with the square of the number of positions
+            chosen = torch.randperm(teacher.shape[1], device=teacher.device)[:MOST_POSITIONS]
+            student, teacher = student[:, chosen], teacher[:, chosen]
+        return similarity_divergence(student, teacher, student, teacher, self.temperature, exclude_self=True)
+
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        return super().embeddings(image) | {"projection": unit(self.projected(image).mean((2, 3)))}
+        return super().embeddings(image) | {"projection": unit(self.student_map(image).mean((2, 3)))}

@@ -121,11 +121,12 @@ class SegmentationTraining(Method):
 
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.frozen, self.frozen_until, self.frozen_parts = "none", 1.0, Frozen()
+        self.frozen, self.frozen_until, self.frozen_for, self.frozen_parts = "none", 1.0, "", Frozen()
 
-    def freeze(self, stages: str, until: float = 1.0) -> None:
-        """Freeze the first stages of the backbone until this fraction of training, see `models.freeze`. Raises ValueError."""
-        self.frozen, self.frozen_until, self.frozen_parts = stages, until, freeze(self.network.backbone, stages)
+    def freeze(self, stages: str, steps: int = 0, total: int = 1) -> None:
+        """Freeze the first stages of the backbone, see `models.freeze`; for `steps` of `total` steps, 0 = for all. Raises ValueError."""
+        self.frozen, self.frozen_parts = stages, freeze(self.network.backbone, stages)
+        self.frozen_until, self.frozen_for = (steps / total, f", for the first {steps:,} of {total:,} steps") if steps else (1.0, "")
 
     @property
     def is_frozen(self) -> bool:
@@ -168,7 +169,7 @@ class SegmentationTraining(Method):
         facts, contrast = {}, self.contrast
         if self.frozen != "none":
             facts["not trained"] = "backbone" if self.frozen == "backbone" else f"the first {self.frozen} groups of layers of the backbone"
-            facts["not trained"] += f", for the first {self.frozen_until:.0%} of the steps" if self.frozen_until < 1 else ""
+            facts["not trained"] += self.frozen_for
         if contrast:
             options = f"weight {contrast.weight:g}, sampling {contrast.sampling}, temperature {contrast.temperature:g}"
             facts["pixel contrast"] = options

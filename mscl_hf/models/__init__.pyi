@@ -1,6 +1,6 @@
 from .backbones import build_config as build_config
 from .backbones import config_of as config_of
-from .backbones import is_vit as is_vit
+from .backbones import has_batch_norm as has_batch_norm
 from .configuration_mscl import MsclConfig as MsclConfig
 from .loading import open_fine_tuned as open_fine_tuned
 from .loading import open_model as open_model

@@ -8,6 +8,7 @@ from typing import get_type_hints
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config.fields import choices_of
 from ..config.network import DEFAULT_SIZE, NetworkConfig
@@ -75,7 +76,7 @@ def build_config(
     if out_indices is None:
         count = min(4, depth)
         evenly = [round((i + 1) * depth / count) - 1 for i in range(count)]  # of 12 blocks 2, 5, 8, 11
-        out_indices = evenly if constant else [depth - 2, depth - 1][-depth:]
+        out_indices = evenly if constant else list(range(depth))[-4 if decoder_type == "dpt" else -2 :]
     if decoder_type == "auto":
         decoder_type = "mla" if constant else "deeplabv3"
     for name in ("mean", "std"):
@@ -95,9 +96,9 @@ def build_config(
     )
 
 
-def is_vit(backbone: MsclBackbone) -> bool:
-    """Return whether all maps of a backbone have one stride, as those of a ViT."""
-    return len({level["reduction"] for level in feature_levels(backbone.timm_model)}) == 1
+def has_batch_norm(backbone: MsclBackbone) -> bool:
+    """Return whether a backbone is normalized by batch statistics, as most CNNs are, and not ViT, Swin or ConvNeXt."""
+    return any(isinstance(module, _BatchNorm) for module in backbone.timm_model.modules())
 
 
 def _check_options(decoder_type: str, two_towers: bool, channels: int, options: dict) -> None:

@@ -1,5 +1,6 @@
 """The groups of layers that timm lists for a backbone: to freeze the first of them, and to lower their learning rates."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from timm.models import group_parameters
@@ -11,8 +12,8 @@ from .modeling_mscl import MsclBackbone
 class Frozen(NamedTuple):
     """Frozen parameters, and the modules that hold no others and are to be kept in evaluation mode, by their names in the backbone."""
 
-    parameters: list[str] = []
-    modules: list[str] = []
+    parameters: Sequence[str] = ()
+    modules: Sequence[str] = ()
 
 
 def freeze(backbone: MsclBackbone, stages: str) -> Frozen:

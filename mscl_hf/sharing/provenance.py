@@ -85,6 +85,8 @@ def _training_facts(
     """Return the data, budget, crops, optimizer, precision and machine in words."""
     train, revision = config.training, config.data.data_revision
     schedule = f"peak learning rate {train.learning_rate:g}, {train.lr_scheduler_type}"
+    scales = "" if train.backbone_lr_scale == 1 else f", backbone at {train.backbone_lr_scale:g} of the rate"
+    scales += "" if train.layer_decay == 1 else f", layer decay {train.layer_decay:g}"
     batch = train.batch_size * train.gradient_accumulation_steps
     images = data.labelled_images if isinstance(config, FinetuneConfig) else data.images  # a step has `batch` of these
     epochs = f", {train.max_steps * batch / images:.3g} epochs" if images else ""
@@ -98,15 +100,15 @@ def _training_facts(
         **({} if network.image_range is None else {"image range": "{} to {}".format(*network.image_range)}),
         **({} if config.data.tile is None else {"tiles": "{} px, overlapping by {} px".format(*config.data.tile)}),
         **({} if network.bands is None else {"bands": " ".join(map(str, network.bands))}),
-        "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}",
+        "optimizer": f"{train.optim}, {schedule}, weight decay {train.weight_decay:g}{scales}",
         "precision": train.mixed_precision.replace("no", "fp32"),
         "machine": f"{accelerator.num_processes} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type.upper()}",
     }
 
 
 def has_weights(stages: Sequence[dict]) -> bool:
-    """Return whether the first of these stages of training started from given weights."""
-    return bool(stages) and stages[0]["facts"]["started from"] != RANDOM
+    """Return whether the first of these stages of training started from given weights; a model without stages may have."""
+    return not stages or stages[0]["facts"]["started from"] != RANDOM
 
 
 def with_evaluation(record: dict, results: dict, options: DatasetConfig) -> dict:

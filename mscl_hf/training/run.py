@@ -70,8 +70,8 @@ def start_run(config: Any, resume: bool) -> Iterator[Run]:
     """
     options = flat(config)
     set_seed(options.get("seed", 0))
-    trackers, changes = options.get("report_to", ()), options.get("freeze_steps", 0) > 0
-    accelerator = make_accelerator(options["mixed_precision"], trackers, options["output_dir"], changes)
+    trackers, trains_later = options.get("report_to", ()), options.get("freeze_steps", 0) > 0
+    accelerator = make_accelerator(options["mixed_precision"], trackers, options["output_dir"], trains_later)
     out = Path(options["output_dir"])
     earlier = open_run(out, options | {"commit": commit()}, resume, accelerator, default_words(config))
     saved = _checkpoints(out)

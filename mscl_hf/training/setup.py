@@ -172,9 +172,9 @@ def exclude_memories_from_broadcast(method: Method) -> None:
 
 
 def _compiled_parts(method: Method) -> list[nn.Module]:
-    """The backbone and the decoder of the network, and their copies in an EMA teacher."""
-    kinds = (MsclBackbone, *DECODERS.values())
-    return [part for part in method.modules() if isinstance(part, kinds)]
+    """The backbones and decoders of the network and its teachers."""
+    compiled = (MsclBackbone, *DECODERS.values())
+    return [part for part in (*method.modules(), *method.hidden_modules) if isinstance(part, compiled)]
 
 
 def keep_freed_memory() -> None:
@@ -217,7 +217,7 @@ def make_accelerator(
 ) -> Accelerator:  # fmt: skip
     """Return the Accelerator of a run. precision: no, bf16 or fp16; trackers: their names; folder: where they write.
 
-    changes_parameters: whether the parameters that train change during the run.
+    changes_parameters: whether frozen parameters are trained later in the run.
     """
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":

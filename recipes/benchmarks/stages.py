@@ -110,6 +110,8 @@ def _settings(recipe: str, words: tuple[str, ...], digest_before: str | None) ->
         config = _module(recipe).resolved(config)
     options = flat(config)
     options = {name: value for name, value in options.items() if name not in UNIMPORTANT}
+    if "learning_rate" in options and options["learning_rate"] is None:
+        options["learning_rate"] = config.training.RATES  # so that other defaults are noticed
     options |= {name: _file_digest(options[name]) for name in WEIGHTS if options.get(name)}
     return json.loads(json.dumps(options | ({"model": digest_before} if digest_before else {})))
 

@@ -345,7 +345,7 @@ def test_settings_include_defaults_and_weights_but_no_paths(tmp_path):
     (tmp_path / "copy").write_bytes(b"1")
     paths = {"backbone-weights": tmp_path / "copy", "data-dir": "elsewhere", "dataloader-num-workers": 0}
     moved = stages.Stage("pretrain", stage.folder, flags | paths)
-    assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["learning_rate"] == 0.05
+    assert stages.finished(stage) and stages.finished(moved) and stages.settings(stage)["learning_rate"]["sgd"] == 0.05
     tuned = stages.Stage("finetune", tmp_path / "tuned", {"model": "a"}, stage)
     tuned.record_path.write_text(json.dumps({"settings": stages.settings(tuned)}))
     assert stages.finished(stages.Stage("finetune", tuned.folder, {"model": "b"}, moved))

@@ -27,23 +27,26 @@ def image(count=4, size=harness.SIZE):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 255
 
 
-def test_divergence_against_a_loop():
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_divergence_against_a_loop(exclude_self):
     """Row by row and key by key, for two dimensions and several sets; zero where student and teacher are equal."""
     torch.manual_seed(0)
     student, teacher = F.normalize(torch.randn(2, 3, 5).double(), dim=2), F.normalize(torch.randn(2, 3, 7).double(), dim=2)
     expected = 0.0
     for own, other in zip(student, teacher):
         for n in range(3):
-            p = torch.tensor([float(torch.exp(other[n] @ key / 0.1)) for key in other])
-            q = torch.tensor([float(torch.exp(own[n] @ key / 0.1)) for key in own])
+            keys = [m for m in range(3) if m != n or not exclude_self]
+            p = torch.tensor([float(torch.exp(other[n] @ other[m] / 0.1)) for m in keys])
+            q = torch.tensor([float(torch.exp(own[n] @ own[m] / 0.1)) for m in keys])
             p, q = p / p.sum(), q / q.sum()
             expected += float((p * (p / q).log()).sum()) / 6
-    value = similarity_divergence(student, teacher, student, teacher, 0.1)
+    value = similarity_divergence(student, teacher, student, teacher, 0.1, exclude_self)
     assert float(value) == pytest.approx(expected, rel=1e-5) and expected > 0.01
-    assert float(similarity_divergence(teacher, teacher, teacher, teacher, 0.1)) == pytest.approx(0, abs=1e-12)
+    assert float(similarity_divergence(teacher, teacher, teacher, teacher, 0.1, exclude_self)) == pytest.approx(0, abs=1e-12)
     teacher.requires_grad_()
     student.requires_grad_()
-    similarity_divergence(student, teacher, student, teacher).backward()
+    similarity_divergence(student, teacher, student, teacher, 0.1, exclude_self).backward()
+    assert torch.isfinite(student.grad).all()
     assert teacher.grad is None and student.grad.abs().max() > 0
 
 
@@ -65,8 +68,9 @@ def test_loss_is_the_formula(token_loss):
     own, target = (F.normalize(flatten_positions(values), dim=2) for values in (own, target))
     expected = 1 - (own * target).sum(2).mean()
     if token_loss == "relations":
-        p, q = (target @ target.mT / 0.07).softmax(2), (own @ own.mT / 0.07).softmax(2)
-        expected = (p * (p / q).log()).sum(2).mean()
+        others = ~torch.eye(target.shape[1], dtype=torch.bool)
+        logs = [(x @ x.mT / 0.07)[:, others].view(4, len(others), -1).log_softmax(2) for x in (target, own)]
+        expected = (logs[0].exp() * (logs[0] - logs[1])).sum(2).mean()
     torch.testing.assert_close(terms["loss_tokens"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["loss"], terms["loss_image"] + terms["loss_tokens"])
     torch.testing.assert_close(method.queue.read()[4:], targets)  # the second batch; the queue holds two
@@ -123,21 +127,20 @@ def test_card_names_the_teacher_and_its_license(tmp_path):
                 "--output-dir", out, draw_training=lambda *_: None, draw_features=lambda *_: None)  # fmt: skip
     card, config = (out / "README.md").read_text().replace("\\", ""), json.loads((out / "config.json").read_text())
     assert "| teacher | test_resnet, weights test_resnet.safetensors |" in card
-    assert "| license of timm's own weights of it | apache-2.0 |" in card
+    assert "| license of timm's weights for the teacher | apache-2.0 |" in card
     assert config["contrast"]["teacher"] == "test_resnet" and "teacher_weights" not in config["contrast"]
     folder = str(harness.weights_file()).rsplit("/", 1)[0]
-    assert not any(folder in file.read_text() for file in out.glob("*.json") if file.name != "run.json") and folder not in card
+    assert not any(folder in file.read_text() for file in out.glob("*.json*") if file.name != "run.json") and folder not in card
     assert not any("teacher" in key or "projection" in key for key in load_file(out / "model.safetensors"))
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     ((), "--method distill needs a teacher"),
     (("--teacher", "resnet1"), "--teacher is 'resnet1'; expected a model of timm"),
-    (("--teacher", "test_resnet"), "--teacher is test_resnet without weights, from which nothing can be learnt"),
+    (("--teacher", "test_resnet"), "--teacher is test_resnet without weights; expected --teacher-weights FILE"),
     (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--teacher-pretrained"), "are both given; expected one of them"),
     (("--teacher", "test_resnet", "--teacher-weights", "w.pth"), "--teacher-weights is w.pth; expected a .safetensors file"),
     (("--teacher", "test_vit", "--teacher-weights", "FILE"), "holds no weights that fit timm's test_vit"),
-    (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--bands", 1, 2), "images have 2 bands, and a teacher reads three"),
 ])  # fmt: skip
 def test_teachers_that_cannot_teach(tmp_path, flags, message):
     flags = [harness.weights_file() if flag == "FILE" else flag for flag in flags]
@@ -160,3 +163,26 @@ def test_a_teacher_is_compared_by_its_weights(tmp_path):
     harness.run("pretrain", *flags, "--teacher-weights", harness.weights_file(), pictures=False)
     harness.run("pretrain", *flags, "--teacher-weights", tmp_path / "same.safetensors", pictures=False)
     assert "--teacher-weights" in harness.rejected("pretrain", *flags, "--teacher-weights", tmp_path / "other.safetensors")
+
+
+def test_images_of_other_bands(tmp_path):
+    """The first layer of the teacher is adapted by timm, and its images have the statistics of the student's."""
+    torch.manual_seed(0)
+    bands = {"num_channels": 4, "image_mean": [0.2] * 4, "image_std": [0.3] * 4}
+    config = build_config("test_resnet", decoder_channels=16, image_size=32, heads=[], **bands)
+    method = Distill(MsclForPreTraining(config), **harness.needed_options("distill"), queue_size=8)
+    assert next(method.teacher.parameters()).shape[1] == 4 and torch.equal(method.teacher_mean, method.image_mean)
+    assert torch.isfinite(method(torch.rand(2, 4, 32, 32) * 255)["loss"])
+
+
+def test_large_grids_are_sampled(monkeypatch):
+    """Above MOST_POSITIONS, the loss is that of as many positions, the same of student and teacher."""
+    method = distill()
+    student, teacher = (F.normalize(torch.randn(2, 9, 5), dim=2) for _ in range(2))
+    monkeypatch.setattr("mscl_hf.methods.distill.MOST_POSITIONS", 4)
+    torch.manual_seed(3)
+    chosen = torch.randperm(9)[:4]
+    torch.manual_seed(3)
+    parts = student[:, chosen], teacher[:, chosen]
+    expected = similarity_divergence(*parts, *parts, exclude_self=True)
+    torch.testing.assert_close(method.loss_of_tokens(student, teacher), expected)

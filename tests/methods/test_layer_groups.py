@@ -108,7 +108,7 @@ def test_layers_that_are_frozen_for_the_first_steps(tmp_path, name):
 
     def made(seed=0):
         method = semi.training(name, seed)
-        method.freeze("backbone", 2 / 4)
+        method.freeze("backbone", 2, 4)
         return method
 
     harness.train(made(), semi.semi_data("fixmatch"), tmp_path / "straight", **more)

@@ -636,4 +636,4 @@ def test_freeze_steps_on_two_processes(tmp_path, recipe):
            "--freeze-steps", 2, "--output-dir", out, processes=2)  # fmt: skip
     name = "backbone.timm_model.conv1.0.weight"
     assert not torch.equal(load_file(model / "model.safetensors")[name], load_file(out / "model.safetensors")[name])
-    assert "| not trained | backbone, for the first 50% of the steps |" in (out / "README.md").read_text()
+    assert "| not trained | backbone, for the first 2 of 4 steps |" in (out / "README.md").read_text()

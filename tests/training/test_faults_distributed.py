@@ -23,7 +23,8 @@ WITH_FAULT = Path(__file__).parents[1] / "faults" / "with_fault.py"
 STEPS = 6
 # Nothing here has batch statistics, and negatives are gathered: any number of processes computes the same losses, but for rounding.
 FLAGS = ("--backbone", "test_convnext", "--image-size", 32, "--decoder-channels", 16, "--attach", "backbone", "--pixel-bn", "false",
-         "--pixel-scope", "batch", *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--learning-rate", 0.01, "--val-split", "none",
+         "--pixel-scope", "batch", *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--optim", "sgd", "--learning-rate", 0.01,
+         "--val-split", "none",
          "--no-channels-last", "--resume")  # fmt: skip
 SEMI_SUPERVISED = (*harness.SHORT, "--unlabelled", "rest", "--semi-supervised", "fixmatch", "--unlabelled-batch-size", 8,
                    "--class-thresholds", "--save-steps", 1, "--val-split", "none", "--resume")  # fmt: skip

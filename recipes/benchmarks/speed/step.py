@@ -18,7 +18,7 @@ from mscl_hf.cli import parse
 from mscl_hf.config import PretrainConfig, TrainingConfig
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.methods import MSCL
-from mscl_hf.models import is_vit
+from mscl_hf.models import has_batch_norm
 from mscl_hf.training import checkpoint, loop, setup
 from mscl_hf.training.setup import make_accelerator
 
@@ -38,7 +38,7 @@ def step(name: str, flags: list[str], steps: int, warmup: int = 10, bare: bool =
     network = pretrain.start_network(config, pretrain.model_config_of(config))
     log = lambda text: None  # noqa: E731
     config = pretrain.with_image_range(config, network, log)
-    config = replace(config, training=config.training.for_backbone(is_vit(network.backbone), has_weights=False, log=log))
+    config = replace(config, training=config.training.for_backbone(has_batch_norm(network.backbone), has_weights=False, log=log))
     images = pretrain.open_images(MSCL, config, network, log)
     stage = pretrain.open_stage(MSCL, images, config, network, log)
     clocks = Clocks()
