@@ -69,6 +69,23 @@ def test_trainer_moves_a_methods_teacher_with_its_callback(tmp_path, name):
     assert sum(not torch.equal(old, new) for old, new in zip(before, method.teacher.parameters())) > len(before) / 2
 
 
+def test_layers_that_are_frozen_for_the_first_steps_under_trainer(tmp_path):
+    """They are in Trainer's optimizer, and move after these steps only."""
+    method = harness.finetuning()
+    method.freeze("backbone", 2, 4)
+    weight, seen = method.network.backbone.timm_model.conv1[0].weight, []
+    after = method.after_step
+    method.after_step = lambda done: (after(done), seen.append(weight.detach().clone()))
+    options = TrainingArguments(
+        tmp_path, max_steps=4, per_device_train_batch_size=4, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no",
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    batch = next(harness.training_data("finetune").batches(0, 1))
+    samples = [{key: batch[key][i] for key in ("image", "mask")} for i in range(4)] * 4
+    Trainer(method, options, train_dataset=samples, callbacks=[MethodCallback()]).train()
+    assert [torch.equal(one, other) for one, other in zip(seen, seen[1:])] == [True, False, False]
+
+
 def test_queue_adds_negatives_of_the_past_only():
     """The current copies are not among their own negatives: the first step equals one without a queue, the second does not."""
     batch, losses = stack(pairs()), {}
