@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.cli import command, flat, parse, print_table, printable, write_config
 from mscl_hf.config import FinetuneConfig, InferenceConfig
-from mscl_hf.messages import flag
 from mscl_hf.training.signals import leave_on_signal
 
 
@@ -30,7 +29,7 @@ class FinetuneResult:
 def main() -> None:
     config = parse(FinetuneConfig, __doc__.splitlines()[0])
     if config.run.list_losses:
-        print_losses()
+        print_table(methods.loss_table())
         return
     if config.run.list_semi_supervised:
         print_table(methods.semi_supervised_table())
@@ -66,7 +65,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             run.log(f"{name}: {value}")
         record["stages"][-1]["facts"] |= method.facts()
         done = training.is_complete(run.out, config.training.max_steps)
-        check = pseudo_label_check(images, network, config, run)
+        check = None
+        if images.unlabelled is not None:
+            check = training.PseudoLabelCheck.of(images, network.config, lambda text: run.warn([text]))
         best = best_step(held_out, config, run, check)
         train(method, images, is_new, config, run, best, check)
         if best:
@@ -176,17 +177,6 @@ def describe(
     if note := sharing.fewer_masks(history, stage):
         run.log(f"note: {model} was {note}")
     return {"title": title, "license": config.hub.license, "stages": [*history, stage], "evaluations": []}
-
-
-def pseudo_label_check(images: "data.TrainingData", network, config: FinetuneConfig, run) -> "training.PseudoLabelCheck | None":
-    """Checks of the teacher's labels; None without unlabelled images."""
-    if images.unlabelled is None:
-        return None
-    classes, pixels = images.labelled.classes, images.labelled.labels.pixels
-    shares = dict(zip(classes, (pixels / max(1, pixels.sum())).tolist()))
-    sizes = network.config.image_size, network.config.base_size
-    checked = data.first_images(images.unlabelled, training.CHECKED_IMAGES)
-    return training.PseudoLabelCheck(checked, shares, *sizes, lambda text: run.warn([text]))
 
 
 def best_step(
@@ -299,14 +289,6 @@ def next_command(held_out: "data.SegmentationData | None", config: FinetuneConfi
     if held_out is not None:
         return sharing.next_command("mscl-evaluate", out, options, options.val_split or held_out.split)
     return f"{sharing.next_command('mscl-predict', out)} --images FOLDER"
-
-
-def print_losses() -> None:
-    rows = [("name", "loss", "paper", "year", "adds", "options")]
-    for name, row in methods.FINETUNING_LOSSES.items():
-        options = " ".join(map(flag, row.options))
-        rows.append((name, row.title, row.paper, str(row.year or "-"), row.adds, options or "-"))
-    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from .creation import create_method as create_method
 from .creation import defaults_of as defaults_of
 from .finetuning_losses import FINETUNING_LOSSES as FINETUNING_LOSSES
 from .finetuning_losses import check_options as check_options
+from .finetuning_losses import loss_table as loss_table
 from .mscl import MSCL as MSCL
 from .mscl import MultiScaleLoss as MultiScaleLoss
 from .registry import METHODS as METHODS

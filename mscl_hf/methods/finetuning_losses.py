@@ -84,6 +84,14 @@ FINETUNING_LOSSES: dict[str, FinetuningLoss] = {
 }  # fmt: skip
 
 
+def loss_table() -> list[tuple[str, ...]]:
+    """Return the rows of `--list-losses`, first the header."""
+    rows = [("name", "loss", "paper", "year", "adds", "options")]
+    for name, row in FINETUNING_LOSSES.items():
+        rows.append((name, row.title, row.paper, str(row.year or "-"), row.adds, " ".join(map(flag, row.options)) or "-"))
+    return rows
+
+
 def check_options(loss: FinetuningLossConfig, class_weights: bool = False) -> None:
     """Raise ValueError for an explicit option that the loss does not read. class_weights: whether the classes have weights."""
     if class_weights and not FINETUNING_LOSSES[loss.loss].cross_entropy:

@@ -9,7 +9,6 @@ from .log import reached as reached
 from .loop import check_untrained as check_untrained
 from .loop import fit as fit
 from .probe import start_classifier as start_classifier
-from .pseudo_labels import CHECKED_IMAGES as CHECKED_IMAGES
 from .pseudo_labels import PseudoLabelCheck as PseudoLabelCheck
 from .pseudo_labels import draw_pseudo_labels as draw_pseudo_labels
 from .run import Run as Run

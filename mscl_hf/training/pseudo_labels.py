@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..data.dataset import SegmentationData
 from ..data.pixels import displayed
+from ..data.splits import first_images
+from ..data.training_data import TrainingData
 from ..messages import first_three
 from ..methods import SemiSupervisedTraining
 from ..methods.semi_supervised import Targets
@@ -40,6 +43,14 @@ class PseudoLabelCheck:
     scores: list[float] = field(default_factory=list)
     absent: dict[str, int] = field(default_factory=dict)  # by class: checks in a row without a confident pixel
     reported: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, data: TrainingData, network: PreTrainedConfig, warn: Callable[[str], None]) -> "PseudoLabelCheck":
+        """Return the check of the unlabelled images of a run. network: its configuration."""
+        labelled = data.labelled
+        shares = labelled.labels.pixels / max(1, labelled.labels.pixels.sum())
+        images = first_images(data.unlabelled, CHECKED_IMAGES)
+        return cls(images, dict(zip(labelled.classes, shares.tolist())), network.image_size, network.base_size, warn)
 
     def __call__(self, method: SemiSupervisedTraining, step: int, row: dict) -> dict[str, float]:
         if self.pixels is None:
