@@ -4,6 +4,7 @@ python -m recipes.benchmarks compare --spec recipes/benchmarks/configs/compare_c
 """
 
 import itertools
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from tqdm import tqdm
 
 from mscl_hf.cli import parse_sections
 from mscl_hf.config.fields import Section, option
+from mscl_hf.training.log import read_log
+from mscl_hf.visual.figures import literal, new_figure, save
+from mscl_hf.visual.palette import class_palette
 
 from .common import difference, markdown_table, mean_sd, read_yaml, write_csv
 from .runner import COLUMNS, Cell, Outcome, check, row_of, run_cells
-from .stages import Stage
+from .stages import Stage, step_seconds
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class CompareOptions(Section):
     spec: str = option(..., "YAML file: dataset, common, pretrain, finetune, evaluate, seeds, baseline, cells")
     data_dir: str | None = option(None, "folder of the data set (default: none, for synthetic scenes)")
     work_dir: str = option("runs/compare", "folder of the cells; several benchmarks may share it")
-    results: str | None = option(None, "CSV file to write, with a .md beside it (default: results/NAME_OF_SPEC.csv)")
+    results: str | None = option(
+        None, "CSV file to write, with a .md and, of cells with eval-steps, a .png beside it (default: results/NAME_OF_SPEC.csv)"
+    )
     jobs: int = option(1, "stages run side by side, one thread each", at_least=1)
     only: list[str] | None = option(None, "cells to run (default: all)")
     seeds: list[int] | None = option(None, "seeds to run (default: those of the spec)")
@@ -41,6 +47,7 @@ def main(argv: list[str]) -> None:
     target = Path(options.results or f"results/{Path(options.spec).stem}.csv")
     write_csv(target, COLUMNS, rows)
     target.with_suffix(".md").write_text(summary(spec, rows, options.spec))
+    draw_curves({str(cell): curve_of(cell) for cell in cells if cell.is_done()}, target.with_suffix(".png"))
     print(target.with_suffix(".md").read_text())
     outcome.exit_if_stopped()
     outcome.exit_if_failed()
@@ -102,3 +109,28 @@ def summary(spec: dict, rows: list[dict], source: str) -> str:
     head = ("cell", "pre-training steps", "fine-tuning steps", "seeds", "mean IoU", "difference (95 % interval)")
     origin = f"Made by `python -m recipes.benchmarks compare --spec {source}{data_dir}`; mean IoU in %.\n"
     return "\n".join([origin, *markdown_table(head, lines)]) + "\n"
+
+
+def curve_of(cell: Cell) -> list[tuple[float, float]]:
+    """Minutes of training and held-out mean IoU in % of the published network, at each evaluation of the last fine-tuning."""
+    stage = cell.stages[-2]
+    (seconds,) = step_seconds(stage) or [[0.0]]
+    minute = statistics.median(seconds) / 60  # without the evaluations
+    rows = read_log(stage.folder / "log.jsonl")
+    return [(row["step"] * minute, 100 * row["val_mean_iou"]) for row in rows if "val_mean_iou" in row]
+
+
+def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Draw the curves by the names of their cells; nothing where all are empty."""
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return
+    figure = new_figure(6, 3.5, layout="constrained")
+    axis = figure.subplots()
+    for (name, points), color in zip(curves.items(), class_palette(len(curves)) / 255):
+        axis.plot(*zip(*points), color=color, marker="o", markersize=3, linewidth=1.3, label=literal(name))
+    axis.set_xlabel("minutes of training")
+    axis.set_ylabel("held-out mean IoU in %")
+    axis.grid(alpha=0.25, linewidth=0.5)
+    axis.legend(fontsize=7)
+    save(figure, path)

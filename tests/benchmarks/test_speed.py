@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mscl_hf import MsclForPreTraining
-from recipes.benchmarks import common, compare, runner
+from recipes.benchmarks import common, compare, runner, stages
 from recipes.benchmarks.speed import report as speed_report
 from recipes.benchmarks.speed import run as speed_run
 from recipes.benchmarks.speed.step import step
@@ -116,3 +116,19 @@ def test_a_step_is_timed_by_its_phases():
     phases = row["milliseconds"]
     assert min(phases.values()) >= 0 and phases["bare"] > 0 and phases["step"] > max(phases["forward"], phases["backward"])
     assert row["images_per_second"] > 0 and row["peak_mb"] > 0
+
+
+def test_curves_over_time(tmp_path):
+    """Points at steps times the median time of a step; cells without evaluations on the way have none, and draw nothing."""
+    folder = tmp_path / "a-seed0" / "finetune"
+    folder.mkdir(parents=True)
+    rows = [{"step": 10, "images_per_second": 2.0}, {"step": 20, "images_per_second": 4.0}, {"step": 20, "val_mean_iou": 0.25},
+            {"step": 30, "images_per_second": 4.0}]  # fmt: skip
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.json").write_text(json.dumps({"batch_size": 8, "gradient_accumulation_steps": 1}))
+    last = stages.Stage("evaluate", tmp_path / "a-seed0" / "evaluate", {})
+    cell = runner.Cell("a", 0, (stages.Stage("finetune", folder, {}), last))
+    assert compare.curve_of(cell) == [(20 * 2 / 60, 25.0)]
+    compare.draw_curves({"a": compare.curve_of(cell), "b": []}, tmp_path / "curves.png")
+    compare.draw_curves({"b": []}, tmp_path / "none.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000 and not (tmp_path / "none.png").exists()
