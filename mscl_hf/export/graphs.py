@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 from timm.layers import padding, pos_embed_sincos
+from timm.models import vision_transformer_sam
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -44,7 +45,7 @@ def save_graph(network: PreTrainedModel, folder: Path, to: str, size: tuple[int,
     example = random_images(config, 2, height, width)
     trace, save = {"onnx": (_trace_onnx, _save_onnx), "torch": (_trace_torch, _save_torch)}[to]
     try:
-        with _traceable_timm():
+        with _traceable_timm(segmenter):
             program = trace(segmenter, example, size is None)
     except Exception as error:  # tracers raise many types of errors
         sizes_text = "any size" if size is None else "this size"
@@ -100,16 +101,19 @@ def _save_torch(program: torch.export.ExportedProgram, folder: Path, metadata: d
 
 
 @contextlib.contextmanager
-def _traceable_timm():
-    """Replace two computations of timm that tracers cannot record for any image size.
+def _traceable_timm(network: nn.Module):
+    """Replace three computations of timm that tracers cannot record.
 
     Its rotary embeddings divide by float(side), which makes the side of the example a constant of the graph (in ONNX without an error);
-    its "same" padding uses math.ceil(side / stride), which torch.export cannot save.
+    its "same" padding uses math.ceil(side / stride), which torch.export cannot save; and SAM's fused attention has three dimensions, of
+    which ONNX needs four.
     """
-    with (
-        mock.patch.object(pos_embed_sincos, "float", torch.sym_float, create=True),
-        mock.patch.object(padding, "get_same_padding", _same_padding),
-    ):
+    fused = [module for module in network.modules() if isinstance(module, vision_transformer_sam.Attention) and module.fused_attn]
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(pos_embed_sincos, "float", torch.sym_float, create=True))
+        patches.enter_context(mock.patch.object(padding, "get_same_padding", _same_padding))
+        for module in fused:
+            patches.enter_context(mock.patch.object(module, "fused_attn", False))
         yield
 
 
