@@ -237,7 +237,7 @@ def test_sigterm_to_the_process_group(tmp_path):
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 600
-    while len(read_log(out / "log.jsonl")) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while sum("loss" in row for row in read_log(out / "log.jsonl")) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)
     shown, errors = process.communicate(timeout=600)
