@@ -1,6 +1,7 @@
 """timm's pre-trained weights, from a local safetensors file or from the Hub: for the backbone, and for the teacher of a distillation."""
 
 import textwrap
+from pathlib import Path
 
 import timm
 import torch
@@ -47,6 +48,8 @@ def timm_weights(config: MsclConfig, file: str | None = None, role: str = "backb
         raise ValueError(f"timm has no weights for two towers of {name}. Leave out --pretrained and {option}, or --two-towers.")
     if file is not None and not str(file).endswith(".safetensors"):
         raise ValueError(f"{option} is {file}; expected a .safetensors file. Convert it as in docs/backbones.md.")
+    if file is not None and not Path(file).is_file():
+        raise ValueError(f"{option} is {file}, which does not exist; expected a .safetensors file. Correct the path.")
     try:
         overlay = None if file is None else {"state_dict": _without_classifier(name, file), "num_classes": 0}
         channels = config.num_channels

@@ -140,6 +140,7 @@ def test_card_names_the_teacher_and_its_license(tmp_path):
     (("--teacher", "test_resnet"), "--teacher is test_resnet without weights; expected --teacher-weights FILE"),
     (("--teacher", "test_resnet", "--teacher-weights", "FILE", "--teacher-pretrained"), "are both given; expected one of them"),
     (("--teacher", "test_resnet", "--teacher-weights", "w.pth"), "--teacher-weights is w.pth; expected a .safetensors file"),
+    (("--teacher", "test_resnet", "--teacher-weights", "w.safetensors"), "--teacher-weights is w.safetensors, which does not exist"),
     (("--teacher", "test_vit", "--teacher-weights", "FILE"), "holds no weights that fit timm's test_vit"),
 ])  # fmt: skip
 def test_teachers_that_cannot_teach(tmp_path, flags, message):

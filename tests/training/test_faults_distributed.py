@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import os
 import re
 import subprocess
@@ -154,19 +153,19 @@ def test_another_number_of_processes_goes_on_with_the_same_run(tmp_path, recipe)
     assert found.keys() == wanted.keys()
     for step, rows in found.items():
         assert sorted(name for row in rows for name in row["names"]) == sorted(wanted[step]["names"])
-        close = math.inf if recipe == "finetune" else 2e-5
-        assert all(row["loss"] == pytest.approx(wanted[step]["loss"], rel=close) for row in rows), step
+        if recipe == "pretrain":
+            assert all(row["loss"] == pytest.approx(wanted[step]["loss"], rel=2e-5) for row in rows), step
     done, _ = start("--output-dir", tmp_path / "three", processes=3)
     assert done.returncode != 0 and re.search("batch-size is .; expected a multiple of [36]", done.stderr)
 
 
-@pytest.mark.parametrize("method", ["mscl", "moco_v2"])
+@pytest.mark.parametrize("method", ["mscl", "moco_v2", "distill"])
 def test_sharded_training_is_replicated_training(tmp_path, method):
     """Sharded training on two processes is killed, continues and publishes the files and configuration of DDP, with equal weights up to
     rounding; each continues a checkpoint of the other, and a single process continues a sharded one."""
     flags = (*FLAGS, "--method", method) if method == "mscl" else (
         *harness.TINY, *harness.SHORT, "--max-steps", STEPS, "--save-steps", 1, "--learning-rate", 0.01, "--val-split", "none",
-        "--no-channels-last", "--resume", "--method", method,
+        "--no-channels-last", "--resume", "--method", method, *harness.needed_flags(method),
     )  # fmt: skip
     places = {name: tmp_path / name for name in ("replicated", "sharded", "crossed", "alone")}
     done, _ = launch(tmp_path, *flags, "--output-dir", places["replicated"])

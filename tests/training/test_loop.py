@@ -392,15 +392,16 @@ def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("name", ["fixmatch", "moco_v2"])
-def test_teachers_are_compiled_too(tmp_path, name):
+@pytest.mark.parametrize(("name", "parts"), [("fixmatch", 4), ("moco_v2", 3), ("distill", 3)])  # the latter two have one more backbone
+def test_teachers_are_compiled_too(tmp_path, name, parts):
     """Losses are equal up to rounding, and the teacher ends as an ordinary module with equal weights."""
     logs, teachers = [], []
     for compiled in (False, True):
-        method, data = harness.pretraining_method("moco_v2"), harness.method_data("moco_v2")
         if name == "fixmatch":
             method, data = semi.training(dropout=0.0), semi.semi_data()
-        assert len(setup._compiled_parts(method)) == (4 if name == "fixmatch" else 3)  # moco_v2 copies the backbone alone
+        else:
+            method, data = harness.pretraining_method(name), harness.method_data(name)
+        assert len(setup._compiled_parts(method)) == parts
         harness.train(method, data, tmp_path / str(compiled), max_steps=3, logging_steps=1, torch_compile=compiled)
         assert all(part._compiled_call_impl is None for part in method.modules())
         logs.append([row["loss"] for row in read_log(tmp_path / str(compiled) / "log.jsonl")])
