@@ -129,6 +129,14 @@ def pinned_life(hub, folder: Path) -> dict:
         load_timm_weights(MsclForPreTraining(harness.config()))
     except ValueError as error:
         facts["rejected"][timm_name] = str(error)
+    # The same repository with weights: a teacher of the Hub
+    weights = Path(harness.weights_file()).read_bytes()
+    facts["teacher commit"] = f"{timm_name}@{commit(hub, timm_name, {'model.safetensors': weights})}"
+    harness.run("pretrain", *harness.TINY, *short, "--train-count", 4, "--method", "distill", "--teacher", "test_resnet",
+                "--teacher-pretrained", "--output-dir", folder / "student", draw_training=lambda *_: None,
+                draw_features=lambda *_: None)  # fmt: skip
+    stage = json.loads((folder / "student" / PROVENANCE).read_text())["stages"][-1]
+    facts["teacher"] = [stage["facts"]["teacher"], stage["facts"]["license of the teacher"]]
     facts["requests"] = [(method, path) for method, path, _ in hub.log[start:]]
     facts["code was run"] = sentinel.exists()
     return facts

@@ -135,16 +135,16 @@ class SegmentationTraining(Method):
 
     def unfreeze(self) -> None:
         if self.frozen_until < 1:
-            self._let_train(True)
+            self._set_trainable(True)
 
     def before_step(self) -> None:
         if self.frozen_until < 1:
-            self._let_train(not self.is_frozen)
+            self._set_trainable(not self.is_frozen)
         self.train()
 
-    def _let_train(self, trains: bool) -> None:
+    def _set_trainable(self, trainable: bool) -> None:
         for name in self.frozen_parts.parameters:
-            self.network.backbone.get_parameter(name).requires_grad_(trains)
+            self.network.backbone.get_parameter(name).requires_grad_(trainable)
 
     def train(self, mode: bool = True) -> "SegmentationTraining":
         """Set the training mode; frozen parts stay in evaluation mode, with the batch statistics that they have."""

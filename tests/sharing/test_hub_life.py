@@ -174,6 +174,11 @@ def test_integers_in_a_shard_are_rejected(pinned_facts):
     assert "as I32; expected" in pinned_facts["rejected"]["org/integers"]
 
 
+def test_a_teacher_of_the_hub_is_recorded_with_its_commit(pinned_facts):
+    """--teacher-pretrained downloads timm's weights; the record has their name, commit and license."""
+    assert pinned_facts["teacher"] == [pinned_facts["teacher commit"], "apache-2.0"]
+
+
 def test_no_code_of_timm_repositories_is_run(pinned_facts):
     """timm reads a pickle where there are no safetensors, but only tensors: one with code in it is rejected."""
     (message,) = (text for name, text in pinned_facts["rejected"].items() if name.startswith("timm/"))
