@@ -1,7 +1,7 @@
 """Losses as functions of tensors. They import torch only; `multi_scale` also imports its options, which are free of torch."""
 
 from .affinity import adaptive_affinity, affinity, affinity_decay
-from .consistency import class_probabilities, probability_loss, pseudo_label_loss
+from .consistency import class_probabilities, mean_over_valid, summed_binary_cross_entropy, summed_squared_difference
 from .copy_paste import foreground_contrast, foreground_mean
 from .cosine import cosine_to_target
 from .dense import dense_contrast, nearest_positions
@@ -18,4 +18,3 @@ from .region_mutual_information import one_versus_rest, region_mutual_informatio
 from .regional_contrast import HARD_BELOW, LABELLED_FROM, regional_contrast
 from .released import ReleasedPixelLoss, listed_pixel_contrast, released_pixel_contrast
 from .slices import region_contrast, slice_contrast
-from .weighted import weighted_cross_entropy

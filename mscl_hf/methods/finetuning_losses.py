@@ -1,9 +1,12 @@
 """The fine-tuning losses by name. To add one: a function that returns its terms, a row in FINETUNING_LOSSES, and its name in
 `FinetuningLossConfig.loss`."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import losses
@@ -11,15 +14,20 @@ from ..config import FinetuningLossConfig
 from ..messages import flag
 
 
-class Predicted(NamedTuple):
-    """The input of a loss: logits (B, K, h, w) of the network, full (B, K, H, W): the same at the labels' size, labels (B, H, W) with
-    255 = ignored, fraction_done: of training, size_logits (2, K, S): learned weights of the window sizes."""
+@dataclass(frozen=True)
+class Predicted:
+    """The input of a loss: logits (B, K, h, w) of the network, labels (B, H, W) with 255 = ignored, fraction_done: of training,
+    size_logits (2, K, S): learned weights of the window sizes."""
 
     logits: Tensor
-    full: Tensor
     labels: Tensor
     fraction_done: float
     size_logits: Tensor | None
+
+    @functools.cached_property
+    def full(self) -> Tensor:
+        """The logits (B, K, H, W) at the size of the labels."""
+        return F.interpolate(self.logits, size=self.labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
 # Terms of a loss by name, each a weight and a value; the loss is their weighted sum.

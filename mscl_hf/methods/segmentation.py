@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FinetuningLossConfig
@@ -12,7 +11,6 @@ from ..losses import HARD_BELOW, class_probabilities, labels_at, pixel_contrast,
 from ..losses.affinity import SIZES
 from ..losses.gather import mean_count, world_size
 from ..losses.labels import IGNORE_INDEX
-from ..losses.weighted import weighted_cross_entropy
 from ..models.heads_mscl import PixelHead
 from ..models.layer_groups import Frozen, freeze
 from ..models.modeling_mscl import MsclForSemanticSegmentation
@@ -183,11 +181,10 @@ class SegmentationTraining(Method):
             return {"loss": network(pixels, labels=labels).loss * share_of_labels(labels)}, None
         output = decoded(network, pixels)
         logits, auxiliary = output.logits, output.auxiliary
-        full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         sizes = None if self.size_logits is None else self.size_logits.view(2, -1, len(SIZES))
-        terms, logged = loss_terms(self.loss_config, Predicted(logits, full, labels, self.fraction_done, sizes))
+        terms, logged = loss_terms(self.loss_config, Predicted(logits, labels, self.fraction_done, sizes))
         if self.row.cross_entropy:
-            terms["loss_ce"] = 1.0, self.cross_entropy(full, labels)
+            terms["loss_ce"] = 1.0, self.cross_entropy(logits, labels)
         if auxiliary is not None:
             terms["loss_auxiliary"] = network.config.auxiliary_loss_weight, self.cross_entropy(auxiliary, labels)
         total = sum(weight * value for weight, value in terms.values())
@@ -201,7 +198,5 @@ class SegmentationTraining(Method):
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy, with the weights of the classes if there are any, of logits (B, K, h, w) resized to the labels."""
-        if self.class_weights is None:
-            return self.network.cross_entropy(logits, labels) * share_of_labels(labels)
-        full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        return weighted_cross_entropy(full, labels, self.class_weights)
+        value = self.network.cross_entropy(logits, labels, self.class_weights)
+        return value * share_of_labels(labels) if self.class_weights is None else value

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import SemiSupervisedConfig, TrainingConfig
-from ..losses import LABELLED_FROM, class_probabilities, probability_loss, pseudo_label_loss
+from ..losses import LABELLED_FROM, class_probabilities, mean_over_valid, summed_binary_cross_entropy, summed_squared_difference
 from ..losses.gather import mean_count
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag
+from ..models.cross_entropy_mscl import summed_cross_entropy
 from .creation import RunSize, fitting_momentum
 from .segmentation import Contrasted, SegmentationTraining, decoded
 from .teacher import EMANetwork, rising_momentum
@@ -279,7 +280,14 @@ class SemiSupervisedTraining(SegmentationTraining):
         self.class_confidence.copy_(torch.where(counts > 0, average, self.class_confidence))
 
     def consistency(self, logits: Tensor, targets: Targets) -> Tensor:
-        """Return the loss of logits (U, K, h, w) of a view."""
-        logits = F.interpolate(logits, size=targets.labels.shape[-2:], mode="bilinear", align_corners=False)
-        loss, reference = (probability_loss, targets.probabilities) if self.method.squared else (pseudo_label_loss, targets.labels)
-        return loss(logits, reference, self.is_kept(targets), targets.inside, self.row.sigmoid)
+        """Return the loss of logits (U, K, h, w) of a view: a mean over the pixels that are not padding."""
+        kept, size = self.is_kept(targets), targets.labels.shape[-2:]
+        if self.method.squared or self.row.sigmoid:
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if self.method.squared:
+            total = summed_squared_difference(logits, targets.probabilities, kept, self.row.sigmoid)
+        elif self.row.sigmoid:
+            total = summed_binary_cross_entropy(logits, targets.labels, kept)
+        else:
+            total = summed_cross_entropy(logits, targets.labels, kept)
+        return mean_over_valid(total, targets.inside)

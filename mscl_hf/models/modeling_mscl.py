@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from .base_mscl import MsclPreTrainedModel
 from .blocks_mscl import accept_indices, update_statistics_once
 from .configuration_mscl import MsclConfig
+from .cross_entropy_mscl import mean_cross_entropy
 from .decoders_mscl import DECODERS, conv_bn_relu
 from .heads_mscl import GlobalHead, LocalHead, PixelHead
 from .timm_mscl import build_timm_model, check_architecture, feature_levels, shared_weights, stage_names
@@ -295,13 +296,9 @@ class MsclForSemanticSegmentation(MsclPreTrainedModel):
             return logits, None
         return logits, self.auxiliary_head(maps[-2]).float()
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W)."""
-        ignore_index = self.config.semantic_loss_ignore_index
-        if logits.shape[-2:] != labels.shape[-2:]:
-            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
-        return total / (labels != ignore_index).sum().clamp(min=1)  # without labelled pixels: zero with a graph, not NaN
+    def cross_entropy(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Return the cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W), see `mean_cross_entropy`."""
+        return mean_cross_entropy(logits, labels, class_weights, self.config.semantic_loss_ignore_index)
 
 
 def _support_pipelines() -> None:

@@ -11,9 +11,9 @@ from test_recipes import write_folder
 
 from mscl_hf.config import FinetuningLossConfig
 from mscl_hf.data.class_weights import LIMITS, balanced_weights, weights_from_file
-from mscl_hf.losses import weighted_cross_entropy
 from mscl_hf.methods import SegmentationTraining
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
+from mscl_hf.models.cross_entropy_mscl import mean_cross_entropy
 
 CLASSES = ("road", "car", "sky")
 
@@ -34,9 +34,9 @@ def test_weighted_cross_entropy_in_closed_form():
     """Two labelled pixels and an ignored one: (3 log 2 + 1 (-log 0.9)) / 4 for weights 3 and 1."""
     logits = torch.tensor([[[[0.0, math.log(9.0), 5.0]], [[0.0, 0.0, -5.0]]]])  # (1, 2, 1, 3): p = 1/2; 0.9; ignored
     labels = torch.tensor([[[1, 0, 255]]])
-    loss = weighted_cross_entropy(logits, labels, torch.tensor([1.0, 3.0]))
+    loss = mean_cross_entropy(logits, labels, torch.tensor([1.0, 3.0]))
     assert loss.item() == pytest.approx((3 * math.log(2) - math.log(0.9)) / 4, rel=1e-6)
-    ignored = weighted_cross_entropy(logits.requires_grad_(), torch.full((1, 1, 3), 255), torch.tensor([1.0, 3.0]))
+    ignored = mean_cross_entropy(logits.requires_grad_(), torch.full((1, 1, 3), 255), torch.tensor([1.0, 3.0]))
     assert ignored.item() == 0 and ignored.requires_grad
 
 

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from mscl_hf.config import FinetuningLossConfig, SemiSupervisedConfig
 from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
-from mscl_hf.losses import pixel_contrast, probability_loss, pseudo_label_loss, regional_contrast
+from mscl_hf.losses import mean_over_valid, pixel_contrast, regional_contrast, summed_binary_cross_entropy, summed_squared_difference
 from mscl_hf.methods import RunSize, SegmentationTraining, create_training
 from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES
 from mscl_hf.methods.semi_supervised import SEMI_SUPERVISED, Targets, channel_factors, cutmix
 from mscl_hf.methods.teacher import rising_momentum
+from mscl_hf.models.cross_entropy_mscl import summed_cross_entropy
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training.pseudo_labels import PseudoLabelCheck
 from mscl_hf.transforms.unlabelled_view import SemiSupervisedView, cutmix_box
@@ -123,9 +124,10 @@ def test_losses_are_their_formulas(sigmoid):
         cross_entropy += -(torch.where(is_class, p, 1 - p).log().sum() if sigmoid else p[label].log())
         squared += (p - probabilities[b, :, i, j]).square().sum()
     assert 0 < kept.sum() < valid.sum()
-    torch.testing.assert_close(pseudo_label_loss(logits, labels, kept, valid, sigmoid), cross_entropy / valid.sum())
-    torch.testing.assert_close(probability_loss(logits, probabilities, kept, valid, sigmoid), squared / valid.sum())
-    assert pseudo_label_loss(logits, labels, valid & False, valid) == 0
+    summed = summed_binary_cross_entropy if sigmoid else summed_cross_entropy
+    torch.testing.assert_close(mean_over_valid(summed(logits, labels, kept), valid), cross_entropy / valid.sum())
+    torch.testing.assert_close(summed_squared_difference(logits, probabilities, kept, sigmoid), squared)
+    assert summed(logits, labels, valid & False) == 0
 
 
 def test_contrast_leaves_out_the_pixel_itself():

@@ -24,7 +24,7 @@ from mscl_hf.sharing.model_folder import write_model
 torch.set_num_threads(1)
 CODE = {
     f"{name}_mscl.py"
-    for name in ("base", "blocks", "checks", "configuration", "decoders", "fields", "heads", "modeling", "timm", "towers")
+    for name in ("base", "blocks", "checks", "configuration", "cross_entropy", "decoders", "fields", "heads", "modeling", "timm", "towers")
 }
 SHAPE = {"image_size": 64, "decoder_channels": 16}
 CLASSES = {0: "sky", 1: "road", 2: "tree"}

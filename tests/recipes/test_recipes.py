@@ -36,7 +36,7 @@ LOGGED = {"step", "loss", "loss_global", "loss_local", "loss_pixel", "floor_pixe
           "images_per_second", "data_wait"}  # fmt: skip
 SPACES = ("backbone", "global", "local", "pixel")
 HEALTH = {"probe_mean_iou"} | {f"{what}_{space}" for what in ("effective_rank", "spread") for space in SPACES}
-PARTS = ("base", "blocks", "checks", "configuration", "decoders", "fields", "heads", "modeling", "timm", "towers")
+PARTS = ("base", "blocks", "checks", "configuration", "cross_entropy", "decoders", "fields", "heads", "modeling", "timm", "towers")
 CODE = {f"{name}_mscl.py" for name in PARTS}
 HUB_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", ".card.sha256", "provenance.json"} | CODE
 RESULTS = {"mean_iou", "per_class_iou", "overall_accuracy", "split", "num_images", "seed", "config"}

@@ -1,0 +1,94 @@
+"""Cross-entropy of logits that are resized to their labels, in memory that does not grow with the number of classes.
+
+Letters: B images, K classes, h w the size of the logits, H W that of the labels, b images and r rows of a band.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Bytes of the logits of a band at the size of the labels: a CPU's caches are small, a GPU is faster with long kernels.
+BYTES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255) -> Tensor:
+    """Return the mean cross-entropy of the labelled pixels, each with the weight of its class: sum(w_y l) / sum(w_y).
+
+    logits (B, K, h, w), labels (B, H, W), class_weights (K,), None = all 1. 0, with a graph, where no pixel with a weight is labelled.
+    """
+    weights = labels != ignore_index
+    if class_weights is not None:
+        weights = class_weights.float()[labels.long() * weights] * weights
+    return summed_cross_entropy(logits, labels, weights) / weights.sum().clamp(min=1e-6)
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum over all pixels of the cross-entropy of logits that are resized bilinearly, as without align_corners.
+
+    Equals F.interpolate and F.cross_entropy up to rounding, in float32 (float64 for float64), and is not in autocast.
+    logits (B, K, h, w); labels (B, H, W): class ids, any number where the weight is 0; weights (B, H, W): not negative, no gradient.
+    """
+    logits, labels = logits if logits.dtype == torch.float64 else logits.float(), labels.long()
+    weights = weights.to(logits.dtype)
+    with torch.autocast(logits.device.type, enabled=False):
+        if torch.compiler.is_compiling() or logits.shape[-2:] == labels.shape[-2:]:  # a compiler fuses these, and would unroll the bands
+            full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            return (F.cross_entropy(full, labels.masked_fill(weights == 0, 0), reduction="none") * weights).sum()
+        return _SummedCrossEntropy.apply(logits, labels, weights, torch.is_grad_enabled())
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """`summed_cross_entropy`, band by band; forward also computes the gradient, which backward multiplies by that of the sum.
+
+    With V (H, h) and U (W, w) the matrices of linear interpolation, the logits of a class are X = V L U', and the gradient of L is
+    V' (p - y) U, where p is the softmax of X and y is 1 at the label. These products are faster than the backward pass of F.interpolate,
+    and need no atomic additions on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor, differentiate: bool) -> Tensor:
+        vertical, horizontal = (_interpolation(*sides, logits) for sides in zip(logits.shape[-2:], labels.shape[-2:]))
+        gradient = torch.zeros_like(logits) if differentiate and ctx.needs_input_grad[0] else None
+        total = logits.new_zeros(())
+        for images, rows in _bands(logits, labels):
+            sources = vertical[rows].any(0).nonzero()
+            above = slice(int(sources[0]), int(sources[-1]) + 1)  # rows of the logits that the band reads
+            of_rows = vertical[rows, above]
+            band_labels, band_weights = labels[images, rows].flatten(1)[:, None], weights[images, rows].flatten(1)[:, None]
+            band_labels = band_labels.masked_fill(band_weights == 0, 0)
+            narrow = (of_rows @ logits[images, :, above]).flatten(1, 2)  # (b, K * r, w)
+            scores = F.interpolate(narrow, size=labels.shape[-1], mode="linear").view(len(narrow), logits.shape[1], -1)  # (b, K, r * W)
+            of_label, largest = scores.gather(1, band_labels), scores.amax(1, keepdim=True)
+            exponentials = scores.sub_(largest).exp_()
+            sums = exponentials.sum(1, keepdim=True)
+            total += (band_weights * (sums.log() + largest - of_label)).sum()
+            if gradient is not None:
+                difference = exponentials.mul_(band_weights / sums)
+                difference.scatter_(1, band_labels, difference.gather(1, band_labels) - band_weights)
+                difference = difference.unflatten(2, (len(of_rows), labels.shape[-1]))
+                gradient[images, :, above] += of_rows.T @ (difference @ horizontal)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return ctx.saved_tensors[0] * gradient, None, None, None
+
+
+def _interpolation(source: int, target: int, like: Tensor) -> Tensor:
+    """Return the matrix (target, source) of linear interpolation, as F.interpolate without align_corners."""
+    return F.interpolate(torch.eye(source, dtype=like.dtype, device=like.device)[None], size=target, mode="linear")[0].T
+
+
+def _bands(logits: Tensor, labels: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield the images and rows of each band: some images at once, or some rows of one image."""
+    row_bytes = logits.shape[1] * labels.shape[-1] * logits.element_size()
+    height, count = labels.shape[-2], BYTES_AT_ONCE.get(logits.device.type, 1 << 26) // max(1, row_bytes)
+    images, rows = max(1, count // height), max(1, min(height, count))
+    for first in range(0, len(logits), images):
+        for top in range(0, height, rows):
+            yield slice(first, first + images), slice(top, min(top + rows, height))

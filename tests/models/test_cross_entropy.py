@@ -1,0 +1,92 @@
+"""The cross-entropy of resized logits: its values and gradients, its memory, and what it does at the limits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mscl_hf.models import cross_entropy_mscl
+from mscl_hf.models.cross_entropy_mscl import mean_cross_entropy, summed_cross_entropy
+
+
+def reference(logits, labels, weights):
+    """Resize all logits, then torch's cross-entropy."""
+    full = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return (F.cross_entropy(full, labels.masked_fill(weights == 0, 0), reduction="none") * weights).sum()
+
+
+def inputs(size=(5, 7), target=(19, 24), classes=6, batch=3, dtype=torch.float64):
+    torch.manual_seed(0)
+    labels, weights = torch.randint(classes, (batch, *target)), torch.rand(batch, *target, dtype=dtype)
+    ignored = torch.rand(batch, *target) < 0.3
+    logits = torch.randn(batch, classes, *size, dtype=dtype, requires_grad=True)
+    return logits, labels.masked_fill(ignored, 255), weights.masked_fill(ignored, 0)
+
+
+@pytest.mark.parametrize("band_bytes", [1, 2000, 9000, 1 << 22], ids=["one row", "some rows", "two images", "everything"])
+@pytest.mark.parametrize(
+    "size, target", [((5, 7), (19, 24)), ((5, 7), (5, 24)), ((5, 7), (10, 7)), ((9, 8), (4, 3)), ((1, 1), (6, 5)), ((4, 4), (4, 4))]
+)
+def test_equals_cross_entropy_of_resized_logits(monkeypatch, size, target, band_bytes):
+    """Value and gradient, for bands of any size, sizes that grow or shrink, ignored pixels and weights."""
+    monkeypatch.setitem(cross_entropy_mscl.BYTES_AT_ONCE, "cpu", band_bytes)
+    logits, labels, weights = inputs(size, target)
+    found, wanted = summed_cross_entropy(logits, labels, weights), reference(logits, labels, weights)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    (found_grad,), (wanted_grad,) = (torch.autograd.grad(3 * value, logits) for value in (found, wanted))
+    torch.testing.assert_close(found_grad, wanted_grad, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(summed_cross_entropy(logits, labels, weights), wanted)
+
+
+def test_gradient_is_that_of_the_value():
+    logits, labels, weights = inputs((2, 3), (5, 4), classes=3, batch=2)
+    assert torch.autograd.gradcheck(lambda x: summed_cross_entropy(x, labels, weights), logits)
+
+
+def test_no_tensor_has_all_classes_at_full_size():
+    """With 150 classes, no tensor of the loss or of its gradient has a twentieth of the numbers of the resized logits."""
+    logits, labels, weights = inputs((17, 17), (257, 257), classes=150, batch=2, dtype=torch.float32)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(x, torch.Tensor))
+            return result
+
+    with Sizes():
+        summed_cross_entropy(logits, labels, weights).backward()
+    assert len(sizes) > 100 and max(sizes) < 2 * 150 * 257 * 257 / 18
+
+
+def test_limits():
+    """Large logits stay finite, bfloat16 is computed in float32 in spite of autocast, and a label that is no class is an error."""
+    logits, labels, weights = inputs(dtype=torch.float32)
+    large = (logits.detach() * 1e4).requires_grad_()
+    value = summed_cross_entropy(large, labels, weights)
+    value.backward()
+    torch.testing.assert_close(value, reference(large, labels, weights))
+    assert large.grad.isfinite().all()
+    half = logits.detach().bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = summed_cross_entropy(half, labels, weights)
+    assert found.dtype == torch.float32 and torch.equal(found, summed_cross_entropy(half.float(), labels, weights))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        summed_cross_entropy(logits, labels.masked_fill(labels == 2, 6), weights)
+
+
+def test_nothing_labelled_is_zero_with_a_graph():
+    logits, labels, _ = inputs()
+    value = mean_cross_entropy(logits, torch.full_like(labels, 255))
+    value.backward()
+    assert value == 0 and (logits.grad == 0).all()
+
+
+def test_compiled_loss_is_one_graph():
+    """A compiler gets two operations that it can fuse instead of a loop; the value and the gradient are the same."""
+    logits, labels, weights = inputs()
+    compiled = torch.compile(summed_cross_entropy, fullgraph=True, backend="aot_eager")
+    values = [function(logits, labels, weights) for function in (summed_cross_entropy, compiled)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values))
