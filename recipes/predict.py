@@ -84,22 +84,23 @@ def predict_pending(
     mine = pending[accelerator.process_index :: accelerator.num_processes]
 
     def work() -> list[tuple]:
-        rows = []
+        rows, threads = [], config.inference.eval_threads
+        paths, names = ([of_all[i] for i in mine] for of_all in (listed.paths, listed.names))
         with evaluation.evaluating(network.to(accelerator.device)):
             predictor = evaluation.Predictor(
                 evaluation.finite(network), network.config, accelerator.device, config.inference, accelerator.autocast
             )
-            for i in progress_bar(mine, desc="predict", unit="image", disable=None if run.is_main else True):
-                try:
-                    options = config.run.image_range, config.run.bands
-                    rows.append((i, folder.predict(predictor, listed.paths[i], listed.names[i], *options), None))
-                except data.BadSample as error:
-                    print(f"skipped: {error}", flush=True)
-                    rows.append((i, None, str(error)))
+            results = folder.predict(predictor, paths, names, config.run.image_range, config.run.bands, threads)
+            bar = progress_bar(results, total=len(mine), desc="predict", unit="image", disable=None if run.is_main else True)
+            for number, result in bar:
+                if isinstance(result, str):
+                    print(f"skipped: {result}", flush=True)
+                rows.append((mine[number], result))
         return rows
 
     rows = sorted(gather_object(training.together(accelerator, work, "predicting images", on_all=True)), key=lambda row: row[0])
-    return {i: image for i, image, _ in rows if image}, {listed.paths[i]: reason for i, _, reason in rows if reason}
+    failed = {listed.paths[i]: result for i, result in rows if isinstance(result, str)}
+    return {i: result for i, result in rows if not isinstance(result, str)}, failed
 
 
 def report(result: PredictResult, folder: "evaluation.PredictionFolder") -> None:

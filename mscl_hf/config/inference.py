@@ -22,6 +22,10 @@ class InferenceConfig(Section):
     window_weights: Literal["distance", "uniform"] | None = option(
         None, "with --mode slide: average windows by the distance to their border, without seams, or uniformly (default: distance)"
     )
+    eval_batch_size: int | None = option(
+        None, "images of one size, or windows, that the network sees at once (default: 1 on a CPU, 8 on a GPU)", at_least=1
+    )
+    eval_threads: int = option(2, "threads that read images, and write predictions, while the network runs", at_least=0)
 
     def __post_init__(self):
         super().__post_init__()

@@ -143,7 +143,8 @@ def view_of(network: Network, image: np.ndarray) -> View:
 
     predictor = Predictor(model, config, network.device, InferenceConfig(base_size=config.base_size))
     if has_classifier:
-        mask, classes = predictor.ids(image).astype(np.uint8), tuple(config.id2label[i] for i in range(config.num_labels))
+        mask = predictor.ids([image])[0].cpu().numpy().astype(np.uint8)
+        classes = tuple(config.id2label[i] for i in range(config.num_labels))
     else:
         mask, classes = None, ()
         predict_logits(model, predictor.normalized(image), (1, 1), predictor.options)  # for its maps alone

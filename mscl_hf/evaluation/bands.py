@@ -29,12 +29,12 @@ class ScaledImage:
 
 @torch.inference_mode()
 def logit_bands(
-    model: Callable, images: Sequence[ScaledImage], out_size: tuple[int, int], options: InferenceConfig
+    model: Callable, images: Sequence[ScaledImage], out_size: tuple[int, int], options: InferenceConfig, windows: int = 1
 ) -> Iterator[Tensor]:
-    """Yield what `predict_logits` returns in bands (1, K, rows, W), up to rounding. images: one for each scale of the options."""
+    """Yield what `predict_logits` returns in bands (1, K, rows, W), up to rounding. images: one image at each scale of the options."""
     height, width = out_size
     mirrors = (False, True) if options.flip else (False,)
-    views = [_View(model, image, mirrored, out_size, options) for image in images for mirrored in mirrors]
+    views = [_View(model, image, mirrored, out_size, options, windows) for image in images for mirrored in mirrors]
     rows = max(1, BAND // width)
     for top in range(0, height, rows):
         bands = (view.band(top, min(top + rows, height)) for view in views)
@@ -47,9 +47,11 @@ def logit_bands(
 class _View:
     """The logits of one view: band by band, from the top to the bottom."""
 
-    def __init__(self, model: Callable, image: ScaledImage, mirrored: bool, out_size: tuple[int, int], options: InferenceConfig):
+    def __init__(
+        self, model: Callable, image: ScaledImage, mirrored: bool, out_size: tuple[int, int], options: InferenceConfig, windows: int
+    ):
         self.mirrored, self.out_size = mirrored, out_size
-        self.strips = self._of_windows(model, image, options) if uses_windows(image.size, options) else self._whole(model, image)
+        self.strips = self._of_windows(model, image, options, windows) if uses_windows(image.size, options) else self._whole(model, image)
         self.map = next(self.strips)  # (1, K, rows, w), the strips that the next band needs
         self.first = 0  # its first row
 
@@ -60,9 +62,9 @@ class _View:
             return image.crop
         return lambda rows, columns: image.crop(rows, slice(width - columns.stop, width - columns.start)).flip(-1)
 
-    def _of_windows(self, model: Callable, image: ScaledImage, options: InferenceConfig) -> Iterator[Tensor]:
+    def _of_windows(self, model: Callable, image: ScaledImage, options: InferenceConfig, windows: int) -> Iterator[Tensor]:
         self.height = image.size[0]
-        return map(log_of, window_strips(model, self._crop(image), image.size, options))
+        return map(log_of, window_strips(model, self._crop(image), image.size, options, windows))
 
     def _whole(self, model: Callable, image: ScaledImage) -> Iterator[Tensor]:
         height, width = image.size

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import InferenceConfig
 from ..data.dataset import Sample, SegmentationData
@@ -21,6 +21,7 @@ from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
 from ..progress_bar import progress_bar
 from ..visual.figures import prediction_sheet
+from .batches import in_threads, of_one_size
 from .metrics import MeanIoU, mean_of_present
 from .prediction import Predictor
 from .report import draw_confusion
@@ -61,12 +62,11 @@ def evaluate_model(
     scored = scored_indices(data.classes, score_classes)
     if by_evaluate is not None and accelerator.num_processes > 1:
         raise ValueError(f"--by-evaluate is {by_evaluate} on {accelerator.num_processes} processes; expected 1 process. Leave it out.")
-    metric, other = MeanIoU(), None if by_evaluate is None else evaluate.load(by_evaluate)
+    other = None if by_evaluate is None else evaluate.load(by_evaluate)
     started = time.perf_counter()
     with evaluating(network):
-        metrics = [metric] if other is None else [metric, other]
-        areas, confusion = _count_everywhere(Predictor.of_network(network, accelerator, options), data, accelerator, metrics)
-    results = _results(areas, data.classes, scored) | {"confusion": _by_name(confusion, data.classes)}
+        counts = _count_everywhere(Predictor.of_network(network, accelerator, options), data, accelerator, other)
+    results = _results(_areas(counts), data.classes, scored) | {"confusion": _by_name(counts, data.classes)}
     if pictures_dir is not None and accelerator.is_main_process:
         folder = Path(pictures_dir)
         with _logged_failure("predictions.png"):
@@ -139,7 +139,7 @@ def predict_masks(
     network = accelerator.unwrap_model(model).to(accelerator.device)
     with evaluating(network):
         predictor = Predictor.of_network(network, accelerator, with_size_of(network, options))
-        return [_predicted(predictor, sample) for sample in samples]
+        return [predictor.ids([sample.image], _size_of_ids(sample))[0].cpu().numpy() for sample in samples]
 
 
 def in_sentences(results: dict) -> list[str]:
@@ -155,9 +155,9 @@ def in_sentences(results: dict) -> list[str]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Set evaluation mode; restore the previous mode at the end."""
+    """Set evaluation mode, and the memory order in which convolutions are fast; restore the previous mode at the end."""
     was_training = network.training
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)
     try:
         yield
     finally:
@@ -170,37 +170,59 @@ def with_size_of(network: nn.Module, options: InferenceConfig | None = None) -> 
     return options if options.base_size is not None else replace(options, base_size=getattr(network.config, "base_size", 0))
 
 
-def _predicted(predictor: Predictor, sample: Sample) -> np.ndarray:
-    """Return the class ids (H, W) of a sample, of the size of its mask, or of its image where it has no mask."""
-    return predictor.ids(sample.image, None if sample.mask is None else sample.mask.shape)
+def _size_of_ids(sample: Sample) -> tuple[int, int]:
+    """Return the size (H, W) of the ids of a sample: that of its mask, or of its image where it has no mask."""
+    return sample.image.shape[:2] if sample.mask is None else sample.mask.shape
 
 
 def _count_everywhere(
-    predictor: Predictor, data: SegmentationData, accelerator: Accelerator, metrics: Sequence[evaluate.EvaluationModule]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Add this process's images to the metrics; return the sums of `areas` and `confusion` of the first one over all processes."""
-    num_images, failure = 0, None
+    predictor: Predictor, data: SegmentationData, accelerator: Accelerator, other: evaluate.EvaluationModule | None
+) -> np.ndarray:
+    """Predict this process's images; return the pixels by true and predicted class, (K, K) int64, of all processes.
+
+    other: a metric that the predictions are added to.
+    """
+    counts, num_images, failure = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=predictor.device), 0, None
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
+    bar = progress_bar(total=len(indices), desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True)
+    samples = in_threads(data.read, indices, predictor.options.eval_threads)
+
+    def sizes_of(sample: Sample) -> tuple:
+        return sample.image.shape[:2], _size_of_ids(sample)
+
     try:
-        for index in progress_bar(indices, desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True):
-            sample = data.read(index)
-            prediction = _predicted(predictor, sample)
-            for metric in metrics:
-                metric.add_batch(predictions=[prediction], references=[sample.mask])
-            num_images += 1
+        for group in of_one_size(samples, sizes_of, lambda sizes: predictor.at_once(*sizes)):
+            predictions = predictor.ids([sample.image for sample in group], _size_of_ids(group[0]))
+            for sample, ids in zip(group, predictions):
+                counts += pixel_pairs(ids, torch.from_numpy(sample.mask).to(ids.device), data.num_classes)
+                if other is not None:
+                    other.add_batch(predictions=[ids.cpu().numpy()], references=[sample.mask])
+            num_images += len(group)
+            bar.update(len(group))
     except Exception as error:  # raised below: the other processes wait in reduce()
         failure = error
-    options = {"num_labels": data.num_classes, "ignore_index": IGNORE_INDEX}
-    areas, confusion = metrics[0].areas(**options), metrics[0].confusion(**options)
-    state = np.concatenate([areas.ravel(), confusion.ravel(), [num_images, failure is not None]])
-    state = accelerator.reduce(torch.from_numpy(state).to(accelerator.device), "sum").cpu().numpy()
+    finally:
+        bar.close()
+    state = torch.cat([counts.flatten(), counts.new_tensor([num_images, failure is not None])])
+    state = accelerator.reduce(state, "sum").cpu().numpy()
     if failure is not None:
         raise failure
     if state[-1]:
         raise OSError("Evaluation failed on another process; see its error message.")
     if state[-2] != len(data):
         raise RuntimeError(f"Counted {state[-2]} images; expected {len(data)}. All processes must have the same data set.")
-    return state[: areas.size].reshape(areas.shape), state[areas.size : -2].reshape(confusion.shape)
+    return state[:-2].reshape(counts.shape)
+
+
+def pixel_pairs(ids: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Return the pixels by true and predicted class, (K, K) int64, of class ids and a mask (H, W) in which 255 is ignored."""
+    codes = mask.flatten().long() * num_classes + ids.flatten()
+    return torch.bincount(codes[mask.flatten() != IGNORE_INDEX], minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def _areas(counts: np.ndarray) -> np.ndarray:
+    """Return intersection, predicted and labelled pixels of each class, (3, K), of the pixels by true and predicted class (K, K)."""
+    return np.stack([counts.diagonal(), counts.sum(0), counts.sum(1)])
 
 
 def _results(areas: np.ndarray, classes: Sequence[str], scored: list[int]) -> dict:

@@ -1,6 +1,6 @@
-"""Logits and class ids of one image: whole or by windows, mirrored, at several scales. `prediction.py` also predicts larger images.
+"""Logits and class ids of images of one size: whole or by windows, mirrored, at several scales. `prediction.py` also predicts larger ones.
 
-Letters: B batch, K classes, H W height and width of the image in pixels, h w of the logits.
+Letters: B images, K classes, H W height and width of the image in pixels, h w of the logits.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ PART = 16  # channels per part of a larger map in channels-last order; the value
 
 @torch.inference_mode()
 def predict_logits(
-    model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None
+    model: nn.Module, images: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None, windows: int = 1
 ) -> Tensor:
-    """Return the class logits (1, K, *out_size) of one image, float32.
+    """Return the class logits (B, K, *out_size) of images, float32.
 
     model: model(pixel_values=x).logits is (B, K, h, w).
-    image: (1, 3, H, W), normalized, on the model's device. It is not scaled where base_size of the options is None.
+    images: (B, 3, H, W), normalized, on the model's device. They are not scaled where base_size of the options is None.
+    windows: number of windows of an image that the model is given at once.
     One view: its logits, upsampled bilinearly. Several views (scales, mirror image, windows): the logarithm of their mean probabilities,
     so that the softmax of the result gives the probabilities in both cases.
     """
     options = options or InferenceConfig()
-    _check_image(image)
     mirrors = (False, True) if options.flip else (False,)
     total = None
-    for view in _scaled(image, options):
+    for view in _scaled(images, options):
         for mirror in mirrors:
-            logits = _view_logits(model, view.flip(-1) if mirror else view, options)
+            logits = _view_logits(model, view.flip(-1) if mirror else view, options, windows)
             logits = resize(logits.flip(-1) if mirror else logits, out_size)
             if is_one_view(options):
                 return logits
@@ -45,17 +45,22 @@ def predict_logits(
 
 
 @torch.inference_mode()
-def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None) -> Tensor:
-    """Return the class ids of one image, integers of shape out_size: the argmax of `predict_logits`, the lowest id among equal logits.
+def predict_ids(
+    model: nn.Module, images: Tensor, out_size: tuple[int, int], options: InferenceConfig | None = None, windows: int = 1
+) -> list[Tensor]:
+    """Return the class ids of each image, integers of shape out_size: the argmax of `predict_logits`, the lowest id among equal logits.
 
-    With one view, a large map of logits is upsampled a few channels at a time, to save memory.
+    With one view, the logits are upsampled image by image, and large maps a few channels at a time, to save memory.
     """
     options = options or InferenceConfig()
     if not is_one_view(options):
-        return _argmax(predict_logits(model, image, out_size, options))
-    _check_image(image)
-    (view,) = _scaled(image, options)
-    logits = _view_logits(model, view, options)
+        return [_argmax(logits) for logits in predict_logits(model, images, out_size, options, windows).split(1)]
+    (view,) = _scaled(images, options)
+    return [_resized_argmax(logits, out_size) for logits in _view_logits(model, view, options, windows).split(1)]
+
+
+def _resized_argmax(logits: Tensor, out_size: tuple[int, int]) -> Tensor:
+    """Return the argmax (*out_size) of logits (1, K, h, w) at another size."""
     if logits.shape[1] < 4 or logits.shape[1] * math.prod(out_size) <= MAX_NUMBERS:
         return _argmax(resize(logits, out_size))
     best, ids = None, torch.zeros(out_size, dtype=torch.int16, device=logits.device)
@@ -66,11 +71,6 @@ def predict_ids(model: nn.Module, image: Tensor, out_size: tuple[int, int], opti
         ids.masked_fill_(channel > best, class_id)
         torch.maximum(best, channel, out=best)
     return ids
-
-
-def _check_image(image: Tensor) -> None:
-    if image.ndim != 4 or len(image) != 1:
-        raise ValueError(f"image has shape {tuple(image.shape)}; expected (1, 3, H, W), one image.")
 
 
 def is_one_view(options: InferenceConfig) -> bool:
@@ -104,22 +104,22 @@ def view_size(size: tuple[int, int], scale: float, options: InferenceConfig) -> 
     return height, width
 
 
-def _scaled(image: Tensor, options: InferenceConfig) -> Iterator[Tensor]:
-    """Yield the image at each scale."""
-    size = tuple(image.shape[-2:])
+def _scaled(images: Tensor, options: InferenceConfig) -> Iterator[Tensor]:
+    """Yield the images at each scale."""
+    size = tuple(images.shape[-2:])
     for scale in options.scales:
-        yield resize(image, view_size(size, scale, options), antialias=True)
+        yield resize(images, view_size(size, scale, options), antialias=True)
 
 
-def _view_logits(model: nn.Module, image: Tensor, options: InferenceConfig) -> Tensor:
-    """Return the logits of one view: (1, K, h, w) of the whole image, or (1, K, H, W) averaged over windows."""
-    height, width = image.shape[-2:]
+def _view_logits(model: nn.Module, images: Tensor, options: InferenceConfig, windows: int) -> Tensor:
+    """Return the logits of one view: (B, K, h, w) of whole images, or (B, K, H, W) averaged over windows."""
+    height, width = images.shape[-2:]
     if not uses_windows((height, width), options):
-        return model(pixel_values=image).logits.float()
+        return model(pixel_values=images).logits.float()
     logits, first = None, 0
-    for strip in window_strips(model, lambda rows, columns: image[..., rows, columns], (height, width), options):
+    for strip in window_strips(model, lambda rows, columns: images[..., rows, columns], (height, width), options, windows):
         if logits is None:
-            logits = strip.new_empty(1, strip.shape[1], height, width)
+            logits = strip.new_empty(*strip.shape[:2], height, width)
         logits[:, :, first : first + strip.shape[2]] = log_of(strip)
         first += strip.shape[2]
     return logits

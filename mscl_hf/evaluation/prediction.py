@@ -1,11 +1,11 @@
 """From the pixels of an image to logits and class ids: the one way that evaluation, `mscl-predict` and `mscl-demo` use.
 
-Letters: K classes, H W height and width of the image in pixels.
+Letters: B images, K classes, H W height and width of the image in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 
@@ -18,10 +18,13 @@ from ..config import InferenceConfig
 from ..data.pixels import BadSample
 from ..models.normalization import image_statistics, normalize
 from .bands import ScaledImage, logit_bands
+from .batches import InBatches
 from .inference import is_one_view, predict_ids, predict_logits, resize, view_size
+from .windows import uses_windows
 
 MAX_MAP = 2**28  # numbers of a map of logits (K, H, W) that is in memory at once: 1 GiB
 MAX_WHOLE = 2**25  # pixels that the network receives at once
+BATCH_ON_GPU = 8
 CHANNELS_AT_ONCE = 8  # of the logits that `predict_ids` enlarges at once
 
 
@@ -36,7 +39,8 @@ class Predictor:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):  # fmt: skip
         """model: model(pixel_values=x).logits is (B, K, h, w). config: of the network. autocast: as `Accelerator.autocast`."""
-        self.model, self.config, self.device, self.options, self.autocast = model, config, device, options, autocast
+        self.config, self.device, self.options, self.autocast = config, device, options, autocast
+        self.model = InBatches(model, options.eval_batch_size or (1 if device.type == "cpu" else BATCH_ON_GPU))
         self.statistics = image_statistics(config, device)
 
     @classmethod
@@ -44,17 +48,22 @@ class Predictor:
         """Return the predictor of a network on the accelerator's device and in its precision."""
         return cls(network, network.config, accelerator.device, options, accelerator.autocast)
 
-    def ids(self, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the class ids (H, W), integers, of the image's size or another one."""
-        size = size or image.shape[:2]
+    def ids(self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> list[Tensor]:
+        """Return the class ids (H, W), integers on the device, of each of these images of one size; of that size or another one."""
+        size = size or images[0].shape[:2]
         if not self._is_large(size):
             with self.autocast():
-                return predict_ids(self.model, self.normalized(image), size, self.options).cpu().numpy()
-        ids, top = np.empty(size, dtype=np.int16), 0
-        for band in self.bands(image, size):
-            ids[top : top + band.shape[2]] = band[0].argmax(0).cpu().numpy()
-            top += band.shape[2]
-        return ids
+                return predict_ids(self.model, torch.cat([*map(self.normalized, images)]), size, self.options, self.model.size)
+        return [torch.cat([band[0].argmax(0).short() for band in self.bands(image, size)]) for image in images]
+
+    def at_once(self, size: tuple[int, int], out_size: tuple[int, int]) -> int:
+        """Return how many images of this size (H, W) `ids` may be given, for ids of out_size. Of an image in windows, it is one."""
+        views = [view_size(size, scale, self.options) for scale in self.options.scales]
+        pixels = max(height * width for height, width in views)
+        if self._is_large(out_size) or any(uses_windows(view, self.options) for view in views):
+            return 1
+        maps = self.model.size if is_one_view(self.options) else MAX_MAP // (out_size[0] * out_size[1] * self.config.num_labels)
+        return max(1, min(self.model.size, MAX_WHOLE // pixels, maps))
 
     def bands(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
         """Yield the class logits in bands (1, K, rows, W), float32, from the top to the bottom; a small image is one band.
@@ -63,10 +72,11 @@ class Predictor:
         """
         size = size or image.shape[:2]
         if self._is_large(size):
-            yield from logit_bands(self._in_precision, [self._scaled(image, scale) for scale in self.options.scales], size, self.options)
+            scaled = [self._scaled(image, scale) for scale in self.options.scales]
+            yield from logit_bands(self._in_precision, scaled, size, self.options, self.model.size)
             return
         with self.autocast():
-            logits = predict_logits(self.model, self.normalized(image), size, self.options)
+            logits = predict_logits(self.model, self.normalized(image), size, self.options, self.model.size)
         yield logits
 
     def check_size(self, size: tuple[int, int], name: str) -> None:

@@ -6,6 +6,7 @@ Letters: K classes, H W height and width of the image in pixels, as stored in it
 import csv
 import io
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..messages import first_three
 from ..records.files import replacing
 from ..visual.legend import draw_legend
 from ..visual.palette import class_colors, overlay
+from .batches import in_threads, of_one_size
 from .prediction import Predictor
 
 MASKS, OVERLAYS, CONFIDENCE, PROBABILITIES = "masks", "overlays", "confidence", "probabilities"
@@ -48,6 +50,31 @@ class PredictedImage:
     def shares(self) -> list[float]:
         """The share of each class, in [0, 1]."""
         return [count / (self.width * self.height) for count in self.pixels]
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image to predict. number: its position in the list. state: of its file. file: its pixels."""
+
+    number: int
+    path: Path
+    name: str
+    state: str
+    file: ImageFile
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The size (H, W) of the upright image."""
+        return self.file.levels.shape[:2]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """ids (H, W) uint8 and confidence (H, W) uint8 or None of an image, in the pixel order of its file."""
+
+    image: OpenedImage
+    ids: np.ndarray
+    confidence: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -82,42 +109,85 @@ class PredictionFolder:
         return self._result(path, mask, ids)
 
     def predict(
-        self, predictor: Predictor, path: Path, name: str, image_range: tuple[int, int] | None, bands: Sequence[int] | None = None
-    ) -> PredictedImage:
-        """Predict an image and write its files, the mask last. Raises BadSample for an image that cannot be used."""
+        self, predictor: Predictor, paths: Sequence[Path], names: Sequence[str], image_range: tuple[int, int] | None,
+        bands: Sequence[int] | None = None, threads: int = 0,
+    ) -> Iterator[tuple[int, PredictedImage | str]]:  # fmt: skip
+        """Predict images and write their files; threads read and write while the network runs.
+
+        Yields the position of each image in the list, with its result or with the reason why it cannot be used, in any order.
+        """
+        unusable = deque()
+
+        def opened(number: int) -> OpenedImage | tuple[int, str]:
+            try:
+                return self._open(predictor, number, paths[number], names[number], image_range, bands)
+            except BadSample as error:
+                return number, str(error)
+
+        def usable() -> Iterator[OpenedImage]:
+            for image in in_threads(opened, range(len(paths)), threads):
+                if isinstance(image, OpenedImage):
+                    yield image
+                else:
+                    unusable.append(image)
+
+        groups = of_one_size(usable(), lambda image: image.size, lambda size: predictor.at_once(size, size))
+        predictions = (prediction for group in groups for prediction in self._predict(predictor, group))
+        for result in in_threads(lambda prediction: (prediction.image.number, self._write(prediction)), predictions, threads):
+            yield result
+            while unusable:
+                yield unusable.popleft()
+        yield from unusable
+
+    def _open(
+        self, predictor: Predictor, number: int, path: Path, name: str, image_range: tuple[int, int] | None, bands: Sequence[int] | None
+    ) -> OpenedImage:
+        """Read an image. Raises BadSample for one that cannot be used."""
         try:
             state = _state(path)
         except OSError as error:
             raise BadSample(f"{path} cannot be read ({error.strerror}). Replace it, or remove it.") from error
         image = read_image_file(path, image_range, self.max_pixels, bands)
         predictor.check_size(image.levels.shape[:2], str(path))
+        return OpenedImage(number, path, name, state, image)
+
+    def _predict(self, predictor: Predictor, images: Sequence[OpenedImage]) -> Iterator[Prediction]:
+        """Predict images of one size; probabilities are written at once."""
         try:
-            ids, confidence = self._compute(predictor, image, name)
+            if {CONFIDENCE, PROBABILITIES} & set(self.kinds):
+                for image in images:
+                    yield Prediction(image, *self._compute(predictor, image.file, image.name))
+                return
+            for image, predicted in zip(images, predictor.ids([image.file.levels for image in images])):
+                ids = np.empty(_stored_size(image.file), np.uint8)
+                upright_view(ids, image.file.orientation)[:] = predicted.cpu().numpy()
+                yield Prediction(image, ids, None)
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"{path} needs more memory than the GPU has. Give --mode slide or a smaller --window, and another --output-dir."
+                f"{images[0].path} needs more memory than the GPU has. Give --mode slide or a smaller --window, and another --output-dir."
             ) from error
-        if confidence is not None:
-            _save(Image.fromarray(confidence), self.path(CONFIDENCE, name), image.orientation)
+
+    def _write(self, prediction: Prediction) -> PredictedImage:
+        """Write the files of a prediction, the mask last."""
+        image, ids = prediction.image, prediction.ids
+        orientation, name = image.file.orientation, image.name
+        if prediction.confidence is not None:
+            _save(Image.fromarray(prediction.confidence), self.path(CONFIDENCE, name), orientation)
         if OVERLAYS in self.kinds:
             with replacing(self.path(OVERLAYS, name)) as file:
-                Image.fromarray(_overlay(image.levels, upright_view(ids, image.orientation), self.classes)).save(file, format="PNG")
+                Image.fromarray(_overlay(image.file.levels, upright_view(ids, orientation), self.classes)).save(file, format="PNG")
         mask = self.path(MASKS, name)
         picture = Image.fromarray(ids)
         picture.putpalette(class_colors(self.classes).tobytes())
         text = PngImagePlugin.PngInfo()
-        text.add_text(SOURCE, state)
-        _save(picture, mask, image.orientation, pnginfo=text)
-        return self._result(path, mask, ids)
+        text.add_text(SOURCE, image.state)
+        _save(picture, mask, orientation, pnginfo=text)
+        return self._result(image.path, mask, ids)
 
     def _compute(self, predictor: Predictor, image: ImageFile, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return ids (H, W) uint8 and confidence (H, W) uint8 or None, in the pixel order of the file; probabilities are written."""
-        height, width = image.levels.shape[:2]
-        stored_size = (width, height) if image.orientation >= 5 else (height, width)
+        stored_size = _stored_size(image)
         ids = np.empty(stored_size, np.uint8)
-        if not {CONFIDENCE, PROBABILITIES} & set(self.kinds):
-            upright_view(ids, image.orientation)[:] = predictor.ids(image.levels)
-            return ids, None
         confidence = np.empty(stored_size, np.uint8) if CONFIDENCE in self.kinds else None
         outputs = [None if array is None else upright_view(array, image.orientation) for array in (ids, confidence)]
         bands = predictor.bands(image.levels)
@@ -168,6 +238,12 @@ class PredictionFolder:
         (self.folder / FAILED).unlink(missing_ok=True)
         if failed:
             _write_csv(self.folder / FAILED, ("image", "reason"), list(failed.items()))
+
+
+def _stored_size(image: ImageFile) -> tuple[int, int]:
+    """Return (H, W) in the pixel order of the file."""
+    height, width = image.levels.shape[:2]
+    return (width, height) if image.orientation >= 5 else (height, width)
 
 
 def failure_message(failed: dict[Path, str], total: int) -> str:

@@ -1,6 +1,6 @@
 """Overlapping windows: their positions and weights, and their averaged probabilities, one strip of rows after another.
 
-Letters: K classes, H W height and width of the image in pixels.
+Letters: B images, K classes, H W height and width of the image in pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from ..config.inference import InferenceConfig
 from ..data.tiles import window_starts
 
-Crop = Callable[[slice, slice], Tensor]  # from rows and columns to (1, 3, h, w), normalized
+Crop = Callable[[slice, slice], Tensor]  # from rows and columns to (B, 3, h, w), normalized
 
 
 def axis_weights(start: int, length: int, options: InferenceConfig, device: torch.device | str | None = None) -> Tensor:
@@ -44,22 +44,23 @@ def uses_windows(size: tuple[int, int], options: InferenceConfig) -> bool:
     return options.mode == "slide" and max(size) > options.window
 
 
-def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: InferenceConfig) -> Iterator[Tensor]:
-    """Yield the averaged probabilities of all windows, as strips (1, K, rows, W) from the top of the image to its bottom.
+def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: InferenceConfig, at_once: int = 1) -> Iterator[Tensor]:
+    """Yield the averaged probabilities of all windows, as strips (B, K, rows, W) from the top of the images to their bottom.
 
     model: model(pixel_values=x).logits is (B, K, h, w). size: (H, W). Only the rows of one row of windows are in memory.
+    at_once: number of windows of an image that the model is given at once.
     """
     height, width = size
     tops, lefts = (window_starts(length, options.window, options.stride) for length in size)
-    sums = None  # (1, K + 1, rows, W): weighted probabilities and, last, the weights
+    spans = [slice(left, min(left + options.window, width)) for left in lefts]
+    sums = None  # (B, K + 1, rows, W): weighted probabilities and, last, the weights
     first = 0  # row of the image that is the first one of the sums
     for top, next_top in zip(tops, [*tops[1:], height]):
         bottom = min(top + options.window, height)
         rows = slice(top - first, bottom - first)
-        for left in lefts:
-            columns = slice(left, min(left + options.window, width))
-            pixels = crop(slice(top, bottom), columns)
-            probabilities = _enlarged(model(pixel_values=pixels).logits.float(), pixels.shape[-2:]).softmax(1)
+        for columns, logits in _logits_of_windows(model, crop, slice(top, bottom), spans, at_once):
+            left = columns.start
+            probabilities = _enlarged(logits, (bottom - top, columns.stop - left)).softmax(1)
             if left == 0:
                 sums = _extended(sums, probabilities, rows.stop, width)
             axes = ((top, height), (left, width))
@@ -73,13 +74,20 @@ def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: I
         yield strip
 
 
+def _logits_of_windows(model: Callable, crop: Crop, rows: slice, spans: list[slice], at_once: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the columns and the logits (B, K, h, w) of each window of a row of windows. spans: their columns."""
+    for some in (spans[first : first + at_once] for first in range(0, len(spans), at_once)):
+        logits = model(pixel_values=torch.cat([crop(rows, columns) for columns in some])).logits.float()
+        yield from zip(some, logits.chunk(len(some)))
+
+
 def _extended(sums: Tensor | None, probabilities: Tensor, rows: int, width: int) -> Tensor:
     """Return the sums with zeros below, in `rows` rows."""
-    extended = probabilities.new_zeros(1, probabilities.shape[1] + 1, rows, width)
+    extended = probabilities.new_zeros(len(probabilities), probabilities.shape[1] + 1, rows, width)
     if sums is not None:
         extended[:, :, : sums.shape[2]] = sums
     return extended
 
 
-def _enlarged(logits: Tensor, size: torch.Size) -> Tensor:
-    return logits if logits.shape[-2:] == size else interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return logits if tuple(logits.shape[-2:]) == size else interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

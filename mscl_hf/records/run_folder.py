@@ -24,7 +24,7 @@ except ImportError:  # Windows has none: there a second run in a folder is not n
 FREE_TO_CHANGE = (
     "resume", "config", "output_dir", "data_dir", "image_dir", "mask_dir", "image_cache_gb", "dataloader_num_workers", "shard",
     "save_steps", "save_total_limit", "logging_steps", "health_steps", "report_to", "push_to_hub", "private", "revision", "license",
-    "overlays", "confidence", "probabilities", "max_pixels",
+    "overlays", "confidence", "probabilities", "max_pixels", "eval_batch_size", "eval_threads",
 )  # fmt: skip
 # Options that may change on --resume to rescue a run that stopped; run.json keeps both values.
 MAY_CHANGE = (

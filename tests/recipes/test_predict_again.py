@@ -199,10 +199,10 @@ def test_two_processes_write_the_files_of_one(tmp_path, model, recipe):
 
 
 def test_a_stopped_command_continues(tmp_path, model):
-    """SIGTERM between two images ends it with status 75; the same command then predicts the others only."""
+    """SIGTERM between two images ends it with status 75; the first is written, and the same command then predicts the others only."""
     images, out = save_scenes(tmp_path / "photos", "a.png", "b.png", "c.png"), tmp_path / "out"
     flags, calls = ("--model", model, "--images", images, "--output-dir", out), []
-    whole = prediction_files.PredictionFolder.predict
+    whole = prediction_files.PredictionFolder._predict
 
     def stops(*arguments):
         calls.append(arguments)
@@ -211,7 +211,7 @@ def test_a_stopped_command_continues(tmp_path, model):
         return whole(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction_files.PredictionFolder, "predict", stops)
+        patch.setattr(prediction_files.PredictionFolder, "_predict", stops)
         assert statuses(*flags) == 75
     assert mask_files(out) == ["a.png"] and not (out / "predictions.csv").exists()
     assert predict(*flags).skipped == 1 and len(rows_of(out / "predictions.csv")) == 3

@@ -33,4 +33,4 @@ def predict(network: MsclForSemanticSegmentation, image):
     """Class ids (H, W) of an image (H, W, 3), which is scaled as in training."""
     config = network.config
     pixels = normalize(torch.from_numpy(image.copy()).permute(2, 0, 1)[None], *image_statistics(config))
-    return predict_ids(network, pixels, image.shape[:2], InferenceConfig(base_size=config.base_size)).numpy()
+    return predict_ids(network, pixels, image.shape[:2], InferenceConfig(base_size=config.base_size))[0].numpy()
