@@ -28,6 +28,7 @@ from .pixels import resized
 
 VERSION = 3  # of decoding; a change makes all older arrays unused
 DRAWING = 1  # version of the drawing of shapes
+ROWS_AT_ONCE = 100  # rows may hold the bytes of their images
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px
 
 
@@ -97,15 +98,24 @@ class CachedData(SegmentationData):
     def cached(self, index: int) -> tuple[str, list[Path]]:
         """Return the name of a row and the paths of its arrays. They are derived once a run: later changes of a file are not noticed."""
         if index not in self._paths:
-            row = self.stored(index)
-            image = _identity(row["image"])
-            scaled = () if self.image_range is None else (self.image_range,)
-            bands = () if self.bands is None else (f"bands {self.bands}",)
-            paths = [self._path("image", image, *scaled, *bands)]
-            if self.labelled:  # a mask is resized with its image
-                paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, *self._reading))
-            self._paths[index] = row["name"], paths
+            self._paths[index] = self._cached(self.stored(index))
         return self._paths[index]
+
+    def _cached(self, row: dict) -> tuple[str, list[Path]]:
+        image = _identity(row["image"])
+        scaled = () if self.image_range is None else (self.image_range,)
+        bands = () if self.bands is None else (f"bands {self.bands}",)
+        paths = [self._path("image", image, *scaled, *bands)]
+        if self.labelled:  # a mask is resized with its image
+            paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, *self._reading))
+        return row["name"], paths
+
+    def all_cached(self) -> set[Path]:
+        """Return the paths of the arrays of all rows."""
+        for first in range(0, len(self), ROWS_AT_ONCE):
+            rows = self._undecoded[first : first + ROWS_AT_ONCE].to_pylist()
+            self._paths.update(enumerate(map(self._cached, rows), first))
+        return {path for _, paths in self._paths.values() for path in paths}
 
     @cached_property
     def _paths(self) -> dict[int, tuple[str, list[Path]]]:
@@ -188,7 +198,7 @@ def with_cache(data: SegmentationData, short_side: int, limit_gb: float, log: Ca
         log(f"{data.name}/{data.split} is decoded each time: a cache takes {size / 1e9:.1f} GB, and --image-cache-gb is {limit_gb:g}")
         return data
     data = replace(data, folder=cache_folder())
-    make_room(data.folder, limit_gb * 1e9 - size, {path for index in range(len(data)) for path in data.cached(index)[1]})
+    make_room(data.folder, limit_gb * 1e9 - size, data.all_cached())
     return data
 
 

@@ -123,7 +123,9 @@ class SegmentationData:
     @property
     def names(self) -> list[str]:
         """The name of each row, without decoding anything."""
-        return list(self.rows["name"]) if isinstance(self.rows, datasets.Dataset) else self.rows.names
+        if not isinstance(self.rows, datasets.Dataset):
+            return self.rows.names
+        return self.rows.select_columns("name").with_format("arrow")[:]["name"].to_pylist()
 
     def read(self, index: int) -> Sample:
         """Decode row `index`. Raises BadSample, which names the unusable file."""

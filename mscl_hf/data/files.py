@@ -58,18 +58,24 @@ def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[P
     """Yield the files below a folder without hidden ones. Sub-folders that are links or hold the output of a run are not entered; they are
     added to `skipped`."""
 
-    def unreadable(error: OSError):
-        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}). Correct its permissions, or move it elsewhere.")
-
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
-        paths = [Path(parent, name) for name in sorted(folders) if not name.startswith(HIDDEN)]
-        closed = [path for path in paths if path.is_symlink() or holds_run(path)]
-        folders[:] = [path.name for path in paths if path not in closed]
-        if skipped is not None:
-            skipped += closed
-        for path in (Path(parent, name) for name in sorted(names) if not name.startswith(HIDDEN)):
-            if path.is_file() or not path.exists():  # a broken link is reported by the check of the data
-                yield path
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(HIDDEN)), key=lambda entry: entry.name)
+    except OSError as error:
+        remedy = "Correct its permissions, or move it elsewhere."
+        raise ValueError(f"the folder {folder} cannot be read ({error.strerror}). {remedy}") from error
+    folders = []
+    for entry in entries:
+        if entry.is_dir():
+            folders.append(entry)
+        elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is reported by the check of the data
+            yield Path(folder, entry.name)
+    for entry in folders:
+        path = Path(folder, entry.name)
+        if not entry.is_symlink() and not holds_run(path):
+            yield from visible_files(path, skipped)
+        elif skipped is not None:
+            skipped.append(path)
 
 
 def holds_run(folder: Path) -> bool:
@@ -110,9 +116,10 @@ def skipped_note(skipped: Sequence[Path]) -> str:
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
     """Return the paths below the folder without suffix; with it where two files differ in nothing else."""
-    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in images]
+    names = [path.relative_to(folder).as_posix() for path in images]
+    stems = [name.removesuffix(path.suffix) for name, path in zip(names, images)]
     count = Counter(stems)
-    return [s if count[s] == 1 else path.relative_to(folder).as_posix() for s, path in zip(stems, images)]
+    return [stem if count[stem] == 1 else name for stem, name in zip(stems, names)]
 
 
 def slices_of(volumes: Sequence[str], keys: Sequence[Any]) -> tuple[Slice, ...]:

@@ -1,5 +1,6 @@
 """Names of folders with images, masks and splits, and how `--dataset folder` finds them."""
 
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -136,7 +137,10 @@ def split_names(split: str) -> tuple[str, ...]:
 
 def subfolders(folder: Path) -> list[str]:
     """Return the sorted names of the sub-folders; [] for a missing folder."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _named(folder: Path, names: Sequence[str]) -> list[Path]:

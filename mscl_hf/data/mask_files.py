@@ -103,7 +103,7 @@ def _by_name(files: Sequence[Path], suffix: str, are_masks: bool) -> dict[Path, 
     plain = [path for path in files if path not in not_images]
     masks = {path: by_name[stem] for path, stem in stems.items() if stem in by_name}
     likely: dict[Path, Path] = {}
-    for bases, cut in groups:
+    for bases, cut in filter(lambda group: group[0], groups):
         shortened = _unique((cut.sub("", stems[path]), path) for path in plain)
         masks |= {path: by_base[base] for path, base in bases.items() if base in by_base}
         likely |= {path: shortened[base] for path, base in bases.items() if base not in by_base and base in shortened}
@@ -143,6 +143,8 @@ def _by_format(files: Sequence[Path], are_masks: bool) -> dict[Path, Path | None
 
     Unless are_masks, a few are opened, and all or none of them must look like masks.
     """
+    if len({path.suffix for path in files}) < 2:
+        return {}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         by_stem[normal(path.stem)].append(path)
