@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from mscl_hf import export
 from mscl_hf.cli import command, parse_sections
 from mscl_hf.config.fields import Section, option
-from mscl_hf.export import export
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main() -> None:
     (config,) = parse_sections([ExportConfig], __doc__.splitlines()[0])
     size = None if config.height is None else (config.height, config.width)
     out = Path(config.output_dir)
-    print(export(config.model, config.to, out, backbone_only=config.backbone_only, size=size, revision=config.revision))
+    print(export.export(config.model, config.to, out, backbone_only=config.backbone_only, size=size, revision=config.revision))
     print(f"{', '.join(sorted(file.name for file in out.iterdir()))}: {out}")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import mscl_hf
+from mscl_hf import sharing
 from mscl_hf.cli import command, parse_sections
 from mscl_hf.config import HubConfig
 from mscl_hf.config.fields import Section, option
-from mscl_hf.sharing.upload import model_files, push_or_exit
 
 HUB = Path(__file__).resolve().parent
 SPACES = {"metric": HUB / "mean_iou", "space": HUB / "space"}
@@ -50,12 +50,12 @@ def main() -> None:
     if hub.license is not None:
         raise ValueError(f"--license is {hub.license}; expected none, because the card is not written here. Edit README.md in the folder.")
     if push.what == "model":
-        files = model_files(Path(push.folder))
+        files = sharing.model_files(Path(push.folder))
         if "README.md" not in files:
             print(f"warning: {push.folder} has no README.md, so the model will have no card on the Hub. Write one, then push again.")
-        push_or_exit(files, hub, ["--folder", push.folder])
+        sharing.push_or_exit(files, hub, ["--folder", push.folder])
     else:
-        push_or_exit(space_files(push.what), hub, ["--what", push.what], repo_type="space")
+        sharing.push_or_exit(space_files(push.what), hub, ["--what", push.what], repo_type="space")
 
 
 def space_files(what: str) -> dict[str, Path]:

@@ -8,21 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from mscl_hf import data, records, sharing
 from mscl_hf.cli import command, parse
 from mscl_hf.config import CheckConfig, CheckRun, DataConfig, TrainingConfig
 from mscl_hf.config.network import DEFAULT_SIZE
-from mscl_hf.data.pixels import displayed, resized
-from mscl_hf.data.report import examine
-from mscl_hf.data.split_report import SplitReport
-from mscl_hf.visual.figures import comparison_strip
-
-SAMPLES = 6  # images in the picture
-SHOWN = 480  # px, the longer side of an image in the picture
 
 
 @command
@@ -37,7 +26,7 @@ def main() -> None:
         except ValueError as error:  # the other problems are reported as well
             problems, options = [str(error)], replace(options, val_fraction=None)
     run, notes = with_sizes(run, options)
-    report = examine(options, run.image_size, run.base_size, run.output_stride)
+    report = data.examine(options, run.image_size, run.base_size, run.output_stride)
     for problem in problems:
         report.add_problem(problem)
     for line in [*notes, *report.notes, *(line for split in report.splits for line in split.lines())]:
@@ -47,7 +36,7 @@ def main() -> None:
         for number, sentence in enumerate(sentences, 1):
             print(f"  {number}. {sentence}")
     if report.splits and report.splits[0].sizes:
-        print(f"picture of samples: {draw_samples(report.splits[0], Path(run.output_dir) / 'samples.png')}")
+        print(f"picture of samples: {data.draw_samples(report.splits[0], Path(run.output_dir) / 'samples.png')}")
     if report.problems:
         sys.exit(1)
     print(f"next: {sharing.next_command('mscl-pretrain', None, replace(options, image_range=None))}")
@@ -65,47 +54,11 @@ def with_sizes(run: CheckRun, options: DataConfig) -> tuple[CheckRun, list[str]]
     """The options with the sizes that pre-training would choose, and what it would log."""
     notes = []
     run = data.with_known_sizes(run, options, False, run.output_dir)
-    limit = data.machine_limit(torch.device("cuda" if torch.cuda.is_available() else "cpu"), TrainingConfig.batch_size)
+    limit = data.machine_limit(None, TrainingConfig.batch_size)
     try:
         return data.with_derived_sizes(run, options, limit, notes.append), notes
     except ValueError:  # data that cannot be opened, which the report names
         return replace(run, image_size=DEFAULT_SIZE), notes
-
-
-def draw_samples(split: SplitReport, path: Path) -> Path:
-    """Draw images with their masks, chosen so that they show as many classes as possible."""
-    samples = split.data if split.pixels else replace(split.data, classes=())
-    images, masks = [], []
-    for index in chosen_rows(split):
-        image, mask, _ = samples.read(index)
-        scale = min(1.0, SHOWN / max(image.shape[:2]))
-        size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-        images.append(resized(displayed(image), size, Image.Resampling.BILINEAR))
-        masks.append(np.full(size[::-1], 255, np.uint8) if mask is None else resized(mask, size, Image.Resampling.NEAREST))
-    comparison_strip(images, {"mask" if split.pixels else "no masks": masks}, samples.classes, path)
-    return path
-
-
-def chosen_rows(split: SplitReport) -> list[int]:
-    """Return rows that can be read: first those that show most classes not seen before, then any."""
-    if not split.pixels:
-        readable = (index for index in range(len(split.data)) if _is_readable(split, index))
-        return [index for index, _ in zip(readable, range(SAMPLES))]
-    seen, rows = np.zeros(256, bool), []
-    while len(rows) < min(SAMPLES, len(split.pixels)):
-        left = [index for index in split.pixels if index not in rows]
-        best = max(left, key=lambda index: int(((split.pixels[index] > 0) & ~seen)[:255].sum()))
-        rows.append(best)
-        seen |= split.pixels[best] > 0
-    return sorted(rows)
-
-
-def _is_readable(split: SplitReport, index: int) -> bool:
-    try:
-        replace(split.data, classes=()).read(index)
-    except data.BadSample:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate.utils import gather_object
-
 from mscl_hf import data, evaluation, models, records, sharing, training
 from mscl_hf.cli import command, parse, write_config
 from mscl_hf.config import DatasetConfig, PredictConfig
@@ -63,6 +61,7 @@ def predict(config: PredictConfig) -> PredictResult:
         images = [image or done.get(i) for i, image in enumerate(finished)]
         result = PredictResult(run, network, classes, [i for i in images if i], failed, len(finished) - len(pending))
         report(result, folder)
+        run.accelerator.end_training()
     return result
 
 
@@ -98,7 +97,7 @@ def predict_pending(
                 rows.append((mine[number], result))
         return rows
 
-    rows = sorted(gather_object(training.together(accelerator, work, "predicting images", on_all=True)), key=lambda row: row[0])
+    rows = sorted(training.gather_rows(training.together(accelerator, work, "predicting images", on_all=True)), key=lambda row: row[0])
     failed = {listed.paths[i]: result for i, result in rows if isinstance(result, str)}
     return {i: result for i, result in rows if not isinstance(result, str)}, failed
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import importlib.util
 import json
 import socket
 import sys
@@ -73,9 +74,9 @@ def main(folder: Path) -> dict[str, list[str]]:
             harness.rejected("finetune", *small, "--model", "nobody/nothing", "--output-dir", folder / "e")
         told("a name on the Hub")
     with watched(also_local=False):  # a page is served to this machine
-        from mscl_hf.demo import page as demo
+        if importlib.util.find_spec("gradio"):
+            from mscl_hf.demo import page as demo
 
-        if demo.gr is not None:
             page = demo.build([str(folder / "b")])
             demo.launch(page, prevent_thread_lock=True, server_port=None, quiet=True)
             page.close()

@@ -23,6 +23,8 @@ from .label_map import label_fields as label_fields
 from .label_map import with_labels_of_model as with_labels_of_model
 from .layouts import DATASETS as DATASETS
 from .layouts import load_data as load_data
+from .report import examine as examine
+from .samples import draw_samples as draw_samples
 from .size_checks import size_warnings as size_warnings
 from .splits import band_statistics_of as band_statistics_of
 from .splits import first_images as first_images

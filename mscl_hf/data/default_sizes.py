@@ -50,8 +50,10 @@ def with_known_sizes(section: SizedSection, options: DataConfig, resume: bool, o
     return section if options.dataset in OWN_DATA else replace(section, image_size=DEFAULT_SIZE)
 
 
-def machine_limit(device: torch.device, batch_size: int) -> Limit:
-    """Return the largest crop for a first run. batch_size: of a process on a GPU, of all processes on a CPU."""
+def machine_limit(device: torch.device | None, batch_size: int) -> Limit:
+    """Return the largest crop for a first run. device: None = the GPU, if there is one. batch_size: of a process on a GPU, of all processes
+    on a CPU."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         pixels, reason = memory * PIXELS_PER_GPU_BYTE, f"limited by {memory / 1e9:.0f} GB of GPU memory"

@@ -1,47 +1,22 @@
-"""Show checkpoints in a browser: the segmentation of an image, and which of its pixels have similar features.
-
-mscl-demo --model runs/finetune
-mscl-demo --model runs/finetune --compare runs/pretrain --examples DIR
-"""
-
-from __future__ import annotations  # annotations name types of gradio, which may be missing
+"""The page of `mscl-demo`: the segmentation of an image, and which of its pixels have similar features."""
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import gradio as gr
 from PIL import Image
 
-from ..cli import command, parse_sections
-from ..config.fields import Section, option
 from ..data.files import find_images
 from ..data.mask_files import separate
 from ..data.synthetic import draw_scene
+from .command import DemoConfig
 from .markup import CSS, EMPTY, HEAD, heading, messages, scale, shares_table
 from .similarity import View, enlargement, segmentation_picture, similarity_picture
 from .visit import Visit, open_cached
 
-try:
-    import gradio as gr
-except ModuleNotFoundError:
-    gr = None
-
-MAX_SIDE = 1280  # longer side of the image that networks receive [px]
 NUM_SCENES, NUM_FILES = 6, 24  # examples: generated images, and at most so many of a folder
 OPACITY = 0.7
-
-
-@dataclass(frozen=True)
-class DemoConfig(Section):
-    """Which checkpoints are shown, and where the page is served."""
-
-    model: list[str] = option(["runs/finetune"], "model folders or Hub names to choose from")
-    compare: str | None = option(None, "model folder or Hub name that is shown beside the first (default: none)")
-    examples: str | None = option(None, f"folder of images, the first {NUM_FILES} of which are examples (default: generated images only)")
-    host: str = option("127.0.0.1", "address of the page; 0.0.0.0 = all addresses of this machine. Visitors can then type Hub names only")
-    port: int = option(7860, "port of the page", at_least=1, at_most=65535)
-    max_side: int = option(MAX_SIDE, "longer side in px to which larger images are reduced", at_least=1)
 
 
 def updates(visit: Visit, opacity: float) -> list:
@@ -71,7 +46,7 @@ def view_updates(name: str, view: View, visit: Visit, opacity: float) -> list:
 
 
 def build(
-    models: Sequence[str], compare: str | None = None, examples: str | None = None, local: bool = True, max_side: int = MAX_SIDE
+    models: Sequence[str], compare: str | None = None, examples: str | None = None, local: bool = True, max_side: int = DemoConfig.max_side
 ) -> gr.Blocks:
     """Return the page.
 
@@ -156,18 +131,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@command
-def main() -> None:
-    (config,) = parse_sections([DemoConfig], __doc__.splitlines()[0])
-    if config.examples is not None and not Path(config.examples).is_dir():
-        raise ValueError(f"--examples is {config.examples}; expected a folder of images. Give an existing folder, or leave it out.")
-    if gr is None:
-        raise ValueError("The page needs gradio, which is not installed. Run pip install gradio.")
+def serve(config: DemoConfig) -> None:
+    """Open the checkpoints, and serve the page until it is stopped."""
     for name in (*config.model, *([config.compare] if config.compare else [])):
         open_cached(name, None)
     page = build(config.model, config.compare, config.examples, local=is_loopback(config.host), max_side=config.max_side)
     launch(page, server_name=config.host, server_port=config.port)
-
-
-if __name__ == "__main__":
-    main()

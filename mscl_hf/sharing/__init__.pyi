@@ -14,5 +14,7 @@ from .provenance import stage_record as stage_record
 from .provenance import with_evaluation as with_evaluation
 from .upload import check_can_push as check_can_push
 from .upload import check_token as check_token
+from .upload import model_files as model_files
+from .upload import push_or_exit as push_or_exit
 from .upload import push_result as push_result
 from .upload import push_run as push_run
