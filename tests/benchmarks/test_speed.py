@@ -14,6 +14,7 @@ from mscl_hf import MsclForPreTraining
 from recipes.benchmarks import common, compare, runner, stages
 from recipes.benchmarks.speed import report as speed_report
 from recipes.benchmarks.speed import run as speed_run
+from recipes.benchmarks.speed import waits
 from recipes.benchmarks.speed.step import step
 
 SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size", 32, "--batch-size", 4, "--largest", 1024)
@@ -77,7 +78,7 @@ def test_loss_step_and_metric_are_measured(tmp_path):
 
 def test_wrong_options_are_rejected(tmp_path):
     """Unknown parts, peers without a folder, zero rounds: one error, and nothing is written."""
-    cases = {"--parts lose": "--parts is lose", "--parts peers": "--peers", "--parts loss --fly": "--fly", "--rounds 0": "--rounds is 0"}
+    cases = {"--parts waits --waits tea": "--waits is tea", "--parts waits": "needs --data-dir of CamVid", "--parts lose": "--parts is lose", "--parts peers": "--peers", "--parts loss --fly": "--fly", "--rounds 0": "--rounds is 0"}
     for words, message in cases.items():
         with pytest.raises(ValueError, match=message):
             speed_run.main([*words.split(), "--results", str(tmp_path / "x.json")])
@@ -112,6 +113,17 @@ def test_the_page_has_the_figures():
     assert "| 9.000 (8.000 to 12.000) | 1.0x |" in page and "| 0.500 | 18.0x | 100 | 1/40 |" in page and "Mean IoU" not in page
     grown = [{"grows": "image size", "size": s, "milliseconds": {"step": s**2 / 10}} for s in (96, 128, 256)]
     assert "| image size | 96: 922, 128: 1,638, 256: 6,554 | 1.00 |" in speed_report.report({"growth": {"rows": grown, "machine": machine}})
+
+
+def test_waits():
+    """Fine-tuning is timed beside its network, in seconds and MB; rows are shown as ratios, one for each comparison."""
+    bare, whole = (waits.finetune(3, route, batch_size=1, steps=2, size=65) for route in ("bare", "fine-tuning"))
+    assert bare["seconds"] > 0 < whole["seconds"] and whole["peak_mb"] > 100
+    (row,) = waits.command_help("mscl-evaluate")
+    assert 0.1 < row["ours"] < 60
+    rows = [waits.row("a wait", ours, "a loop", theirs, peak_mb=1500) for ours, theirs in ((3.0, 2.0), (5.0, 2.5), (1.0, 1.0))]
+    page = speed_report.report({"waits": {"rows": rows, "machine": {"machine": "m", "threads": 2, "torch": "t", "commit": "c"}}})
+    assert "| a wait | 3.00 (1.00 to 5.00) | a loop | 2.00 (1.00 to 2.50) | 1.50 (1.00 to 2.00) | peak MB 1,500 (1,500 to 1,500) |" in page
 
 
 def test_a_step_is_timed_by_its_phases():

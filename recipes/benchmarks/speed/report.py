@@ -11,6 +11,7 @@ import numpy as np
 from ..common import markdown_table
 
 PHASES = ("decode", "views", "forward", "losses", "backward", "optimizer", "rest")
+MORE = {"peak_mb": "peak MB", "their_peak_mb": "beside it", "quarter_mb": "for a quarter of the image", "scandir": "scandir, seconds:"}
 ROUTES = {"plain": "plain autograd, fp32", "fp32": "streamed, fp32", "bf16": "streamed, bf16 products"}
 
 
@@ -36,7 +37,7 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
 def report(measured: dict, picture: str = "speed.png") -> str:
     """Markdown with a table for each part that was measured."""
     made = "Made by `python -m recipes.benchmarks speed`; medians, with the range over the rounds.\n"
-    parts = {"loss": _loss, "step": _step, "peers": _peers, "metric": _metric, "growth": _growth}
+    parts = {"loss": _loss, "step": _step, "peers": _peers, "metric": _metric, "growth": _growth, "waits": _waits}
     lines = [made, f"![the figures as a picture]({picture})\n"]
     for name, part in parts.items():
         if name in measured:
@@ -100,6 +101,18 @@ def _growth(rows: list[dict]) -> list[str]:
             lines.append((title, points, f"{exponent([size**2 if name == 'image size' else size for size in sizes], times):.2f}"))
     head = ("what grows", "milliseconds", "exponent (of the area for the image size)")
     return ["## How a step grows\n", *markdown_table(head, lines)]
+
+
+def _waits(rows: list[dict]) -> list[str]:
+    lines = []
+    for (name, beside), group in gather(rows, "wait", "beside", value=lambda row: row).items():
+        ours, theirs = ([row[key] for row in group] for key in ("ours", "theirs"))
+        ratio = spread([row["ours"] / row["theirs"] for row in group], 2)
+        more = {key: spread([row[key] for row in group if key in row], 2 if key == "scandir" else 0) for key in MORE if key in group[0]}
+        facts = "; ".join(f"{MORE[key]} {value}" for key, value in more.items())
+        lines.append((name, spread(ours, 2), beside, spread(theirs, 2), ratio, facts))
+    head = ("wait", "seconds", "beside", "seconds", "ratio", "")
+    return ["## What a user waits for, and what it is compared with\n", *markdown_table(head, lines)]
 
 
 def draw(measured: dict, path: Path) -> None:

@@ -28,11 +28,13 @@ from mscl_hf.losses.streamed import logsumexp, streamed_sum
 from mscl_hf.records.versions import commit
 
 from ..common import machine
+from . import waits
 from .report import draw, report
 from .step import DEVICE, peak_mb, step, wait
 
 ROOT = Path(__file__).resolve().parents[3]
-PARTS = ("loss", "step", "peers", "metric", "growth")
+PARTS = ("loss", "step", "peers", "metric", "growth", "waits")
+WAITS = ("help", "start", "evaluation", "finetune", "large image")
 DIM, TEMPERATURE = 128, 0.1
 PRECISIONS = {"bf16": "bf16", "fp32": "no"}  # names in the results, and values of --mixed-precision
 
@@ -46,6 +48,7 @@ class SpeedOptions(Section):
     losses: str = option("g+l+p", "losses of the step; g+l where there are no masks")
     workers: int = option(0, "loader processes, also of the other libraries", at_least=0)
     parts: list[str] = option(list(PARTS), f"parts to measure, of {', '.join(PARTS)}; the others keep their figures")
+    waits: list[str] = option(list(WAITS), f"waits to measure in the part waits, of {', '.join(WAITS)}")
     peers: str | None = option(None, "folder of the environments that peers.py setup made")
     results: str = option("results/speed.json", "file of the figures; a page and a picture are written beside it")
     largest: int = option(262144, "most anchors and keys of the loss", at_least=1)
@@ -60,6 +63,10 @@ class SpeedOptions(Section):
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown:
             raise ValueError(f"--parts is {unknown[0]}; expected some of {', '.join(PARTS)}.")
+        if unknown := [wait for wait in self.waits if wait not in WAITS]:
+            raise ValueError(f"--waits is {unknown[0]}; expected some of {', '.join(WAITS)}.")
+        if "waits" in self.parts and "evaluation" in self.waits and not self.data_dir:
+            raise ValueError("--waits has evaluation, which needs --data-dir of CamVid. Give it, or leave evaluation out.")
         if "peers" in self.parts and not (self.peers and self.data_dir):
             raise ValueError("--parts has peers, which needs --peers DIR and --data-dir. Make DIR by peers.py setup, or leave peers out.")
 
@@ -272,5 +279,35 @@ def classes(count: int) -> dict:
     return {"milliseconds": {"losses": round(1e3 * seconds, 2)}}
 
 
-MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, "metric": measure_metric, "growth": measure_growth}
-WORKERS = {"loss": loss, "step": step, "bare": bare, "metric": metric, "classes": classes}
+# Waits
+
+
+def measure_waits(options: SpeedOptions) -> list[dict]:
+    """Each round measures all waits, each in a new process."""
+    calls = {"help": ("command_help", {"command": "mscl-pretrain"}), "start": ("start", {}),
+             "evaluation": ("evaluate", {"data_dir": options.data_dir}), "large image": ("large_image", {})}  # fmt: skip
+    rows = []
+    for _, name in itertools.product(range(options.rounds), options.waits):
+        if name == "finetune":
+            found = [finetuning(num_labels) for num_labels in (21, 150)]
+        else:
+            worker, settings = calls[name]
+            found = run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
+        print(*found, sep="\n", flush=True)
+        rows += found
+    return rows
+
+
+def finetuning(num_labels: int) -> dict:
+    """The step of fine-tuning beside the bare network, each in a process of its own for its memory."""
+    bare, whole = (measure("finetune", num_labels=num_labels, route=route) for route in ("bare", "fine-tuning"))
+    return waits.row(f"fine-tuning step, {num_labels} classes, 513 px", whole["seconds"], "network and heads", bare["seconds"],
+                     peak_mb=whole["peak_mb"], their_peak_mb=bare["peak_mb"])  # fmt: skip
+
+
+MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, "metric": measure_metric, "growth": measure_growth,
+            "waits": measure_waits}  # fmt: skip
+WORKERS = {
+    "loss": loss, "step": step, "bare": bare, "metric": metric, "classes": classes, "finetune": waits.finetune,
+    "command_help": waits.command_help, "start": waits.start, "evaluate": waits.evaluate, "large_image": waits.large_image,
+}  # fmt: skip
