@@ -45,7 +45,7 @@ def fit(
     """
     check_batch(method, data, options, accelerator.num_processes)
     current = {"step": None, "samples": []}  # for crash reports
-    with reporting(out, current):
+    with too_large_batch(options), reporting(out, current):
         prepared = prepare(method, data, options, accelerator)
         in_training, wrapped, optimizer = prepared
         progress = Progress(in_training, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before, best)
@@ -81,6 +81,19 @@ def fit(
     unwrap(method, prepared, options, accelerator)
     if best:
         best.restore(method, out, accelerator)
+
+
+@contextmanager
+def too_large_batch(options: TrainingConfig) -> Iterator[None]:
+    """Raise ValueError with the next smaller batch of the same effect where the memory of the device does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        parts = 2 * options.gradient_accumulation_steps
+        smaller = f"--batch-size {options.batch_size // 2} --gradient-accumulation-steps {parts}, or " * (options.batch_size > 1)
+        raise ValueError(
+            f"a step of --batch-size {options.batch_size} needs more memory than the device has. Give {smaller}a smaller --image-size."
+        ) from error
 
 
 def run_health_check(

@@ -78,7 +78,11 @@ def test_loss_step_and_metric_are_measured(tmp_path):
 
 def test_wrong_options_are_rejected(tmp_path):
     """Unknown parts, peers without a folder, zero rounds: one error, and nothing is written."""
-    cases = {"--parts waits --waits tea": "--waits is tea", "--parts waits": "needs --data-dir of CamVid", "--parts lose": "--parts is lose", "--parts peers": "--peers", "--parts loss --fly": "--fly", "--rounds 0": "--rounds is 0"}
+    cases = {
+        "--parts waits --waits tea": "--waits is tea", "--parts waits": "needs --data-dir of CamVid", "--parts lose": "--parts is lose",
+        "--parts peers": "--peers", "--parts loss --fly": "--fly",
+        "--rounds 0": "--rounds is 0",
+    }  # fmt: skip
     for words, message in cases.items():
         with pytest.raises(ValueError, match=message):
             speed_run.main([*words.split(), "--results", str(tmp_path / "x.json")])

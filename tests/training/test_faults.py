@@ -252,6 +252,8 @@ def test_a_crash_leaves_a_report(zygote, tmp_path, fault, step, error):
     status, output = zygote.run("pretrain", *FLAGS, "--save-total-limit", 3, "--output-dir", out, fault=fault, fired=fired)
     assert fired.exists() and status == 1 and "for a bug report: " in output
     (report,) = (json.loads(path.read_text()) for path in out.glob("reports/*/report.json"))
+    if fault == "out_of_memory":
+        assert f"error: a step of --batch-size {harness.BATCH} needs more memory than the device has. Give --batch-size" in output
     assert report["step"] == step and report["samples"] == [] and report["error"] == error and report["options"]["save_total_limit"] == 3
 
 

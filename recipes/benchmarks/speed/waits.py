@@ -107,8 +107,12 @@ def evaluate(data_dir: str) -> list[dict]:
         plain()
         model.to(memory_format=torch.contiguous_format)
 
-    loops = {"network on ready tensors": plain, "the same, channels last": channels_last, "DataLoader and torchmetrics": with_torchmetrics(model, images, ready),
-             "pipeline of transformers, mean_iou": with_pipeline(model, images)}  # fmt: skip
+    loops = {
+        "network on ready tensors": plain,
+        "the same, channels last": channels_last,
+        "DataLoader and torchmetrics": with_torchmetrics(model, images, ready),
+        "pipeline of transformers, mean_iou": with_pipeline(model, images),
+    }
     theirs = {name: seconds(loop) for name, loop in loops.items()}
     took = seconds(ours)
     return [row(f"evaluation of {EVALUATED} images of CamVid", took, name, other) for name, other in theirs.items()]
