@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .arguments import at_least_float32, check_choice, check_shapes, without_autocast
 from .labels import IGNORE_INDEX
@@ -56,18 +57,22 @@ def affinity(
     is_class = labels[:, None] == classes  # (B, K, h, w)
     ones, class_ids = p.new_ones(logits.shape[1]), labels.where(valid, 0).long()
     weights = [(ones if weight is None else weight)[class_ids][:, None] for weight in (edge_weight, same_weight)]
-    sums, counts = [p.new_zeros(()), p.new_zeros(())], [p.new_zeros(()), p.new_zeros(())]
-    for down, right in product((-size, 0, size), repeat=2):
-        if (down, right) == (0, 0):
-            continue
+
+    def of_neighbor(down: int, right: int, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums (2) and the numbers (2) of the terms with and without an edge, for the neighbor at this offset [px]."""
         i, j = _overlap(labels.shape[-2:], down, right)
         pair = (valid[i] & valid[j] & (ignore_mode == "pair" or _opposite(valid, down, right)[i]))[:, None]
         kl = p[j] * (log_p[j] - log_p[i]) + q[j] * (log_q[j] - log_q[i])
         edge = is_class[i] != is_class[j]
-        for part, (value, counted) in enumerate((((margin - kl).relu(), pair & edge), (kl, pair & ~edge))):
-            sums[part] = sums[part] + (value * weights[part][i] * counted).sum()
-            counts[part] = counts[part] + counted.sum()
-    return Affinity(*(total / count.clamp(min=1) for total, count in zip(sums, counts)))
+        terms = ((margin - kl).relu(), pair & edge), (kl, pair & ~edge)
+        sums = [(value * weight[i] * counted).sum() for (value, counted), weight in zip(terms, weights)]
+        return torch.stack(sums), torch.stack([counted.sum() for _, counted in terms])
+
+    # The maps (B, K, h, w) of one neighbor are computed again in the backward pass: those of all neighbors need 24 times the memory.
+    offsets = (offset for offset in product((-size, 0, size), repeat=2) if offset != (0, 0))
+    parts = [checkpoint(of_neighbor, *offset, p, q, log_p, log_q, use_reentrant=False) for offset in offsets]
+    sums, counts = (sum(column) for column in zip(*parts))
+    return Affinity(*(sums / counts.clamp(min=1)))
 
 
 def adaptive_affinity(

@@ -32,6 +32,7 @@ def region_mutual_information(
     pool: int = 4,
     stride: int | None = None,
     padding: int | None = None,
+    first_class: int = 0,
 ) -> RegionMutualInformation:
     """Return the sum over classes of a bound on the negative mutual information of label and prediction windows, averaged over images.
 
@@ -40,11 +41,12 @@ def region_mutual_information(
 
     probabilities (B, K, H, W), sigmoids; labels (B, H, W), 255 = ignored: both are 0 there. radius: side of the windows. pool: maps are
     averaged over pool x pool pixels first, every `stride` pixels (default: pool), with `padding` zeros around (default: pool // 2).
+    first_class: the label of the first of the K classes, where these are a part of all.
     Computed in float64. Raises ValueError for a map smaller than a window.
     """
     check_shapes(probabilities, labels)
     valid = (labels != IGNORE_INDEX)[:, None]
-    classes = torch.arange(probabilities.shape[1], device=labels.device)[:, None, None]
+    classes = torch.arange(first_class, first_class + probabilities.shape[1], device=labels.device)[:, None, None]
     probabilities = at_least_float32(probabilities)
     maps = ((labels[:, None] == classes) & valid).to(probabilities.dtype), probabilities.where(valid, 0)
     padding = pool // 2 if padding is None else padding
@@ -59,14 +61,15 @@ def region_mutual_information(
 
 
 @without_autocast
-def one_versus_rest(logits: Tensor, labels: Tensor) -> Tensor:
+def one_versus_rest(logits: Tensor, labels: Tensor, first_class: int = 0) -> Tensor:
     """Return the binary cross-entropy of every class against all others, summed over classes and labelled pixels.
 
-    It is divided by the number of labelled pixels + 1, as released. logits (B, K, H, W), labels (B, H, W), 255 = ignored.
+    It is divided by the number of labelled pixels + 1, as released. logits (B, K, H, W), labels (B, H, W), 255 = ignored. first_class: see
+    `region_mutual_information`.
     """
     check_shapes(logits, labels)
     valid = labels != IGNORE_INDEX
-    classes = torch.arange(logits.shape[1], device=labels.device)[:, None, None]
+    classes = torch.arange(first_class, first_class + logits.shape[1], device=labels.device)[:, None, None]
     targets = (labels[:, None] == classes).to(at_least_float32(logits).dtype)
     each = F.binary_cross_entropy_with_logits(at_least_float32(logits), targets, reduction="none").sum(1)
     return (each * valid).sum() / (valid.sum() + 1)

@@ -1,17 +1,20 @@
 """The fine-tuning losses by name. To add one: a function that returns its terms, a row in FINETUNING_LOSSES, and its name in
 `FinetuningLossConfig.loss`."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .. import losses
 from ..config import FinetuningLossConfig
 from ..messages import flag
+
+CLASSES_AT_ONCE = 16  # whose maps at the size of the labels are in memory
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,9 @@ class Predicted:
     fraction_done: float
     size_logits: Tensor | None
 
-    @functools.cached_property
-    def full(self) -> Tensor:
-        """The logits (B, K, H, W) at the size of the labels."""
-        return F.interpolate(self.logits, size=self.labels.shape[-2:], mode="bilinear", align_corners=False)
+    def resized(self, logits: Tensor) -> Tensor:
+        """Return logits of some or all classes at the size (H, W) of the labels."""
+        return F.interpolate(logits, size=self.labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
 # Terms of a loss by name, each a weight and a value; the loss is their weighted sum.
@@ -58,17 +60,23 @@ def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float 
 
 
 def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:
-    return {"loss_dice": (weight, losses.dice_loss(x.full, x.labels))}, {}
+    return {"loss_dice": (weight, losses.dice_loss(x.resized(x.logits), x.labels))}, {}
 
 
 def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: int = 4) -> tuple[Terms, dict]:
-    rmi, retries = losses.region_mutual_information(x.full.sigmoid(), x.labels, radius, pool=pool)
-    terms = {"loss_bce": (lam, losses.one_versus_rest(x.full, x.labels)), "loss_rmi": (1 - lam, rmi)}
-    return terms, {"rmi_retries": rmi.new_tensor(retries)}
+    def of_classes(first: int) -> Tensor:
+        """Return both terms and the number of retries for some classes, whose maps are computed again in the backward pass."""
+        full = x.resized(x.logits[:, first : first + CLASSES_AT_ONCE])
+        rmi, retries = losses.region_mutual_information(full.sigmoid(), x.labels, radius, pool=pool, first_class=first)
+        return torch.stack([losses.one_versus_rest(full, x.labels, first).to(rmi.dtype), rmi, rmi.new_tensor(retries)])
+
+    parts = [checkpoint(of_classes, first, use_reentrant=False) for first in range(0, x.logits.shape[1], CLASSES_AT_ONCE)]
+    bce, rmi, retries = sum(parts)
+    return {"loss_bce": (lam, bce), "loss_rmi": (1 - lam, rmi)}, {"rmi_retries": retries.detach()}
 
 
 def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) -> tuple[Terms, dict]:
-    return {"loss_ohem": (1.0, losses.hard_pixel_cross_entropy(x.full, x.labels, probability, share))}, {}
+    return {"loss_ohem": (1.0, losses.hard_pixel_cross_entropy(x.resized(x.logits), x.labels, probability, share))}, {}
 
 
 AFFINITY_OPTIONS = ("affinity_edge", "affinity_same", "affinity_margin", "affinity_ignore")

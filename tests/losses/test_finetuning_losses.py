@@ -27,8 +27,8 @@ from mscl_hf.losses import (
     region_mutual_information,
 )
 from mscl_hf.losses.affinity import MIN_PROBABILITY, SIZES
-from mscl_hf.methods import SegmentationTraining
-from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, check_options
+from mscl_hf.methods import SegmentationTraining, finetuning_losses
+from mscl_hf.methods.finetuning_losses import FINETUNING_LOSSES, Predicted, check_options, loss_terms
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 from mscl_hf.training import checkpoint_folder
 from mscl_hf.training.probe import logistic_regression, start_classifier
@@ -616,3 +616,46 @@ def test_comparison_of_losses_differs_in_the_loss_only():
     assert all(cell.get("from") == "ce" and set(cell["finetune"]) == {"loss"} for name, cell in spec["cells"].items() if name != "ce")
     assert all(spec[key] == other[key] for key in ("dataset", "seeds", "common", "finetune", "evaluate")) and spec["baseline"] == "ce"
     assert spec["pretrain"]["method"] == "none" and not spec["cells"]["ce"]
+
+
+def saved_numbers(function) -> int:
+    """How many numbers a function keeps for its backward pass, each counted once."""
+    counts = {}
+
+    def keep(x):
+        counts[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // x.element_size()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        value = function()
+    assert value.requires_grad
+    return sum(counts.values())
+
+
+def loss_value(name, logits, labels):
+    sizes = torch.zeros(2, logits.shape[1], len(SIZES)) if FINETUNING_LOSSES[name].learns_sizes else None
+    terms, _ = loss_terms(FinetuningLossConfig(loss=name), Predicted(logits, labels, 0.5, sizes))
+    return sum(weight * value for weight, value in terms.values())
+
+
+@pytest.mark.parametrize(("name", "most"), [("ce+affinity", 14), ("ce+aaf", 42), ("bce+rmi", 1)])
+def test_the_memory_of_affinity_and_rmi_is_that_of_few_maps(name, most):
+    """Affinity keeps some maps of the logits' size and not those of its 8 or 24 neighbors, RMI no map at the labels' size."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 40, 24, 24, requires_grad=True), torch.randint(0, 40, (1, 96, 96))
+    assert saved_numbers(lambda: loss_value(name, logits, labels)) < most * logits.numel()
+
+
+def test_rmi_of_classes_in_parts_is_that_of_all(monkeypatch):
+    """The number of classes at once changes neither the value nor the gradient."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 7, 10, 12, dtype=torch.float64, requires_grad=True), torch.randint(0, 7, (2, 40, 48))
+    labels[:, :5] = 255
+    full = F.interpolate(logits, size=(40, 48), mode="bilinear")
+    wanted = 0.5 * one_versus_rest(full, labels) + 0.5 * region_mutual_information(full.sigmoid(), labels).loss
+    (wanted_grad,) = torch.autograd.grad(wanted, logits)
+    for count in (1, 3, 7):
+        monkeypatch.setattr(finetuning_losses, "CLASSES_AT_ONCE", count)
+        value = loss_value("bce+rmi", logits, labels)
+        torch.testing.assert_close(value, wanted)
+        torch.testing.assert_close(torch.autograd.grad(value, logits)[0], wanted_grad)
