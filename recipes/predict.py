@@ -34,6 +34,7 @@ class PredictResult:
 @leave_on_signal("stopped; the same command predicts the missing images")
 def main() -> None:
     result = predict(parse(PredictConfig, __doc__.splitlines()[0]))
+    result.run.accelerator.end_training()
     if result.failed and result.run.is_main:  # a launcher stops the other processes once one of them fails
         raise ValueError(evaluation.failure_message(result.failed, len(result.failed) + len(result.images)))
 
@@ -61,7 +62,6 @@ def predict(config: PredictConfig) -> PredictResult:
         images = [image or done.get(i) for i, image in enumerate(finished)]
         result = PredictResult(run, network, classes, [i for i in images if i], failed, len(finished) - len(pending))
         report(result, folder)
-        run.accelerator.end_training()
     return result
 
 

@@ -28,7 +28,7 @@ from .pixels import resized
 
 VERSION = 3  # of decoding; a change makes all older arrays unused
 DRAWING = 1  # version of the drawing of shapes
-ROWS_AT_ONCE = 100  # rows may hold the bytes of their images
+ROWS_AT_ONCE = 1000  # if they hold paths; rows with the bytes of images are read one at a time
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px
 
 
@@ -112,8 +112,9 @@ class CachedData(SegmentationData):
 
     def all_cached(self) -> set[Path]:
         """Return the paths of the arrays of all rows."""
-        for first in range(0, len(self), ROWS_AT_ONCE):
-            rows = self._undecoded[first : first + ROWS_AT_ONCE].to_pylist()
+        at_once = ROWS_AT_ONCE if self.stored(0)["image"].get("bytes") is None else 1
+        for first in range(0, len(self), at_once):
+            rows = self._undecoded[first : first + at_once].to_pylist()
             self._paths.update(enumerate(map(self._cached, rows), first))
         return {path for _, paths in self._paths.values() for path in paths}
 

@@ -59,16 +59,17 @@ def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[P
     added to `skipped`."""
 
     try:
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(HIDDEN)), key=lambda entry: entry.name)
+        with os.scandir(folder) as listed:
+            entries = sorted((entry for entry in listed if not entry.name.startswith(HIDDEN)), key=lambda entry: entry.name)
     except OSError as error:
         remedy = "Correct its permissions, or move it elsewhere."
         raise ValueError(f"the folder {folder} cannot be read ({error.strerror}). {remedy}") from error
     folders = []
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             folders.append(entry)
-        elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is reported by the check of the data
+        elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path):
+            # A broken link is reported by the check of the data.
             yield Path(folder, entry.name)
     for entry in folders:
         path = Path(folder, entry.name)
@@ -76,6 +77,13 @@ def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[P
             yield from visible_files(path, skipped)
         elif skipped is not None:
             skipped.append(path)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or a link to one; False for a link to itself, which is broken."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
 
 
 def holds_run(folder: Path) -> bool:

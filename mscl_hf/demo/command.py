@@ -12,6 +12,8 @@ from .. import demo
 from ..cli import command, parse_sections
 from ..config.fields import Section, option
 
+NUM_FILES = 24  # most examples of a folder
+
 
 @dataclass(frozen=True)
 class DemoConfig(Section):
@@ -19,7 +21,7 @@ class DemoConfig(Section):
 
     model: list[str] = option(["runs/finetune"], "model folders or Hub names to choose from")
     compare: str | None = option(None, "model folder or Hub name that is shown beside the first (default: none)")
-    examples: str | None = option(None, "folder of images, the first 24 of which are examples (default: generated images only)")
+    examples: str | None = option(None, f"folder of images, the first {NUM_FILES} of which are examples (default: generated images only)")
     host: str = option("127.0.0.1", "address of the page; 0.0.0.0 = all addresses of this machine. Visitors can then type Hub names only")
     port: int = option(7860, "port of the page", at_least=1, at_most=65535)
     max_side: int = option(1280, "longer side in px to which larger images are reduced", at_least=1)

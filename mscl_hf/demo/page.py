@@ -10,12 +10,12 @@ from PIL import Image
 from ..data.files import find_images
 from ..data.mask_files import separate
 from ..data.synthetic import draw_scene
-from .command import DemoConfig
+from .command import NUM_FILES, DemoConfig
 from .markup import CSS, EMPTY, HEAD, heading, messages, scale, shares_table
 from .similarity import View, enlargement, segmentation_picture, similarity_picture
 from .visit import Visit, open_cached
 
-NUM_SCENES, NUM_FILES = 6, 24  # examples: generated images, and at most so many of a folder
+NUM_SCENES = 6  # generated images among the examples
 OPACITY = 0.7
 
 

@@ -1,4 +1,4 @@
-"""A pipeline of threads, images in groups of one size, and a network that sees several at once."""
+"""A pipeline of threads, images in groups of one size, and a network that runs on several at once."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -11,48 +11,56 @@ from torch import Tensor
 from tqdm import tqdm
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-WAITING = 4  # groups of full size whose images are in memory while groups of several sizes are filled
+LARGE = 2**24  # px of an image; while such images are used, none is read ahead
+MOST_WAITING = 4  # groups' worth of images that wait for others of their size
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield function(item) in the order of the items. Threads compute it for the next items meanwhile; an error is raised in its turn."""
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, is_large: Callable[[Result], bool] = lambda result: False
+) -> Iterator[Result]:
+    """Yield function(item) in the order of the items. Threads compute it for as many next items meanwhile; an error is raised in its turn.
+
+    After a large result, the next one is computed when it is needed, so that few large results are in memory.
+    """
     if not threads:
         yield from map(function, items)
         return
     with ThreadPoolExecutor(threads) as pool:
-        pending = deque()
+        pending, ahead = deque(), threads
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > threads:
-                yield pending.popleft().result()
+            while len(pending) > ahead:
+                result = pending.popleft().result()
+                ahead = 0 if is_large(result) else threads
+                yield result
         while pending:
             yield pending.popleft().result()
 
 
-def of_one_size(items: Iterable[Item], size_of: Callable[[Item], Hashable], most: Callable[[Hashable], int]) -> Iterator[list[Item]]:
-    """Yield all items in lists of one size, of up to most(size) items each; they are as many as that, where enough of the size occur."""
+def of_one_size(items: Iterable[Item], size_of: Callable[[Item], Hashable], at_once: Callable[[Hashable], int]) -> Iterator[list[Item]]:
+    """Yield the items in lists of one size, of at most at_once(size) items; a list is shorter at the end, or where too many items wait."""
     waiting: dict[Hashable, list[Item]] = {}
-    limit = 1
+
+    def fullness(size: Hashable) -> float:
+        return len(waiting[size]) / at_once(size)
+
     for item in items:
-        size = size_of(item)
-        group = waiting.setdefault(size, [])
-        group.append(item)
-        limit = max(limit, WAITING * most(size))
-        if len(group) >= most(size) or sum(map(len, waiting.values())) >= limit:
-            largest = max(waiting, key=lambda other: len(waiting[other]))
-            yield waiting.pop(size if len(group) >= most(size) else largest)
+        waiting.setdefault(size_of(item), []).append(item)
+        fullest = max(waiting, key=fullness)
+        if fullness(fullest) >= 1 or sum(map(fullness, waiting)) >= MOST_WAITING:
+            yield waiting.pop(fullest)
     yield from waiting.values()
 
 
 class InBatches:
-    """A network that is given any number of images or windows and sees at most `size` of them at once."""
+    """A network that runs on any number of images or windows, at most `size` at once."""
 
     def __init__(self, model: Callable, size: int):
         """model: model(pixel_values=x).logits is (B, K, h, w)."""
         self.model, self.size = model, size
 
     def __call__(self, pixel_values: Tensor) -> SimpleNamespace:
-        """Return the logits (B, K, h, w) of all images. Where memory does not suffice, `size` is halved, which is printed."""
+        """Return the logits (B, K, h, w) of all images. If a GPU has too little memory, `size` is halved, which is printed."""
         parts, start = [], 0
         while start < len(pixel_values):
             part = pixel_values[start : start + self.size]

@@ -21,11 +21,12 @@ from ..losses.labels import IGNORE_INDEX
 from ..messages import near_names
 from ..progress_bar import progress_bar
 from ..visual.figures import prediction_sheet
-from .batches import in_threads, of_one_size
+from .batches import LARGE, in_threads, of_one_size
 from .metrics import MeanIoU, mean_of_present
 from .prediction import Predictor
 from .report import draw_confusion
 
+PIXELS_AT_ONCE = 2**22  # that are counted at once, at 25 bytes each
 LONGEST_SIDE = 1200  # px, of an image in predictions.png
 
 
@@ -42,7 +43,7 @@ def evaluate_model(
     num_pictures: int = 8,
     by_evaluate: str | None = None,
 ) -> dict:
-    """Return the mean IoU in [0, 1] over all labelled images, and its parts; the same on any number of processes.
+    """Return the mean IoU in [0, 1] over all labelled images, and its parts; the same on any number of processes, up to rounding.
 
     Process r of n predicts the images r, r + n, ...; the integer counts of all processes are summed, so that each image counts once.
     Images are normalized by image_mean and image_std of model.config; ValueError where it lacks them.
@@ -185,7 +186,7 @@ def _count_everywhere(
     counts, num_images, failure = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=predictor.device), 0, None
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
     bar = progress_bar(total=len(indices), desc=f"evaluate {data.split}", disable=None if accelerator.is_main_process else True)
-    samples = in_threads(data.read, indices, predictor.options.eval_threads)
+    samples = in_threads(data.read, indices, predictor.options.eval_threads, lambda sample: sample.image[..., 0].size > LARGE)
 
     def sizes_of(sample: Sample) -> tuple:
         return sample.image.shape[:2], _size_of_ids(sample)
@@ -216,8 +217,11 @@ def _count_everywhere(
 
 def pixel_pairs(ids: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """Return the pixels by true and predicted class, (K, K) int64, of class ids and a mask (H, W) in which 255 is ignored."""
-    codes = mask.flatten().long() * num_classes + ids.flatten()
-    return torch.bincount(codes[mask.flatten() != IGNORE_INDEX], minlength=num_classes**2).view(num_classes, num_classes)
+    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=ids.device)
+    for some_ids, some_labels in zip(ids.flatten().split(PIXELS_AT_ONCE), mask.flatten().split(PIXELS_AT_ONCE)):
+        codes = some_labels.long() * num_classes + some_ids
+        counts += torch.bincount(codes[some_labels != IGNORE_INDEX], minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
 
 
 def _areas(counts: np.ndarray) -> np.ndarray:

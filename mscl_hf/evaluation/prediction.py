@@ -49,7 +49,7 @@ class Predictor:
         return cls(network, network.config, accelerator.device, options, accelerator.autocast)
 
     def ids(self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> list[Tensor]:
-        """Return the class ids (H, W), integers on the device, of each of these images of one size; of that size or another one."""
+        """Return the class ids (H, W) of each image, integers on the device. All images have one size. size: of the ids, None = theirs."""
         size = size or images[0].shape[:2]
         if not self._is_large(size):
             with self.autocast():

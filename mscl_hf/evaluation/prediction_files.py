@@ -8,7 +8,7 @@ import io
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..messages import first_three
 from ..records.files import replacing
 from ..visual.legend import draw_legend
 from ..visual.palette import class_colors, overlay
-from .batches import in_threads, of_one_size
+from .batches import LARGE, in_threads, of_one_size
 from .prediction import Predictor
 
 MASKS, OVERLAYS, CONFIDENCE, PROBABILITIES = "masks", "overlays", "confidence", "probabilities"
@@ -67,14 +67,19 @@ class OpenedImage:
         """The size (H, W) of the upright image."""
         return self.file.levels.shape[:2]
 
+    @property
+    def is_large(self) -> bool:
+        return self.size[0] * self.size[1] > LARGE
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """ids (H, W) uint8 and confidence (H, W) uint8 or None of an image, in the pixel order of its file."""
+    """ids (H, W) uint8 and confidence (H, W) uint8 or None of an image, in the pixel order of its file. levels: None without overlays."""
 
     image: OpenedImage
     ids: np.ndarray
     confidence: np.ndarray | None
+    levels: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -118,26 +123,32 @@ class PredictionFolder:
         """
         unusable = deque()
 
-        def opened(number: int) -> OpenedImage | tuple[int, str]:
+        def read(number: int) -> OpenedImage | tuple[int, str]:
             try:
                 return self._open(predictor, number, paths[number], names[number], image_range, bands)
             except BadSample as error:
                 return number, str(error)
 
         def usable() -> Iterator[OpenedImage]:
-            for image in in_threads(opened, range(len(paths)), threads):
+            for image in in_threads(read, range(len(paths)), threads, lambda image: isinstance(image, OpenedImage) and image.is_large):
                 if isinstance(image, OpenedImage):
                     yield image
                 else:
                     unusable.append(image)
 
-        groups = of_one_size(usable(), lambda image: image.size, lambda size: predictor.at_once(size, size))
+        groups = of_one_size(usable(), lambda image: image.size, lambda size: 1 if self._needs_logits else predictor.at_once(size, size))
         predictions = (prediction for group in groups for prediction in self._predict(predictor, group))
-        for result in in_threads(lambda prediction: (prediction.image.number, self._write(prediction)), predictions, threads):
-            yield result
-            while unusable:
-                yield unusable.popleft()
+        with pixel_limit(self.max_pixels):  # for all threads: in `read_image_file`, one thread could restore the limit of another
+            for result in in_threads(lambda prediction: (prediction.image.number, self._write(prediction)), predictions, threads):
+                yield result
+                while unusable:
+                    yield unusable.popleft()
         yield from unusable
+
+    @property
+    def _needs_logits(self) -> bool:
+        """Whether more than the class ids is written."""
+        return bool({CONFIDENCE, PROBABILITIES} & set(self.kinds))
 
     def _open(
         self, predictor: Predictor, number: int, path: Path, name: str, image_range: tuple[int, int] | None, bands: Sequence[int] | None
@@ -154,18 +165,23 @@ class PredictionFolder:
     def _predict(self, predictor: Predictor, images: Sequence[OpenedImage]) -> Iterator[Prediction]:
         """Predict images of one size; probabilities are written at once."""
         try:
-            if {CONFIDENCE, PROBABILITIES} & set(self.kinds):
+            if self._needs_logits:
                 for image in images:
-                    yield Prediction(image, *self._compute(predictor, image.file, image.name))
+                    yield self._prediction(image, *self._compute(predictor, image.file, image.name))
                 return
             for image, predicted in zip(images, predictor.ids([image.file.levels for image in images])):
                 ids = np.empty(_stored_size(image.file), np.uint8)
                 upright_view(ids, image.file.orientation)[:] = predicted.cpu().numpy()
-                yield Prediction(image, ids, None)
+                yield self._prediction(image, ids, None)
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"{images[0].path} needs more memory than the GPU has. Give --mode slide or a smaller --window, and another --output-dir."
+                f"{images[0].path} needs more memory than the GPU has. Give --eval-batch-size 1; if that is not enough, --mode slide or a "
+                "smaller --window, and another --output-dir."
             ) from error
+
+    def _prediction(self, image: OpenedImage, ids: np.ndarray, confidence: np.ndarray | None) -> Prediction:
+        levels = image.file.levels if OVERLAYS in self.kinds else None
+        return Prediction(replace(image, file=image.file._replace(levels=None)), ids, confidence, levels)
 
     def _write(self, prediction: Prediction) -> PredictedImage:
         """Write the files of a prediction, the mask last."""
@@ -175,7 +191,7 @@ class PredictionFolder:
             _save(Image.fromarray(prediction.confidence), self.path(CONFIDENCE, name), orientation)
         if OVERLAYS in self.kinds:
             with replacing(self.path(OVERLAYS, name)) as file:
-                Image.fromarray(_overlay(image.file.levels, upright_view(ids, orientation), self.classes)).save(file, format="PNG")
+                Image.fromarray(_overlay(prediction.levels, upright_view(ids, orientation), self.classes)).save(file, format="PNG")
         mask = self.path(MASKS, name)
         picture = Image.fromarray(ids)
         picture.putpalette(class_colors(self.classes).tobytes())

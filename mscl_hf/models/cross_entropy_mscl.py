@@ -1,5 +1,6 @@
-"""Cross-entropy of logits that are resized to their labels, in memory that does not grow with the number of classes.
+"""Cross-entropy of logits that are resized to their labels, a band of rows after another: the resized logits are never all in memory.
 
+Compiled code and logits that have the size of the labels already are the exceptions.
 Letters: B images, K classes, h w the size of the logits, H W that of the labels, b images and r rows of a band.
 """
 
@@ -28,7 +29,8 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | N
 def summed_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted sum over all pixels of the cross-entropy of logits that are resized bilinearly, as without align_corners.
 
-    Equals F.interpolate and F.cross_entropy up to rounding, in float32 (float64 for float64), and is not in autocast.
+    Equals F.interpolate and F.cross_entropy up to rounding, in float32 (float64 for float64) in spite of autocast; on a GPU with TF32
+    allowed, the resizing has its precision.
     logits (B, K, h, w); labels (B, H, W): class ids, any number where the weight is 0; weights (B, H, W): not negative, no gradient.
     """
     logits, labels = logits if logits.dtype == torch.float64 else logits.float(), labels.long()
@@ -54,13 +56,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradient = torch.zeros_like(logits) if differentiate and ctx.needs_input_grad[0] else None
         total = logits.new_zeros(())
         for images, rows in _bands(logits, labels):
-            sources = vertical[rows].any(0).nonzero()
-            above = slice(int(sources[0]), int(sources[-1]) + 1)  # rows of the logits that the band reads
-            of_rows = vertical[rows, above]
+            sources = _used_sources(vertical[rows])
+            of_rows = vertical[rows, sources]
             band_labels, band_weights = labels[images, rows].flatten(1)[:, None], weights[images, rows].flatten(1)[:, None]
             band_labels = band_labels.masked_fill(band_weights == 0, 0)
-            narrow = (of_rows @ logits[images, :, above]).flatten(1, 2)  # (b, K * r, w)
-            scores = F.interpolate(narrow, size=labels.shape[-1], mode="linear").view(len(narrow), logits.shape[1], -1)  # (b, K, r * W)
+            scores = _widened(of_rows @ logits[images, :, sources], labels.shape[-1]).flatten(2)  # (b, K, r * W)
             of_label, largest = scores.gather(1, band_labels), scores.amax(1, keepdim=True)
             exponentials = scores.sub_(largest).exp_()
             sums = exponentials.sum(1, keepdim=True)
@@ -69,7 +69,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 difference = exponentials.mul_(band_weights / sums)
                 difference.scatter_(1, band_labels, difference.gather(1, band_labels) - band_weights)
                 difference = difference.unflatten(2, (len(of_rows), labels.shape[-1]))
-                gradient[images, :, above] += of_rows.T @ (difference @ horizontal)
+                gradient[images, :, sources] += of_rows.T @ (difference @ horizontal)
         ctx.save_for_backward(gradient)
         return total
 
@@ -82,6 +82,19 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def _interpolation(source: int, target: int, like: Tensor) -> Tensor:
     """Return the matrix (target, source) of linear interpolation, as F.interpolate without align_corners."""
     return F.interpolate(torch.eye(source, dtype=like.dtype, device=like.device)[None], size=target, mode="linear")[0].T
+
+
+def _used_sources(matrix: Tensor) -> slice:
+    """Return the rows of the logits that these rows of an interpolation matrix read."""
+    sources = matrix.any(0).nonzero()
+    return slice(int(sources[0]), int(sources[-1]) + 1)
+
+
+def _widened(rows: Tensor, width: int) -> Tensor:
+    """Return rows (b, K, r, w) resized to the width: (b, K, r, W)."""
+    if rows.is_cuda:  # the linear kernel uses one thread for each column only
+        return F.interpolate(rows, size=(rows.shape[2], width), mode="bilinear")
+    return F.interpolate(rows.flatten(1, 2), size=width, mode="linear").unflatten(1, rows.shape[1:3])
 
 
 def _bands(logits: Tensor, labels: Tensor) -> Iterator[tuple[slice, slice]]:

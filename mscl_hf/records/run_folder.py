@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has none: there a second run in a folder is not noticed
     fcntl = None
 
-# Options that may change on --resume, since they change no number.
+# Options that may change on --resume, since they change no number (batches of prediction: no more than rounding).
 FREE_TO_CHANGE = (
     "resume", "config", "output_dir", "data_dir", "image_dir", "mask_dir", "image_cache_gb", "dataloader_num_workers", "shard",
     "save_steps", "save_total_limit", "logging_steps", "health_steps", "report_to", "push_to_hub", "private", "revision", "license",

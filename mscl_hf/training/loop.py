@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from .crash_report import report_crash, reporting
 from .log import write_log
 from .progress import Progress
 from .selection import BestStep
-from .setup import check_batch, fork_rng, lr_at, prepare, unwrap
+from .setup import check_batch, fork_rng, lr_at, memory_of_a_step, prepare, unwrap
 from .sharding import gathered
 
 
@@ -45,8 +46,10 @@ def fit(
     """
     check_batch(method, data, options, accelerator.num_processes)
     current = {"step": None, "samples": []}  # for crash reports
-    with too_large_batch(options), reporting(out, current):
-        prepared = prepare(method, data, options, accelerator)
+    memory = partial(memory_of_a_step, method, data, options, accelerator.num_processes)
+    with reporting(out, current):
+        with memory():
+            prepared = prepare(method, data, options, accelerator)
         in_training, wrapped, optimizer = prepared
         progress = Progress(in_training, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before, best)
         with progress.remaining_steps() as steps:  # from the newest checkpoint on
@@ -55,7 +58,7 @@ def fit(
                 set_step(step, in_training, optimizer, options, accelerator)
                 terms = []
                 for number, batch in enumerate(batches, 1):
-                    with nullcontext() if number == len(batches) else accelerator.no_sync(wrapped):
+                    with memory(), nullcontext() if number == len(batches) else accelerator.no_sync(wrapped):
                         losses = wrapped(**batch)
                         progress.scaling.backward(losses["loss"] / len(batches))
                     terms.append({name: value.detach() for name, value in losses.items()})
@@ -81,19 +84,6 @@ def fit(
     unwrap(method, prepared, options, accelerator)
     if best:
         best.restore(method, out, accelerator)
-
-
-@contextmanager
-def too_large_batch(options: TrainingConfig) -> Iterator[None]:
-    """Raise ValueError with the next smaller batch of the same effect where the memory of the device does not suffice."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        parts = 2 * options.gradient_accumulation_steps
-        smaller = f"--batch-size {options.batch_size // 2} --gradient-accumulation-steps {parts}, or " * (options.batch_size > 1)
-        raise ValueError(
-            f"a step of --batch-size {options.batch_size} needs more memory than the device has. Give {smaller}a smaller --image-size."
-        ) from error
 
 
 def run_health_check(

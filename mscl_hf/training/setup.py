@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,35 @@ def check_batch(method: Method, data: TrainingData, options: TrainingConfig, wor
         raise ValueError(
             f"--batch-size is {batch_size}; expected at least {least}, since BatchNorm in this method's heads needs two images per process."
         )
+
+
+@contextmanager
+def memory_of_a_step(method: Method, data: TrainingData, options: TrainingConfig, world: int) -> Iterator[None]:
+    """Raise ValueError, with options that need less memory, where a GPU has too little for a step."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size, smaller = method.network.config.image_size, smaller_batch(method, data, options, world)
+        remedies = ["--gradient-checkpointing", "a smaller --image-size"]
+        if smaller is not None:
+            words = f"--batch-size {smaller.batch_size} --gradient-accumulation-steps {smaller.gradient_accumulation_steps}"
+            remedies.insert(0, f"{words} --image-size {size}")  # a size that is derived would grow as the batch shrinks
+        raise ValueError(
+            f"--batch-size is {options.batch_size} and --image-size {size}; expected a step that the memory of the GPU suffices for. Give "
+            f"{', or '.join(remedies)}."
+        ) from error
+
+
+def smaller_batch(method: Method, data: TrainingData, options: TrainingConfig, world: int) -> TrainingConfig | None:
+    """Return the options with the next smaller batch that divides the present one, and as many images in a step; None without one."""
+    for parts in range(2, options.batch_size + 1):
+        if options.batch_size % parts == 0:
+            steps = options.gradient_accumulation_steps * parts
+            with suppress(ValueError):
+                smaller = replace(options, batch_size=options.batch_size // parts, gradient_accumulation_steps=steps)
+                check_batch(method, data, smaller, world)
+                return smaller
+    return None
 
 
 def fork_rng(device: torch.device) -> AbstractContextManager:

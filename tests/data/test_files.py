@@ -11,6 +11,8 @@ from PIL import TiffImagePlugin
 from test_data import labels, picture, save, stored_rows
 
 from mscl_hf.data import BadSample, load_data
+from mscl_hf.data.files import list_images
+from mscl_hf.data.folder_names import subfolders
 from mscl_hf.data.image_io import decode
 from mscl_hf.demo.similarity import read_image
 
@@ -240,3 +242,13 @@ def test_a_tiff_that_ends_early_is_called_damaged(tmp_path):
     (tmp_path / "x.png").write_bytes(tiff(noise(3), RGB)[:160])
     with pytest.raises(BadSample, match=r"x.png cannot be read as an image \(it is a damaged TIFF without the tags of its image\)"):
         load_data("folder", "train", tmp_path).read(0)
+
+
+def test_a_link_to_itself_is_a_broken_file(tmp_path):
+    """It is listed as a broken link, which the check of the data reports, and hides nothing else."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "b.png").touch()
+    assert [path.name for path in list_images(tmp_path).images] == ["a.png", "b.png", "loop.png"]
+    assert subfolders(tmp_path) == ["inner"]

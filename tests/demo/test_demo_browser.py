@@ -49,7 +49,8 @@ def url(folder) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mscl_hf.demo.page", "--model", "tuned", "pretrained", "--examples", "examples", "--port", str(port)]
+    options = ["--model", "tuned", "pretrained", "--examples", "examples", "--port", str(port)]
+    command = [sys.executable, "-m", "mscl_hf.demo.command", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(folder / "uploads")}
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

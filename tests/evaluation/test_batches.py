@@ -84,7 +84,7 @@ def test_groups_have_one_size_and_everything_arrives():
         groups.append(group)
     assert sorted(item for group in groups for item in group) == sorted(items)
     assert all(len({size for size, _ in group}) == 1 for group in groups)
-    assert [len(group) for group in groups if group[0][0] == "a"] == 12 * [4] + [2] and most_waiting <= 16
+    assert [len(group) for group in groups if group[0][0] == "a"] == 12 * [4] + [2] and most_waiting <= 13
     many = list(of_one_size(range(100), lambda number: number, lambda size: 4))  # all of different sizes
     assert sorted(group[0] for group in many) == list(range(100))
 
@@ -108,6 +108,43 @@ def test_threads_keep_the_order_and_raise_in_turn():
                 found.append(value)
                 assert len(started) <= len(found) + threads + 1
         assert found == [10 * n for n in range(7)]
+
+
+def test_threads_work_at_the_same_time():
+    """Two threads compute two results at once: each waits for the other."""
+    both = threading.Barrier(2, timeout=30)
+    assert list(in_threads(lambda number: both.wait() * 0 + number, range(6), 2)) == list(range(6))
+    with pytest.raises(threading.BrokenBarrierError):
+        list(in_threads(lambda number: threading.Barrier(2, timeout=0.1).wait(), range(1), 1))
+
+
+def test_images_are_read_in_threads():
+    """Evaluation reads images outside of the main thread, unless it may not."""
+    for threads, is_main in ((0, True), (2, False)):
+        readers = set()
+
+        class Noted(Images):
+            def read(self, index):
+                readers.add(threading.current_thread() is threading.main_thread())
+                return super().read(index)
+
+        evaluate_model(worker.TinyModel(), Noted(3), Accelerator(cpu=True), InferenceConfig(base_size=0, eval_threads=threads))
+        assert readers == {is_main}
+
+
+def test_large_results_are_not_computed_ahead():
+    """After a large one, each is computed when it is needed; after a small one, threads go ahead again."""
+    started, lock = [], threading.Lock()
+
+    def function(number: int) -> int:
+        with lock:
+            started.append(number)
+        return number
+
+    ahead = []
+    for number in in_threads(function, range(12), 2, lambda number: 2 <= number < 7):
+        ahead.append(len(started) - number - 1)
+    assert ahead[4:7] == [0, 0, 0] and max(ahead) <= 2 and ahead[9] > 0
 
 
 class Scarce:

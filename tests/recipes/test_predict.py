@@ -1,9 +1,11 @@
 """mscl-predict: its files, the scores of its masks, resuming, broken files, several processes."""
 
+import contextlib
 import csv
 import json
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +216,19 @@ def test_configuration_is_complete():
     """Defaults make a configuration, so that other commands can list the options of this one."""
     config = PredictConfig()
     assert config.run.images == [] and config.inference == InferenceConfig()
+
+
+def test_threads_share_the_pixel_limit(tmp_path, model, monkeypatch):
+    """With two threads that decode at the same time, every image below --max-pixels is predicted, and Pillow's limit is restored."""
+    before, both = Image.MAX_IMAGE_PIXELS, threading.Barrier(2)
+    read = prediction_files.read_image_file
+
+    def meeting(*arguments):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+        return read(*arguments)
+
+    monkeypatch.setattr(prediction_files, "read_image_file", meeting)
+    images = save_scenes(tmp_path / "photos", *(f"{number}.png" for number in range(12)))
+    run("predict", "--model", model, "--images", images, "--output-dir", tmp_path / "out", "--max-pixels", 10**4)
+    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 12 and before == Image.MAX_IMAGE_PIXELS

@@ -162,7 +162,7 @@ def test_too_little_memory_on_the_gpu(tmp_path, model, monkeypatch):
     monkeypatch.setattr("mscl_hf.evaluation.prediction.predict_ids", fails)
     images = save_scenes(tmp_path / "photos", "a.png")
     message = rejected("predict", "--model", model, "--images", images, "--output-dir", tmp_path / "out")
-    assert "a.png needs more memory than the GPU has. Give --mode slide or a smaller --window" in message
+    assert "a.png needs more memory than the GPU has. Give --eval-batch-size 1; if that is not enough, --mode slide or a smaller" in message
 
 
 def test_files_are_written_atomically(tmp_path):

@@ -48,7 +48,7 @@ class SpeedOptions(Section):
     dataset: str = option("camvid", "layout of the data set, as for pretrain.py; folder for images without masks")
     losses: str = option("g+l+p", "losses of the step; g+l where there are no masks")
     workers: int = option(0, "loader processes, also of the other libraries", at_least=0)
-    parts: list[str] = option(list(PARTS), f"parts to measure, of {', '.join(PARTS)}; the others keep their figures")
+    parts: list[str] = option(list(PARTS[:-1]), f"parts to measure, of {', '.join(PARTS)}; the others keep their figures")
     waits: list[str] = option(list(WAITS), f"waits to measure in the part waits, of {', '.join(WAITS)}")
     peers: str | None = option(None, "folder of the environments that peers.py setup made")
     results: str = option("results/speed.json", "file of the figures; a page and a picture are written beside it")
@@ -287,17 +287,20 @@ def classes(count: int) -> dict:
 
 def measure_waits(options: SpeedOptions) -> list[dict]:
     """Each round measures all waits, each in a new process."""
-    calls = {"help": ("command_help", {"command": "mscl-pretrain"}), "start": ("start", {}),
-             "evaluation": ("evaluate", {"data_dir": options.data_dir}), "large image": ("large_image", {})}  # fmt: skip
     rows = []
-    for _, name in itertools.product(range(options.rounds), options.waits):
+    for number, name in itertools.product(range(options.rounds), options.waits):
         if name == "finetune":
-            found = [finetuning(num_labels) for num_labels in (21, 150)]
+            measured = [finetuning(num_labels) for num_labels in (21, 150)]
         else:
-            worker, settings = calls[name]
-            found = run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
-        print(*found, sep="\n", flush=True)
-        rows += found
+            worker, settings = {
+                "help": ("command_help", {"command": "mscl-pretrain"}),
+                "start": ("start", {}),
+                "evaluation": ("evaluate", {"data_dir": options.data_dir, "first": number}),
+                "large image": ("large_image", {}),
+            }[name]
+            measured = run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
+        print(*measured, sep="\n", flush=True)
+        rows += measured
     return rows
 
 
