@@ -68,8 +68,6 @@ class SpeedOptions(Section):
             raise ValueError(f"--waits is {unknown[0]}; expected some of {', '.join(WAITS)}.")
         if "waits" in self.parts and "evaluation" in self.waits and not self.data_dir:
             raise ValueError("--waits has evaluation, which needs --data-dir of CamVid. Give it, or leave evaluation out.")
-        if "waits" in self.parts and "evaluation" in self.waits and importlib.util.find_spec("torchmetrics") is None:
-            raise ValueError("--waits has evaluation, which is compared with torchmetrics. Run pip install torchmetrics, or leave it out.")
         if "peers" in self.parts and not (self.peers and self.data_dir):
             raise ValueError("--parts has peers, which needs --peers DIR and --data-dir. Make DIR by peers.py setup, or leave peers out.")
 
@@ -287,6 +285,8 @@ def classes(count: int) -> dict:
 
 def measure_waits(options: SpeedOptions) -> list[dict]:
     """Each round measures all waits, each in a new process."""
+    if "evaluation" in options.waits and importlib.util.find_spec("torchmetrics") is None:
+        raise ValueError("--waits has evaluation, which is compared with torchmetrics. Run pip install torchmetrics, or leave it out.")
     rows = []
     for number, name in itertools.product(range(options.rounds), options.waits):
         if name == "finetune":
