@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from .rows import Block, blocks, fraction
 
+MARKERS = {"": "o", "unlabelled": "s", "semi": "^"}  # by what follows the name of a method
 COLORS = {"none": "#555555", "imagenet": "#0072B2", "mscl": "#D55E00", "other": "#009E73",
            "1/5": "#E69F00", "1/2": "#0072B2", "all": "#0072B2"}  # fmt: skip
 HOLLOW = {"marker": "o", "markersize": 5, "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
@@ -77,9 +78,9 @@ def _column(axis, block: Block, share: str) -> None:
 
 
 def _style(cell: str) -> dict:
-    base, *variant = cell.split("_")
+    base, _, variant = cell.partition("_")
     return {"color": COLORS.get(base, COLORS["other"]), "linestyle": "--" if variant else "-", "label": cell.replace("_", " "),
-            "marker": "D" if variant else "o"}  # fmt: skip
+            "marker": MARKERS.get(variant, "D")}  # fmt: skip
 
 
 def _dots(axis, block: Block, cells: dict[str, str]) -> None:
