@@ -97,7 +97,9 @@ def predict_pending(
                 rows.append((mine[number], result))
         return rows
 
-    rows = sorted(training.gather_rows(training.together(accelerator, work, "predicting images", on_all=True)), key=lambda row: row[0])
+    from accelerate.utils import gather_object  # here: it imports torch, which --help does not wait for
+
+    rows = sorted(gather_object(training.together(accelerator, work, "predicting images", on_all=True)), key=lambda row: row[0])
     failed = {listed.paths[i]: result for i, result in rows if isinstance(result, str)}
     return {i: result for i, result in rows if not isinstance(result, str)}, failed
 

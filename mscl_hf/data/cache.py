@@ -98,10 +98,10 @@ class CachedData(SegmentationData):
     def cached(self, index: int) -> tuple[str, list[Path]]:
         """Return the name of a row and the paths of its arrays. They are derived once a run: later changes of a file are not noticed."""
         if index not in self._paths:
-            self._paths[index] = self._cached(self.stored(index))
+            self._paths[index] = self._name_and_paths(self.stored(index))
         return self._paths[index]
 
-    def _cached(self, row: dict) -> tuple[str, list[Path]]:
+    def _name_and_paths(self, row: dict) -> tuple[str, list[Path]]:
         image = _identity(row["image"])
         scaled = () if self.image_range is None else (self.image_range,)
         bands = () if self.bands is None else (f"bands {self.bands}",)
@@ -110,12 +110,12 @@ class CachedData(SegmentationData):
             paths.append(self._path("mask", image, _identity(row.get("mask")), self.num_classes, *self._reading))
         return row["name"], paths
 
-    def all_cached(self) -> set[Path]:
+    def all_paths(self) -> set[Path]:
         """Return the paths of the arrays of all rows."""
         at_once = ROWS_AT_ONCE if self.stored(0)["image"].get("bytes") is None else 1
         for first in range(0, len(self), at_once):
             rows = self._undecoded[first : first + at_once].to_pylist()
-            self._paths.update(enumerate(map(self._cached, rows), first))
+            self._paths.update(enumerate(map(self._name_and_paths, rows), first))
         return {path for _, paths in self._paths.values() for path in paths}
 
     @cached_property
@@ -199,7 +199,7 @@ def with_cache(data: SegmentationData, short_side: int, limit_gb: float, log: Ca
         log(f"{data.name}/{data.split} is decoded each time: a cache takes {size / 1e9:.1f} GB, and --image-cache-gb is {limit_gb:g}")
         return data
     data = replace(data, folder=cache_folder())
-    make_room(data.folder, limit_gb * 1e9 - size, data.all_cached())
+    make_room(data.folder, limit_gb * 1e9 - size, data.all_paths())
     return data
 
 

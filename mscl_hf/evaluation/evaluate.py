@@ -156,9 +156,9 @@ def in_sentences(results: dict) -> list[str]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Set evaluation mode, and the memory order in which convolutions are fast; restore the previous mode at the end."""
+    """Set evaluation mode; restore the previous mode at the end."""
     was_training = network.training
-    network.eval().to(memory_format=torch.channels_last)
+    network.eval()
     try:
         yield
     finally:

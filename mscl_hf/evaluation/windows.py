@@ -76,9 +76,9 @@ def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: I
 
 def _logits_of_windows(model: Callable, crop: Crop, rows: slice, spans: list[slice], at_once: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the columns and the logits (B, K, h, w) of each window of a row of windows. spans: their columns."""
-    for some in (spans[first : first + at_once] for first in range(0, len(spans), at_once)):
-        logits = model(pixel_values=torch.cat([crop(rows, columns) for columns in some])).logits.float()
-        yield from zip(some, logits.chunk(len(some)))
+    for group in (spans[first : first + at_once] for first in range(0, len(spans), at_once)):
+        logits = model(pixel_values=torch.cat([crop(rows, columns) for columns in group])).logits.float()
+        yield from zip(group, logits.chunk(len(group)))
 
 
 def _extended(sums: Tensor | None, probabilities: Tensor, rows: int, width: int) -> Tensor:
@@ -90,4 +90,4 @@ def _extended(sums: Tensor | None, probabilities: Tensor, rows: int, width: int)
 
 
 def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return logits if tuple(logits.shape[-2:]) == size else interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+    return logits if tuple(logits.shape[-2:]) == size else interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -70,7 +70,7 @@ def affinity(
 
     # The maps (B, K, h, w) of one neighbor are computed again in the backward pass: those of all neighbors need 24 times the memory.
     offsets = (offset for offset in product((-size, 0, size), repeat=2) if offset != (0, 0))
-    parts = [checkpoint(of_neighbor, *offset, p, q, log_p, log_q, use_reentrant=False) for offset in offsets]
+    parts = [checkpoint(of_neighbor, *offset, p, q, log_p, log_q, use_reentrant=False, preserve_rng_state=False) for offset in offsets]
     sums, counts = (sum(column) for column in zip(*parts))
     return Affinity(*(sums / counts.clamp(min=1)))
 

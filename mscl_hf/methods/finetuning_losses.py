@@ -70,8 +70,8 @@ def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: i
         rmi, retries = losses.region_mutual_information(full.sigmoid(), x.labels, radius, pool=pool, first_class=first)
         return torch.stack([losses.one_versus_rest(full, x.labels, first).to(rmi.dtype), rmi, rmi.new_tensor(retries)])
 
-    parts = [checkpoint(of_classes, first, use_reentrant=False) for first in range(0, x.logits.shape[1], CLASSES_AT_ONCE)]
-    bce, rmi, retries = sum(parts)
+    groups = range(0, x.logits.shape[1], CLASSES_AT_ONCE)
+    bce, rmi, retries = sum(checkpoint(of_classes, first, use_reentrant=False, preserve_rng_state=False) for first in groups)
     return {"loss_bce": (lam, bce), "loss_rmi": (1 - lam, rmi)}, {"rmi_retries": retries.detach()}
 
 

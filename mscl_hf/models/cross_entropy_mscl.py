@@ -52,12 +52,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor, differentiate: bool) -> Tensor:
-        vertical, horizontal = (_interpolation(*sides, logits) for sides in zip(logits.shape[-2:], labels.shape[-2:]))
+        vertical, horizontal = (_interpolation(*sides, logits.dtype) for sides in zip(logits.shape[-2:], labels.shape[-2:]))
+        horizontal = horizontal.to(logits.device)
         gradient = torch.zeros_like(logits) if differentiate and ctx.needs_input_grad[0] else None
         total = logits.new_zeros(())
         for images, rows in _bands(logits, labels):
             sources = _used_sources(vertical[rows])
-            of_rows = vertical[rows, sources]
+            of_rows = vertical[rows, sources].to(logits.device)
             band_labels, band_weights = labels[images, rows].flatten(1)[:, None], weights[images, rows].flatten(1)[:, None]
             band_labels = band_labels.masked_fill(band_weights == 0, 0)
             scores = _widened(of_rows @ logits[images, :, sources], labels.shape[-1]).flatten(2)  # (b, K, r * W)
@@ -79,9 +80,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return ctx.saved_tensors[0] * gradient, None, None, None
 
 
-def _interpolation(source: int, target: int, like: Tensor) -> Tensor:
-    """Return the matrix (target, source) of linear interpolation, as F.interpolate without align_corners."""
-    return F.interpolate(torch.eye(source, dtype=like.dtype, device=like.device)[None], size=target, mode="linear")[0].T
+def _interpolation(source: int, target: int, dtype: torch.dtype) -> Tensor:
+    """Return the matrix (target, source) of linear interpolation, as F.interpolate without align_corners; on the CPU, where it is read."""
+    return F.interpolate(torch.eye(source, dtype=dtype, device="cpu")[None], size=target, mode="linear")[0].T
 
 
 def _used_sources(matrix: Tensor) -> slice:

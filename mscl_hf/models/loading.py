@@ -98,14 +98,14 @@ def open_segmenter(
 
 
 def open_fine_tuned(name: str) -> MsclForSemanticSegmentation:
-    """Return the model of --model; ValueError where it has no trained classifier."""
+    """Return the model of --model, in channels-last order; ValueError where it has no trained classifier."""
     no_classifier = ValueError(f"--model is {name}, which has no trained classifier; expected a fine-tuned model. Fine-tune it first.")
     if open_model(MsclConfig, name).architectures == ["MsclForPreTraining"]:
         raise no_classifier
     network, loaded = open_model(MsclForSemanticSegmentation, name, output_loading_info=True)
     if any(key.startswith("classifier.") for key in loaded["missing_keys"]):  # whatever the configuration says that the model is
         raise no_classifier
-    return network
+    return network.to(memory_format=torch.channels_last)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

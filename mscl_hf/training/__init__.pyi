@@ -1,7 +1,6 @@
 from .checkpoint_folder import completed_steps as completed_steps
 from .checkpoint_folder import is_complete as is_complete
 from .distributed import any_process as any_process
-from .distributed import gather_rows as gather_rows
 from .distributed import together as together
 from .health import HealthCheck as HealthCheck
 from .health import draw_features as draw_features

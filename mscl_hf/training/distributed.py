@@ -5,14 +5,8 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 Result = TypeVar("Result")
-
-
-def gather_rows(rows: list) -> list:
-    """Return the rows of all processes, on each of them."""
-    return gather_object(rows)
 
 
 def any_process(accelerator: Accelerator, condition: bool) -> bool:

@@ -46,9 +46,9 @@ def fit(
     """
     check_batch(method, data, options, accelerator.num_processes)
     current = {"step": None, "samples": []}  # for crash reports
-    memory = partial(memory_of_a_step, method, data, options, accelerator.num_processes)
+    enough_memory = partial(memory_of_a_step, method, data, options, accelerator.num_processes)
     with reporting(out, current):
-        with memory():
+        with enough_memory():
             prepared = prepare(method, data, options, accelerator)
         in_training, wrapped, optimizer = prepared
         progress = Progress(in_training, optimizer, data, options, out, accelerator, current, max_bad_images, steps_before, best)
@@ -56,12 +56,8 @@ def fit(
             for step in steps:
                 batches = progress.next_batches()
                 set_step(step, in_training, optimizer, options, accelerator)
-                terms = []
-                for number, batch in enumerate(batches, 1):
-                    with memory(), nullcontext() if number == len(batches) else accelerator.no_sync(wrapped):
-                        losses = wrapped(**batch)
-                        progress.scaling.backward(losses["loss"] / len(batches))
-                    terms.append({name: value.detach() for name, value in losses.items()})
+                with enough_memory():
+                    terms = forward_and_backward(wrapped, batches, progress.scaling.backward, accelerator)
                 row, own_loss = average_terms(terms, accelerator)
                 progress.scaling.unscale(optimizer)
                 row["grad_norm"] = clip_gradients(wrapped, options.max_grad_norm)
@@ -84,6 +80,19 @@ def fit(
     unwrap(method, prepared, options, accelerator)
     if best:
         best.restore(method, out, accelerator)
+
+
+def forward_and_backward(
+    wrapped: nn.Module, batches: Sequence[dict], backward: Callable[[Tensor], None], accelerator: Accelerator
+) -> list[dict[str, Tensor]]:
+    """Add up the gradients of the mean loss of the batches of a step, exchanged with the last one; return the terms of each batch."""
+    terms = []
+    for number, batch in enumerate(batches, 1):
+        with nullcontext() if number == len(batches) else accelerator.no_sync(wrapped):
+            losses = wrapped(**batch)
+            backward(losses["loss"] / len(batches))
+        terms.append({name: value.detach() for name, value in losses.items()})
+    return terms
 
 
 def run_health_check(

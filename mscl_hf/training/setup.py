@@ -106,8 +106,8 @@ def memory_of_a_step(method: Method, data: TrainingData, options: TrainingConfig
             words = f"--batch-size {smaller.batch_size} --gradient-accumulation-steps {smaller.gradient_accumulation_steps}"
             remedies.insert(0, f"{words} --image-size {size}")  # a size that is derived would grow as the batch shrinks
         raise ValueError(
-            f"--batch-size is {options.batch_size} and --image-size {size}; expected a step that the memory of the GPU suffices for. Give "
-            f"{', or '.join(remedies)}."
+            f"--batch-size is {options.batch_size} and --image-size {size}; expected a step that fits into the memory of the GPU. Give "
+            f"{', '.join(remedies[:-1])}, or {remedies[-1]}."
         ) from error
 
 

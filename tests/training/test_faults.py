@@ -256,8 +256,8 @@ def test_too_little_memory_names_a_batch_that_is_possible(zygote, tmp_path):
     """The error has the next smaller batch that the method takes, with as many images in a step, and the size of the run."""
     given = (*FLAGS, "--batch-size", 6, "--output-dir", tmp_path / "run")
     status, output = zygote.run("pretrain", *given, fault="out_of_memory", fired=tmp_path / "fired")
-    assert status == 1 and "error: --batch-size is 6 and --image-size 32; expected a step that the memory of the GPU" in output
-    assert "Give --batch-size 3 --gradient-accumulation-steps 2 --image-size 32, or --gradient-checkpointing, or a smaller" in output
+    assert status == 1 and "error: --batch-size is 6 and --image-size 32; expected a step that fits into the memory of the GPU." in output
+    assert "Give --batch-size 3 --gradient-accumulation-steps 2 --image-size 32, --gradient-checkpointing, or a smaller" in output
 
 
 def test_a_crash_while_scoring_leaves_a_report(zygote, straight, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from ..common import markdown_table
 
 PHASES = ("decode", "views", "forward", "losses", "backward", "optimizer", "rest")
-MORE = {"peak_mb": "peak MB", "their_peak_mb": "beside it", "quarter_mb": "for a quarter of the image", "scandir": "scandir, seconds:"}
+FACTS = {"peak_mb": "peak MB", "their_peak_mb": "beside it", "quarter_mb": "for a quarter of the image", "scandir": "scandir, seconds:"}
 ROUTES = {"plain": "plain autograd, fp32", "fp32": "streamed, fp32", "bf16": "streamed, bf16 products"}
 
 
@@ -108,10 +108,10 @@ def _waits(rows: list[dict]) -> list[str]:
     for (name, beside), group in gather(rows, "wait", "beside", value=lambda row: row).items():
         ours, theirs = ([row[key] for row in group] for key in ("ours", "theirs"))
         ratio = spread([row["ours"] / row["theirs"] for row in group], 2)
-        more = {key: spread([row[key] for row in group if key in row], 2 if key == "scandir" else 0) for key in MORE if key in group[0]}
-        facts = "; ".join(f"{MORE[key]} {value}" for key, value in more.items())
+        keys = [key for key in FACTS if key in group[0]]
+        facts = "; ".join(f"{FACTS[key]} {spread([row[key] for row in group], 2 if key == 'scandir' else 0)}" for key in keys)
         lines.append((name, spread(ours, 2), beside, spread(theirs, 2), ratio, facts))
-    head = ("wait", "seconds", "beside", "seconds", "ratio", "")
+    head = ("wait", "seconds", "beside", "seconds", "ratio", "further figures")
     return ["## What a user waits for, and what it is compared with\n", *markdown_table(head, lines)]
 
 
