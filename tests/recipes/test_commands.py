@@ -60,7 +60,8 @@ def start(command: list, folder: Path) -> str:
 @pytest.mark.parametrize(("editable", "name"), [(True, "mscl-finetune"), (False, "mscl-pretrain")], ids=["editable", "wheel"])
 def test_every_console_command_starts_from_any_folder(tmp_path, editable, name):
     """Each entry point of the package prints its help, by the modules of this very installation; one of the scripts prints its list."""
-    pytest.importorskip("pip")
+    if not list(metadata.distributions(name="pip")):  # a search for the module would make setuptools leave distutils to Python
+        pytest.skip("needs pip")
     python, site = install(tmp_path, editable)
     (package,) = metadata.distributions(name="mscl_hf", path=[str(site)])
     scripts = package.entry_points.select(group="console_scripts").names
