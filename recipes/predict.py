@@ -83,15 +83,17 @@ def predict_pending(
     mine = pending[accelerator.process_index :: accelerator.num_processes]
 
     def work() -> list[tuple]:
-        rows, threads = [], config.inference.eval_threads
+        rows = []
         paths, names = ([of_all[i] for i in mine] for of_all in (listed.paths, listed.names))
         with evaluation.evaluating(network.to(accelerator.device)):
             predictor = evaluation.Predictor(
                 evaluation.finite(network), network.config, accelerator.device, config.inference, accelerator.autocast
             )
-            results = folder.predict(predictor, paths, names, config.run.image_range, config.run.bands, threads)
-            bar = progress_bar(results, total=len(mine), desc="predict", unit="image", disable=None if run.is_main else True)
-            for number, result in bar:
+            prediction = evaluation.ImagePrediction(
+                predictor, folder, config.run.image_range, config.run.bands, config.inference.eval_threads
+            )
+            results, hidden = prediction.run(paths, names), None if run.is_main else True
+            for number, result in progress_bar(results, total=len(mine), desc="predict", unit="image", disable=hidden):
                 if isinstance(result, str):
                     print(f"skipped: {result}", flush=True)
                 rows.append((mine[number], result))

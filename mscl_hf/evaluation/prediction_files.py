@@ -6,25 +6,21 @@ Letters: K classes, H W height and width of the image in pixels, as stored in it
 import csv
 import io
 import zipfile
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ..data.image_file import ImageFile, pixel_limit, read_image_file, upright_view
+from ..data.image_file import pixel_limit, upright_view
 from ..data.image_io import DECODE_ERRORS, ORIENTATION, opened
-from ..data.pixels import BadSample, displayed
+from ..data.pixels import displayed
 from ..messages import first_three
 from ..records.files import replacing
 from ..visual.legend import draw_legend
 from ..visual.palette import class_colors, overlay
-from .batches import LARGE, in_threads, of_one_size
-from .prediction import Predictor
 
 MASKS, OVERLAYS, CONFIDENCE, PROBABILITIES = "masks", "overlays", "confidence", "probabilities"
 OUTPUT_KINDS = (OVERLAYS, CONFIDENCE, PROBABILITIES)  # beside masks
@@ -54,22 +50,19 @@ class PredictedImage:
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """An image to predict. number: its position in the list. state: of its file. file: its pixels."""
+    """An image to predict. number: its position in the list. state: of its file. size: (H, W), upright. orientation: that of EXIF."""
 
     number: int
     path: Path
     name: str
     state: str
-    file: ImageFile
+    size: tuple[int, int]
+    orientation: int
 
     @property
-    def size(self) -> tuple[int, int]:
-        """The size (H, W) of the upright image."""
-        return self.file.levels.shape[:2]
-
-    @property
-    def is_large(self) -> bool:
-        return self.size[0] * self.size[1] > LARGE
+    def stored_size(self) -> tuple[int, int]:
+        """The size (H, W) in the pixel order of the file."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
 
 
 @dataclass(frozen=True)
@@ -106,130 +99,52 @@ class PredictionFolder:
             return None
         try:
             with pixel_limit(self.max_pixels), opened(mask) as (image, _):
-                if image.info.get(SOURCE) != _state(path):
+                if image.info.get(SOURCE) != file_state(path):
                     return None
                 ids = np.asarray(image)
         except DECODE_ERRORS:
             return None
         return self._result(path, mask, ids)
 
-    def predict(
-        self, predictor: Predictor, paths: Sequence[Path], names: Sequence[str], image_range: tuple[int, int] | None,
-        bands: Sequence[int] | None = None, threads: int = 0,
-    ) -> Iterator[tuple[int, PredictedImage | str]]:  # fmt: skip
-        """Predict images and write their files; threads read and write while the network runs.
-
-        Yields the position of each image in the list, with its result or with the reason why it cannot be used, in any order.
-        """
-        unusable = deque()
-
-        def read(number: int) -> OpenedImage | tuple[int, str]:
-            try:
-                return self._open(predictor, number, paths[number], names[number], image_range, bands)
-            except BadSample as error:
-                return number, str(error)
-
-        def usable() -> Iterator[OpenedImage]:
-            for image in in_threads(read, range(len(paths)), threads, lambda image: isinstance(image, OpenedImage) and image.is_large):
-                if isinstance(image, OpenedImage):
-                    yield image
-                else:
-                    unusable.append(image)
-
-        groups = of_one_size(usable(), lambda image: image.size, lambda size: 1 if self._needs_logits else predictor.at_once(size, size))
-        predictions = (prediction for group in groups for prediction in self._predict(predictor, group))
-        with pixel_limit(self.max_pixels):  # for all threads: in `read_image_file`, one thread could restore the limit of another
-            for result in in_threads(lambda prediction: (prediction.image.number, self._write(prediction)), predictions, threads):
-                yield result
-                while unusable:
-                    yield unusable.popleft()
-        yield from unusable
-
     @property
-    def _needs_logits(self) -> bool:
+    def needs_logits(self) -> bool:
         """Whether more than the class ids is written."""
         return bool({CONFIDENCE, PROBABILITIES} & set(self.kinds))
 
-    def _open(
-        self, predictor: Predictor, number: int, path: Path, name: str, image_range: tuple[int, int] | None, bands: Sequence[int] | None
-    ) -> OpenedImage:
-        """Read an image. Raises BadSample for one that cannot be used."""
-        try:
-            state = _state(path)
-        except OSError as error:
-            raise BadSample(f"{path} cannot be read ({error.strerror}). Replace it, or remove it.") from error
-        image = read_image_file(path, image_range, self.max_pixels, bands)
-        predictor.check_size(image.levels.shape[:2], str(path))
-        return OpenedImage(number, path, name, state, image)
-
-    def _predict(self, predictor: Predictor, images: Sequence[OpenedImage]) -> Iterator[Prediction]:
-        """Predict images of one size; probabilities are written at once."""
-        try:
-            if self._needs_logits:
-                for image in images:
-                    yield self._prediction(image, *self._compute(predictor, image.file, image.name))
-                return
-            for image, predicted in zip(images, predictor.ids([image.file.levels for image in images])):
-                ids = np.empty(_stored_size(image.file), np.uint8)
-                upright_view(ids, image.file.orientation)[:] = predicted.cpu().numpy()
-                yield self._prediction(image, ids, None)
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{images[0].path} needs more memory than the GPU has. Give --eval-batch-size 1; if that is not enough, --mode slide or a "
-                "smaller --window, and another --output-dir."
-            ) from error
-
-    def _prediction(self, image: OpenedImage, ids: np.ndarray, confidence: np.ndarray | None) -> Prediction:
-        levels = image.file.levels if OVERLAYS in self.kinds else None
-        return Prediction(replace(image, file=image.file._replace(levels=None)), ids, confidence, levels)
-
-    def _write(self, prediction: Prediction) -> PredictedImage:
-        """Write the files of a prediction, the mask last."""
+    def write(self, prediction: Prediction) -> PredictedImage:
+        """Write the files of a prediction but its probabilities, the mask last."""
         image, ids = prediction.image, prediction.ids
-        orientation, name = image.file.orientation, image.name
         if prediction.confidence is not None:
-            _save(Image.fromarray(prediction.confidence), self.path(CONFIDENCE, name), orientation)
+            _save(Image.fromarray(prediction.confidence), self.path(CONFIDENCE, image.name), image.orientation)
         if OVERLAYS in self.kinds:
-            with replacing(self.path(OVERLAYS, name)) as file:
-                Image.fromarray(_overlay(prediction.levels, upright_view(ids, orientation), self.classes)).save(file, format="PNG")
-        mask = self.path(MASKS, name)
+            with replacing(self.path(OVERLAYS, image.name)) as file:
+                Image.fromarray(_overlay(prediction.levels, upright_view(ids, image.orientation), self.classes)).save(file, format="PNG")
+        mask = self.path(MASKS, image.name)
         picture = Image.fromarray(ids)
         picture.putpalette(class_colors(self.classes).tobytes())
         text = PngImagePlugin.PngInfo()
         text.add_text(SOURCE, image.state)
-        _save(picture, mask, orientation, pnginfo=text)
+        _save(picture, mask, image.orientation, pnginfo=text)
         return self._result(image.path, mask, ids)
 
-    def _compute(self, predictor: Predictor, image: ImageFile, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return ids (H, W) uint8 and confidence (H, W) uint8 or None, in the pixel order of the file; probabilities are written."""
-        stored_size = _stored_size(image)
-        ids = np.empty(stored_size, np.uint8)
-        confidence = np.empty(stored_size, np.uint8) if CONFIDENCE in self.kinds else None
-        outputs = [None if array is None else upright_view(array, image.orientation) for array in (ids, confidence)]
-        bands = predictor.bands(image.levels)
-        if PROBABILITIES not in self.kinds:
-            for _ in _written(bands, *outputs):
-                pass
-            return ids, confidence
-        with replacing(self.path(PROBABILITIES, name)) as file:
-            self._save_probabilities(_written(bands, *outputs), (*stored_size, len(self.classes)), image.orientation, file)
-        return ids, confidence
+    def write_probabilities(self, image: OpenedImage, bands: Iterator[tuple[int, Tensor]]) -> None:
+        """Write an npz with `probabilities` (H, W, K), float16, through a temporary file instead of memory.
 
-    def _save_probabilities(
-        self, bands: Iterator[tuple[int, Tensor]], shape: tuple[int, ...], orientation: int, file: Path
-    ) -> None:
-        """Write an npz with `probabilities` of this shape (H, W, K), float16, through a temporary file instead of memory."""
-        array_file = file.with_name(f"{file.name}.npy")
-        try:
-            stored = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.float16, shape=shape)
-            view = upright_view(stored, orientation)
-            for top, probabilities in bands:
-                view[top : top + probabilities.shape[1]] = probabilities.permute(1, 2, 0).cpu().numpy()
-            stored.flush()
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=FASTEST) as archive:
-                archive.write(array_file, f"{PROBABILITIES}.npy")
-        finally:
-            array_file.unlink(missing_ok=True)
+        bands: the first row of each band of the upright image, and its probabilities (K, rows, width).
+        """
+        with replacing(self.path(PROBABILITIES, image.name)) as file:
+            array_file = file.with_name(f"{file.name}.npy")
+            try:
+                shape = (*image.stored_size, len(self.classes))
+                stored = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.float16, shape=shape)
+                view = upright_view(stored, image.orientation)
+                for top, probabilities in bands:
+                    view[top : top + probabilities.shape[1]] = probabilities.permute(1, 2, 0).cpu().numpy()
+                stored.flush()
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=FASTEST) as archive:
+                    archive.write(array_file, f"{PROBABILITIES}.npy")
+            finally:
+                array_file.unlink(missing_ok=True)
 
     def _result(self, path: Path, mask: Path, ids: np.ndarray) -> PredictedImage:
         pixels = np.bincount(ids.ravel(), minlength=len(self.classes))
@@ -256,12 +171,6 @@ class PredictionFolder:
             _write_csv(self.folder / FAILED, ("image", "reason"), list(failed.items()))
 
 
-def _stored_size(image: ImageFile) -> tuple[int, int]:
-    """Return (H, W) in the pixel order of the file."""
-    height, width = image.levels.shape[:2]
-    return (width, height) if image.orientation >= 5 else (height, width)
-
-
 def failure_message(failed: dict[Path, str], total: int) -> str:
     """Return one sentence about the images that could not be predicted, with their number."""
     names = first_three([str(path) for path in failed])
@@ -269,19 +178,6 @@ def failure_message(failed: dict[Path, str], total: int) -> str:
         f"{len(failed)} of {total} images were not predicted: {names}; {FAILED} has the reasons. Correct or remove them; the same command "
         "predicts those that are missing."
     )
-
-
-def _written(bands: Iterator[Tensor], ids: np.ndarray, confidence: np.ndarray | None) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, probabilities (K, rows, W)) of the bands of logits; ids and confidence of their rows are written before."""
-    top = 0
-    for band in bands:
-        rows = slice(top, top + band.shape[2])
-        ids[rows] = band[0].argmax(0).cpu().numpy()
-        probabilities = band[0].softmax(0)
-        if confidence is not None:
-            confidence[rows] = (probabilities.amax(0) * 255).round().byte().cpu().numpy()
-        yield top, probabilities
-        top = rows.stop
 
 
 def _overlay(levels: np.ndarray, ids: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -303,7 +199,7 @@ def _save(picture: Image.Image, file: Path, orientation: int, **options) -> None
         picture.save(temporary, format="PNG", **options)
 
 
-def _state(path: Path) -> str:
+def file_state(path: Path) -> str:
     """Return size [bytes] and time of the last change [ns] of a file."""
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns}"

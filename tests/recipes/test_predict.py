@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from mscl_hf.config import InferenceConfig, PredictConfig
 from mscl_hf.data.image_file import pixel_limit
 from mscl_hf.data.synthetic import draw_scene
-from mscl_hf.evaluation import MeanIoU, prediction_files
+from mscl_hf.evaluation import MeanIoU, image_prediction, prediction_files
 from mscl_hf.evaluation.inference import predict_logits
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.loading import open_model
@@ -221,14 +221,14 @@ def test_configuration_is_complete():
 def test_threads_share_the_pixel_limit(tmp_path, model, monkeypatch):
     """With two threads that decode at the same time, every image below --max-pixels is predicted, and Pillow's limit is restored."""
     before, both = Image.MAX_IMAGE_PIXELS, threading.Barrier(2)
-    read = prediction_files.read_image_file
+    read = image_prediction.read_image_file
 
     def meeting(*arguments):
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(timeout=0.5)
         return read(*arguments)
 
-    monkeypatch.setattr(prediction_files, "read_image_file", meeting)
+    monkeypatch.setattr(image_prediction, "read_image_file", meeting)
     images = save_scenes(tmp_path / "photos", *(f"{number}.png" for number in range(12)))
     run("predict", "--model", model, "--images", images, "--output-dir", tmp_path / "out", "--max-pixels", 10**4)
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 12 and before == Image.MAX_IMAGE_PIXELS
