@@ -5,9 +5,9 @@ from .consistency import class_probabilities, mean_over_valid, summed_binary_cro
 from .copy_paste import foreground_contrast, foreground_mean
 from .cosine import cosine_to_target
 from .dense import dense_contrast, nearest_positions
-from .dice import dice_loss
+from .dice import dice_loss, dice_of_sums, dice_sums
 from .distillation import similarity_divergence
-from .hard_pixels import hard_pixel_cross_entropy
+from .hard_pixels import hard_pixel_cross_entropy, mean_of_hard_pixels, pixel_cross_entropy
 from .info_nce import global_contrast, info_nce, local_contrast, nt_xent
 from .instance import instance_nce, instance_softmax, nce_normalizer
 from .labels import labels_at, sample_pixels

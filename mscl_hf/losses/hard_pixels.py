@@ -9,7 +9,6 @@ from .arguments import at_least_float32, without_autocast
 from .labels import IGNORE_INDEX
 
 
-@without_autocast
 def hard_pixel_cross_entropy(logits: Tensor, labels: Tensor, probability: float = 0.7, share: float = 1 / 16) -> Tensor:
     """Return the mean cross-entropy of labelled pixels with at most `probability` for their class, but at least the hardest `share`.
 
@@ -18,13 +17,21 @@ def hard_pixel_cross_entropy(logits: Tensor, labels: Tensor, probability: float 
 
     logits (B, K, H, W), labels (B, H, W), 255 = ignored. 0, with a graph, where nothing is labelled.
     """
+    return mean_of_hard_pixels(pixel_cross_entropy(logits, labels), labels, probability, share)
+
+
+@without_autocast
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy (B, H, W) of each pixel, 0 where it is ignored."""
+    return F.cross_entropy(at_least_float32(logits), labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def mean_of_hard_pixels(cross_entropy: Tensor, labels: Tensor, probability: float, share: float) -> Tensor:
+    """Return the mean of the cross-entropy (B, H, W) of the pixels that `hard_pixel_cross_entropy` keeps."""
     if not (0 < probability <= 1 and 0 < share <= 1):
         raise ValueError(f"probability is {probability} and share {share}; expected numbers in (0, 1].")
-    valid = labels != IGNORE_INDEX
-    count = int(valid.sum())
-    if not count:
-        return logits.sum() * 0
-    each = F.cross_entropy(at_least_float32(logits), labels.long(), ignore_index=IGNORE_INDEX, reduction="none")[valid]
-    hardest = each.detach().topk(math.ceil(share * count)).values[-1]
-    kept = each[each >= hardest.clamp(max=-math.log(probability))]
-    return kept.mean()
+    each = cross_entropy[labels != IGNORE_INDEX]
+    if not len(each):
+        return cross_entropy.sum()
+    hardest = each.detach().topk(math.ceil(share * len(each))).values[-1]
+    return each[each >= hardest.clamp(max=-math.log(probability))].mean()

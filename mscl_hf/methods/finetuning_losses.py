@@ -31,6 +31,18 @@ class Predicted:
         """Return logits of some or all classes at the size (H, W) of the labels."""
         return F.interpolate(logits, size=self.labels.shape[-2:], mode="bilinear", align_corners=False)
 
+    def of_each_image(self, function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """Return function(logits (1, K, H, W), labels (1, H, W)) of each image.
+
+        The logits of one image are in memory, instead of those of all: they are computed again in the backward pass.
+        """
+
+        def of_image(logits: Tensor, labels: Tensor) -> Tensor:
+            return function(self.resized(logits), labels)
+
+        pairs = zip(self.logits.split(1), self.labels.split(1))
+        return [checkpoint(of_image, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+
 
 # Terms of a loss by name, each a weight and a value; the loss is their weighted sum.
 Terms = dict[str, tuple[float, Tensor]]
@@ -60,7 +72,7 @@ def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float 
 
 
 def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:
-    return {"loss_dice": (weight, losses.dice_loss(x.resized(x.logits), x.labels))}, {}
+    return {"loss_dice": (weight, losses.dice_of_sums(sum(x.of_each_image(losses.dice_sums))))}, {}
 
 
 def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: int = 4) -> tuple[Terms, dict]:
@@ -76,7 +88,8 @@ def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: i
 
 
 def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) -> tuple[Terms, dict]:
-    return {"loss_ohem": (1.0, losses.hard_pixel_cross_entropy(x.resized(x.logits), x.labels, probability, share))}, {}
+    cross_entropy = torch.cat(x.of_each_image(losses.pixel_cross_entropy))
+    return {"loss_ohem": (1.0, losses.mean_of_hard_pixels(cross_entropy, x.labels, probability, share))}, {}
 
 
 AFFINITY_OPTIONS = ("affinity_edge", "affinity_same", "affinity_margin", "affinity_ignore")

@@ -646,6 +646,14 @@ def test_the_memory_of_affinity_and_rmi_is_that_of_few_maps(name, most):
     assert saved_numbers(lambda: loss_value(name, logits, labels)) < most * logits.numel()
 
 
+@pytest.mark.parametrize("name", ["ce+dice", "ohem"])
+def test_dice_and_ohem_keep_no_logits_of_the_labels_size(name):
+    """What they keep for the backward pass is less than one map of 40 classes at the size of the labels."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 40, 24, 24, requires_grad=True), torch.randint(0, 40, (2, 96, 96))
+    assert saved_numbers(lambda: loss_value(name, logits, labels)) < 2 * logits.numel() + 6 * labels.numel() < 40 * 96 * 96
+
+
 def test_rmi_of_classes_in_parts_is_that_of_all(monkeypatch):
     """The number of classes at once changes neither the value nor the gradient."""
     torch.manual_seed(0)
