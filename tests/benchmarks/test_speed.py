@@ -80,7 +80,7 @@ def test_wrong_options_are_rejected(tmp_path):
     """Unknown parts, peers without a folder, zero rounds: one error, and nothing is written."""
     cases = {
         "--parts waits --waits tea": "--waits is tea", "--parts waits": "needs --data-dir of CamVid", "--parts lose": "--parts is lose",
-        "--parts peers": "--peers", "--parts loss --fly": "--fly",
+        "--parts peers": "--peers", "--parts finetune_peers --data-dir x": "--parts has finetune_peers", "--parts loss --fly": "--fly",
         "--rounds 0": "--rounds is 0",
     }  # fmt: skip
     for words, message in cases.items():
@@ -117,6 +117,37 @@ def test_the_page_has_the_figures():
     assert "| 9.000 (8.000 to 12.000) | 1.0x |" in page and "| 0.500 | 18.0x | 100 | 1/40 |" in page and "Mean IoU" not in page
     grown = [{"grows": "image size", "size": s, "milliseconds": {"step": s**2 / 10}} for s in (96, 128, 256)]
     assert "| image size | 96: 922, 128: 1,638, 256: 6,554 | 1.00 |" in speed_report.report({"growth": {"rows": grown, "machine": machine}})
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_timed_as_in_other_libraries(real_data):
+    """The real command on CamVid, timed from optimizer step to optimizer step; a library without the network is an error."""
+    script = harness.ROOT / "recipes" / "benchmarks" / "speed" / "finetune_peers.py"
+
+    def timed(*words):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
+        sizes = ("--data-dir", real_data / "CamVid", "--image-size", 32, "--batch-size", 2, "--steps", 4, "--warmup", 1, "--workers", 0)
+        command = [sys.executable, script, *words, *sizes]
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False, timeout=280)
+
+    done = timed("mscl_hf", "--backbone", "resnet18")
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert row["steps"] == 4 and row["images_per_second"] > 0 and 15.2e6 < row["parameters"] < 15.4e6
+    wrong = timed("lightly_train", "--backbone", "resnet18")
+    assert wrong.returncode == 2 and "expected mscl_hf or smp" in wrong.stderr
+
+
+def test_other_libraries_are_compared_by_network_and_precision():
+    """Images per second as medians, and the factor over each library on the same network."""
+    rows = [
+        {"backbone": "a", "precision": "bf16", "library": library, "version": "1.2", "parameters": 11_260_000, "images_per_second": rate}
+        for library, rates in (("mscl_hf", (30.0, 20.0, 40.0)), ("other", (10.0, 12.0, 15.0)))
+        for rate in rates
+    ]
+    page = speed_report.report({"finetune_peers": {"rows": rows, "machine": {"machine": "m", "threads": 2, "torch": "t", "commit": "c"}}})
+    assert "| a | bf16 | mscl_hf | 11.3 | 30.0 (20.0 to 40.0) | 1.00 |" in page
+    assert "| a | bf16 | other 1.2 | 11.3 | 12.0 (10.0 to 15.0) | 2.50 |" in page
 
 
 def test_waits():

@@ -21,7 +21,7 @@ ROOT = harness.ROOT
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "hub").glob("*.py")])
 STARTS = re.compile(r"mscl-\w|(accelerate launch|torchrun) .*recipes/\w+\.py|python (-m )?recipes[/.]")
-WITHOUT_OPTIONS = ("recipes/benchmarks/speed/peers.py", "lite0-weights")  # these parse their words themselves
+WITHOUT_OPTIONS = ("speed/peers.py", "speed/finetune_peers.py", "lite0-weights")  # these parse their words themselves
 PLACEHOLDERS = {"N": "1", "R": "1", "...": "", "$more": "", "$data": "camvid"}  # what a reader or a loop fills in
 CHAIN = {
     "mscl-data": (),

@@ -17,15 +17,16 @@ import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
-SHARED = ("torch==2.15.0", "torchvision==0.29.2", "timm==1.0.31")  # installed once, seen by every peer
 PEERS = {
     "lightly_train": ("lightly-train==0.18.0", "pytorch-lightning==2.6.6", "albumentations==2.0.8"),
     "lightly": ("lightly==1.6.0", "pytorch-lightning==2.6.6"),
     "stable_pretraining": ("stable-pretraining==0.1.8", "lightning==2.6.6"),
+    "smp": ("segmentation-models-pytorch==0.6.0", "lightning==2.6.6", "albumentations==2.0.8"),  # for finetune_peers.py
 }
 PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}  # as Lightning calls them
 QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}  # for Lightning's trainer
@@ -39,7 +40,7 @@ def main() -> None:
     names = f"libraries, of {', '.join(PEERS)} (default: all)"
     role.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=names)
     role = roles.add_parser("run", help="measure one library, with the Python of its environment")
-    role.add_argument("name", choices=PEERS)
+    role.add_argument("name", choices=[name for name in PEERS if name != "smp"])
     role.add_argument("--images", type=Path, required=True, help="folder of JPEG or PNG images; its folders are not searched")
     role.add_argument("--backbone", default="resnet18", help="timm name")
     role.add_argument("--image-size", type=int, default=128, help="side of a view, in pixels")
@@ -59,25 +60,17 @@ def main() -> None:
 
 
 def setup(envs: Path, names: list[str]) -> None:
-    install(envs / "torch", SHARED)
+    """Make an environment for each library, which also sees the packages of this one, so that all have the same torch and timm."""
     for name in names:
-        install(envs / name, SHARED + PEERS[name], shared=envs / "torch")
-
-
-def install(env: Path, requirements: tuple[str, ...], shared: Path | None = None) -> None:
-    """Make an environment that also sees the packages of `shared`."""
-    finished = env / "requirements.txt"
-    if finished.is_file() and finished.read_text().split() == list(requirements):
-        return
-    subprocess.run([sys.executable, "-m", "venv", env], check=True)
-    if shared:
-        (site_packages(env) / "shared.pth").write_text(f"{site_packages(shared).resolve()}\n")
-    subprocess.run([env / "bin" / "python", "-m", "pip", "install", *requirements], check=True)
-    finished.write_text("\n".join(requirements) + "\n")
-
-
-def site_packages(env: Path) -> Path:
-    return next(env.glob("lib/python*/site-packages"))
+        env, packages = envs / name, sysconfig.get_path("purelib")
+        shared = [f"{package}=={importlib.metadata.version(package)}" for package in ("torch", "torchvision", "timm")]
+        requirements, finished = [*shared, *PEERS[name]], env / "requirements.txt"
+        if finished.is_file() and finished.read_text().split() == requirements:
+            continue
+        subprocess.run([sys.executable, "-m", "venv", env], check=True)
+        (next(env.glob("lib/python*/site-packages")) / "shared.pth").write_text(f"{packages}\n")
+        subprocess.run([env / "bin" / "python", "-m", "pip", "install", *requirements], check=True)
+        finished.write_text("\n".join(requirements) + "\n")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -37,7 +37,8 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
 def report(measured: dict, picture: str = "speed.png") -> str:
     """Markdown with a table for each part that was measured."""
     made = "Made by `python -m recipes.benchmarks speed`; medians, with the range over the rounds.\n"
-    parts = {"loss": _loss, "step": _step, "peers": _peers, "metric": _metric, "growth": _growth, "waits": _waits}
+    parts = {"loss": _loss, "step": _step, "peers": _peers, "finetune_peers": _finetune_peers, "metric": _metric, "growth": _growth,
+             "waits": _waits}  # fmt: skip
     lines = [made, f"![the figures as a picture]({picture})\n"]
     for name, part in parts.items():
         if name in measured:
@@ -81,6 +82,19 @@ def _peers(rows: list[dict]) -> list[str]:
         lines.append((precision, f"{peer} {versions[peer]}".strip(), spread(values), f"{ours / statistics.median(values):.2f}"))
     head = ("precision", "library", "images/s", "ours / theirs")
     return ["## Images per second beside other libraries: SimCLR, in turns\n", *markdown_table(head, lines)]
+
+
+def _finetune_peers(rows: list[dict]) -> list[str]:
+    speeds = gather(rows, "backbone", "precision", "library", value=lambda row: row["images_per_second"])
+    facts = {(row["backbone"], row["library"]): (row["version"], f"{row['parameters'] / 1e6:.1f}") for row in rows}
+    lines = []
+    for (backbone, precision, library), values in speeds.items():
+        version, weights = facts[backbone, library]
+        name = library if library == "mscl_hf" else f"{library} {version}"
+        ratio = statistics.median(speeds[backbone, precision, "mscl_hf"]) / statistics.median(values)
+        lines.append((backbone, precision, name, weights, spread(values), f"{ratio:.2f}"))
+    head = ("backbone", "precision", "library", "weights, million", "images/s", "ours / theirs")
+    return ["## Images per second beside other libraries: fine-tuning on masks, in turns\n", *markdown_table(head, lines)]
 
 
 def _metric(rows: list[dict]) -> list[str]:

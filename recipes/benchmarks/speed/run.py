@@ -3,26 +3,20 @@
 python -m recipes.benchmarks speed --data-dir CamVid --peers runs/peers
 """
 
-import contextlib
-import gc
 import importlib.util
 import itertools
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mscl_hf.cli import as_words, parse_sections
-from mscl_hf.config.fields import Section, option
+from mscl_hf.cli import parse_sections
 from mscl_hf.evaluation.metrics import MeanIoU
 from mscl_hf.losses import pixel_contrast
 from mscl_hf.losses.streamed import logsumexp, streamed_sum
@@ -30,46 +24,13 @@ from mscl_hf.records.versions import commit
 
 from ..common import machine
 from . import waits
+from .libraries import bare, measure_finetune_peers, measure_peers
+from .options import NO_CACHE, STEP, SpeedOptions, step_flags
+from .processes import measure, median_seconds, reset_peak, run_json
 from .report import draw, report
-from .step import DEVICE, peak_mb, step, wait
+from .step import DEVICE, peak_mb, step
 
-ROOT = Path(__file__).resolve().parents[3]
-PARTS = ("loss", "step", "peers", "metric", "growth", "waits")
-WAITS = ("help", "start", "evaluation", "finetune", "large image")
 DIM, TEMPERATURE = 128, 0.1
-PRECISIONS = {"bf16": "bf16", "fp32": "no"}  # names in the results, and values of --mixed-precision
-
-
-@dataclass(frozen=True)
-class SpeedOptions(Section):
-    """What to measure, and on which images."""
-
-    data_dir: str | None = option(None, "folder of the data set (default: none, for synthetic scenes and no other libraries)")
-    dataset: str = option("camvid", "layout of the data set, as for pretrain.py; folder for images without masks")
-    losses: str = option("g+l+p", "losses of the step; g+l where there are no masks")
-    workers: int = option(0, "loader processes, also of the other libraries", at_least=0)
-    parts: list[str] = option(list(PARTS[:-1]), f"parts to measure, of {', '.join(PARTS)}; the others keep their figures")
-    waits: list[str] = option(list(WAITS), f"waits to measure in the part waits, of {', '.join(WAITS)}")
-    peers: str | None = option(None, "folder of the environments that peers.py setup made")
-    results: str = option("results/speed.json", "file of the figures; a page and a picture are written beside it")
-    largest: int = option(262144, "most anchors and keys of the loss", at_least=1)
-    rounds: int = option(3, "measurements of each figure, in turns", at_least=1)
-    steps: int = option(30, "steps measured in a run, after ten steps of warm-up", at_least=1)
-    image_size: int = option(128, "side of the crops in px", at_least=1)
-    batch_size: int = option(16, "images in a step, two views each", at_least=1)
-    backbone: str = option("resnet18", "name of a timm model")
-
-    def __post_init__(self):
-        super().__post_init__()
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown:
-            raise ValueError(f"--parts is {unknown[0]}; expected some of {', '.join(PARTS)}.")
-        if unknown := [wait for wait in self.waits if wait not in WAITS]:
-            raise ValueError(f"--waits is {unknown[0]}; expected some of {', '.join(WAITS)}.")
-        if "waits" in self.parts and "evaluation" in self.waits and not self.data_dir:
-            raise ValueError("--waits has evaluation, which needs --data-dir of CamVid. Give it, or leave evaluation out.")
-        if "peers" in self.parts and not (self.peers and self.data_dir):
-            raise ValueError("--parts has peers, which needs --peers DIR and --data-dir. Make DIR by peers.py setup, or leave peers out.")
 
 
 def main(argv: list[str]) -> None:
@@ -96,43 +57,6 @@ def run_parts(options: SpeedOptions) -> None:
     page = report(parts, target.with_suffix(".png").name)
     target.with_suffix(".md").write_text(page)
     print(page)
-
-
-def measure(worker: str, **settings) -> dict:
-    """One row, measured in a new process, so that its memory is that of the measurement."""
-    row = settings | run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
-    row.pop("flags", None)  # they have paths of this machine
-    print(row, flush=True)
-    return row
-
-
-def run_json(*command, **environment) -> dict:
-    """The last line that a command prints, as JSON."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False, env=environment)
-    if done.returncode:
-        raise ValueError(f"{' '.join(map(str, command))} ended with status {done.returncode}; its errors are above.")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def reset_peak() -> None:
-    """Let `peak_mb` start anew."""
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def median_seconds(function, repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        wait()
-        started = time.perf_counter()
-        function()
-        wait()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 # The loss
@@ -172,64 +96,11 @@ def loss(n: int, route: str, repeats: int) -> dict:
 
 # The step
 
-STEP = ("--mixed-precision", "bf16", "--val-split", "none")
-SIMCLR = ("--losses", "g", "--negatives", "ntxent", "--global-temperature", "0.5", "--output-stride", "32", "--geometry", "crops",
-          "--augment-both", "true", "--val-split", "none")  # fmt: skip
-NO_CACHE = ("--image-cache-gb", "0")
-
-
-def step_flags(options: SpeedOptions, *more: str, **changes) -> list[str]:
-    """The flags of pretrain.py. changes: sizes, by hyphenated names."""
-    data = {"dataset": options.dataset, "data-dir": options.data_dir} if options.data_dir else {}
-    sizes = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone,
-             "dataloader-num-workers": options.workers} | changes  # fmt: skip
-    losses = {} if "--losses" in more else {"losses": options.losses}
-    return [*more, *as_words(losses | data | sizes)]
-
 
 def measure_step(options: SpeedOptions) -> list[dict]:
     variants = {"fp32": ("--mixed-precision", "no"), "bf16": (), "bf16, no cache": NO_CACHE}
     runs = itertools.product(range(options.rounds), variants.items())
     return [measure("step", name=name, flags=step_flags(options, *STEP, *more), steps=options.steps) for _, (name, more) in runs]
-
-
-# Other libraries
-
-
-def measure_peers(options: SpeedOptions) -> list[dict]:
-    rows = []
-    settings = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone,
-                "workers": options.workers, "steps": options.steps, "warmup": 10, "threads": torch.get_num_threads(),
-                "images": Path(options.data_dir) / "train"}  # fmt: skip
-    for _, precision in itertools.product(range(options.rounds), PRECISIONS):
-        for name, more in (("mscl_hf", ()), ("mscl_hf, no cache", NO_CACHE)):
-            flags = step_flags(options, *SIMCLR, "--mixed-precision", PRECISIONS[precision], *more)
-            ours = measure("step", name=name, flags=flags, steps=options.steps, bare=False)
-            rows.append({"peer": name, "precision": precision} | {key: ours[key] for key in ("images_per_second", "milliseconds")})
-        for peer in ("lightly_train", "lightly", "stable_pretraining"):
-            python, script = Path(options.peers) / peer / "bin" / "python", Path(__file__).with_name("peers.py")
-            row = run_json(python, script, "run", peer, *as_words(settings | {"precision": precision}), PYTHONPATH="")
-            rows.append({"peer": peer, "precision": precision, **{key: row[key] for key in ("version", "images_per_second")}})
-            print(rows[-1], flush=True)
-        rows.append(measure("bare", precision=precision, backbone=options.backbone, side=options.image_size, views=2 * options.batch_size))
-    return rows
-
-
-def bare(precision: str, backbone: str, side: int, views: int) -> dict:
-    """Forward and backward of the timm model on tensors in memory: an upper bound for any step with two views of an image."""
-    import timm
-
-    model = timm.create_model(backbone, num_classes=0).to(DEVICE, memory_format=torch.channels_last).train()
-    images = torch.randn(views, 3, side, side, device=DEVICE).contiguous(memory_format=torch.channels_last)
-
-    def function() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
-            out = model(images)
-        out.backward(torch.ones_like(out))
-        model.zero_grad()
-
-    median_seconds(function, 3)
-    return {"peer": "bare network", "images_per_second": round(views / 2 / median_seconds(function, 20), 2)}
 
 
 # The metric
@@ -284,11 +155,13 @@ def classes(count: int) -> dict:
 
 
 def measure_waits(options: SpeedOptions) -> list[dict]:
-    """Each round measures all waits, each in a new process."""
+    """Each round measures all waits, each in a new process; only the first one measures the large image, for minutes."""
     if "evaluation" in options.waits and importlib.util.find_spec("torchmetrics") is None:
         raise ValueError("--waits has evaluation, which is compared with torchmetrics. Run pip install torchmetrics, or leave it out.")
     rows = []
     for number, name in itertools.product(range(options.rounds), options.waits):
+        if name == "large image" and number:
+            continue
         if name == "finetune":
             measured = [finetuning(num_labels) for num_labels in (21, 150)]
         else:
@@ -311,8 +184,8 @@ def finetuning(num_labels: int) -> dict:
                      peak_mb=whole["peak_mb"], their_peak_mb=bare["peak_mb"])  # fmt: skip
 
 
-MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, "metric": measure_metric, "growth": measure_growth,
-            "waits": measure_waits}  # fmt: skip
+MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, "finetune_peers": measure_finetune_peers,
+            "metric": measure_metric, "growth": measure_growth, "waits": measure_waits}  # fmt: skip
 WORKERS = {
     "loss": loss, "step": step, "bare": bare, "metric": metric, "classes": classes, "finetune": waits.finetune,
     "command_help": waits.command_help, "start": waits.start, "evaluate": waits.evaluate, "large_image": waits.large_image,
