@@ -71,8 +71,9 @@ class _Help(argparse.HelpFormatter):
 class _Parser(HfArgumentParser):
     """HfArgumentParser with a group for each section, the common options first in --help, and errors as ValueError."""
 
-    def __init__(self, sections: Sequence[tuple[str, type]], common: Sequence[str], description: str):
+    def __init__(self, sections: Sequence[tuple[str, type]], common: Sequence[str], description: str, subcommand: str = ""):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+        self.prog = f"{self.prog} {subcommand}".rstrip()
         self.common, self.dataclass_types = common, [section_cls for _, section_cls in sections]
         for title, section_cls in sections:
             group, hints = self.add_argument_group(title, inspect.getdoc(section_cls)), typing.get_type_hints(section_cls)
@@ -119,14 +120,14 @@ class _Parser(HfArgumentParser):
         return formatter.format_help()
 
 
-def parse(config_cls: type, description: str, argv: Sequence[str] | None = None) -> Any:
+def parse(config_cls: type, description: str, argv: Sequence[str] | None = None, subcommand: str = "") -> Any:
     """Return the configuration that the flags and the file of --config give. Raises ValueError for the first wrong option.
 
-    config_cls: a dataclass whose fields are dataclasses, the sections.
+    config_cls: a dataclass whose fields are dataclasses, the sections. subcommand: shown by --help after the name of the command.
     """
     hints = typing.get_type_hints(config_cls)
     sections = [(f.name, hints[f.name]) for f in fields(config_cls)]
-    return config_cls(*_parse(_Parser(sections, getattr(config_cls, "COMMON", ()), description), argv))
+    return config_cls(*_parse(_Parser(sections, getattr(config_cls, "COMMON", ()), description, subcommand), argv))
 
 
 def parse_sections(section_classes: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple:

@@ -17,7 +17,7 @@ from mscl_hf.config.network import DEFAULT_SIZE
 @command
 def main() -> None:
     words = sys.argv[1:]
-    config = parse(CheckConfig, __doc__.splitlines()[0], words[1:] if words[:1] == ["check"] else words)
+    config = parse(CheckConfig, __doc__.splitlines()[0], words[1:] if words[:1] == ["check"] else words, "check")
     run, options = config.run, config.data
     problems = []
     if options.val_fraction is not None:

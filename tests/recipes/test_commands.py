@@ -69,7 +69,7 @@ def test_every_console_command_starts_from_any_folder(tmp_path, editable, name):
     lines = start([python, "-c", HELP], tmp_path).splitlines()
     assert lines[-1] == "slow imports:"
     usages = [line.split()[1] for line in lines if line.startswith("usage: ")]
-    assert sorted(usages) == sorted(scripts)
+    assert sorted(usages) == sorted(scripts) and "usage: mscl-data check [options]" in lines
     home = (tmp_path / "source" if editable else site).resolve()
     files = [Path(line.split()[1]).resolve() for line in lines if line.startswith("mscl-")]
     assert len(files) == len(scripts) and all(file.is_relative_to(home) for file in files)
