@@ -52,25 +52,27 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor, differentiate: bool) -> Tensor:
-        vertical, horizontal = (_interpolation(*sides, logits.dtype) for sides in zip(logits.shape[-2:], labels.shape[-2:]))
+        height, width = labels.shape[-2:]
+        vertical, horizontal = (_interpolation(*sides, logits.dtype) for sides in zip(logits.shape[-2:], (height, width)))
         horizontal = horizontal.to(logits.device)
-        gradient = torch.zeros_like(logits) if differentiate and ctx.needs_input_grad[0] else None
+        by_row = logits.transpose(1, 2).contiguous()  # (B, h, K, w), so that the matrix products of a band are few and large
+        gradient = torch.zeros_like(by_row) if differentiate and ctx.needs_input_grad[0] else None
         total = logits.new_zeros(())
         for images, rows in _bands(logits, labels):
             sources = _used_sources(vertical[rows])
             of_rows = vertical[rows, sources].to(logits.device)
-            band_labels, band_weights = labels[images, rows].flatten(1)[:, None], weights[images, rows].flatten(1)[:, None]
+            band_labels, band_weights = labels[images, rows, None], weights[images, rows, None]  # (b, r, 1, W)
             band_labels = band_labels.masked_fill(band_weights == 0, 0)
-            scores = _widened(of_rows @ logits[images, :, sources], labels.shape[-1]).flatten(2)  # (b, K, r * W)
-            of_label, largest = scores.gather(1, band_labels), scores.amax(1, keepdim=True)
+            scores = _widened(_product(of_rows, by_row[images, sources]), width)  # (b, r, K, W)
+            of_label, largest = scores.gather(2, band_labels), scores.amax(2, keepdim=True)
             exponentials = scores.sub_(largest).exp_()
-            sums = exponentials.sum(1, keepdim=True)
+            sums = exponentials.sum(2, keepdim=True)
             total += (band_weights * (sums.log() + largest - of_label)).sum()
             if gradient is not None:
                 difference = exponentials.mul_(band_weights / sums)
-                difference.scatter_(1, band_labels, difference.gather(1, band_labels) - band_weights)
-                difference = difference.unflatten(2, (len(of_rows), labels.shape[-1]))
-                gradient[images, :, sources] += of_rows.T @ (difference @ horizontal)
+                difference.scatter_(2, band_labels, difference.gather(2, band_labels) - band_weights)
+                gradient[images, sources] += _product(of_rows.T, difference @ horizontal)
+        gradient = None if gradient is None else gradient.transpose(1, 2)
         ctx.save_for_backward(gradient)
         return total
 
@@ -91,8 +93,13 @@ def _used_sources(matrix: Tensor) -> slice:
     return slice(int(sources[0]), int(sources[-1]) + 1)
 
 
+def _product(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows (b, s, K, w) combined by a matrix (r, s): (b, r, K, w)."""
+    return (matrix @ rows.flatten(2)).unflatten(2, rows.shape[2:])
+
+
 def _widened(rows: Tensor, width: int) -> Tensor:
-    """Return rows (b, K, r, w) resized to the width: (b, K, r, W)."""
+    """Return rows (b, r, K, w) resized to the width: (b, r, K, W)."""
     if rows.is_cuda:  # the linear kernel uses one thread for each column only
         return F.interpolate(rows, size=(rows.shape[2], width), mode="bilinear")
     return F.interpolate(rows.flatten(1, 2), size=width, mode="linear").unflatten(1, rows.shape[1:3])
