@@ -12,9 +12,9 @@ import yaml
 
 from mscl_hf import MsclForPreTraining
 from recipes.benchmarks import common, compare, runner, stages
+from recipes.benchmarks.speed import memory, waits
 from recipes.benchmarks.speed import report as speed_report
 from recipes.benchmarks.speed import run as speed_run
-from recipes.benchmarks.speed import waits
 from recipes.benchmarks.speed.step import step
 
 SMALL = ("--rounds", 1, "--steps", 2, "--backbone", "test_resnet", "--image-size", 32, "--batch-size", 4, "--largest", 1024)
@@ -148,6 +148,17 @@ def test_other_libraries_are_compared_by_network_and_precision():
     page = speed_report.report({"finetune_peers": {"rows": rows, "machine": {"machine": "m", "threads": 2, "torch": "t", "commit": "c"}}})
     assert "| a | bf16 | mscl_hf | 11.3 | 30.0 (20.0 to 40.0) | 1.00 |" in page
     assert "| a | bf16 | other 1.2 | 11.3 | 12.0 (10.0 to 15.0) | 2.50 |" in page
+
+
+def test_memory_of_a_step_gives_the_largest_batch():
+    """A line through the peaks: 1,000 MB and 200 MB per image leave 31, 68, 105 and 363 images; each mode is measured."""
+    assert memory.largest_batches([2, 4, 6], [1400, 1800, 2200])[2] == [31, 68, 105, 363]
+    assert memory.largest_batches([2, 4], [90_000, 100_000])[2][:3] == [0, 0, 0]
+    peaks = {mode: memory.memory("resnet10t", 128, mode, 4)["peak_mb"] for mode in memory.MODES}
+    assert all(peak > 0 for peak in peaks.values())
+    rows = [{"backbone": "a", "size": 64, "mode": "plain", "batch": batch, "peak_mb": 1000 + 200 * batch} for batch in (2, 4)]
+    page = speed_report.report({"memory": {"rows": rows, "machine": {"machine": "m", "threads": 2, "torch": "t", "commit": "c"}}})
+    assert "| a | 64 | plain | 1,000 | 200 | 31 | 68 | 105 | 363 |" in page
 
 
 def test_waits():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mscl_hf.cli import as_words
 from mscl_hf.config.fields import Section, option
 
-PARTS = ("loss", "step", "peers", "finetune_peers", "metric", "growth", "waits")
+PARTS = ("loss", "step", "peers", "finetune_peers", "metric", "growth", "memory", "waits")
 WAITS = ("help", "start", "evaluation", "finetune", "large image")
 PRECISIONS = {"bf16": "bf16", "fp32": "no"}  # names in the results, and values of --mixed-precision
 
@@ -18,7 +18,7 @@ class SpeedOptions(Section):
     dataset: str = option("camvid", "layout of the data set, as for pretrain.py; folder for images without masks")
     losses: str = option("g+l+p", "losses of the step; g+l where there are no masks")
     workers: int = option(0, "loader processes, also of the other libraries", at_least=0)
-    parts: list[str] = option(list(PARTS[:-1]), f"parts to measure, of {', '.join(PARTS)}; the others keep their figures")
+    parts: list[str] = option(list(PARTS[:-2]), f"parts to measure, of {', '.join(PARTS)}; the others keep their figures")
     waits: list[str] = option(list(WAITS), f"waits to measure in the part waits, of {', '.join(WAITS)}")
     peers: str | None = option(None, "folder of the environments that peers.py setup made")
     results: str = option("results/speed.json", "file of the figures; a page and a picture are written beside it")

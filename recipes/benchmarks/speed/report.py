@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common import markdown_table
+from .memory import BUDGETS, CLASSES, largest_batches
 
 PHASES = ("decode", "views", "forward", "losses", "backward", "optimizer", "rest")
 FACTS = {"peak_mb": "peak MB", "their_peak_mb": "beside it", "quarter_mb": "for a quarter of the image", "scandir": "scandir, seconds:"}
@@ -38,7 +39,7 @@ def report(measured: dict, picture: str = "speed.png") -> str:
     """Markdown with a table for each part that was measured."""
     made = "Made by `python -m recipes.benchmarks speed`; medians, with the range over the rounds.\n"
     parts = {"loss": _loss, "step": _step, "peers": _peers, "finetune_peers": _finetune_peers, "metric": _metric, "growth": _growth,
-             "waits": _waits}  # fmt: skip
+             "memory": _memory, "waits": _waits}  # fmt: skip
     lines = [made, f"![the figures as a picture]({picture})\n"]
     for name, part in parts.items():
         if name in measured:
@@ -115,6 +116,15 @@ def _growth(rows: list[dict]) -> list[str]:
             lines.append((title, points, f"{exponent([size**2 if name == 'image size' else size for size in sizes], times):.2f}"))
     head = ("what grows", "milliseconds", "exponent (of the area for the image size)")
     return ["## How a step grows\n", *markdown_table(head, lines)]
+
+
+def _memory(rows: list[dict]) -> list[str]:
+    lines = []
+    for (backbone, size, mode), group in gather(rows, "backbone", "size", "mode", value=lambda row: row).items():
+        fixed, each, largest = largest_batches([row["batch"] for row in group], [row["peak_mb"] for row in group])
+        lines.append((backbone, size, mode, f"{fixed:,.0f}", f"{each:,.0f}", *largest))
+    head = ("backbone", "px", "mode", "fixed MB", "MB per image", *(f"largest batch, {budget} GB" for budget in BUDGETS))
+    return [f"## Memory of a fine-tuning step in bf16, AdamW, {CLASSES} classes\n", *markdown_table(head, lines)]
 
 
 def _waits(rows: list[dict]) -> list[str]:

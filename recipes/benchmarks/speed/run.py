@@ -25,6 +25,7 @@ from mscl_hf.records.versions import commit
 from ..common import machine
 from . import waits
 from .libraries import bare, measure_finetune_peers, measure_peers
+from .memory import measure_memory, memory
 from .options import NO_CACHE, STEP, SpeedOptions, step_flags
 from .processes import measure, median_seconds, reset_peak, run_json
 from .report import draw, report
@@ -185,8 +186,9 @@ def finetuning(num_labels: int) -> dict:
 
 
 MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, "finetune_peers": measure_finetune_peers,
-            "metric": measure_metric, "growth": measure_growth, "waits": measure_waits}  # fmt: skip
+            "metric": measure_metric, "growth": measure_growth, "memory": lambda options: measure_memory(),
+            "waits": measure_waits}  # fmt: skip
 WORKERS = {
-    "loss": loss, "step": step, "bare": bare, "metric": metric, "classes": classes, "finetune": waits.finetune,
+    "loss": loss, "step": step, "bare": bare, "metric": metric, "memory": memory, "classes": classes, "finetune": waits.finetune,
     "command_help": waits.command_help, "start": waits.start, "evaluate": waits.evaluate, "large_image": waits.large_image,
 }  # fmt: skip
