@@ -89,10 +89,10 @@ def predict_pending(
             predictor = evaluation.Predictor(
                 evaluation.finite(network), network.config, accelerator.device, config.inference, accelerator.autocast
             )
-            prediction = evaluation.ImagePrediction(
+            pipeline = evaluation.PredictionPipeline(
                 predictor, folder, config.run.image_range, config.run.bands, config.inference.eval_threads
             )
-            results, hidden = prediction.run(paths, names), None if run.is_main else True
+            results, hidden = pipeline.run(paths, names), None if run.is_main else True
             for number, result in progress_bar(results, total=len(mine), desc="predict", unit="image", disable=hidden):
                 if isinstance(result, str):
                     print(f"skipped: {result}", flush=True)

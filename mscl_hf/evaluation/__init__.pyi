@@ -6,7 +6,7 @@ from .evaluate import in_sentences as in_sentences
 from .evaluate import predict_masks as predict_masks
 from .evaluate import scored_indices as scored_indices
 from .evaluate import with_size_of as with_size_of
-from .image_prediction import ImagePrediction as ImagePrediction
+from .image_prediction import PredictionPipeline as PredictionPipeline
 from .inference import predict_ids as predict_ids
 from .inference import predict_logits as predict_logits
 from .metrics import MeanIoU as MeanIoU

@@ -49,7 +49,7 @@ class PredictedImage:
 
 
 @dataclass(frozen=True)
-class OpenedImage:
+class ImageInfo:
     """An image to predict. number: its position in the list. state: of its file. size: (H, W), upright. orientation: that of EXIF."""
 
     number: int
@@ -69,7 +69,7 @@ class OpenedImage:
 class Prediction:
     """ids (H, W) uint8 and confidence (H, W) uint8 or None of an image, in the pixel order of its file. levels: None without overlays."""
 
-    image: OpenedImage
+    info: ImageInfo
     ids: np.ndarray
     confidence: np.ndarray | None
     levels: np.ndarray | None
@@ -112,32 +112,32 @@ class PredictionFolder:
         return bool({CONFIDENCE, PROBABILITIES} & set(self.kinds))
 
     def write(self, prediction: Prediction) -> PredictedImage:
-        """Write the files of a prediction but its probabilities, the mask last."""
-        image, ids = prediction.image, prediction.ids
+        """Write the files of a prediction except its probabilities, the mask last."""
+        info, ids = prediction.info, prediction.ids
         if prediction.confidence is not None:
-            _save(Image.fromarray(prediction.confidence), self.path(CONFIDENCE, image.name), image.orientation)
+            _save(Image.fromarray(prediction.confidence), self.path(CONFIDENCE, info.name), info.orientation)
         if OVERLAYS in self.kinds:
-            with replacing(self.path(OVERLAYS, image.name)) as file:
-                Image.fromarray(_overlay(prediction.levels, upright_view(ids, image.orientation), self.classes)).save(file, format="PNG")
-        mask = self.path(MASKS, image.name)
+            with replacing(self.path(OVERLAYS, info.name)) as file:
+                Image.fromarray(_overlay(prediction.levels, upright_view(ids, info.orientation), self.classes)).save(file, format="PNG")
+        mask = self.path(MASKS, info.name)
         picture = Image.fromarray(ids)
         picture.putpalette(class_colors(self.classes).tobytes())
         text = PngImagePlugin.PngInfo()
-        text.add_text(SOURCE, image.state)
-        _save(picture, mask, image.orientation, pnginfo=text)
-        return self._result(image.path, mask, ids)
+        text.add_text(SOURCE, info.state)
+        _save(picture, mask, info.orientation, pnginfo=text)
+        return self._result(info.path, mask, ids)
 
-    def write_probabilities(self, image: OpenedImage, bands: Iterator[tuple[int, Tensor]]) -> None:
+    def write_probabilities(self, info: ImageInfo, bands: Iterator[tuple[int, Tensor]]) -> None:
         """Write an npz with `probabilities` (H, W, K), float16, through a temporary file instead of memory.
 
         bands: the first row of each band of the upright image, and its probabilities (K, rows, width).
         """
-        with replacing(self.path(PROBABILITIES, image.name)) as file:
+        with replacing(self.path(PROBABILITIES, info.name)) as file:
             array_file = file.with_name(f"{file.name}.npy")
             try:
-                shape = (*image.stored_size, len(self.classes))
+                shape = (*info.stored_size, len(self.classes))
                 stored = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.float16, shape=shape)
-                view = upright_view(stored, image.orientation)
+                view = upright_view(stored, info.orientation)
                 for top, probabilities in bands:
                     view[top : top + probabilities.shape[1]] = probabilities.permute(1, 2, 0).cpu().numpy()
                 stored.flush()

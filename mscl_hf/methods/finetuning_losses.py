@@ -15,6 +15,7 @@ from ..config import FinetuningLossConfig
 from ..messages import flag
 
 CLASSES_AT_ONCE = 16  # whose maps at the size of the labels are in memory
+BYTES_AT_ONCE = 1 << 26  # of the logits of several images at the size of the labels; a single image may have more
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Predicted:
         """Return logits of some or all classes at the size (H, W) of the labels."""
         return F.interpolate(logits, size=self.labels.shape[-2:], mode="bilinear", align_corners=False)
 
-    def of_each_image(self, function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-        """Return function(logits (1, K, H, W), labels (1, H, W)) of each image.
+    def in_parts(self, function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """Return function(logits (b, K, H, W), labels (b, H, W)) of some images at a time.
 
-        The logits of one image are in memory, instead of those of all: they are computed again in the backward pass.
+        Only their logits are in memory, instead of those of all images: they are computed again in the backward pass.
         """
 
-        def of_image(logits: Tensor, labels: Tensor) -> Tensor:
+        def of_part(logits: Tensor, labels: Tensor) -> Tensor:
             return function(self.resized(logits), labels)
 
-        pairs = zip(self.logits.split(1), self.labels.split(1))
-        return [checkpoint(of_image, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+        image_bytes = self.logits.shape[1] * self.labels[0].numel() * self.logits.element_size()
+        count = max(1, BYTES_AT_ONCE // image_bytes)
+        parts = zip(self.logits.split(count), self.labels.split(count))
+        return [checkpoint(of_part, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
 
 
 # Terms of a loss by name, each a weight and a value; the loss is their weighted sum.
@@ -72,7 +75,7 @@ def _affinity(x: Predicted, edge: float = 1.0, same: float = 1.0, margin: float 
 
 
 def _dice(x: Predicted, weight: float = 1.0) -> tuple[Terms, dict]:
-    return {"loss_dice": (weight, losses.dice_of_sums(sum(x.of_each_image(losses.dice_sums))))}, {}
+    return {"loss_dice": (weight, losses.dice_of_sums(sum(x.in_parts(losses.dice_sums))))}, {}
 
 
 def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: int = 4) -> tuple[Terms, dict]:
@@ -88,7 +91,7 @@ def _mutual_information(x: Predicted, lam: float = 0.5, radius: int = 3, pool: i
 
 
 def _hard_pixels(x: Predicted, probability: float = 0.7, share: float = 1 / 16) -> tuple[Terms, dict]:
-    cross_entropy = torch.cat(x.of_each_image(losses.pixel_cross_entropy))
+    cross_entropy = torch.cat(x.in_parts(losses.pixel_cross_entropy))
     return {"loss_ohem": (1.0, losses.mean_of_hard_pixels(cross_entropy, x.labels, probability, share))}, {}
 
 

@@ -1,7 +1,8 @@
 """Cross-entropy of logits that are resized to their labels, a band of rows after another: the resized logits are never all in memory.
 
 Compiled code and logits that have the size of the labels already are the exceptions.
-Letters: B images, K classes, h w the size of the logits, H W that of the labels, b images and r rows of a band.
+Letters: B images, K classes, h w the size of the logits, H W that of the labels, b images and r rows of a band,
+s rows of the logits that a band reads.
 """
 
 from collections.abc import Iterator
@@ -100,9 +101,12 @@ def _product(matrix: Tensor, rows: Tensor) -> Tensor:
 
 def _widened(rows: Tensor, width: int) -> Tensor:
     """Return rows (b, r, K, w) resized to the width: (b, r, K, W)."""
-    if rows.is_cuda:  # the linear kernel uses one thread for each column only
-        return F.interpolate(rows, size=(rows.shape[2], width), mode="bilinear")
-    return F.interpolate(rows.flatten(1, 2), size=width, mode="linear").unflatten(1, rows.shape[1:3])
+    flat = rows.flatten(1, 2)
+    if rows.is_cuda:  # the linear kernel uses one thread for each column only, the bilinear one for each position of an image
+        wide = F.interpolate(flat[:, None], size=(flat.shape[1], width), mode="bilinear")[:, 0]
+    else:
+        wide = F.interpolate(flat, size=width, mode="linear")
+    return wide.unflatten(1, rows.shape[1:3])
 
 
 def _bands(logits: Tensor, labels: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -80,7 +80,8 @@ def test_wrong_options_are_rejected(tmp_path):
     """Unknown parts, peers without a folder, zero rounds: one error, and nothing is written."""
     cases = {
         "--parts waits --waits tea": "--waits is tea", "--parts waits": "needs --data-dir of CamVid", "--parts lose": "--parts is lose",
-        "--parts peers": "--peers", "--parts finetune_peers --data-dir x": "--parts has finetune_peers", "--parts loss --fly": "--fly",
+        "--parts peers": "--peers", "--parts finetune_peers --data-dir x": "--parts has finetune_peers",
+        f"--parts finetune_peers --data-dir x --peers {tmp_path}": "has no smp", "--parts loss --fly": "--fly",
         "--rounds 0": "--rounds is 0",
     }  # fmt: skip
     for words, message in cases.items():
@@ -125,7 +126,7 @@ def test_fine_tuning_is_timed_as_in_other_libraries(real_data):
     script = harness.ROOT / "recipes" / "benchmarks" / "speed" / "finetune_peers.py"
 
     def timed(*words):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         sizes = ("--data-dir", real_data / "CamVid", "--image-size", 32, "--batch-size", 2, "--steps", 4, "--warmup", 1, "--workers", 0)
         command = [sys.executable, script, *words, *sizes]
         return subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False, timeout=280)
@@ -133,7 +134,7 @@ def test_fine_tuning_is_timed_as_in_other_libraries(real_data):
     done = timed("mscl_hf", "--backbone", "resnet18")
     assert done.returncode == 0, done.stderr[-3000:]
     row = json.loads(done.stdout.splitlines()[-1])
-    assert row["steps"] == 4 and row["images_per_second"] > 0 and 15.2e6 < row["parameters"] < 15.4e6
+    assert row["images_per_second"] > 0 and 15.2e6 < row["parameters"] < 15.4e6
     wrong = timed("lightly_train", "--backbone", "resnet18")
     assert wrong.returncode == 2 and "expected mscl_hf or smp" in wrong.stderr
 
@@ -141,7 +142,8 @@ def test_fine_tuning_is_timed_as_in_other_libraries(real_data):
 def test_other_libraries_are_compared_by_network_and_precision():
     """Images per second as medians, and the factor over each library on the same network."""
     rows = [
-        {"backbone": "a", "precision": "bf16", "library": library, "version": "1.2", "parameters": 11_260_000, "images_per_second": rate}
+        {"backbone": "a", "precision": "bf16", "library": library, "version": "1.2", "parameters": 11_260_000, "images_per_second": rate,
+         "image_size": 224, "batch_size": 8, "workers": 0}
         for library, rates in (("mscl_hf", (30.0, 20.0, 40.0)), ("other", (10.0, 12.0, 15.0)))
         for rate in rates
     ]
@@ -156,7 +158,8 @@ def test_memory_of_a_step_gives_the_largest_batch():
     assert memory.largest_batches([2, 4], [90_000, 100_000])[2][:3] == [0, 0, 0]
     peaks = {mode: memory.memory("resnet10t", 128, mode, 4)["peak_mb"] for mode in memory.MODES}
     assert all(peak > 0 for peak in peaks.values())
-    rows = [{"backbone": "a", "size": 64, "mode": "plain", "batch": batch, "peak_mb": 1000 + 200 * batch} for batch in (2, 4)]
+    cell = {"backbone": "a", "size": 64, "mode": "plain", "device": "cuda"}
+    rows = [cell | {"batch": batch, "peak_mb": 1000 + 200 * batch} for batch in (2, 4)]
     page = speed_report.report({"memory": {"rows": rows, "machine": {"machine": "m", "threads": 2, "torch": "t", "commit": "c"}}})
     assert "| a | 64 | plain | 1,000 | 200 | 31 | 68 | 105 | 363 |" in page
 

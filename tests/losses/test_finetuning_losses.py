@@ -654,6 +654,22 @@ def test_dice_and_ohem_keep_no_logits_of_the_labels_size(name):
     assert saved_numbers(lambda: loss_value(name, logits, labels)) < 2 * logits.numel() + 6 * labels.numel() < 40 * 96 * 96
 
 
+@pytest.mark.parametrize("name", ["ce+dice", "ohem"])
+def test_dice_and_ohem_of_images_in_parts_are_those_of_all(monkeypatch, name):
+    """One, two or all images at once: the same value and gradient, also with an image without labels."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 7, 10, 12, dtype=torch.float64, requires_grad=True), torch.randint(0, 7, (5, 40, 48))
+    labels[3], labels[0, :9] = 255, 255
+    values = []
+    for images in (1, 2, 5):
+        monkeypatch.setattr(finetuning_losses, "BYTES_AT_ONCE", images * 7 * 40 * 48 * 8)
+        value = loss_value(name, logits, labels)
+        values.append((value, *torch.autograd.grad(value, logits)))
+    for value, gradient in values:
+        torch.testing.assert_close(value, values[0][0])
+        torch.testing.assert_close(gradient, values[0][1])
+
+
 def test_rmi_of_classes_in_parts_is_that_of_all(monkeypatch):
     """The number of classes at once changes neither the value nor the gradient."""
     torch.manual_seed(0)

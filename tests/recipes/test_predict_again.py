@@ -13,7 +13,7 @@ from PIL import Image
 from test_predict import NAMES, mask_files, rows_of, save_model, save_scenes, statuses
 
 from mscl_hf.data.synthetic import draw_scene
-from mscl_hf.evaluation import ImagePrediction
+from mscl_hf.evaluation import PredictionPipeline
 from mscl_hf.models.loading import open_model
 from mscl_hf.models.modeling_mscl import MsclForPreTraining, MsclForSemanticSegmentation
 from mscl_hf.records.files import replacing
@@ -202,7 +202,7 @@ def test_a_stopped_command_continues(tmp_path, model):
     """SIGTERM between two images ends it with status 75; the first is written, and the same command then predicts the others only."""
     images, out = save_scenes(tmp_path / "photos", "a.png", "b.png", "c.png"), tmp_path / "out"
     flags, calls = ("--model", model, "--images", images, "--output-dir", out), []
-    whole = ImagePrediction._predict
+    whole = PredictionPipeline._predict
 
     def stops(*arguments):
         calls.append(arguments)
@@ -211,7 +211,7 @@ def test_a_stopped_command_continues(tmp_path, model):
         return whole(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImagePrediction, "_predict", stops)
+        patch.setattr(PredictionPipeline, "_predict", stops)
         assert statuses(*flags) == 75
     assert mask_files(out) == ["a.png"] and not (out / "predictions.csv").exists()
     assert predict(*flags).skipped == 1 and len(rows_of(out / "predictions.csv")) == 3

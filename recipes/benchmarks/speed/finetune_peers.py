@@ -4,10 +4,10 @@ python recipes/benchmarks/speed/peers.py setup --envs runs/peers --only lightly_
 python recipes/benchmarks/speed/finetune_peers.py mscl_hf --backbone resnet18 --data-dir CamVid
 runs/peers/smp/bin/python recipes/benchmarks/speed/finetune_peers.py smp --backbone resnet18 --data-dir CamVid
 
-The networks have the same layers in both libraries, random weights, and no auxiliary head: ResNet-18 with DeepLabV3 at stride 16, or a
-ViT-S/14 with a linear head. The loss is cross-entropy, the optimizer AdamW (Adam in the example of segmentation_models_pytorch). Loader,
-augmentations and all other settings are those of each library's documentation. A step lasts from the end of one optimizer step to the end
-of the next. The last line of the standard output is a JSON object.
+The same in all libraries: a network with random weights and without an auxiliary head, all of whose layers are trained, crop, batch,
+precision, cross-entropy. ResNet-18 has DeepLabV3 at stride 16 with rates 3, 5 and 8; ViT-S/14 has a linear head, in mscl_hf one of two
+layers. Loader and augmentations are those in the documentation of each library, as is the optimizer, Adam or AdamW. A step lasts from the
+end of one optimizer step to the end of the next. The last line of the standard output is a JSON object.
 """
 
 import argparse
@@ -27,6 +27,7 @@ IGNORED = 255
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # as Lightning calls them
 BACKBONES = {"resnet18": "smp", "vit_small_patch14_dinov2": "lightly_train"}  # and the library that each is compared with
+RATES = (3, 5, 8)  # of the atrous convolutions of DeepLabV3
 DECODERS = {"resnet18": "deeplabv3", "vit_small_patch14_dinov2": "linear"}
 PACKAGES = {"mscl_hf": "mscl_hf", "lightly_train": "lightly-train", "smp": "segmentation-models-pytorch"}
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224, help="side of the crops, in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--no-cache", action="store_true", help="mscl_hf: decode each image in each epoch, as the other libraries do")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--steps", type=int, default=30, help="steps measured")
     parser.add_argument("--warmup", type=int, default=10, help="steps before those measured")
@@ -54,7 +56,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict:
     offline = {"LIGHTLY_TRAIN_EVENTS_DISABLED": "1", "HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    os.environ |= offline | {"LIGHTLY_TRAIN_CACHE_DIR": str(scratch)}
+    os.environ |= offline | {"LIGHTLY_TRAIN_CACHE_DIR": str(scratch), "MSCL_HF_CACHE": str(scratch / "cache")}
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -66,28 +68,30 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict:
         ends.append(time.perf_counter())
 
     register_optimizer_step_post_hook(after_step)
-    {function.__name__: function for function in (mscl_hf, lightly_train, smp)}[options.library](options, scratch)
+    train = {function.__name__: function for function in (mscl_hf, lightly_train, smp)}[options.library]
+    # More steps than those measured, or the loader's workers would be idle during the last of them.
+    train(options, scratch, options.warmup + options.steps + 2 * options.workers)
     seconds = [after - before for before, after in itertools.pairwise(ends)][options.warmup - 1 :][: options.steps]
     return {
         "library": options.library,
         "version": importlib.metadata.version(PACKAGES[options.library]),
-        "torch": torch.__version__,
         "parameters": parameters[0],
         "images_per_second": round(options.batch_size / statistics.median(seconds), 2),
-        "images_per_second_mean": round(options.batch_size / statistics.mean(seconds), 2),
-        "steps": len(seconds),
+        **{name: getattr(options, name) for name in ("image_size", "batch_size", "workers")},
     }
 
 
-def mscl_hf(options: argparse.Namespace, scratch: Path) -> None:
+def mscl_hf(options: argparse.Namespace, scratch: Path, steps: int) -> None:
     """`mscl-finetune` on a new network."""
-    from recipes import finetune, pretrain
+    from mscl_hf.recipes import finetune, pretrain
 
     shared = ["--dataset", "camvid", "--data-dir", options.data_dir, "--image-size", options.image_size, "--base-size", 360,
               "--batch-size", options.batch_size, "--dataloader-num-workers", options.workers, "--val-split", "none",
-              "--mixed-precision", {"bf16": "bf16", "fp32": "no"}[options.precision]]  # fmt: skip
+              "--mixed-precision", {"bf16": "bf16", "fp32": "no"}[options.precision],
+              *(["--image-cache-gb", 0] if options.no_cache else [])]  # fmt: skip
     network = ["--method", "none", "--backbone", options.backbone, "--decoder", DECODERS[options.backbone]]
-    training = ["--auxiliary-loss-weight", 0, "--optim", "adamw", "--max-steps", options.warmup + options.steps, "--probe-batches", 0]
+    network += ["--decoder-rates", *RATES] if options.backbone == "resnet18" else []
+    training = ["--auxiliary-loss-weight", 0, "--optim", "adamw", "--max-steps", steps, "--probe-batches", 0]
     call(pretrain.main, "pretrain", *network, *shared, "--output-dir", scratch / "start")
     call(finetune.main, "finetune", *training, *shared, "--model", scratch / "start", "--output-dir", scratch / "tuned")
 
@@ -98,8 +102,8 @@ def call(main, *words: object) -> None:
     main()
 
 
-def lightly_train(options: argparse.Namespace, scratch: Path) -> None:
-    """https://docs.lightly.ai/train/stable/semantic_segmentation.html, with a linear head: its other head, EoMT, is in no other library"""
+def lightly_train(options: argparse.Namespace, scratch: Path, steps: int) -> None:
+    """https://docs.lightly.ai/train/stable/semantic_segmentation.html, with a linear head: mscl_hf does not have EoMT, its other head"""
     import lightly_train as library
     import torch
 
@@ -112,7 +116,6 @@ def lightly_train(options: argparse.Namespace, scratch: Path) -> None:
         "train": {"images": str(options.data_dir / "train"), "masks": str(options.data_dir / "trainannot")},
         "val": {"images": str(scratch / "images"), "masks": str(scratch / "masks")},
     }
-    steps = options.warmup + options.steps
     library.train_semantic_segmentation(
         out=scratch / "out",
         model="dinov2/vits14-noreg-notpretrained-linear",
@@ -130,8 +133,8 @@ def lightly_train(options: argparse.Namespace, scratch: Path) -> None:
     )
 
 
-def smp(options: argparse.Namespace, scratch: Path) -> None:
-    """examples/camvid_segmentation_multiclass.ipynb of the project, with cross-entropy instead of its slower Dice loss"""
+def smp(options: argparse.Namespace, scratch: Path, steps: int) -> None:
+    """examples/camvid_segmentation_multiclass.ipynb of the project, without its metrics, and with cross-entropy instead of Dice"""
     import albumentations as A
     import cv2
     import lightning
@@ -168,7 +171,8 @@ def smp(options: argparse.Namespace, scratch: Path) -> None:
     class Segmentation(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.model = library.DeepLabV3("tu-resnet18", encoder_weights=None, encoder_output_stride=16, classes=len(CLASSES))
+            self.model = library.DeepLabV3("tu-resnet18", encoder_weights=None, encoder_output_stride=16, decoder_atrous_rates=RATES,
+                                           decoder_aspp_dropout=0.1, classes=len(CLASSES))  # fmt: skip
             for name in ("conv", "bn", "relu"):  # a last convolution of 3 x 3, which mscl_hf does not have
                 setattr(self.model.decoder, name, torch.nn.Identity())
             self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
@@ -178,20 +182,17 @@ def smp(options: argparse.Namespace, scratch: Path) -> None:
         def training_step(self, batch, batch_index):
             images, masks = batch
             logits = self.model((images / 255.0 - self.mean) / self.std).contiguous()
-            loss = self.loss(logits, masks.long())
-            predicted = logits.softmax(1).argmax(1)
-            library.metrics.get_stats(predicted, masks.long(), mode="multiclass", ignore_index=IGNORED, num_classes=len(CLASSES))
-            return loss
+            return self.loss(logits, masks.long())
 
         def configure_optimizers(self):
             optimizer = torch.optim.Adam(self.parameters(), lr=2e-4)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=options.warmup + options.steps, eta_min=1e-5)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=1e-5)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     loader = torch.utils.data.DataLoader(CamVid(), options.batch_size, shuffle=True, drop_last=True, num_workers=options.workers,
                                          persistent_workers=options.workers > 0)  # fmt: skip
     lightning.Trainer(
-        max_steps=options.warmup + options.steps,
+        max_steps=steps,
         devices=1,
         logger=False,
         precision=PRECISIONS[options.precision],

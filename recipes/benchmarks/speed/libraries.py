@@ -7,14 +7,17 @@ from pathlib import Path
 import torch
 
 from mscl_hf.cli import as_words
+from mscl_hf.models.backbones import build_config
+from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 
-from .finetune_peers import BACKBONES
-from .options import NO_CACHE, PRECISIONS, SIMCLR, SpeedOptions, step_flags
+from .finetune_peers import BACKBONES, CLASSES, DECODERS, RATES
+from .options import LIBRARIES, NO_CACHE, PRECISIONS, SIMCLR, SpeedOptions, step_flags
 from .processes import measure, median_seconds, run_json
 from .step import DEVICE
 
 
 def measure_peers(options: SpeedOptions) -> list[dict]:
+    """SimCLR in each library, in this one with and without its cache of decoded images, and the bare network, in turns."""
     rows = []
     settings = {"image-size": options.image_size, "batch-size": options.batch_size, "backbone": options.backbone,
                 "workers": options.workers, "steps": options.steps, "warmup": 10, "threads": torch.get_num_threads(),
@@ -24,7 +27,7 @@ def measure_peers(options: SpeedOptions) -> list[dict]:
             flags = step_flags(options, *SIMCLR, "--mixed-precision", PRECISIONS[precision], *more)
             ours = measure("step", name=name, flags=flags, steps=options.steps, bare=False)
             rows.append({"peer": name, "precision": precision} | {key: ours[key] for key in ("images_per_second", "milliseconds")})
-        for peer in ("lightly_train", "lightly", "stable_pretraining"):
+        for peer in LIBRARIES["peers"]:
             python, script = Path(options.peers) / peer / "bin" / "python", Path(__file__).with_name("peers.py")
             row = run_json(python, script, "run", peer, *as_words(settings | {"precision": precision}), PYTHONPATH="")
             rows.append({"peer": peer, "precision": precision, **{key: row[key] for key in ("version", "images_per_second")}})
@@ -51,13 +54,38 @@ def bare(precision: str, backbone: str, side: int, views: int) -> dict:
 
 
 def measure_finetune_peers(options: SpeedOptions) -> list[dict]:
-    """Each library and this one on the same network, in turns; the sizes are those of finetune_peers.py."""
+    """Each library, this one with and without its cache of decoded images, and the bare network, in turns."""
     script, rows = Path(__file__).with_name("finetune_peers.py"), []
     settings = {"data-dir": options.data_dir, "workers": options.workers, "steps": options.steps}
     for _, precision, (backbone, library) in itertools.product(range(options.rounds), PRECISIONS, BACKBONES.items()):
         words = ["--backbone", backbone, "--precision", precision, *as_words(settings)]
+        ours = run_json(sys.executable, script, "mscl_hf", *words)
         theirs = run_json(Path(options.peers) / library / "bin" / "python", script, library, *words, PYTHONPATH="")
-        for row in (run_json(sys.executable, script, "mscl_hf", *words), theirs):
+        if not 0.95 < theirs["parameters"] / ours["parameters"] < 1.05:
+            raise ValueError(f"{backbone} has {theirs['parameters']} weights in {library}; expected about {ours['parameters']}.")
+        no_cache = run_json(sys.executable, script, "mscl_hf", "--no-cache", *words) | {"library": "mscl_hf, no cache"}
+        sizes = {key: ours[key] for key in ("image_size", "batch_size", "parameters")}
+        bare_network = sizes | measure("bare_finetuning", backbone=backbone, precision=precision, size=sizes["image_size"],
+                                       batch=sizes["batch_size"])  # fmt: skip
+        for row in (ours, no_cache, theirs, bare_network):
             rows.append({"backbone": backbone, "precision": precision} | row)
             print(rows[-1], flush=True)
     return rows
+
+
+def bare_finetuning(backbone: str, precision: str, size: int, batch: int) -> dict:
+    """Forward and backward of backbone, decoder and classifier on tensors in memory."""
+    rates = {"decoder_rates": RATES} if backbone == "resnet18" else {}
+    config = build_config(backbone, image_size=size, base_size=0, decoder=DECODERS[backbone], num_labels=len(CLASSES),
+                          use_auxiliary_head=False, **rates)  # fmt: skip
+    network = MsclForSemanticSegmentation(config).to(DEVICE, memory_format=torch.channels_last).train()
+    images = torch.randn(batch, 3, size, size, device=DEVICE).contiguous(memory_format=torch.channels_last)
+
+    def function() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
+            out = network(pixel_values=images).logits
+        out.backward(torch.ones_like(out))
+        network.zero_grad()
+
+    median_seconds(function, 3)
+    return {"library": "bare network", "version": "", "images_per_second": round(batch / median_seconds(function, 10), 2)}

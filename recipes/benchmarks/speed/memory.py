@@ -51,10 +51,10 @@ def memory(backbone: str, size: int, mode: str, batch: int) -> dict:
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return {"peak_mb": round(peak_mb() - before)}
+    return {"device": DEVICE, "peak_mb": round(peak_mb() - before)}
 
 
 def largest_batches(batches: list[int], peaks: list[float]) -> tuple[float, float, list[int]]:
-    """Return fixed MB, MB per image, and the largest batch of each of BUDGETS: a straight line through the peaks."""
+    """Return fixed MB, MB per image, and the largest batch of each of BUDGETS, extrapolated along a straight line through the peaks."""
     each, fixed = np.polyfit(batches, peaks, 1)
     return float(fixed), float(each), [max(0, int((USABLE * budget * 1024 - fixed) // each)) for budget in BUDGETS]

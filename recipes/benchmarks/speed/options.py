@@ -1,11 +1,15 @@
 """The options of the speed benchmark, and the flags of the steps that it measures."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mscl_hf.cli import as_words
 from mscl_hf.config.fields import Section, option
 
+from .finetune_peers import BACKBONES
+
 PARTS = ("loss", "step", "peers", "finetune_peers", "metric", "growth", "memory", "waits")
+LIBRARIES = {"peers": ("lightly_train", "lightly", "stable_pretraining"), "finetune_peers": tuple(BACKBONES.values())}  # in --peers
 WAITS = ("help", "start", "evaluation", "finetune", "large image")
 PRECISIONS = {"bf16": "bf16", "fp32": "no"}  # names in the results, and values of --mixed-precision
 
@@ -25,9 +29,9 @@ class SpeedOptions(Section):
     largest: int = option(262144, "most anchors and keys of the loss", at_least=1)
     rounds: int = option(3, "measurements of each figure, in turns", at_least=1)
     steps: int = option(30, "steps measured in a run, after ten steps of warm-up", at_least=1)
-    image_size: int = option(128, "side of the crops in px", at_least=1)
-    batch_size: int = option(16, "images in a step, two views each", at_least=1)
-    backbone: str = option("resnet18", "name of a timm model")
+    image_size: int = option(128, "side of the crops in px, except in finetune_peers", at_least=1)
+    batch_size: int = option(16, "images in a step, two views each, except in finetune_peers", at_least=1)
+    backbone: str = option("resnet18", "name of a timm model, except in finetune_peers")
 
     def __post_init__(self):
         super().__post_init__()
@@ -38,15 +42,24 @@ class SpeedOptions(Section):
             raise ValueError(f"--waits is {unknown[0]}; expected some of {', '.join(WAITS)}.")
         if "waits" in self.parts and "evaluation" in self.waits and not self.data_dir:
             raise ValueError("--waits has evaluation, which needs --data-dir of CamVid. Give it, or leave evaluation out.")
-        for part in ("peers", "finetune_peers"):
+        for part in LIBRARIES:
             if part in self.parts and not (self.peers and self.data_dir):
                 raise ValueError(f"--parts has {part}, which needs --peers DIR and --data-dir. Make DIR by peers.py setup.")
+        if "finetune_peers" in self.parts and self.dataset != "camvid":
+            raise ValueError(f"--dataset is {self.dataset}; expected camvid for --parts finetune_peers. Leave that part out.")
 
 
 STEP = ("--mixed-precision", "bf16", "--val-split", "none")
 SIMCLR = ("--losses", "g", "--negatives", "ntxent", "--global-temperature", "0.5", "--output-stride", "32", "--geometry", "crops",
           "--augment-both", "true", "--val-split", "none")  # fmt: skip
 NO_CACHE = ("--image-cache-gb", "0")
+
+
+def check_environments(options: SpeedOptions) -> None:
+    """Raise ValueError where the environment of a library that is measured is missing."""
+    for name in dict.fromkeys(name for part in options.parts for name in LIBRARIES.get(part, ())):
+        if not (Path(options.peers) / name / "bin" / "python").exists():
+            raise ValueError(f"--peers {options.peers} has no {name}; expected the environments of all libraries. Run peers.py setup.")
 
 
 def step_flags(options: SpeedOptions, *more: str, **changes) -> list[str]:

@@ -35,7 +35,7 @@ def run_json(*command, **environment) -> dict:
 
 
 def reset_peak() -> None:
-    """Let `peak_mb` start anew."""
+    """Reset the peak memory that `peak_mb` returns."""
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -91,11 +91,12 @@ def _finetune_peers(rows: list[dict]) -> list[str]:
     lines = []
     for (backbone, precision, library), values in speeds.items():
         version, weights = facts[backbone, library]
-        name = library if library == "mscl_hf" else f"{library} {version}"
+        name = library if library.startswith("mscl_hf") else f"{library} {version}".strip()
         ratio = statistics.median(speeds[backbone, precision, "mscl_hf"]) / statistics.median(values)
         lines.append((backbone, precision, name, weights, spread(values), f"{ratio:.2f}"))
     head = ("backbone", "precision", "library", "weights, million", "images/s", "ours / theirs")
-    return ["## Images per second beside other libraries: fine-tuning on masks, in turns\n", *markdown_table(head, lines)]
+    sizes = "crops of {image_size} px, batches of {batch_size}, {workers} loader processes".format(**rows[0])
+    return [f"## Images per second beside other libraries: fine-tuning on masks of CamVid, {sizes}\n", *markdown_table(head, lines)]
 
 
 def _metric(rows: list[dict]) -> list[str]:
@@ -122,6 +123,7 @@ def _memory(rows: list[dict]) -> list[str]:
     lines = []
     for (backbone, size, mode), group in gather(rows, "backbone", "size", "mode", value=lambda row: row).items():
         fixed, each, largest = largest_batches([row["batch"] for row in group], [row["peak_mb"] for row in group])
+        largest = largest if group[0]["device"] == "cuda" else ["-"] * len(BUDGETS)  # memory of a process on a CPU says nothing about a GPU
         lines.append((backbone, size, mode, f"{fixed:,.0f}", f"{each:,.0f}", *largest))
     head = ("backbone", "px", "mode", "fixed MB", "MB per image", *(f"largest batch, {budget} GB" for budget in BUDGETS))
     return [f"## Memory of a fine-tuning step in bf16, AdamW, {CLASSES} classes\n", *markdown_table(head, lines)]

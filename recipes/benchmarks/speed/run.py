@@ -24,9 +24,9 @@ from mscl_hf.records.versions import commit
 
 from ..common import machine
 from . import waits
-from .libraries import bare, measure_finetune_peers, measure_peers
+from .libraries import bare, bare_finetuning, measure_finetune_peers, measure_peers
 from .memory import measure_memory, memory
-from .options import NO_CACHE, STEP, SpeedOptions, step_flags
+from .options import NO_CACHE, STEP, SpeedOptions, check_environments, step_flags
 from .processes import measure, median_seconds, reset_peak, run_json
 from .report import draw, report
 from .step import DEVICE, peak_mb, step
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def run_parts(options: SpeedOptions) -> None:
+    check_environments(options)
     target = Path(options.results)
     parts = json.loads(target.read_text()) if target.is_file() else {}
     for part in options.parts:
@@ -156,7 +157,7 @@ def classes(count: int) -> dict:
 
 
 def measure_waits(options: SpeedOptions) -> list[dict]:
-    """Each round measures all waits, each in a new process; only the first one measures the large image, for minutes."""
+    """Each round measures every wait, each in a new process; the large image, which takes minutes, only in the first round."""
     if "evaluation" in options.waits and importlib.util.find_spec("torchmetrics") is None:
         raise ValueError("--waits has evaluation, which is compared with torchmetrics. Run pip install torchmetrics, or leave it out.")
     rows = []
@@ -189,6 +190,7 @@ MEASURED = {"loss": measure_loss, "step": measure_step, "peers": measure_peers, 
             "metric": measure_metric, "growth": measure_growth, "memory": lambda options: measure_memory(),
             "waits": measure_waits}  # fmt: skip
 WORKERS = {
-    "loss": loss, "step": step, "bare": bare, "metric": metric, "memory": memory, "classes": classes, "finetune": waits.finetune,
-    "command_help": waits.command_help, "start": waits.start, "evaluate": waits.evaluate, "large_image": waits.large_image,
+    "loss": loss, "step": step, "bare": bare, "bare_finetuning": bare_finetuning, "metric": metric, "memory": memory, "classes": classes,
+    "finetune": waits.finetune, "command_help": waits.command_help, "start": waits.start, "evaluate": waits.evaluate,
+    "large_image": waits.large_image,
 }  # fmt: skip
