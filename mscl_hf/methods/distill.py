@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..losses import cosine_to_target, similarity_divergence
 from ..losses.arguments import at_least_float32, check_choice
-from ..losses.gather import gather_rows
+from ..losses.gather import gather_rows, mean_count
 from ..models.backbones import check_timm_name
 from ..models.heads_mscl import unit
 from ..models.modeling_mscl import MsclForPreTraining
@@ -26,6 +26,9 @@ MOST_POSITIONS = 1024  # of an image, whose relations are compared
 
 class Distill(Method):
     """L = L_image + L_tokens, of the vectors of a student and of a frozen teacher for the same view.
+
+    The teacher's channels are standardized: each has mean 0 and deviation 1 over the positions of a batch. Otherwise what is common to all
+    its vectors hides their differences (Ranzinger et al., 2024, arXiv:2410.01680, compare such normalizations).
 
     L_image: `similarity_divergence` of the mean vectors of the images; keys are the teacher's of this batch and of a queue. L_tokens: that
     of the positions of each image, with its other positions as keys ("relations"), or 1 - cosine of each position ("cosine"). The student's
@@ -96,8 +99,11 @@ class Distill(Method):
 
     @torch.no_grad()
     def teacher_map(self, image: Tensor) -> Tensor:
-        """Return the teacher's map (B, F, h, w) of images with values in [0, 255]."""
-        return at_least_float32(self.teacher(normalize(image, self.teacher_mean, self.teacher_std)).feature_maps[-1])
+        """Return the teacher's map (B, F, h, w) of images with values in [0, 255], standardized over the batches of all processes."""
+        target = at_least_float32(self.teacher(normalize(image, self.teacher_mean, self.teacher_std)).feature_maps[-1])
+        centered = target - mean_count(target.mean((0, 2, 3), keepdim=True))
+        variance = mean_count(centered.square().mean((0, 2, 3), keepdim=True))
+        return centered * (variance + 1e-5).rsqrt()  # as BatchNorm: channels without variance become 0
 
     def student_map(self, image: Tensor) -> Tensor:
         """Return the student's map (B, F, h', w') in the space of the teacher."""

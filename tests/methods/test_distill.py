@@ -59,6 +59,7 @@ def test_loss_is_the_formula(token_loss):
     network = copy.deepcopy(method.network).train()
     terms = method(image())
     target = method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps[-1]
+    target = F.batch_norm(target, None, None, training=True)  # mean 0 and deviation 1
     own = method.projection(network.backbone(method.normalize(image())).feature_maps[-1])
     own = F.interpolate(own, size=target.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
     vectors, targets = F.normalize(own.mean((2, 3)), dim=1), F.normalize(target.mean((2, 3)), dim=1)
@@ -76,13 +77,31 @@ def test_loss_is_the_formula(token_loss):
     torch.testing.assert_close(method.queue.read()[4:], targets)  # the second batch; the queue holds two
 
 
+def test_what_all_vectors_of_the_teacher_share_changes_nothing():
+    """A vector that is added to all of the teacher's vectors: the same targets."""
+    method = distill().double().eval()
+    pixels, forward = image().double(), method.teacher.forward
+    before, shared = method.teacher_map(pixels), torch.randn(method.teacher.channels[-1], 1, 1, dtype=torch.float64)
+
+    def shifted(*arguments):
+        outputs = forward(*arguments)
+        outputs.feature_maps = tuple(values + 10 * shared for values in outputs.feature_maps)
+        return outputs
+
+    method.teacher.forward = shifted
+    torch.testing.assert_close(method.teacher_map(pixels), before)
+    assert before.std() > 0.5
+
+
 def test_a_student_with_the_features_of_its_teacher_has_no_loss():
-    """The teacher's own network and an identity as projection: every term is zero, in evaluation mode."""
-    method = distill()
+    """The teacher's own network and the standardization as projection: every term is zero, in evaluation mode."""
+    method = distill().eval()
     method.network.backbone.timm_model.load_state_dict(method.teacher.timm_model.state_dict())
     with torch.no_grad():
-        method.projection.weight.copy_(torch.eye(method.channels())[:, :, None, None])
-        method.projection.bias.zero_()
+        values = method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps[-1].transpose(0, 1).flatten(1)
+        deviation = (values.var(1, correction=0) + 1e-5).sqrt()
+        method.projection.weight.copy_(torch.diag(1 / deviation)[:, :, None, None])
+        method.projection.bias.copy_(-values.mean(1) / deviation)
     for token_loss in TOKEN_LOSSES:
         method.token_loss = token_loss
         assert float(method.eval()(image())["loss"].detach()) == pytest.approx(0, abs=1e-5)
