@@ -20,20 +20,22 @@ from .base import Method
 from .heads import flatten_positions
 from .memory import Queue
 
-TOKEN_LOSSES = ("relations", "cosine")
+TOKEN_LOSSES = ("cosine", "relations")
 MOST_POSITIONS = 1024  # of an image, whose relations are compared
 
 
 class Distill(Method):
-    """L = L_image + L_tokens, of the vectors of a student and of a frozen teacher for the same view.
-
-    The teacher's channels are standardized: each has mean 0 and deviation 1 over the positions of a batch. Otherwise what is common to all
-    its vectors hides their differences (Ranzinger et al., 2024, arXiv:2410.01680, compare such normalizations).
+    """L = L_image + sum over the levels of L_tokens, of the vectors of a student and of a frozen teacher for the same view.
 
     L_image: `similarity_divergence` of the mean vectors of the images; keys are the teacher's of this batch and of a queue. L_tokens: that
-    of the positions of each image, with its other positions as keys ("relations"), or 1 - cosine of each position ("cosine"). The student's
-    vectors are a linear projection of its feature map, resized to the teacher's grid. Of larger grids, MOST_POSITIONS random positions are
-    used. The teacher is in evaluation mode, and neither in checkpoints nor in the published model.
+    of the positions of each image, with its other positions as keys ("relations"), or 1 - cosine of each position ("cosine"). The levels
+    are the last feature maps of both backbones, the last with the last and so on, as many as both have, and with `--attach decoder` the
+    output of the decoder with the teacher's last map. L_image is of the last level.
+
+    The student's vectors are a linear projection of its map, resized to the teacher's grid. The relations of larger grids are those of
+    MOST_POSITIONS random positions. The teacher's channels are standardized: each has mean 0 and deviation 1 over the positions of a batch. Otherwise what is
+    common to all its vectors hides their differences (Ranzinger et al., 2024, arXiv:2410.01680, compare such normalizations). The teacher
+    is in evaluation mode, and neither in checkpoints nor in the published model.
     """
 
     title = "distillation from a frozen teacher"
@@ -51,7 +53,7 @@ class Distill(Method):
         teacher: str | None = None,
         teacher_weights: str | None = None,
         teacher_pretrained: bool = False,
-        token_loss: Literal["relations", "cosine"] = "relations",
+        token_loss: Literal["cosine", "relations"] = "cosine",
         temperature: float = 0.07,
         queue_size: int = 8192,
     ):
@@ -66,7 +68,11 @@ class Distill(Method):
         statistics = image_statistics(self.teacher.config if bands == 3 else network.config)  # of other bands, those of the images
         for name, values in zip(("teacher_mean", "teacher_std"), statistics):
             self.register_buffer(name, values, persistent=False)
-        self.projection = nn.Conv2d(self.channels(), self.teacher.channels[-1], 1)
+        self.levels = min(len(network.backbone.channels), len(self.teacher.channels))
+        own, target = (list(backbone.channels[-self.levels :]) for backbone in (network.backbone, self.teacher))
+        if "decoder" in self.parts():
+            own, target = [*own, network.config.decoder_channels], [*target, target[-1]]
+        self.projections = nn.ModuleList(nn.Conv2d(*channels, 1) for channels in zip(own, target))
         self.queue = Queue(queue_size, self.teacher.channels[-1])
 
     @classmethod
@@ -98,25 +104,31 @@ class Distill(Method):
         return {"teacher": hub_weights(self.teacher_name), "license of the teacher": license_name}
 
     @torch.no_grad()
-    def teacher_map(self, image: Tensor) -> Tensor:
-        """Return the teacher's map (B, F, h, w) of images with values in [0, 255], standardized over the batches of all processes."""
-        target = at_least_float32(self.teacher(normalize(image, self.teacher_mean, self.teacher_std)).feature_maps[-1])
-        centered = target - mean_count(target.mean((0, 2, 3), keepdim=True))
-        variance = mean_count(centered.square().mean((0, 2, 3), keepdim=True))
-        return centered * (variance + 1e-5).rsqrt()  # as BatchNorm: channels without variance become 0
+    def teacher_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the teacher's map (B, F, h, w) of each level for images with values in [0, 255]."""
+        maps = self.teacher(normalize(image, self.teacher_mean, self.teacher_std)).feature_maps[-self.levels :]
+        maps = [standardized(at_least_float32(each)) for each in maps]
+        return maps + maps[-1:] * (len(self.projections) - self.levels)
 
-    def student_map(self, image: Tensor) -> Tensor:
-        """Return the student's map (B, F, h', w') in the space of the teacher."""
-        return at_least_float32(self.projection(self.features(image)))
+    def student_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the student's map (B, F, h', w') of each level in the space of the teacher."""
+        parts = self.parts()
+        all_maps = list(parts["backbone"](self.normalize(image)).feature_maps)
+        maps = all_maps[-self.levels :] + ([parts["decoder"](all_maps)] if "decoder" in parts else [])
+        return [at_least_float32(projection(each)) for projection, each in zip(self.projections, maps)]
 
     def forward(self, image: Tensor, **_) -> dict[str, Tensor]:
         """image (B, 3, H, W) with values in [0, 255]."""
-        teacher, student = self.teacher_map(image), self.student_map(image)
-        student = F.interpolate(student, size=teacher.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-        student_mean, teacher_mean = unit(student.mean((2, 3))), unit(teacher.mean((2, 3)))
+        teacher, student = self.teacher_maps(image), self.student_maps(image)
+        student = [
+            F.interpolate(own, size=target.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+            for own, target in zip(student, teacher)
+        ]
+        student_mean, teacher_mean = unit(student[-1].mean((2, 3))), unit(teacher[-1].mean((2, 3)))
         keys = torch.cat([gather_rows(teacher_mean)[0], self.queue.read()])
         loss_image = similarity_divergence(student_mean, teacher_mean, keys, keys, self.temperature)
-        loss_tokens = self.loss_of_tokens(*(flatten_positions(unit(vectors)) for vectors in (student, teacher)))
+        vectors = ([flatten_positions(unit(each)) for each in maps] for maps in (student, teacher))
+        loss_tokens = sum(self.loss_of_tokens(own, target) for own, target in zip(*vectors))
         if self.training:
             self.queue.write(teacher_mean)
         return {"loss": loss_image + loss_tokens, "loss_image": loss_image.detach(), "loss_tokens": loss_tokens.detach()}
@@ -131,4 +143,11 @@ class Distill(Method):
         return similarity_divergence(student, teacher, student, teacher, self.temperature, exclude_self=True)
 
     def embeddings(self, image: Tensor) -> dict[str, Tensor]:
-        return super().embeddings(image) | {"projection": unit(self.student_map(image).mean((2, 3)))}
+        return super().embeddings(image) | {"projection": unit(self.student_maps(image)[-1].mean((2, 3)))}
+
+
+def standardized(target: Tensor) -> Tensor:
+    """Return a map (B, F, h, w) whose channels have mean 0 and deviation 1 over the batches of all processes."""
+    centered = target - mean_count(target.mean((0, 2, 3), keepdim=True))
+    variance = mean_count(centered.square().mean((0, 2, 3), keepdim=True))
+    return centered * (variance + 1e-5).rsqrt()  # as BatchNorm: channels without variance become 0

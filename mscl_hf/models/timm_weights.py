@@ -25,12 +25,11 @@ def load_timm_weights(
 
 
 def open_teacher(name: str, file: str | None, image_size: int, num_channels: int = 3) -> MsclBackbone:
-    """Return a frozen backbone with timm's weights that returns its last map. image_size: side of the training crop in px.
+    """Return a frozen backbone with timm's weights that returns several maps. image_size: side of the training crop in px.
 
     file: of its weights; None = from the Hub. Raises ValueError as `build_config` and `timm_weights`.
     """
     config = build_config(name, image_size=image_size, num_channels=num_channels)
-    config.out_indices = config.out_indices[-1:]
     backbone = MsclBackbone(config)
     backbone.timm_model.load_state_dict(timm_weights(config, file, "teacher"))
     return backbone.requires_grad_(False).eval()

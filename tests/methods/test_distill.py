@@ -17,9 +17,9 @@ from mscl_hf.models.modeling_mscl import MsclForPreTraining
 from mscl_hf.models.normalization import normalize
 
 
-def distill(backbone="test_resnet", size=harness.SIZE, **options) -> Distill:
+def distill(backbone="test_resnet", size=harness.SIZE, attach="backbone", **options) -> Distill:
     torch.manual_seed(0)
-    network = MsclForPreTraining(build_config(backbone, decoder_channels=16, image_size=size, heads=[]))
+    network = MsclForPreTraining(build_config(backbone, decoder_channels=16, image_size=size, heads=[], attach=attach))
     return Distill(network, **harness.needed_options("distill") | {"queue_size": 8} | options)
 
 
@@ -50,58 +50,67 @@ def test_divergence_against_a_loop(exclude_self):
     assert teacher.grad is None and student.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("token_loss", TOKEN_LOSSES)
-def test_loss_is_the_formula(token_loss):
-    """With a queue that holds the vectors of an earlier batch."""
-    method = distill(token_loss=token_loss).train()
+@pytest.mark.parametrize(("token_loss", "attach"), [("relations", "backbone"), ("cosine", "backbone"), ("cosine", "decoder")])
+def test_loss_is_the_formula(token_loss, attach):
+    """Two maps of the backbones, and the output of the decoder where it is attached; a queue that holds the vectors of an earlier batch."""
+    method = distill(token_loss=token_loss, attach=attach).train()
     method(image(size=40))
     queue = method.queue.read().clone()
     network = copy.deepcopy(method.network).train()
     terms = method(image())
-    target = method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps[-1]
-    target = F.batch_norm(target, None, None, training=True)  # mean 0 and deviation 1
-    own = method.projection(network.backbone(method.normalize(image())).feature_maps[-1])
-    own = F.interpolate(own, size=target.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-    vectors, targets = F.normalize(own.mean((2, 3)), dim=1), F.normalize(target.mean((2, 3)), dim=1)
-    keys = torch.cat([targets, queue])
-    p, q = (targets @ keys.T / 0.07).softmax(1), (vectors @ keys.T / 0.07).softmax(1)
+    targets = list(method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps)
+    own = list(network.backbone(method.normalize(image())).feature_maps)
+    assert len(own) == len(targets) == 2
+    if attach == "decoder":
+        own, targets = [*own, network.decoder(own)], [*targets, targets[-1]]
+    targets = [F.batch_norm(target, None, None, training=True) for target in targets]  # mean 0 and deviation 1
+    own = [projection(each) for projection, each in zip(method.projections, own, strict=True)]
+    own = [F.interpolate(a, size=b.shape[-2:], mode="bilinear", align_corners=False, antialias=True) for a, b in zip(own, targets)]
+    vectors, of_teacher = (F.normalize(maps[-1].mean((2, 3)), dim=1) for maps in (own, targets))
+    keys = torch.cat([of_teacher, queue])
+    p, q = (of_teacher @ keys.T / 0.07).softmax(1), (vectors @ keys.T / 0.07).softmax(1)
     torch.testing.assert_close(terms["loss_image"], (p * (p / q).log()).sum(1).mean(), rtol=1e-4, atol=1e-5)
-    own, target = (F.normalize(flatten_positions(values), dim=2) for values in (own, target))
-    expected = 1 - (own * target).sum(2).mean()
-    if token_loss == "relations":
+    expected = 0.0
+    for a, b in zip(own, targets):
+        student, target = (F.normalize(flatten_positions(values), dim=2) for values in (a, b))
+        if token_loss == "cosine":
+            expected += 1 - (student * target).sum(2).mean()
+            continue
         others = ~torch.eye(target.shape[1], dtype=torch.bool)
-        logs = [(x @ x.mT / 0.07)[:, others].view(4, len(others), -1).log_softmax(2) for x in (target, own)]
-        expected = (logs[0].exp() * (logs[0] - logs[1])).sum(2).mean()
+        logs = [(x @ x.mT / 0.07)[:, others].view(4, len(others), -1).log_softmax(2) for x in (target, student)]
+        expected += (logs[0].exp() * (logs[0] - logs[1])).sum(2).mean()
     torch.testing.assert_close(terms["loss_tokens"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["loss"], terms["loss_image"] + terms["loss_tokens"])
-    torch.testing.assert_close(method.queue.read()[4:], targets)  # the second batch; the queue holds two
+    torch.testing.assert_close(method.queue.read()[4:], of_teacher)  # the second batch; the queue holds two
 
 
 def test_what_all_vectors_of_the_teacher_share_changes_nothing():
     """A vector that is added to all of the teacher's vectors: the same targets."""
     method = distill().double().eval()
     pixels, forward = image().double(), method.teacher.forward
-    before, shared = method.teacher_map(pixels), torch.randn(method.teacher.channels[-1], 1, 1, dtype=torch.float64)
+    before = method.teacher_maps(pixels)
 
     def shifted(*arguments):
         outputs = forward(*arguments)
-        outputs.feature_maps = tuple(values + 10 * shared for values in outputs.feature_maps)
+        outputs.feature_maps = tuple(values + torch.arange(values.shape[1])[:, None, None] for values in outputs.feature_maps)
         return outputs
 
     method.teacher.forward = shifted
-    torch.testing.assert_close(method.teacher_map(pixels), before)
-    assert before.std() > 0.5
+    torch.testing.assert_close(method.teacher_maps(pixels), before)
+    assert all(target.std() > 0.5 for target in before)
 
 
 def test_a_student_with_the_features_of_its_teacher_has_no_loss():
     """The teacher's own network and the standardization as projection: every term is zero, in evaluation mode."""
     method = distill().eval()
     method.network.backbone.timm_model.load_state_dict(method.teacher.timm_model.state_dict())
+    maps = method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps
     with torch.no_grad():
-        values = method.teacher(normalize(image(), method.teacher_mean, method.teacher_std)).feature_maps[-1].transpose(0, 1).flatten(1)
-        deviation = (values.var(1, correction=0) + 1e-5).sqrt()
-        method.projection.weight.copy_(torch.diag(1 / deviation)[:, :, None, None])
-        method.projection.bias.copy_(-values.mean(1) / deviation)
+        for projection, values in zip(method.projections, maps):
+            values = values.transpose(0, 1).flatten(1)
+            deviation = (values.var(1, correction=0) + 1e-5).sqrt()
+            projection.weight.copy_(torch.diag(1 / deviation)[:, :, None, None])
+            projection.bias.copy_(-values.mean(1) / deviation)
     for token_loss in TOKEN_LOSSES:
         method.token_loss = token_loss
         assert float(method.eval()(image())["loss"].detach()) == pytest.approx(0, abs=1e-5)
@@ -128,7 +137,7 @@ def test_the_teacher_stays_as_it_is(tmp_path):
     teacher = {id(p) for p in method.teacher.parameters()}
     assert not teacher & {id(p) for p in method.parameters()}
     saved = load_file(next(tmp_path.glob("checkpoints/*/method.safetensors")))
-    assert {key.split(".")[0] for key in saved} == {"network", "projection", "queue"}
+    assert {key.split(".")[0] for key in saved} == {"network", "projections", "queue"}
 
 
 def test_the_teacher_follows_to_other_types():
