@@ -42,7 +42,7 @@ class MethodConfig(Section):
     teacher: str | None = option(None, "distill: timm name of the frozen backbone to learn from")
     teacher_weights: str | None = option(None, "distill: safetensors file with timm's weights of the teacher")
     teacher_pretrained: bool = option(False, "distill: the teacher's weights are timm's, from the Hub")
-    token_loss: Literal["relations", "cosine"] | None = option(
-        None, "distill: relations = match the similarities between the positions of an image; cosine = match the direction of each position"
+    token_loss: Literal["cosine", "relations"] | None = option(
+        None, "distill: cosine = match the direction of each position; relations = match the similarities between the positions of an image"
     )
     partitions: int | None = option(None, "chaitanya: parts of a volume, whose slices are not negatives of each other", at_least=2)

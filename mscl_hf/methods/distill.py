@@ -33,9 +33,9 @@ class Distill(Method):
     output of the decoder with the teacher's last map. L_image is of the last level.
 
     The student's vectors are a linear projection of its map, resized to the teacher's grid. The relations of larger grids are those of
-    MOST_POSITIONS random positions. The teacher's channels are standardized: each has mean 0 and deviation 1 over the positions of a batch. Otherwise what is
-    common to all its vectors hides their differences (Ranzinger et al., 2024, arXiv:2410.01680, compare such normalizations). The teacher
-    is in evaluation mode, and neither in checkpoints nor in the published model.
+    MOST_POSITIONS random positions. The teacher's channels are standardized: each has mean 0 and deviation 1 over the positions of a
+    batch. Otherwise what is common to all its vectors hides their differences (Ranzinger et al., 2024, arXiv:2410.01680, compare such
+    normalizations). The teacher is in evaluation mode, and neither in checkpoints nor in the published model.
     """
 
     title = "distillation from a frozen teacher"

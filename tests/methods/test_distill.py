@@ -206,7 +206,7 @@ def test_images_of_other_bands(tmp_path):
 
 def test_large_grids_are_sampled(monkeypatch):
     """Above MOST_POSITIONS, the loss is that of as many positions, the same of student and teacher."""
-    method = distill()
+    method = distill(token_loss="relations")
     student, teacher = (F.normalize(torch.randn(2, 9, 5), dim=2) for _ in range(2))
     monkeypatch.setattr("mscl_hf.methods.distill.MOST_POSITIONS", 4)
     torch.manual_seed(3)
