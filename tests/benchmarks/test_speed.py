@@ -92,7 +92,7 @@ def test_wrong_options_are_rejected(tmp_path):
 
 @pytest.mark.parametrize("name", [
     "camvid", "losses_camvid", "synthetic", "voc2012", "semi_supervised_camvid", "semi_supervised_synthetic", "semi_supervised_voc2012",
-    "frozen_camvid",
+    "frozen_camvid", "distillation_camvid", "distillation_voc2012",
 ])  # fmt: skip
 def test_summaries_follow_from_the_rows(tmp_path, monkeypatch, name):
     """Each comparison in results/ has the Markdown of its rows; a cell that fine-tunes the network of another has its pre-training."""
