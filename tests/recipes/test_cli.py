@@ -181,7 +181,7 @@ METHOD_VALUES = {
     "ppm_gamma": ("pixpro", 1.0, ()), "ppm_layers": ("pixpro", 2, ()), "match_radius": ("pixpro", 1.5, ()),
     "match_empty": ("pixcontrast", "zero", ("--match-radius", 0.4)), "instance_weight": ("pixpro", 1.0, ()),
     "variant": ("zhao_within", "released", ()), "partitions": ("chaitanya_global", 2, ("--dataset", "folder", "--variant", "GD")),
-    "token_loss": ("distill", "cosine", ()),
+    "token_loss": ("distill", "relations", ()),
     "preset": ("byol", "simclr", ()), "min_area": ("simclr", 0.9, ()),
 }  # fmt: skip
 EXTRA = {"pixel_sample": ("--pixel-count", 2), "pixel_count": ("--pixel-sample", "random"), "pixel_bn": ("--pixel-layers", 2)}
