@@ -135,10 +135,27 @@ def lightly_train(options: argparse.Namespace, scratch: Path, steps: int) -> Non
 
 def smp(options: argparse.Namespace, scratch: Path, steps: int) -> None:
     """examples/camvid_segmentation_multiclass.ipynb of the project, without its metrics, and with cross-entropy instead of Dice"""
+    import lightning
+    import torch
+
+    loader = torch.utils.data.DataLoader(smp_images(options), options.batch_size, shuffle=True, drop_last=True,
+                                         num_workers=options.workers, persistent_workers=options.workers > 0)  # fmt: skip
+    lightning.Trainer(
+        max_steps=steps,
+        devices=1,
+        logger=False,
+        precision=PRECISIONS[options.precision],
+        default_root_dir=scratch,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(smp_module(steps), loader)
+
+
+def smp_images(options: argparse.Namespace):
+    """Return the training images and masks of CamVid with the augmentations of the notebook."""
     import albumentations as A
     import cv2
-    import lightning
-    import segmentation_models_pytorch as library
     import torch
 
     side = options.image_size
@@ -168,6 +185,15 @@ def smp(options: argparse.Namespace, scratch: Path, steps: int) -> None:
             sample = augment(image=image, mask=mask)
             return sample["image"].transpose(2, 0, 1), sample["mask"]
 
+    return CamVid()
+
+
+def smp_module(steps: int):
+    """Return DeepLabV3 with its training step and optimizer."""
+    import lightning
+    import segmentation_models_pytorch as library
+    import torch
+
     class Segmentation(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -189,18 +215,7 @@ def smp(options: argparse.Namespace, scratch: Path, steps: int) -> None:
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=1e-5)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    loader = torch.utils.data.DataLoader(CamVid(), options.batch_size, shuffle=True, drop_last=True, num_workers=options.workers,
-                                         persistent_workers=options.workers > 0)  # fmt: skip
-    lightning.Trainer(
-        max_steps=steps,
-        devices=1,
-        logger=False,
-        precision=PRECISIONS[options.precision],
-        default_root_dir=scratch,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(Segmentation(), loader)
+    return Segmentation()
 
 
 if __name__ == "__main__":
