@@ -23,13 +23,15 @@ def inputs(size=(5, 7), target=(19, 24), classes=6, batch=3, dtype=torch.float64
     return logits, labels.masked_fill(ignored, 255), weights.masked_fill(ignored, 0)
 
 
-@pytest.mark.parametrize("band_bytes", [1, 2000, 9000, 1 << 22], ids=["one row", "some rows", "two images", "everything"])
+@pytest.mark.parametrize("columns", [7, 64])
+@pytest.mark.parametrize("tile_bytes", [1, 2000, 9000, 1 << 22], ids=["one row", "some rows", "two images", "everything"])
 @pytest.mark.parametrize(
     "size, target", [((5, 7), (19, 24)), ((5, 7), (5, 24)), ((5, 7), (10, 7)), ((9, 8), (4, 3)), ((1, 1), (6, 5)), ((4, 4), (4, 4))]
 )
-def test_equals_cross_entropy_of_resized_logits(monkeypatch, size, target, band_bytes):
-    """Value and gradient, for bands of any size, sizes that grow or shrink, ignored pixels and weights."""
-    monkeypatch.setitem(cross_entropy_mscl.BYTES_AT_ONCE, "cpu", band_bytes)
+def test_equals_cross_entropy_of_resized_logits(monkeypatch, size, target, tile_bytes, columns):
+    """Value and gradient, for tiles of any size, sizes that grow or shrink, ignored pixels and weights."""
+    monkeypatch.setitem(cross_entropy_mscl.BYTES_AT_ONCE, "cpu", tile_bytes)
+    monkeypatch.setattr(cross_entropy_mscl, "COLUMNS", columns)
     logits, labels, weights = inputs(size, target)
     found, wanted = summed_cross_entropy(logits, labels, weights), reference(logits, labels, weights)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
