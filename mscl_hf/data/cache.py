@@ -199,7 +199,7 @@ def with_cache(data: SegmentationData, short_side: int, limit_gb: float, log: Ca
         log(f"{data.name}/{data.split} is decoded each time: a cache takes {size / 1e9:.1f} GB, and --image-cache-gb is {limit_gb:g}")
         return data
     data = replace(data, folder=cache_folder())
-    make_room(data.folder, limit_gb * 1e9 - size, data.all_paths())
+    make_room(data.folder, limit_gb * 1e9 - size, data.all_paths)
     return data
 
 
@@ -213,8 +213,9 @@ def _bytes_of(data: SegmentationData, samples: int = 8) -> float:
     return len(data) * sum(sizes) / max(1, len(sizes))
 
 
-def make_room(folder: Path, limit: float, used: Collection[Path] = ()) -> None:
-    """Delete the oldest arrays until those not in `used` take at most `limit` bytes, and partial files of killed runs.
+def make_room(folder: Path, limit: float, used: Callable[[], Collection[Path]] = set) -> None:
+    """Delete the oldest arrays until those not in `used`, which is called if need be, take at most `limit` bytes, and partial files of
+    killed runs.
 
     A run that still maps a deleted array keeps it until it ends.
     """
@@ -224,10 +225,14 @@ def make_room(folder: Path, limit: float, used: Collection[Path] = ()) -> None:
             state = path.stat()
             if path.suffix == ".part" and state.st_mtime < time.time() - 3600:
                 path.unlink()
-            elif path.suffix in (".npy", ".part") and path not in used:
+            elif path.suffix in (".npy", ".part"):
                 files.append((state.st_mtime, state.st_size, path))
+    if sum(size for _, size, _ in files) <= limit:
+        return
+    kept = used()
+    files = sorted(file for file in files if file[2] not in kept)
     total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
+    for _, size, path in files:
         if total <= limit:
             return
         with suppress(OSError):

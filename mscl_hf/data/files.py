@@ -49,9 +49,9 @@ def list_images(folder: Path) -> Listing:
     Raises ValueError for an unreadable folder.
     """
     skipped: list[Path] = []
-    files = list(visible_files(folder, skipped))
-    skipped += [path for path in files if path.suffix.lower() in NOT_READ]
-    return Listing(sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), sorted(skipped))
+    files = [(path.suffix.lower(), path) for path in visible_files(folder, skipped)]
+    skipped += [path for suffix, path in files if suffix in NOT_READ]
+    return Listing(sorted(path for suffix, path in files if suffix in IMAGE_SUFFIXES), sorted(skipped))
 
 
 def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[Path]:
@@ -81,9 +81,10 @@ def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[P
 
 def is_folder(entry: os.DirEntry) -> bool:
     """Return whether an entry is a folder or a link to one; False for a link to itself, which is broken."""
-    with suppress(OSError):
+    try:
         return entry.is_dir()
-    return False
+    except OSError:
+        return False
 
 
 def holds_run(folder: Path) -> bool:

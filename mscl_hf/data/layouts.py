@@ -1,7 +1,9 @@
 """The layouts of data sets: for each one a row in DATASETS and a builder."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,19 @@ DATASETS: dict[str, Layout] = {
 }
 
 
+_remembered: ContextVar[dict[str, SegmentationData] | None] = ContextVar("splits that were opened within remembered_splits", default=None)
+
+
+@contextmanager
+def remembered_splits() -> Iterator[None]:
+    """Within the context, what `load_data` has opened is not listed again for the same arguments: files must not change meanwhile."""
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
 def load_data(
     dataset: str,
     split: str,
@@ -188,10 +203,21 @@ def load_data(
         if not data_dir.is_dir():
             advice = f" Give --annotations {data_dir} for a file." if "annotations" in options_of(dataset) and data_dir.is_file() else ""
             raise ValueError(f"--data-dir is {data_dir}, which is not a folder; expected {layout.layout}.{advice}")
-    data = layout.build(split, data_dir, unlabelled, **options)
+    data = _opened(layout, split, data_dir, unlabelled, options)
     data = replace(data, resize_masks=True) if resize_masks else data
     data = data if bands is None else replace(data, bands=tuple(bands))
     return data if image_range is None else replace(data, image_range=tuple(image_range))
+
+
+def _opened(layout: Layout, split: str, data_dir: Path | None, unlabelled: bool, options: dict[str, Any]) -> Any:
+    """Return the split as the layout builds it, or as it was opened before within `remembered_splits`; streams are opened anew."""
+    remembered, key = _remembered.get(), repr((layout.build, split, data_dir, unlabelled, sorted(options.items())))
+    if remembered is not None and key in remembered:
+        return remembered[key]
+    data = layout.build(split, data_dir, unlabelled, **options)
+    if remembered is not None and isinstance(data, SegmentationData):
+        remembered[key] = data
+    return data
 
 
 def _check_options(dataset: str, options: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 
 from ..cli import flat
 from ..config.fields import default_words
+from ..data.layouts import remembered_splits
 from ..records.files import write_json
 from ..records.run_folder import RECORD, open_run
 from ..records.versions import commit
@@ -76,7 +77,7 @@ def start_run(config: Any, resume: bool) -> Iterator[Run]:
     earlier = open_run(out, options | {"commit": commit()}, resume, accelerator, default_words(config))
     saved = _checkpoints(out)
     try:
-        with reporting(out):
+        with reporting(out), remembered_splits():
             yield Run(out, accelerator)
     except Exception:
         if earlier and accelerator.is_main_process and _checkpoints(out) <= saved:  # no checkpoint has the new options

@@ -19,6 +19,7 @@ from test_recipes import write_folder
 
 from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import BadSample, check_data, load_data
+from mscl_hf.data import cache as cache_module
 from mscl_hf.data.cache import cache_folder, make_room, with_cache
 from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
@@ -333,6 +334,18 @@ def test_a_data_set_keeps_its_own_entries(tmp_path, opened):
     again = kept(mine, gb=limit)
     opened.clear()
     assert same(again, again) and opened == [] and len(entries()) == 16
+
+
+def test_files_are_looked_at_only_if_room_is_needed(tmp_path, monkeypatch):
+    """Opening many images that fit beside what is stored does not read the state of each file."""
+    data = load_data("folder", "train", folder(tmp_path, 8), num_classes=3)
+    assert same(kept(data), data)
+    looked = []
+    monkeypatch.setattr(cache_module, "_identity", lambda stored: looked.append(stored) or b"")
+    kept(data)
+    assert looked == []
+    kept(data, gb=8.1 * 192e-9)
+    assert len(looked) == 16
 
 
 def test_too_large_a_data_set_is_decoded_each_time(tmp_path):

@@ -13,6 +13,7 @@ from test_files import sixteen_bit_png
 from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import OTHER_METHODS, BadSample, check_data, load_data, open_held_out, open_training_data
 from mscl_hf.data.image_io import IMAGE_SUFFIXES
+from mscl_hf.data.layouts import remembered_splits
 from mscl_hf.data.mask_files import FORMATS
 from mscl_hf.transforms.views import make_view
 
@@ -90,6 +91,19 @@ def test_layouts_are_read(tmp_path, case):
         (tmp_path / litter).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / litter).write_bytes(b"litter")
     assert both(tmp_path) == (names, names)
+
+
+def test_a_command_lists_a_split_once(tmp_path):
+    """Within a command, the same split is listed once, other arguments list again; outside of it, new files are seen."""
+    root = write(tmp_path, "train/00.jpg", "train/00_mask.png")
+    with remembered_splits():
+        first = load_data("folder", "train", root)
+        write(root, "train/01.jpg", "train/01_mask.png")
+        again = load_data("folder", "train", root, image_range=(0, 255))
+        assert first.names == again.names == ["00"] and again.image_range == (0, 255) and first.image_range is None
+        assert load_data("folder", "train", root, unlabelled=True).names == ["00", "01"]
+        assert load_data("folder", "train", root, classes=["a", "b", "c"]).names == ["00", "01"]
+    assert load_data("folder", "train", root).names == ["00", "01"]
 
 
 def test_accents_match_however_they_are_composed(tmp_path):
