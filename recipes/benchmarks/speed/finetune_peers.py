@@ -29,6 +29,7 @@ PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # as Lightning calls the
 BACKBONES = {"resnet18": "smp", "vit_small_patch14_dinov2": "lightly_train"}  # and the library that each is compared with
 RATES = (3, 5, 8)  # of the atrous convolutions of DeepLabV3
 DECODERS = {"resnet18": "deeplabv3", "vit_small_patch14_dinov2": "linear"}
+SIZE, BATCH = 224, 8  # side of the crops in px, and images of a batch
 PACKAGES = {"mscl_hf": "mscl_hf", "lightly_train": "lightly-train", "smp": "segmentation-models-pytorch"}
 
 
@@ -37,8 +38,8 @@ def main() -> None:
     parser.add_argument("library", choices=PACKAGES)
     parser.add_argument("--backbone", choices=BACKBONES, required=True)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of CamVid")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the crops, in pixels")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=SIZE, help="side of the crops, in pixels")
+    parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--no-cache", action="store_true", help="mscl_hf: decode each image in each epoch, as the other libraries do")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")

@@ -10,10 +10,11 @@ from mscl_hf.cli import as_words
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.modeling_mscl import MsclForSemanticSegmentation
 
-from .finetune_peers import BACKBONES, CLASSES, DECODERS, RATES
+from .finetune_peers import BACKBONES, BATCH, CLASSES, DECODERS, RATES, SIZE
 from .options import LIBRARIES, NO_CACHE, PRECISIONS, SIMCLR, SpeedOptions, step_flags
-from .processes import measure, median_seconds, run_json
+from .processes import measure, median_seconds, run_json, run_worker
 from .step import DEVICE
+from .waits import rotated
 
 
 def measure_peers(options: SpeedOptions) -> list[dict]:
@@ -54,32 +55,41 @@ def bare(precision: str, backbone: str, side: int, views: int) -> dict:
 
 
 def measure_finetune_peers(options: SpeedOptions) -> list[dict]:
-    """Each library, this one with and without its cache of decoded images, and the bare network, in turns."""
-    script, rows = Path(__file__).with_name("finetune_peers.py"), []
-    settings = {"data-dir": options.data_dir, "workers": options.workers, "steps": options.steps}
-    for _, precision, (backbone, library) in itertools.product(range(options.rounds), PRECISIONS, BACKBONES.items()):
-        words = ["--backbone", backbone, "--precision", precision, *as_words(settings)]
-        ours = run_json(sys.executable, script, "mscl_hf", *words)
-        theirs = run_json(Path(options.peers) / library / "bin" / "python", script, library, *words, PYTHONPATH="")
-        if not 0.95 < theirs["parameters"] / ours["parameters"] < 1.05:
-            raise ValueError(f"{backbone} has {theirs['parameters']} weights in {library}; expected about {ours['parameters']}.")
-        no_cache = run_json(sys.executable, script, "mscl_hf", "--no-cache", *words) | {"library": "mscl_hf, no cache"}
-        sizes = {key: ours[key] for key in ("image_size", "batch_size", "parameters")}
-        bare_network = sizes | measure("bare_finetuning", backbone=backbone, precision=precision, size=sizes["image_size"],
-                                       batch=sizes["batch_size"])  # fmt: skip
-        for row in (ours, no_cache, theirs, bare_network):
-            rows.append({"backbone": backbone, "precision": precision} | row)
+    """Each library, this one with and without its cache of decoded images, and the bare network; another one is first in each round."""
+    rows = []
+    for number, precision, backbone in itertools.product(range(options.rounds), PRECISIONS, BACKBONES):
+        library, found = BACKBONES[backbone], {}
+        for name in rotated(["mscl_hf", "mscl_hf, no cache", library, "bare network"], number):
+            if name == "bare network":
+                found[name] = run_worker("bare_finetuning", backbone=backbone, precision=precision)
+            else:
+                found[name] = finetuning_in(name, options, backbone, precision)
+            rows.append({"backbone": backbone, "precision": precision} | found[name] | {"library": name})
             print(rows[-1], flush=True)
+        ours, theirs = (found[name]["parameters"] for name in ("mscl_hf", library))
+        if not 0.95 < theirs / ours < 1.05:
+            raise ValueError(f"{backbone} has {theirs} weights in {library}; expected about {ours}.")
     return rows
 
 
-def bare_finetuning(backbone: str, precision: str, size: int, batch: int) -> dict:
+def finetuning_in(name: str, options: SpeedOptions, backbone: str, precision: str) -> dict:
+    """Fine-tuning in a library, or in mscl_hf without its cache."""
+    library, *no_cache = name.split(", ")
+    ours = library == "mscl_hf"
+    python = sys.executable if ours else Path(options.peers) / library / "bin" / "python"
+    settings = {"backbone": backbone, "precision": precision, "data-dir": options.data_dir}
+    settings |= {"workers": options.workers, "steps": options.steps}
+    words = [*as_words(settings), *(["--no-cache"] if no_cache else [])]
+    return run_json(python, Path(__file__).with_name("finetune_peers.py"), library, *words, **({} if ours else {"PYTHONPATH": ""}))
+
+
+def bare_finetuning(backbone: str, precision: str) -> dict:
     """Forward and backward of backbone, decoder and classifier on tensors in memory."""
     rates = {"decoder_rates": RATES} if backbone == "resnet18" else {}
-    config = build_config(backbone, image_size=size, base_size=0, decoder=DECODERS[backbone], num_labels=len(CLASSES),
+    config = build_config(backbone, image_size=SIZE, base_size=0, decoder=DECODERS[backbone], num_labels=len(CLASSES),
                           use_auxiliary_head=False, **rates)  # fmt: skip
     network = MsclForSemanticSegmentation(config).to(DEVICE, memory_format=torch.channels_last).train()
-    images = torch.randn(batch, 3, size, size, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(BATCH, 3, SIZE, SIZE, device=DEVICE).contiguous(memory_format=torch.channels_last)
 
     def function() -> None:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
@@ -88,4 +98,5 @@ def bare_finetuning(backbone: str, precision: str, size: int, batch: int) -> dic
         network.zero_grad()
 
     median_seconds(function, 3)
-    return {"library": "bare network", "version": "", "images_per_second": round(batch / median_seconds(function, 10), 2)}
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return {"version": "", "parameters": parameters, "images_per_second": round(BATCH / median_seconds(function, 10), 2)}

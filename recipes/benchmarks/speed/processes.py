@@ -19,10 +19,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def measure(worker: str, **settings) -> dict:
     """One row, measured in a new process, so that its memory is that of the measurement."""
-    row = settings | run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
+    row = settings | run_worker(worker, **settings)
     row.pop("flags", None)  # they have paths of this machine
     print(row, flush=True)
     return row
+
+
+def run_worker(worker: str, **settings):
+    """What a function of WORKERS returns in a new process."""
+    return run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
 
 
 def run_json(*command, **environment) -> dict:

@@ -12,7 +12,7 @@ from ..common import markdown_table
 from .memory import BUDGETS, CLASSES, largest_batches
 
 PHASES = ("decode", "views", "forward", "losses", "backward", "optimizer", "rest")
-FACTS = {"peak_mb": "peak MB", "their_peak_mb": "beside it", "quarter_mb": "for a quarter of the image", "scandir": "scandir, seconds:"}
+FACTS = {"peak_mb": "peak MB", "their_peak_mb": "beside it", "scandir": "scandir, seconds:"}
 ROUTES = {"plain": "plain autograd, fp32", "fp32": "streamed, fp32", "bf16": "streamed, bf16 products"}
 
 

@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from . import waits
 from .libraries import bare, bare_finetuning, measure_finetune_peers, measure_peers
 from .memory import measure_memory, memory
 from .options import NO_CACHE, STEP, SpeedOptions, check_environments, step_flags
-from .processes import measure, median_seconds, reset_peak, run_json
+from .processes import measure, median_seconds, reset_peak, run_worker
 from .report import draw, report
 from .step import DEVICE, peak_mb, step
 
@@ -157,23 +156,23 @@ def classes(count: int) -> dict:
 
 
 def measure_waits(options: SpeedOptions) -> list[dict]:
-    """Each round measures every wait, each in a new process; the large image, which takes minutes, only in the first round."""
+    """Each round measures every wait, each in a new process; the largest image, which takes minutes, only in the first round."""
     if "evaluation" in options.waits and importlib.util.find_spec("torchmetrics") is None:
         raise ValueError("--waits has evaluation, which is compared with torchmetrics. Run pip install torchmetrics, or leave it out.")
     rows = []
     for number, name in itertools.product(range(options.rounds), options.waits):
-        if name == "large image" and number:
-            continue
         if name == "finetune":
             measured = [finetuning(num_labels) for num_labels in (21, 150)]
+        elif name == "large image":
+            heights = waits.HEIGHTS if number == 0 else waits.HEIGHTS[:1]
+            measured = [row for height in heights for row in run_worker("large_image", height=height)]
         else:
             worker, settings = {
                 "help": ("command_help", {"command": "mscl-pretrain"}),
                 "start": ("start", {}),
                 "evaluation": ("evaluate", {"data_dir": options.data_dir, "first": number}),
-                "large image": ("large_image", {}),
             }[name]
-            measured = run_json(sys.executable, "-m", "recipes.benchmarks", "speed", "worker", worker, json.dumps(settings))
+            measured = run_worker(worker, **settings)
         print(*measured, sep="\n", flush=True)
         rows += measured
     return rows
