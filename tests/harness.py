@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscl_hf import data, evaluation, methods, models, records, sharing, training, transforms
 from mscl_hf.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, TrainingConfig, ViewConfig
@@ -234,3 +235,17 @@ def train(method, data, out: Path, health_check=None, health_steps: int = 0, **g
     out.mkdir(exist_ok=True)
     fit(method, data, options(**given), out, fresh_accelerator(), health_check=health_check, health_steps=health_steps)
     return method
+
+
+class TensorSizes(TorchDispatchMode):
+    """Within it, the number of values of every tensor that torch's operations return, in `sizes`."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        results = result if isinstance(result, (tuple, list)) else [result]
+        self.sizes += [x.numel() for x in results if isinstance(x, torch.Tensor)]
+        return result

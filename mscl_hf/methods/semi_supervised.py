@@ -252,11 +252,16 @@ class SemiSupervisedTraining(SegmentationTraining):
 
     @torch.no_grad()
     def targets(self, weak: Tensor, inside: Tensor) -> Targets:
-        """Return what the teacher predicts for weak views (U, 3, H, W) in [0, 255]."""
-        logits = F.interpolate(self.teacher(self.normalize(weak)), size=weak.shape[-2:], mode="bilinear", align_corners=False)
-        probabilities = class_probabilities(logits, self.row.sigmoid)
-        confidence, labels = probabilities.max(1)
-        return Targets(labels, confidence, inside, probabilities if self.method.squared else None)
+        """Return what the teacher predicts for weak views (U, 3, H, W) in [0, 255]; an image at a time, since K maps of all are large."""
+
+        def of_image(logits: Tensor) -> list[Tensor]:
+            resized = F.interpolate(logits, size=weak.shape[-2:], mode="bilinear", align_corners=False)
+            probabilities = class_probabilities(resized, self.row.sigmoid)
+            confidence, labels = probabilities.max(1)
+            return [labels, confidence, *([probabilities] if self.method.squared else [])]
+
+        labels, confidence, *probabilities = map(torch.cat, zip(*map(of_image, self.teacher(self.normalize(weak)).split(1))))
+        return Targets(labels, confidence, inside, *probabilities)
 
     def is_kept(self, targets: Targets) -> Tensor:
         """Return which pixels (U, H, W) are trained on."""

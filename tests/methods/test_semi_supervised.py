@@ -354,6 +354,18 @@ def test_every_method_trains_with_other_losses_and_backbones(name, backbone, los
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
 
+def test_targets_need_the_probabilities_of_one_image_at_a_time():
+    """No tensor has the probabilities of all images; the targets are those of all images at once."""
+    method, batch, logits = training(), first_batch(), torch.randn(BATCH, 150, 5, 5)
+    method.teacher.forward = lambda image: logits
+    with harness.TensorSizes() as mode:
+        targets = method.targets(batch["weak"], batch["inside"])
+    assert max(mode.sizes) == 150 * SIZE * SIZE
+    confidence, labels = F.interpolate(logits, size=(SIZE, SIZE), mode="bilinear").softmax(1).max(1)
+    torch.testing.assert_close(targets.confidence, confidence)
+    assert torch.equal(targets.labels, labels)
+
+
 def test_contrast_uses_masks_and_confident_predictions():
     """Its labels are the masks, and the teacher's labels of the first strong view, 255 where it is not confident."""
     method, seen = training(pixel_contrast=0.5, dropout=0.0).train(), []

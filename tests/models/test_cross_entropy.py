@@ -1,9 +1,9 @@
 """The cross-entropy of resized logits: its values and gradients, its memory, and what it does at the limits."""
 
+import harness
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscl_hf.models import cross_entropy_mscl
 from mscl_hf.models.cross_entropy_mscl import mean_cross_entropy, summed_cross_entropy
@@ -49,17 +49,9 @@ def test_gradient_is_that_of_the_value():
 def test_no_tensor_has_all_classes_at_full_size():
     """With 150 classes, no tensor of the loss or of its gradient has a twentieth of the numbers of the resized logits."""
     logits, labels, weights = inputs((17, 17), (257, 257), classes=150, batch=2, dtype=torch.float32)
-    sizes = []
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            sizes.extend(x.numel() for x in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(x, torch.Tensor))
-            return result
-
-    with Sizes():
+    with harness.TensorSizes() as mode:
         summed_cross_entropy(logits, labels, weights).backward()
-    assert len(sizes) > 100 and max(sizes) < 2 * 150 * 257 * 257 / 18
+    assert len(mode.sizes) > 100 and max(mode.sizes) < 2 * 150 * 257 * 257 / 18
 
 
 def test_limits():
