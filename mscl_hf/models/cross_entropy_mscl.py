@@ -5,8 +5,10 @@ Letters: B images, K classes, h w the size of the logits, H W that of the labels
 it reads s rows and t columns of the logits.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -57,21 +59,29 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor, differentiate: bool) -> Tensor:
         by_row = logits.permute(2, 0, 1, 3) / math.log(2)  # (h, B, K, w)
         gradient = torch.zeros_like(by_row) if differentiate and ctx.needs_input_grad[0] else None
-        total = logits.new_zeros(())
-        for tile in _tiles(logits, labels, weights):
-            scores = _combined(tile.vertical, by_row[tile.read]) @ tile.horizontal.T  # (r, b, K, c)
-            of_label, largest = scores.gather(2, tile.labels), scores.amax(2, keepdim=True)
-            exponentials = scores.sub_(largest).exp2_()
-            sums = exponentials.sum(2, keepdim=True)
-            total += (tile.weights * (sums.log2() + largest - of_label)).sum()
-            if gradient is not None:
-                difference = exponentials.mul_(tile.weights / sums).scatter_add_(2, tile.labels, -tile.weights)
-                count = tile.horizontal.shape[1]
-                padded = F.pad(tile.horizontal, (0, -count % 16))  # a CPU is slower with 5 columns than with 16
-                gradient[tile.read] += _combined(tile.vertical.T, difference @ padded)[..., :count]
-        gradient = None if gradient is None else gradient.permute(1, 2, 0, 3)
-        ctx.save_for_backward(gradient)
-        return total * math.log(2)
+        count, height, width = _tile_size(logits, labels)
+        all_rows, all_columns = _parts(logits, labels, 2, height), _parts(logits, labels, 3, width)
+
+        def of_images(images: slice) -> Tensor:
+            total = logits.new_zeros(())
+            for rows, columns in itertools.product(all_rows, all_columns):
+                tile = images, rows.positions, columns.positions
+                tile_labels, tile_weights = (x[tile].transpose(0, 1)[:, :, None] for x in (labels, weights))  # (r, b, 1, c)
+                tile_labels = tile_labels.masked_fill(tile_weights == 0, 0)
+                read = rows.read, images, slice(None), columns.read
+                scores = _combined(rows.matrix, by_row[read]) @ columns.matrix.T  # (r, b, K, c)
+                of_label, largest = scores.gather(2, tile_labels), scores.amax(2, keepdim=True)
+                exponentials = scores.sub_(largest).exp2_()
+                sums = exponentials.sum(2, keepdim=True)
+                total += (tile_weights * (sums.log2() + largest - of_label)).sum()
+                if gradient is not None:
+                    difference = exponentials.mul_(tile_weights / sums).scatter_add_(2, tile_labels, -tile_weights)
+                    gradient[read] += _combined(rows.matrix.T, _narrowed(difference, columns.matrix))
+            return total
+
+        totals = _for_images(of_images, [slice(first, first + count) for first in range(0, len(logits), count)], logits.device)
+        ctx.save_for_backward(None if gradient is None else gradient.permute(1, 2, 0, 3))
+        return torch.stack(totals).sum() * math.log(2)
 
     @staticmethod
     @once_differentiable
@@ -79,43 +89,59 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return ctx.saved_tensors[0] * gradient, None, None, None
 
 
+def _tile_size(logits: Tensor, labels: Tensor) -> tuple[int, int, int]:
+    """Return the images, rows and columns of a tile: one image on a CPU, as many as fit on other devices."""
+    height, width = labels.shape[-2], min(labels.shape[-1], COLUMNS)
+    pixels = BYTES_AT_ONCE.get(logits.device.type, 1 << 26) // (logits.shape[1] * logits.element_size())
+    images = 1 if logits.device.type == "cpu" else min(len(logits), max(1, pixels // (height * width)))
+    return images, min(height, max(1, pixels // (images * width))), width
+
+
+class _Part(NamedTuple):
+    """Some rows or columns of the labels: their positions, those of the logits that they read, and the matrix of linear interpolation."""
+
+    positions: slice
+    read: slice
+    matrix: Tensor
+
+
+def _parts(logits: Tensor, labels: Tensor, dim: int, step: int) -> list[_Part]:
+    """Divide the rows (dim 2) or columns (dim 3) of the labels into parts."""
+    size = labels.shape[dim - 1]
+    identity = torch.eye(logits.shape[dim], dtype=logits.dtype, device="cpu")  # its zeros are looked for below
+    matrix = F.interpolate(identity[None], size=size, mode="linear")[0].T  # as without align_corners
+    parts = []
+    for first in range(0, size, step):
+        part = matrix[first : first + step]
+        used = part.any(0).nonzero()
+        read = slice(int(used[0]), int(used[-1]) + 1)
+        parts.append(_Part(slice(first, first + step), read, part[:, read].to(logits.device)))
+    return parts
+
+
 def _combined(matrix: Tensor, rows: Tensor) -> Tensor:
     """Return the rows (s, b, K, t) combined by a matrix (r, s): (r, b, K, t)."""
     return (matrix @ rows.flatten(1)).unflatten(1, rows.shape[1:])
 
 
-class _Tile(NamedTuple):
-    """read: index of the logits (h, B, K, w) that the tile reads; vertical (r, s), horizontal (c, t): its interpolation;
-    labels, weights: (r, b, 1, c)."""
-
-    read: tuple[slice, slice, slice, slice]
-    vertical: Tensor
-    horizontal: Tensor
-    labels: Tensor
-    weights: Tensor
+def _narrowed(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return rows (r, b, K, c) @ matrix (c, t), with zeros up to 16 columns: a CPU is slower with 5."""
+    count = matrix.shape[1]
+    return (rows @ F.pad(matrix, (0, -count % 16)))[..., :count]
 
 
-def _tiles(logits: Tensor, labels: Tensor, weights: Tensor) -> Iterator[_Tile]:
-    """Yield the tiles: some rows of an image, or all rows of some images, in some columns."""
-    height, width = labels.shape[-2:]
-    row_bytes = logits.shape[1] * logits.element_size() * min(width, COLUMNS)
-    count = max(1, BYTES_AT_ONCE.get(logits.device.type, 1 << 26) // row_bytes)
-    images, across = max(1, count // height), list(_interpolations(logits, 3, width, COLUMNS))
-    for rows, read_rows, vertical in _interpolations(logits, 2, height, count):
-        for columns, read_columns, horizontal in across:
-            for first in range(0, len(logits), images):
-                some = slice(first, first + images)
-                tile_labels, tile_weights = (x[some, rows, columns].transpose(0, 1)[:, :, None] for x in (labels, weights))
-                tile_labels = tile_labels.masked_fill(tile_weights == 0, 0)
-                yield _Tile((read_rows, some, slice(None), read_columns), vertical, horizontal, tile_labels, tile_weights)
+def _for_images(function: Callable[[slice], Tensor], images: list[slice], device: torch.device) -> list[Tensor]:
+    """Return the results of all images.
 
-
-def _interpolations(logits: Tensor, dim: int, size: int, step: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield the positions of each part of `dim` at the given size, the positions of the logits that it reads, and the matrix from these."""
-    identity = torch.eye(logits.shape[dim], dtype=logits.dtype, device="cpu")  # its zeros are looked for below
-    matrix = F.interpolate(identity[None], size=size, mode="linear")[0].T  # as without align_corners
-    for first in range(0, size, step):
-        part = matrix[first : first + step]
-        used = part.any(0).nonzero()
-        read = slice(int(used[0]), int(used[-1]) + 1)
-        yield slice(first, first + step), read, part[:, read].to(logits.device)
+    A CPU computes each image with one thread, if there are enough images: a tile stays in the cache of its core, where several threads
+    would exchange it after each operation.
+    """
+    threads = torch.get_num_threads()
+    workers = min(len(images), threads)
+    if device.type != "cpu" or workers < 2:
+        return [function(some) for some in images]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            return list(pool.map(function, images))
+    finally:
+        torch.set_num_threads(threads)  # a thread sets its own number, and that of threads that start later

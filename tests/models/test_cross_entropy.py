@@ -1,5 +1,7 @@
 """The cross-entropy of resized logits: its values and gradients, its memory, and what it does at the limits."""
 
+import contextlib
+
 import harness
 import pytest
 import torch
@@ -24,7 +26,7 @@ def inputs(size=(5, 7), target=(19, 24), classes=6, batch=3, dtype=torch.float64
 
 
 @pytest.mark.parametrize("columns", [7, 64])
-@pytest.mark.parametrize("tile_bytes", [1, 2000, 9000, 1 << 22], ids=["one row", "some rows", "two images", "everything"])
+@pytest.mark.parametrize("tile_bytes", [1, 2000, 9000, 1 << 22], ids=["one row", "some rows", "more rows", "everything"])
 @pytest.mark.parametrize(
     "size, target", [((5, 7), (19, 24)), ((5, 7), (5, 24)), ((5, 7), (10, 7)), ((9, 8), (4, 3)), ((1, 1), (6, 5)), ((4, 4), (4, 4))]
 )
@@ -41,6 +43,34 @@ def test_equals_cross_entropy_of_resized_logits(monkeypatch, size, target, tile_
         torch.testing.assert_close(summed_cross_entropy(logits, labels, weights), wanted)
 
 
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_threads_share_the_images(count):
+    """With fewer or more threads than images, value and gradient are right and the same each time, and the number of threads stays."""
+    logits, labels, weights = inputs(batch=5)
+    with threads(count):
+        values = [summed_cross_entropy(logits, labels, weights) for _ in range(3)]
+        gradients = [torch.autograd.grad(value, logits)[0] for value in values]
+        with torch.inference_mode():
+            torch.testing.assert_close(summed_cross_entropy(logits, labels, weights), values[0])
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            summed_cross_entropy(logits, labels.masked_fill(labels == 2, 6), weights)
+        assert torch.get_num_threads() == count
+    wanted = reference(logits, labels, weights)
+    torch.testing.assert_close(values[0], wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], torch.autograd.grad(wanted, logits)[0], rtol=1e-10, atol=1e-12)
+    assert all(torch.equal(value, values[0]) for value in values) and all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_gradient_is_that_of_the_value():
     logits, labels, weights = inputs((2, 3), (5, 4), classes=3, batch=2)
     assert torch.autograd.gradcheck(lambda x: summed_cross_entropy(x, labels, weights), logits)
@@ -49,7 +79,7 @@ def test_gradient_is_that_of_the_value():
 def test_no_tensor_has_all_classes_at_full_size():
     """With 150 classes, no tensor of the loss or of its gradient has a twentieth of the numbers of the resized logits."""
     logits, labels, weights = inputs((17, 17), (257, 257), classes=150, batch=2, dtype=torch.float32)
-    with harness.TensorSizes() as mode:
+    with threads(1), harness.TensorSizes() as mode:  # which does not see other threads
         summed_cross_entropy(logits, labels, weights).backward()
     assert len(mode.sizes) > 100 and max(mode.sizes) < 2 * 150 * 257 * 257 / 18
 
