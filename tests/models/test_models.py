@@ -106,6 +106,7 @@ REJECTED = {
     "no stride": (dict(backbone="test_resnet", output_stride=5), "--output-stride is 5; expected 8, 16 or 32"),
     "typing error": (dict(backbone="resnet1x8"), "--backbone is 'resnet1x8'.* Did you mean .*resnet18"),
     "decoder": (dict(backbone="test_resnet", decoder_type="unet"), "--decoder is 'unet'; expected auto, deeplabv3, fcn, mla"),
+    "unknown option": (dict(backbone="test_resnet", decoder="linear"), "decoder is not a field of MsclConfig. Did you mean decoder_type"),
     "attachment": (dict(backbone="test_resnet", attach="head"), "--attach is 'head'; expected ancestor, backbone, decoder"),
     "tag": (dict(backbone="resnet18.no_such_tag"), "resnet18.no_such_tag"),
 }

@@ -86,8 +86,8 @@ def finetuning_in(name: str, options: SpeedOptions, backbone: str, precision: st
 def bare_finetuning(backbone: str, precision: str) -> dict:
     """Forward and backward of backbone, decoder and classifier on tensors in memory."""
     rates = {"decoder_rates": RATES} if backbone == "resnet18" else {}
-    config = build_config(backbone, image_size=SIZE, base_size=0, decoder=DECODERS[backbone], num_labels=len(CLASSES),
-                          use_auxiliary_head=False, **rates)  # fmt: skip
+    config = build_config(backbone, image_size=SIZE, base_size=0, decoder_type=DECODERS[backbone],
+                          num_labels=len(CLASSES), use_auxiliary_head=False, **rates)  # fmt: skip
     network = MsclForSemanticSegmentation(config).to(DEVICE, memory_format=torch.channels_last).train()
     images = torch.randn(BATCH, 3, SIZE, SIZE, device=DEVICE).contiguous(memory_format=torch.channels_last)
 
