@@ -96,7 +96,7 @@ class CachedData(SegmentationData):
             return sorted(set().union(*pool.map(classes_of, examined_rows(len(self)))) - {*present, IGNORE_INDEX})
 
     def cached(self, index: int) -> tuple[str, list[Path]]:
-        """Return the name of a row and the paths of its arrays. They are derived once a run: later changes of a file are not noticed."""
+        """Return the name of a row and the paths of its arrays. Each process derives them once: it does not notice later changes."""
         if index not in self._paths:
             self._paths[index] = self._name_and_paths(self.stored(index))
         return self._paths[index]
@@ -214,10 +214,9 @@ def _bytes_of(data: SegmentationData, samples: int = 8) -> float:
 
 
 def make_room(folder: Path, limit: float, used: Callable[[], Collection[Path]] = set) -> None:
-    """Delete the oldest arrays until those not in `used`, which is called if need be, take at most `limit` bytes, and partial files of
-    killed runs.
+    """Delete partial files of killed runs, and the oldest arrays that are not in `used()` until those take at most `limit` bytes.
 
-    A run that still maps a deleted array keeps it until it ends.
+    `used` is called only if all arrays together exceed the limit. A run that still maps a deleted array keeps it until it ends.
     """
     files = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):

@@ -159,12 +159,12 @@ DATASETS: dict[str, Layout] = {
 }
 
 
-_remembered: ContextVar[dict[str, SegmentationData] | None] = ContextVar("splits that were opened within remembered_splits", default=None)
+_remembered: ContextVar[dict[str, SegmentationData] | None] = ContextVar("remembered_splits", default=None)
 
 
 @contextmanager
 def remembered_splits() -> Iterator[None]:
-    """Within the context, what `load_data` has opened is not listed again for the same arguments: files must not change meanwhile."""
+    """Within the context, `load_data` does not list a split again that it has opened with the same arguments; files must not change."""
     token = _remembered.set({})
     try:
         yield

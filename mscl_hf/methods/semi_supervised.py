@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import SemiSupervisedConfig, TrainingConfig
 from ..losses import LABELLED_FROM, class_probabilities, mean_over_valid, summed_binary_cross_entropy, summed_squared_difference
+from ..losses.arguments import at_least_float32
 from ..losses.gather import mean_count
 from ..losses.labels import IGNORE_INDEX
 from ..messages import flag
@@ -252,16 +253,21 @@ class SemiSupervisedTraining(SegmentationTraining):
 
     @torch.no_grad()
     def targets(self, weak: Tensor, inside: Tensor) -> Targets:
-        """Return what the teacher predicts for weak views (U, 3, H, W) in [0, 255]; an image at a time, since K maps of all are large."""
+        """Return the teacher's predictions for weak views (U, 3, H, W) in [0, 255].
 
-        def of_image(logits: Tensor) -> list[Tensor]:
-            resized = F.interpolate(logits, size=weak.shape[-2:], mode="bilinear", align_corners=False)
-            probabilities = class_probabilities(resized, self.row.sigmoid)
-            confidence, labels = probabilities.max(1)
-            return [labels, confidence, *([probabilities] if self.method.squared else [])]
-
-        labels, confidence, *probabilities = map(torch.cat, zip(*map(of_image, self.teacher(self.normalize(weak)).split(1))))
-        return Targets(labels, confidence, inside, *probabilities)
+        Logits are resized one image at a time; only the squared loss keeps the probabilities of all images.
+        """
+        all_logits, probabilities = at_least_float32(self.teacher(self.normalize(weak))), None
+        labels, confidence = torch.empty_like(inside, dtype=torch.long), torch.empty_like(inside, dtype=all_logits.dtype)
+        if self.method.squared:
+            probabilities = all_logits.new_empty(len(weak), all_logits.shape[1], *inside.shape[1:])
+        for index, logits in enumerate(all_logits):
+            resized = F.interpolate(logits[None], size=inside.shape[1:], mode="bilinear", align_corners=False)
+            of_image = class_probabilities(resized, self.row.sigmoid)[0]
+            confidence[index], labels[index] = of_image.max(0)
+            if probabilities is not None:
+                probabilities[index] = of_image
+        return Targets(labels, confidence, inside, probabilities)
 
     def is_kept(self, targets: Targets) -> Tensor:
         """Return which pixels (U, H, W) are trained on."""

@@ -104,8 +104,8 @@ def has_batch_norm(backbone: MsclBackbone) -> bool:
 def _check_options(decoder_type: str, two_towers: bool, channels: int, options: dict) -> None:
     """Raise ValueError for a name or an option that does not exist, and for two towers of other than three channels."""
     known = {field.name.lstrip("_") for field in fields(MsclConfig)} | {"num_labels"}
-    for name in options.keys() - known:
-        raise ValueError(f"{name} is not a field of MsclConfig. {near_names(name, known)}".rstrip())
+    for name in (name for name in options if name not in known):
+        raise ValueError(f"{name} is not a field of MsclConfig. {near_names(name, known) or 'Leave it out.'}")
     if decoder_type != "auto" and decoder_type not in DECODERS:
         raise ValueError(f"--decoder is {decoder_type!r}; expected auto, {', '.join(DECODERS)}. Choose one of them.")
     if options.get("attach", "ancestor") not in ATTACHMENTS:

@@ -100,6 +100,23 @@ def test_limits():
         summed_cross_entropy(logits, labels.masked_fill(labels == 2, 6), weights)
 
 
+def test_no_images_are_zero_with_a_graph():
+    logits, labels, weights = (x[:0] for x in inputs())
+    value = summed_cross_entropy(logits.detach().requires_grad_(), labels, weights)
+    value.backward()
+    assert value == 0
+
+
+def test_sizes_that_were_first_used_in_inference_mode_can_be_trained():
+    """The matrices of a size are kept, and are no inference tensors."""
+    cross_entropy_mscl._parts.cache_clear()
+    logits, labels, weights = inputs((3, 5), (11, 13))
+    with torch.inference_mode():
+        summed_cross_entropy(logits, labels, weights)
+    summed_cross_entropy(logits, labels, weights).backward()
+    torch.testing.assert_close(logits.grad, torch.autograd.grad(reference(logits, labels, weights), logits)[0])
+
+
 def test_nothing_labelled_is_zero_with_a_graph():
     logits, labels, _ = inputs()
     value = mean_cross_entropy(logits, torch.full_like(labels, 255))

@@ -58,15 +58,15 @@ def measure_finetune_peers(options: SpeedOptions) -> list[dict]:
     """Each library, this one with and without its cache of decoded images, and the bare network; another one is first in each round."""
     rows = []
     for number, precision, backbone in itertools.product(range(options.rounds), PRECISIONS, BACKBONES):
-        library, found = BACKBONES[backbone], {}
+        library, results = BACKBONES[backbone], {}
         for name in rotated(["mscl_hf", "mscl_hf, no cache", library, "bare network"], number):
             if name == "bare network":
-                found[name] = run_worker("bare_finetuning", backbone=backbone, precision=precision)
+                results[name] = run_worker("bare_finetuning", backbone=backbone, precision=precision)
             else:
-                found[name] = finetuning_in(name, options, backbone, precision)
-            rows.append({"backbone": backbone, "precision": precision} | found[name] | {"library": name})
+                results[name] = finetuning_in(name, options, backbone, precision)
+            rows.append({"backbone": backbone, "precision": precision} | results[name] | {"library": name})
             print(rows[-1], flush=True)
-        ours, theirs = (found[name]["parameters"] for name in ("mscl_hf", library))
+        ours, theirs = (results[name]["parameters"] for name in ("mscl_hf", library))
         if not 0.95 < theirs / ours < 1.05:
             raise ValueError(f"{backbone} has {theirs} weights in {library}; expected about {ours}.")
     return rows

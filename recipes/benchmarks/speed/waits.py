@@ -114,7 +114,7 @@ def evaluate(data_dir: str, first: int = 0) -> list[dict]:
         "network on ready tensors": plain,
         "the same, channels last": channels_last,
         "DataLoader and torchmetrics": with_torchmetrics(model, images, ready),
-        "pipeline of transformers, mean_iou": with_pipeline(model, images),
+        "pipeline of transformers, MeanIoU of mscl_hf": with_pipeline(model, images),
     }
     plain()  # a warm-up
     took = {name: seconds(loops.get(name, ours)) for name in rotated([*loops, "ours"], first)}
@@ -150,7 +150,7 @@ def with_torchmetrics(model, images, ready: Callable[[int], torch.Tensor]) -> Ca
 
 
 def with_pipeline(model, images) -> Callable[[], None]:
-    """transformers' pipeline with batches, and the metric mean_iou."""
+    """transformers' pipeline with batches, and the metric of this package."""
     from transformers import pipeline
 
     from mscl_hf.evaluation.metrics import MeanIoU
