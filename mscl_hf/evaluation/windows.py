@@ -78,6 +78,7 @@ def _logits_of_windows(model: Callable, crop: Crop, rows: slice, spans: list[sli
     """Yield the columns and the logits (B, K, h, w) of each window of a row of windows. spans: their columns."""
     for group in (spans[first : first + at_once] for first in range(0, len(spans), at_once)):
         logits = model(pixel_values=torch.cat([crop(rows, columns) for columns in group])).logits.float()
+        logits = logits.contiguous()  # in channels-last format, a softmax over the classes would copy the enlarged logits
         yield from zip(group, logits.chunk(len(group)))
 
 
