@@ -209,7 +209,9 @@ def load_data(
     return data if image_range is None else replace(data, image_range=tuple(image_range))
 
 
-def _opened(layout: Layout, split: str, data_dir: Path | None, unlabelled: bool, options: dict[str, Any]) -> Any:
+def _opened(
+    layout: Layout, split: str, data_dir: Path | None, unlabelled: bool, options: dict[str, Any]
+) -> SegmentationData | SegmentationStream:
     """Return the split as the layout builds it, or as it was opened before within `remembered_splits`; streams are opened anew."""
     remembered, key = _remembered.get(), repr((layout.build, split, data_dir, unlabelled, sorted(options.items())))
     if remembered is not None and key in remembered:

@@ -55,8 +55,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     With V (H, h) and U (W, w) the matrices of linear interpolation, the logits of a class are X = V L U', and the gradient of L is
     V' (p - y) U, where p is the softmax of X and y is 1 at the label. A tile needs a small part of V and U. These products are faster than
-    the backward pass of F.interpolate, and need no atomic additions on a GPU. Logits are divided by log 2, so that the
-    softmax can use exp2, which is faster than exp.
+    the backward pass of F.interpolate, and need no atomic additions on a GPU. Logits are divided by log 2, so that the softmax can
+    use exp2, which is faster than exp.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         sizes = zip(logits.shape[-2:], labels.shape[-2:], _tile_size(logits, labels))
         all_rows, all_columns = (_parts(*size, logits.dtype, logits.device) for size in sizes)
 
-        @torch.no_grad()  # which holds in one thread only
+        @torch.no_grad()  # set again, since each thread has its own mode
         def of_images(images: slice) -> Tensor:
             total = logits.new_zeros(())
             for rows, columns in itertools.product(all_rows, all_columns):
@@ -124,7 +124,7 @@ class _Part(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _parts(source_size: int, size: int, step: int, dtype: torch.dtype, device: torch.device) -> list[_Part]:
+def _parts(source_size: int, size: int, step: int, dtype: torch.dtype, device: torch.device) -> tuple[_Part, ...]:
     """Divide the rows or columns of the labels into parts of `step`."""
     identity = torch.eye(source_size, dtype=dtype, device="cpu")  # on the CPU, because the loop below reads which entries are zero
     matrix = F.interpolate(identity[None], size=size, mode="linear")[0].T  # as without align_corners
@@ -136,7 +136,7 @@ def _parts(source_size: int, size: int, step: int, dtype: torch.dtype, device: t
         part = part[:, source].to(device)
         padded = F.pad(part, (0, -part.shape[1] % 16)) if device.type == "cpu" else part  # a narrow product is slow on a CPU
         parts.append(_Part(slice(first, first + step), source, part, padded))
-    return parts
+    return tuple(parts)
 
 
 def _combine_rows(matrix: Tensor, rows: Tensor) -> Tensor:
