@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..config.inference import InferenceConfig
-from .inference import is_one_view, log_of
-from .windows import Crop, uses_windows, window_strips
+from .inference import is_one_view
+from .windows import Crop, log_of, uses_windows, window_strips
 
 BAND = 2**18  # pixels of a band
 
@@ -52,8 +52,8 @@ class _View:
     ):
         self.mirrored, self.out_size = mirrored, out_size
         self.strips = self._of_windows(model, image, options, windows) if uses_windows(image.size, options) else self._whole(model, image)
-        self.map = next(self.strips)  # (1, K, rows, w), the strips that the next band needs
-        self.first = 0  # its first row
+        self.parts: list[Tensor] = []  # (1, K, rows, w), the strips that the next band needs
+        self.first = 0  # row of the view that is the first one of the parts
 
     def _crop(self, image: ScaledImage) -> Crop:
         """Return the crops of the image, mirrored if the view is."""
@@ -64,7 +64,7 @@ class _View:
 
     def _of_windows(self, model: Callable, image: ScaledImage, options: InferenceConfig, windows: int) -> Iterator[Tensor]:
         self.height = image.size[0]
-        return map(log_of, window_strips(model, self._crop(image), image.size, options, windows))
+        return window_strips(model, self._crop(image), image.size, options, windows)
 
     def _whole(self, model: Callable, image: ScaledImage) -> Iterator[Tensor]:
         height, width = image.size
@@ -92,11 +92,13 @@ class _View:
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """Return rows of the view; earlier ones are dropped."""
-        parts, end = [self.map], self.first + self.map.shape[2]
-        while end < stop:
-            parts.append(next(self.strips))
-            end += parts[-1].shape[2]
-        joined = torch.cat(parts, 2) if len(parts) > 1 else self.map
-        self.map, self.first = joined[:, :, start - self.first :], start
-        rows = self.map[:, :, : stop - start]
+        while self.parts and self.first + self.parts[0].shape[2] <= start:
+            self.first += self.parts.pop(0).shape[2]
+        while self.first + sum(part.shape[2] for part in self.parts) < stop:
+            self.parts.append(next(self.strips))
+        parts, first = [], self.first
+        for part in self.parts:
+            parts.append(part[:, :, max(0, start - first) : stop - first])
+            first += part.shape[2]
+        rows = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
         return rows.flip(-1) if self.mirrored else rows

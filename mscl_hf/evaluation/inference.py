@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..config.inference import InferenceConfig
-from .windows import uses_windows, window_strips
+from .windows import log_of, uses_windows, window_strips
 
 MAX_NUMBERS = 2**25  # of a map (K, H, W) that is scaled at once: 128 MiB
 PART = 16  # channels per part of a larger map in channels-last order; the values then equal those of the whole map
@@ -54,7 +54,7 @@ def predict_ids(
     """
     options = options or InferenceConfig()
     if not is_one_view(options):
-        return [_argmax(logits) for logits in predict_logits(model, images, out_size, options, windows).split(1)]
+        return [argmax(logits) for logits in predict_logits(model, images, out_size, options, windows).split(1)]
     (view,) = _scaled(images, options)
     return [_resized_argmax(logits, out_size) for logits in _view_logits(model, view, options, windows).split(1)]
 
@@ -62,7 +62,7 @@ def predict_ids(
 def _resized_argmax(logits: Tensor, out_size: tuple[int, int]) -> Tensor:
     """Return the argmax (*out_size) of logits (1, K, h, w) at another size."""
     if logits.shape[1] < 4 or logits.shape[1] * math.prod(out_size) <= MAX_NUMBERS:
-        return _argmax(resize(logits, out_size))
+        return argmax(resize(logits, out_size))
     best, ids = None, torch.zeros(out_size, dtype=torch.int16, device=logits.device)
     for class_id, channel in enumerate(_channels(logits, out_size)):
         if best is None:
@@ -78,7 +78,7 @@ def is_one_view(options: InferenceConfig) -> bool:
     return not options.flip and len(options.scales) == 1
 
 
-def _argmax(logits: Tensor) -> Tensor:
+def argmax(logits: Tensor) -> Tensor:
     """Return the argmax (H, W) of logits (1, K, H, W), the lowest id among equal logits."""
     if logits.device.type == "cpu":
         return torch.from_numpy(logits[0].numpy().argmax(0))  # takes a third of the time of torch's argmax
@@ -120,7 +120,7 @@ def _view_logits(model: nn.Module, images: Tensor, options: InferenceConfig, win
     for strip in window_strips(model, lambda rows, columns: images[..., rows, columns], (height, width), options, windows):
         if logits is None:
             logits = strip.new_empty(*strip.shape[:2], height, width)
-        logits[:, :, first : first + strip.shape[2]] = log_of(strip)
+        logits[:, :, first : first + strip.shape[2]] = strip
         first += strip.shape[2]
     return logits
 
@@ -130,9 +130,3 @@ def resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tens
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
-
-
-def log_of(probabilities: Tensor) -> Tensor:
-    """Return the logarithm, finite also for 0."""
-    # A probability of 0 would become -inf, and -inf times a bilinear weight of 0 is NaN.
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log_()

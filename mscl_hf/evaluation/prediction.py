@@ -19,7 +19,7 @@ from ..data.pixels import BadSample
 from ..models.normalization import image_statistics, normalize
 from .bands import ScaledImage, logit_bands
 from .batches import InBatches
-from .inference import is_one_view, predict_ids, predict_logits, resize, view_size
+from .inference import argmax, is_one_view, predict_ids, predict_logits, resize, view_size
 from .windows import uses_windows
 
 MAX_MAP = 2**28  # numbers of a map of logits (K, H, W) that is in memory at once: 1 GiB
@@ -54,7 +54,7 @@ class Predictor:
         if not self._is_large(size):
             with self.autocast():
                 return predict_ids(self.model, torch.cat([*map(self.normalized, images)]), size, self.options, self.model.size)
-        return [torch.cat([band[0].argmax(0).short() for band in self.bands(image, size)]) for image in images]
+        return [torch.cat([argmax(band).short() for band in self.bands(image, size)]) for image in images]
 
     def at_once(self, size: tuple[int, int], out_size: tuple[int, int]) -> int:
         """Return how many images of this size (H, W) `ids` may be given, for ids of out_size. Of an image in windows, it is one."""

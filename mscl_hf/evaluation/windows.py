@@ -17,7 +17,7 @@ from ..data.tiles import window_starts
 Crop = Callable[[slice, slice], Tensor]  # from rows and columns to (B, 3, h, w), normalized
 
 
-def axis_weights(start: int, length: int, options: InferenceConfig, device: torch.device | str | None = None) -> Tensor:
+def axis_weights(start: int, length: int, options: InferenceConfig) -> Tensor:
     """Return the weights in [0, 1] of the pixels of a window along one axis of an image of `length` pixels, float32.
 
     "uniform": 1. "distance": by the distance to the next border of the window that is not one of the image. With an overlap of o pixels,
@@ -25,13 +25,13 @@ def axis_weights(start: int, length: int, options: InferenceConfig, device: torc
     pixels. The weights of two windows that overlap by o pixels add up to 1, so that no seam arises.
     """
     size = min(options.window, length)
-    weights = torch.ones(size, device=device)
+    weights = torch.ones(size)
     if options.window_weights == "uniform":
         return weights
     overlap = options.window - options.stride
     margin = overlap // 4
     slope = 1 / max(1, overlap - 2 * margin)
-    distance = torch.arange(size, device=device) + 0.5 - margin
+    distance = torch.arange(size) + 0.5 - margin
     if start > 0:
         weights = weights.minimum(distance * slope).clamp_min(0)
     if start + size < length:
@@ -45,7 +45,7 @@ def uses_windows(size: tuple[int, int], options: InferenceConfig) -> bool:
 
 
 def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: InferenceConfig, at_once: int = 1) -> Iterator[Tensor]:
-    """Yield the averaged probabilities of all windows, as strips (B, K, rows, W) from the top of the images to their bottom.
+    """Yield the logarithm of the averaged probabilities of all windows, as strips (B, K, rows, W) from the top of the images to the bottom.
 
     model: model(pixel_values=x).logits is (B, K, h, w). size: (H, W). Only the rows of one row of windows are in memory.
     at_once: number of windows of an image that the model is given at once.
@@ -53,41 +53,45 @@ def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: I
     height, width = size
     tops, lefts = (window_starts(length, options.window, options.stride) for length in size)
     spans = [slice(left, min(left + options.window, width)) for left in lefts]
-    sums = None  # (B, K + 1, rows, W): weighted probabilities and, last, the weights
-    first = 0  # row of the image that is the first one of the sums
-    for top, next_top in zip(tops, [*tops[1:], height]):
+    horizontal, vertical = _normalized_weights(lefts, width, options), _normalized_weights(tops, height, options)
+    sums, begun = None, 0  # (B, K, rows of a window, W): weighted probabilities from the row `top` on; number of rows that have some
+    for top, next_top, weights in zip(tops, [*tops[1:], height], vertical):
         bottom = min(top + options.window, height)
-        rows = slice(top - first, bottom - first)
-        for columns, logits in _logits_of_windows(model, crop, slice(top, bottom), spans, at_once):
-            left = columns.start
-            probabilities = _enlarged(logits, (bottom - top, columns.stop - left)).softmax(1)
-            if left == 0:
-                sums = _extended(sums, probabilities, rows.stop, width)
-            axes = ((top, height), (left, width))
-            vertical, horizontal = (axis_weights(start, length, options, probabilities.device) for start, length in axes)
-            weights = vertical[:, None] * horizontal
-            sums[:, :-1, rows, columns] += probabilities.mul_(weights)
-            sums[:, -1, rows, columns] += weights
-        finished = next_top - first
-        strip = sums[:, :-1, :finished] / sums[:, -1:, :finished]
-        sums, first = sums[:, :, finished:].clone(), next_top  # a view would keep the memory of the finished rows
-        yield strip
+        for index, logits in enumerate(_logits_of_windows(model, crop, slice(top, bottom), spans, at_once)):
+            columns = spans[index]
+            probabilities = _enlarged(logits, (bottom - top, columns.stop - columns.start)).softmax(1)
+            if index == 0:
+                if sums is None:
+                    sums = probabilities.new_empty(*probabilities.shape[:3], width)
+                sums[:, :, begun:].zero_()
+            of_rows, of_columns = (vector.to(sums.device) for vector in (weights, horizontal[index]))
+            sums[..., columns].addcmul_(probabilities, of_rows[:, None] * of_columns)
+        finished = next_top - top
+        yield log_of(sums[:, :, :finished])
+        begun = sums.shape[2] - finished
+        sums[:, :, :begun] = sums[:, :, finished:].clone()
 
 
-def _logits_of_windows(model: Callable, crop: Crop, rows: slice, spans: list[slice], at_once: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the columns and the logits (B, K, h, w) of each window of a row of windows. spans: their columns."""
+def log_of(probabilities: Tensor) -> Tensor:
+    """Return the logarithm, finite also for 0."""
+    # A probability of 0 would become -inf, and -inf times a bilinear weight of 0 is NaN.
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log_()
+
+
+def _normalized_weights(starts: list[int], length: int, options: InferenceConfig) -> list[Tensor]:
+    """Return the weights of each window along an axis, divided by their sum at each pixel: the products of both axes then add up to 1."""
+    weights, total = [axis_weights(start, length, options) for start in starts], torch.zeros(length)
+    for start, of_window in zip(starts, weights):
+        total[start : start + len(of_window)] += of_window
+    return [of_window / total[start : start + len(of_window)] for start, of_window in zip(starts, weights)]
+
+
+def _logits_of_windows(model: Callable, crop: Crop, rows: slice, spans: list[slice], at_once: int) -> Iterator[Tensor]:
+    """Yield the logits (B, K, h, w) of each window of a row of windows. spans: their columns."""
     for group in (spans[first : first + at_once] for first in range(0, len(spans), at_once)):
         logits = model(pixel_values=torch.cat([crop(rows, columns) for columns in group])).logits.float()
         logits = logits.contiguous()  # in channels-last format, a softmax over the classes would copy the enlarged logits
-        yield from zip(group, logits.chunk(len(group)))
-
-
-def _extended(sums: Tensor | None, probabilities: Tensor, rows: int, width: int) -> Tensor:
-    """Return the sums with zeros below, in `rows` rows."""
-    extended = probabilities.new_zeros(len(probabilities), probabilities.shape[1] + 1, rows, width)
-    if sums is not None:
-        extended[:, :, : sums.shape[2]] = sums
-    return extended
+        yield from logits.chunk(len(group))
 
 
 def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -42,8 +42,6 @@ class Prepared(NamedTuple):
 
 def prepare(method: Method, data: TrainingData, options: TrainingConfig, accelerator: Accelerator) -> Prepared:
     """Put a method on its device, freeze what its loss does not reach, and wrap it for several processes."""
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     world, rank = accelerator.num_processes, accelerator.process_index
     if options.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -208,9 +206,10 @@ def _compiled_parts(method: Method) -> list[nn.Module]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step; do nothing with other C libraries.
+    """Let glibc keep freed memory for the next step or image; do nothing with other C libraries.
 
-    By default glibc returns large blocks to the system at once, which costs a step of a ResNet-18 17,000 page faults, a tenth of its time.
+    By default glibc returns large blocks to the system at once, which costs a step of a ResNet-18 17,000 page faults, a tenth of its time;
+    prediction takes a tenth less time as well.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
@@ -263,6 +262,8 @@ def make_accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if changes_parameters else None,
     )
     support_fp16_on_cpu(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if lacks_processes(accelerator.num_processes):
         accelerator.print(
             "warning: accelerate launch started one process instead of several, as it does without a GPU; "

@@ -156,7 +156,7 @@ def classes(count: int) -> dict:
 
 
 def measure_waits(options: SpeedOptions) -> list[dict]:
-    """Each round measures every wait, each in a new process; the largest image, which takes minutes, only in the first round."""
+    """Each round measures every wait, each in a new process."""
     if "evaluation" in options.waits and importlib.util.find_spec("torchmetrics") is None:
         raise ValueError("--waits has evaluation, which is compared with torchmetrics. Run pip install torchmetrics, or leave it out.")
     rows = []
@@ -164,8 +164,7 @@ def measure_waits(options: SpeedOptions) -> list[dict]:
         if name == "finetune":
             measured = [finetuning(num_labels) for num_labels in (21, 150)]
         elif name == "large image":
-            heights = waits.HEIGHTS if number == 0 else waits.HEIGHTS[:1]
-            measured = [row for height in heights for row in run_worker("large_image", height=height)]
+            measured = [row for height in waits.HEIGHTS for row in run_worker("large_image", height=height, first=number)]
         else:
             worker, settings = {
                 "help": ("command_help", {"command": "mscl-pretrain"}),
