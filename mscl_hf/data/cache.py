@@ -82,6 +82,10 @@ class CachedData(SegmentationData):
             _store(path, array)
         return sample
 
+    def was_read(self, index: int) -> bool:
+        """Whether the arrays of row `index` are stored: its files could be read, and have not changed since."""
+        return self.folder is not None and all(path.exists() for path in self.cached(index)[1])
+
     def vanished_classes(self, present: Collection[int]) -> list[int]:
         """Return the classes in the stored masks that are not present at this size. Reads the masks that `check_data` reads."""
         if len(present) == self.num_classes or not self.short_side:

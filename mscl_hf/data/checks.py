@@ -79,6 +79,8 @@ def check_data(
 
     def examined(index: int) -> tuple[Fault | None, np.ndarray | None]:
         """Return the fault of a row and the histogram of its mask."""
+        if labels is None and data.was_read(index):
+            return None, None
         try:
             mask = data.read(index).mask
         except BadSample as error:

@@ -136,6 +136,10 @@ class SegmentationData:
         stored = self.stored(index)
         return decoded_sample(stored, self, lambda column: self._file(stored, index, column))
 
+    def was_read(self, index: int) -> bool:
+        """Whether row `index` is known to be readable without reading it."""
+        return False
+
     def read_mask(self, index: int) -> np.ndarray:
         """Return the train ids (H, W) uint8 of row `index` at their stored size, without decoding its image. Raises BadSample."""
         stored = {} if not isinstance(self.rows, datasets.Dataset) else self.stored(index)

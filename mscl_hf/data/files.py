@@ -27,12 +27,11 @@ Mask = Image.Image | np.ndarray  # as `decode` returns it
 
 def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path] | None) -> datasets.Dataset:
     """Return rows that hold paths: nothing is copied, and a file is decoded when its row is read."""
-    columns = {"image": [str(path) for path in images], "name": list(names)}
-    features = {"image": datasets.Image(), "name": datasets.Value("string")}
-    if masks is not None:
-        columns["mask"] = [str(path) for path in masks]
-        features["mask"] = datasets.Image()
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    columns = {"image": list(map(str, images)), "name": list(names)} | ({} if masks is None else {"mask": list(map(str, masks))})
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, datasets.Value("string"))))
+    for column in columns.keys() - {"name"}:  # all paths at once; from_dict would encode one after another
+        rows = rows.cast_column(column, datasets.Image())
+    return rows
 
 
 class Listing(NamedTuple):
@@ -60,23 +59,27 @@ def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[P
 
     try:
         with os.scandir(folder) as listed:
-            entries = sorted((entry for entry in listed if not entry.name.startswith(HIDDEN)), key=lambda entry: entry.name)
+            is_file_of = {entry.name: _is_file(entry) for entry in listed if not entry.name.startswith(HIDDEN)}
+        paths = [path for path in folder.iterdir() if path.name in is_file_of]  # takes a third of the time of Path(folder, name)
     except OSError as error:
         remedy = "Correct its permissions, or move it elsewhere."
         raise ValueError(f"the folder {folder} cannot be read ({error.strerror}). {remedy}") from error
-    folders = []
-    for entry in entries:
-        if is_folder(entry):
-            folders.append(entry)
-        elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path):
-            # A broken link is reported by the check of the data.
-            yield Path(folder, entry.name)
-    for entry in folders:
-        path = Path(folder, entry.name)
-        if not entry.is_symlink() and not holds_run(path):
+    paths.sort(key=lambda path: path.name)
+    yield from (path for path in paths if is_file_of[path.name])
+    for path in paths:
+        if is_file_of[path.name] is not False:
+            continue
+        if not path.is_symlink() and not holds_run(path):
             yield from visible_files(path, skipped)
         elif skipped is not None:
             skipped.append(path)
+
+
+def _is_file(entry: os.DirEntry) -> bool | None:
+    """Return whether an entry is a file or a link to one, or a broken link, which the check of the data reports; None for a device."""
+    if is_folder(entry):
+        return False
+    return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path) or None
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -124,8 +127,9 @@ def skipped_note(skipped: Sequence[Path]) -> str:
 
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
-    """Return the paths below the folder without suffix; with it where two files differ in nothing else."""
-    names = [path.relative_to(folder).as_posix() for path in images]
+    """Return the paths below the folder without suffix; with it where two files differ in nothing else. All lie below the folder."""
+    start = len(str(folder / "_")) - 1  # not len(str(folder)) + 1, which is wrong for "." and "/"
+    names = [str(path)[start:].replace(os.sep, "/") for path in images]
     stems = [name.removesuffix(path.suffix) for name, path in zip(names, images)]
     count = Counter(stems)
     return [stem if count[stem] == 1 else name for stem, name in zip(stems, names)]

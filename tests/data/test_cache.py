@@ -376,3 +376,21 @@ def test_a_run_learns_the_same_with_and_without(tmp_path):
         logs.append([{name: value for name, value in row.items() if name.startswith("loss")} for row in rows if "loss" in row])
         assert len(entries()) == (9 if gb else 0)
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 3 and logs[0][0]["loss"] > 0
+
+
+def test_a_check_reads_only_files_that_are_new_or_changed(tmp_path, opened):
+    """An image whose decoded array is stored was readable; once its file changes, the check reads it again."""
+    for number in range(5):
+        save(picture(number, 9, 12), tmp_path / "images" / f"{number}.png")
+
+    def check():
+        opened.clear()
+        data = kept(load_data("folder", "train", tmp_path, unlabelled=True))
+        opened.clear()  # the size of the cache is estimated from a few images
+        return check_data(data, max_bad_images=1)
+
+    assert check() == ([0, 1, 2, 3, 4], []) and len(opened) == 5
+    assert check() == ([0, 1, 2, 3, 4], []) and not opened
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    good, bad = check()
+    assert good == [0, 1, 2, 4] and "3.png" in bad[0] and len(opened) == 1 and "3.png" in opened[0]

@@ -1,8 +1,10 @@
 """Files of images that hold more or less than one image of gray or RGB: bands, pages, frames, thumbnails, 16-bit colors."""
 
+import os
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import TiffImagePlugin
 from test_data import labels, picture, save, stored_rows
 
 from mscl_hf.data import BadSample, load_data
-from mscl_hf.data.files import list_images
+from mscl_hf.data.files import list_images, unique_names, visible_files
 from mscl_hf.data.folder_names import subfolders
 from mscl_hf.data.image_io import decode
 from mscl_hf.demo.similarity import read_image
@@ -252,3 +254,19 @@ def test_a_link_to_itself_is_a_broken_file(tmp_path):
     (tmp_path / "inner" / "b.png").touch()
     assert [path.name for path in list_images(tmp_path).images] == ["a.png", "b.png", "loop.png"]
     assert subfolders(tmp_path) == ["inner"]
+
+
+@pytest.mark.parametrize("folder", [Path("."), Path("/"), Path("/data/images"), Path("images")], ids=str)
+def test_names_are_paths_below_the_folder(folder):
+    """Without their suffix, and with it where two files differ in nothing else; a folder with a dot in its name keeps it."""
+    images = [folder / name for name in ("a.png", "b.c/a.png", "twice.jpg", "twice.png", "b.c/no_suffix")]
+    assert unique_names(images, folder) == ["a", "b.c/a", "twice.jpg", "twice.png", "b.c/no_suffix"]
+
+
+def test_devices_are_not_images(tmp_path):
+    """Files are listed before those of sub-folders, each in the order of their names; a named pipe is none."""
+    for name in ("b.png", "a.png", "inner/c.png", ".hidden.png", "@eaDir/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [str(path.relative_to(tmp_path)) for path in visible_files(tmp_path)] == ["a.png", "b.png", "inner/c.png"]

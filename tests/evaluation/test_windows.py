@@ -55,12 +55,16 @@ def test_weights_are_positive_somewhere_and_add_up_to_one():
                     torch.testing.assert_close(total, torch.ones(length))
 
 
-def test_windows_are_averaged_by_their_weights():
+@pytest.mark.parametrize(
+    ("stride", "tops", "lefts"),
+    [(16, (0, 16, 17), (0, 16, 32, 43)), (9, (0, 9, 17), (0, 9, 18, 27, 36, 43)), (24, (0, 17), (0, 24, 43))],
+)
+def test_windows_are_averaged_by_their_weights(stride, tops, lefts):
     """Slow reference: sum of softmaxes times weights, divided by the sum of the weights, window after window over the whole image."""
-    model, image, options = worker.TinyModel(stride=1), image_of(41, 67), windows(24, 16)
+    model, image, options = worker.TinyModel(stride=1), image_of(41, 67), windows(24, stride)
     total, weight = torch.zeros(1, 4, 41, 67), torch.zeros(41, 67)
-    for top in (0, 16, 17):
-        for left in (0, 16, 32, 43):
+    for top in tops:
+        for left in lefts:
             region = (..., slice(top, top + 24), slice(left, left + 24))
             weights = axis_weights(top, 41, options)[:, None] * axis_weights(left, 67, options)
             total[region] += model.conv(image[region]).softmax(1).detach() * weights

@@ -17,6 +17,7 @@ from mscl_hf import MsclBackbone, MsclConfig, MsclForPreTraining, MsclForSemanti
 from mscl_hf.models.backbones import build_config
 from mscl_hf.models.configuration_mscl import HEADS
 from mscl_hf.models.heads_mscl import LocalHead, unit
+from mscl_hf.models.normalization import normalize
 from mscl_hf.models.timm_weights import load_timm_weights
 from mscl_hf.transforms.crops import Crop
 from mscl_hf.transforms.views import _shared_part
@@ -390,3 +391,13 @@ def test_a_pre_training_checkpoint_asks_for_its_classes(pretrained):
         with pytest.raises(ValueError, match="is pre-trained"):
             auto_cls.from_pretrained(folder)
     assert "labels_given" not in MsclConfig.from_pretrained(folder, num_labels=2).to_json_string(use_diff=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+def test_normalization_does_not_change_its_argument(dtype):
+    """(image / 255 - mean) / std, float32 whatever the image is, bit for bit, in its order of memory; the image stays as it was."""
+    image = torch.randint(0, 256, (2, 5, 7, 3), generator=torch.Generator().manual_seed(0)).to(dtype).permute(0, 3, 1, 2)
+    before, mean, std = image.clone(), torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
+    normalized = normalize(image, mean, std)
+    assert torch.equal(normalized, (before.float() / 255 - mean) / std) and normalized.dtype == torch.float32
+    assert torch.equal(image, before) and normalized.is_contiguous(memory_format=torch.channels_last)
