@@ -82,9 +82,9 @@ class CachedData(SegmentationData):
             _store(path, array)
         return sample
 
-    def was_read(self, index: int) -> bool:
-        """Whether the arrays of row `index` are stored: its files could be read, and have not changed since."""
-        return self.folder is not None and all(path.exists() for path in self.cached(index)[1])
+    def is_cached(self, index: int) -> bool:
+        """Return whether the arrays of row `index` are stored: its files could be decoded, and have not changed since."""
+        return self.folder is not None and all(map(os.path.exists, self.cached(index)[1]))  # False for a folder that cannot be read
 
     def vanished_classes(self, present: Collection[int]) -> list[int]:
         """Return the classes in the stored masks that are not present at this size. Reads the masks that `check_data` reads."""

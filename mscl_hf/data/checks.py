@@ -1,4 +1,4 @@
-"""Checks of a data set before training: every sample is read once, by the main process alone."""
+"""Checks of a data set before training, which the main process alone makes."""
 
 import os
 from collections import Counter
@@ -70,7 +70,8 @@ def check_data(
 ) -> tuple[list[int], list[str]]:
     """Read samples before training starts, so that a bad file costs seconds and not a night.
 
-    Reads all rows, or `decode_at_most` evenly spaced ones of more; rows that are not read count as usable.
+    Reads all rows, or `decode_at_most` evenly spaced ones of more; rows that are not read count as usable. Without `labels`, rows whose
+    decoded arrays are cached are not read again.
     labels: counts to which the masks of usable rows are added.
     Returns (indices of the usable rows, a message for each bad row).
     Raises BadSample if more than `max_bad_images` rows are bad, or all of them.
@@ -79,7 +80,7 @@ def check_data(
 
     def examined(index: int) -> tuple[Fault | None, np.ndarray | None]:
         """Return the fault of a row and the histogram of its mask."""
-        if labels is None and data.was_read(index):
+        if labels is None and data.is_cached(index):
             return None, None
         try:
             mask = data.read(index).mask

@@ -136,8 +136,8 @@ class SegmentationData:
         stored = self.stored(index)
         return decoded_sample(stored, self, lambda column: self._file(stored, index, column))
 
-    def was_read(self, index: int) -> bool:
-        """Whether row `index` is known to be readable without reading it."""
+    def is_cached(self, index: int) -> bool:
+        """Return whether row `index` was decoded before, and its arrays are stored: never, without a cache."""
         return False
 
     def read_mask(self, index: int) -> np.ndarray:

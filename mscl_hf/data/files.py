@@ -29,8 +29,9 @@ def file_rows(names: Sequence[str], images: Sequence[Path], masks: Sequence[Path
     """Return rows that hold paths: nothing is copied, and a file is decoded when its row is read."""
     columns = {"image": list(map(str, images)), "name": list(names)} | ({} if masks is None else {"mask": list(map(str, masks))})
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, datasets.Value("string"))))
-    for column in columns.keys() - {"name"}:  # all paths at once; from_dict would encode one after another
-        rows = rows.cast_column(column, datasets.Image())
+    for column in columns:
+        if column != "name":  # all paths at once; from_dict would encode one after another
+            rows = rows.cast_column(column, datasets.Image())
     return rows
 
 
@@ -59,27 +60,24 @@ def visible_files(folder: Path, skipped: list[Path] | None = None) -> Iterator[P
 
     try:
         with os.scandir(folder) as listed:
-            is_file_of = {entry.name: _is_file(entry) for entry in listed if not entry.name.startswith(HIDDEN)}
-        paths = [path for path in folder.iterdir() if path.name in is_file_of]  # takes a third of the time of Path(folder, name)
+            entries = {entry.name: entry for entry in listed if not entry.name.startswith(HIDDEN)}
+        paths = [path for path in folder.iterdir() if path.name in entries]  # takes a third of the time of Path(folder, name)
     except OSError as error:
         remedy = "Correct its permissions, or move it elsewhere."
         raise ValueError(f"the folder {folder} cannot be read ({error.strerror}). {remedy}") from error
-    paths.sort(key=lambda path: path.name)
-    yield from (path for path in paths if is_file_of[path.name])
-    for path in paths:
-        if is_file_of[path.name] is not False:
-            continue
+    folders = []
+    for path in sorted(paths, key=lambda path: path.name):
+        entry = entries[path.name]
+        if is_folder(entry):
+            folders.append(path)
+        elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path):
+            # A broken link is reported by the check of the data.
+            yield path
+    for path in folders:
         if not path.is_symlink() and not holds_run(path):
             yield from visible_files(path, skipped)
         elif skipped is not None:
             skipped.append(path)
-
-
-def _is_file(entry: os.DirEntry) -> bool | None:
-    """Return whether an entry is a file or a link to one, or a broken link, which the check of the data reports; None for a device."""
-    if is_folder(entry):
-        return False
-    return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path) or None
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -127,9 +125,14 @@ def skipped_note(skipped: Sequence[Path]) -> str:
 
 
 def unique_names(images: Sequence[Path], folder: Path) -> list[str]:
-    """Return the paths below the folder without suffix; with it where two files differ in nothing else. All lie below the folder."""
-    start = len(str(folder / "_")) - 1  # not len(str(folder)) + 1, which is wrong for "." and "/"
-    names = [str(path)[start:].replace(os.sep, "/") for path in images]
+    """Return the paths below the folder without suffix; with it where two files differ in nothing else.
+
+    Raises ValueError for a path that does not lie below the folder.
+    """
+    prefix = str(folder / "_")[:-1]  # "" for ".", "/" for "/"; `relative_to` takes ten times as long
+    if outside := [path for path in images if not str(path).startswith(prefix) or not prefix and path.is_absolute()]:
+        raise ValueError(f"the image {outside[0]} lies outside of the folder {folder}; expected images below it. Move or link it there.")
+    names = [str(path)[len(prefix) :].replace(os.sep, "/") for path in images]
     stems = [name.removesuffix(path.suffix) for name, path in zip(names, images)]
     count = Counter(stems)
     return [stem if count[stem] == 1 else name for stem, name in zip(stems, names)]

@@ -58,8 +58,8 @@ def separate(files: Sequence[Path], root: Path, masks_root: Path | None = None, 
         if not masked.isdisjoint((folder, *folder.parents)):
             continue
         masks = _by_name(members, suffix, masks_root == root)
-        masks |= _by_format([path for path in members if path not in masks], masks_root == root)
-        images += [path for path in members if path not in masks]
+        masks |= _by_format([path for path in members if path not in masks] if masks else members, masks_root == root)
+        images += [path for path in members if path not in masks] if masks else members
         for mask, image in masks.items():
             if image is not None:
                 beside[image].append(mask)
@@ -90,18 +90,20 @@ def _by_name(files: Sequence[Path], suffix: str, are_masks: bool) -> dict[Path, 
     Beside 00.jpg: 00_mask.png, mask_00.png, 00.jpg.png. If they look like masks: mask_00.png beside img_00.jpg, 00_mask.png beside
     00_sat.jpg, mask.png beside the only image of the folder or image.png; also 00_L.png and other names of photos, unless are_masks.
     """
-    stems = {path: normal(path.stem) for path in files}
-    by_name = {normal(path.name): path for path in files}
+    stems, by_name = [normal(path.stem) for path in files], {normal(path.name): path for path in files}
+    masks = {path: by_name[stem] for path, stem in zip(files, stems) if stem in by_name}
+    endings = {path: base for path, stem in zip(files, stems) if (base := stem_of_image(stem, suffix)) is not None}
+    prefixes = {path: stem[match.end() :] for path, stem in zip(files, stems) if (match := MASK_PREFIX.match(stem)) and path not in endings}
+    words = [path for path, stem in zip(files, stems) if MASK_WORD.fullmatch(stem)]
+    if not (masks or endings or prefixes or words):  # most folders hold images alone
+        return {}
+    stems = dict(zip(files, stems))
     by_base = by_name | {stem: path for path, stem in stems.items()}
-    endings = {path: base for path, stem in stems.items() if (base := stem_of_image(stem, suffix)) is not None}
-    prefixes = {path: stem[match.end() :] for path, stem in stems.items() if path not in endings and (match := MASK_PREFIX.match(stem))}
     photo_names = {path for path, stem in stems.items() if not are_masks and PHOTO_NAME.search(stem) and not _has_suffix(stem, suffix)}
     groups = [(bases, cut) for named, cut in ((endings, LAST_WORD), (prefixes, FIRST_WORD)) for bases in _divided(named, photo_names)]
     groups = [(bases, cut) for bases, cut in groups if photo_names.isdisjoint(bases) or _may_be_masks(bases, by_base)]
-    words = [path for path, stem in stems.items() if MASK_WORD.fullmatch(stem)]
     not_images = {*words, *(path for bases, _ in groups for path in bases)}
     plain = [path for path in files if path not in not_images]
-    masks = {path: by_name[stem] for path, stem in stems.items() if stem in by_name}
     likely: dict[Path, Path] = {}
     for bases, cut in filter(lambda group: group[0], groups):
         shortened = _unique((cut.sub("", stems[path]), path) for path in plain)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.image_file import pixel_limit, read_image_file, upright_view
 from ..data.pixels import BadSample
 from .batches import LARGE, in_threads, of_one_size
+from .inference import argmax
 from .prediction import Predictor
 from .prediction_files import CONFIDENCE, OVERLAYS, PROBABILITIES, ImageInfo, PredictedImage, Prediction, PredictionFolder, file_state
 
@@ -123,7 +124,7 @@ def _fill(bands: Iterator[Tensor], ids: np.ndarray, confidence: np.ndarray | Non
     top = 0
     for band in bands:
         rows = slice(top, top + band.shape[2])
-        ids[rows] = band[0].argmax(0).cpu().numpy()
+        ids[rows] = argmax(band).cpu().numpy()
         probabilities = band[0].softmax(0)
         if confidence is not None:
             confidence[rows] = (probabilities.amax(0) * 255).round().byte().cpu().numpy()

@@ -54,22 +54,30 @@ def window_strips(model: Callable, crop: Crop, size: tuple[int, int], options: I
     tops, lefts = (window_starts(length, options.window, options.stride) for length in size)
     spans = [slice(left, min(left + options.window, width)) for left in lefts]
     horizontal, vertical = _normalized_weights(lefts, width, options), _normalized_weights(tops, height, options)
-    sums, begun = None, 0  # (B, K, rows of a window, W): weighted probabilities from the row `top` on; number of rows that have some
-    for top, next_top, weights in zip(tops, [*tops[1:], height], vertical):
-        bottom = min(top + options.window, height)
-        for index, logits in enumerate(_logits_of_windows(model, crop, slice(top, bottom), spans, at_once)):
-            columns = spans[index]
+    carried = None  # (B, K, rows, W): the sums of the rows that the next row of windows shares
+    for top, next_top, row_weights in zip(tops, [*tops[1:], height], vertical):
+        bottom, sums = min(top + options.window, height), None  # (B, K, bottom - top, W): weighted probabilities
+        logits_of_windows = _logits_of_windows(model, crop, slice(top, bottom), spans, at_once)
+        for columns, column_weights, logits in zip(spans, horizontal, logits_of_windows):
             probabilities = _enlarged(logits, (bottom - top, columns.stop - columns.start)).softmax(1)
-            if index == 0:
-                if sums is None:
-                    sums = probabilities.new_empty(*probabilities.shape[:3], width)
-                sums[:, :, begun:].zero_()
-            of_rows, of_columns = (vector.to(sums.device) for vector in (weights, horizontal[index]))
+            if sums is None:
+                sums = _extended(carried, probabilities, width)
+            # Copies as small as these do not wait for a GPU.
+            of_rows, of_columns = (weights.to(sums.device, non_blocking=True) for weights in (row_weights, column_weights))
             sums[..., columns].addcmul_(probabilities, of_rows[:, None] * of_columns)
-        finished = next_top - top
-        yield log_of(sums[:, :, :finished])
-        begun = sums.shape[2] - finished
-        sums[:, :, :begun] = sums[:, :, finished:].clone()
+        strip, carried = log_of(sums[:, :, : next_top - top]), sums[:, :, next_top - top :].clone()
+        del sums, probabilities, logits  # several views of a large image wait here, each with its own
+        yield strip
+
+
+def _extended(carried: Tensor | None, probabilities: Tensor, width: int) -> Tensor:
+    """Return the carried sums and zeros below, as many rows as the probabilities have."""
+    sums, rows = probabilities.new_empty(*probabilities.shape[:3], width), 0
+    if carried is not None:
+        rows = carried.shape[2]
+        sums[:, :, :rows] = carried
+    sums[:, :, rows:].zero_()
+    return sums
 
 
 def log_of(probabilities: Tensor) -> Tensor:
@@ -81,9 +89,9 @@ def log_of(probabilities: Tensor) -> Tensor:
 def _normalized_weights(starts: list[int], length: int, options: InferenceConfig) -> list[Tensor]:
     """Return the weights of each window along an axis, divided by their sum at each pixel: the products of both axes then add up to 1."""
     weights, total = [axis_weights(start, length, options) for start in starts], torch.zeros(length)
-    for start, of_window in zip(starts, weights):
-        total[start : start + len(of_window)] += of_window
-    return [of_window / total[start : start + len(of_window)] for start, of_window in zip(starts, weights)]
+    for start, window_weights in zip(starts, weights):
+        total[start : start + len(window_weights)] += window_weights
+    return [window_weights / total[start : start + len(window_weights)] for start, window_weights in zip(starts, weights)]
 
 
 def _logits_of_windows(model: Callable, crop: Crop, rows: slice, spans: list[slice], at_once: int) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """The image cache: it returns what decoding returns, whatever happens to the files, the folder or the process."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,7 @@ from mscl_hf.config import DataConfig, ViewConfig
 from mscl_hf.data import BadSample, check_data, load_data
 from mscl_hf.data import cache as cache_module
 from mscl_hf.data.cache import cache_folder, make_room, with_cache
+from mscl_hf.data.dataset import SegmentationData
 from mscl_hf.data.sampler import SamplingPlan
 from mscl_hf.data.training_data import TrainingImages
 from mscl_hf.training.log import read_log
@@ -378,19 +380,41 @@ def test_a_run_learns_the_same_with_and_without(tmp_path):
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 3 and logs[0][0]["loss"] > 0
 
 
-def test_a_check_reads_only_files_that_are_new_or_changed(tmp_path, opened):
-    """An image whose decoded array is stored was readable; once its file changes, the check reads it again."""
+def test_a_check_reads_only_files_that_are_new_or_changed(tmp_path, monkeypatch):
+    """An image whose decoded array is stored could be decoded; the check does not even load the array. A changed file is read again."""
     for number in range(5):
         save(picture(number, 9, 12), tmp_path / "images" / f"{number}.png")
+    seen, really = [], SegmentationData.read
 
     def check():
-        opened.clear()
         data = kept(load_data("folder", "train", tmp_path, unlabelled=True))
-        opened.clear()  # the size of the cache is estimated from a few images
-        return check_data(data, max_bad_images=1)
+        seen.clear()  # the size of the cache is estimated from a few images
+        monkeypatch.setattr(SegmentationData, "read", lambda self, index: seen.append(index) or really(self, index))
+        monkeypatch.setattr(cache_module, "_load", lambda path: None)
+        try:
+            return check_data(data, max_bad_images=1), sorted(seen)
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setenv("MSCL_HF_CACHE", str(tmp_path / "cache"))
 
-    assert check() == ([0, 1, 2, 3, 4], []) and len(opened) == 5
-    assert check() == ([0, 1, 2, 3, 4], []) and not opened
+    every = [0, 1, 2, 3, 4]
+    assert check() == ((every, []), every)
+    assert check() == ((every, []), [])
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
-    good, bad = check()
-    assert good == [0, 1, 2, 4] and "3.png" in bad[0] and len(opened) == 1 and "3.png" in opened[0]
+    (good, bad), read = check()
+    assert good == [0, 1, 2, 4] and "3.png" in bad[0] and read == [3]
+
+
+def test_a_check_survives_a_cache_that_cannot_be_searched(tmp_path, monkeypatch):
+    """A folder of another user, or of a server that does not answer: the images are decoded."""
+    save(picture(0, 9, 12), tmp_path / "images" / "0.png")
+    data, really = kept(load_data("folder", "train", tmp_path, unlabelled=True)), os.stat
+
+    def stat(path, *rest, **more):
+        if str(path).startswith(str(data.folder)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really(path, *rest, **more)
+
+    assert check_data(data) == ([0], []) and data.is_cached(0)
+    monkeypatch.setattr(os, "stat", stat)
+    assert check_data(data) == ([0], []) and not data.is_cached(0)

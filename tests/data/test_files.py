@@ -263,8 +263,14 @@ def test_names_are_paths_below_the_folder(folder):
     assert unique_names(images, folder) == ["a", "b.c/a", "twice.jpg", "twice.png", "b.c/no_suffix"]
 
 
-def test_devices_are_not_images(tmp_path):
-    """Files are listed before those of sub-folders, each in the order of their names; a named pipe is none."""
+@pytest.mark.parametrize(("folder", "image"), [("images", "images2/a.png"), (".", "/a.png"), ("/data", "data/a.png"), ("/data", "/a.png")])
+def test_an_image_outside_of_the_folder_has_no_name(folder, image):
+    with pytest.raises(ValueError, match=f"the image {image} lies outside of the folder {folder}"):
+        unique_names([Path(folder) / "b.png", Path(image)], Path(folder))
+
+
+def test_files_are_listed_by_name(tmp_path):
+    """Files are listed before those of sub-folders, each in the order of their names; hidden files and named pipes are not listed."""
     for name in ("b.png", "a.png", "inner/c.png", ".hidden.png", "@eaDir/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import venv
 from importlib import metadata
 from pathlib import Path
@@ -76,3 +77,46 @@ def test_every_console_command_starts_from_any_folder(tmp_path, editable, name):
     assert all(os.access(python.with_name(name), os.X_OK) for name in scripts)
     option, column = LISTS[name]
     assert start([python.with_name(name), option], tmp_path).split()[:2] == ["name", column]
+
+
+def outcome_of(program: str) -> str:
+    """The output of a Python program in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_garbage_is_still_collected_in_commands():
+    """Full collections are rare, and none is made at exit; young objects in reference cycles are collected, and output is not lost."""
+    assert outcome_of("""
+        import atexit, gc, weakref
+        atexit.register(lambda: print(gc.get_freeze_count() > 0))  # handlers that are registered later run earlier
+        from mscl_hf.cli import command
+
+        class Node:
+            def __init__(self):
+                self.me = self
+
+        @command
+        def main():
+            references = [weakref.ref(Node()) for _ in range(20_000)]
+            print(gc.get_threshold()[2] >= 1000, sum(reference() is not None for reference in references) < 5_000)
+
+        main()
+    """) == "True True\nTrue\n"  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_commands_keep_freed_memory():
+    """The last of several equal computations reuses the memory of the others: it causes few page faults, not one per 4 KB."""
+    first, *_, last = map(int, outcome_of("""
+        import resource, torch
+        from mscl_hf.training.setup import make_accelerator
+
+        make_accelerator("no")
+        for _ in range(6):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(2**24).add(1).exp_()  # two tensors of 64 MB
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """).split())  # fmt: skip
+    assert first > 10_000 and last < 1000

@@ -74,7 +74,7 @@ def start() -> list[dict]:
             with tempfile.TemporaryDirectory() as out:
                 took[name] = run(*command, "--output-dir", Path(out) / "run")
         listed = seconds(lambda: [entry.name for entry in os.scandir(folder / "many" / "images")])
-    return [row(f"run on {MANY:,} images, 2 steps", took["many"], f"on {DIFFERENT} images", took["few"], scandir=round(listed, 3))]
+    return [row(f"second run on {MANY:,} images, 2 steps", took["many"], f"on {DIFFERENT} images", took["few"], scandir=round(listed, 3))]
 
 
 def network(num_labels: int, size: int = 513) -> MsclForSemanticSegmentation:
@@ -83,7 +83,8 @@ def network(num_labels: int, size: int = 513) -> MsclForSemanticSegmentation:
 
 
 def evaluate(data_dir: str, first: int = 0) -> list[dict]:
-    """Evaluation of CamVid's test images, 360 x 480 px, beside loops over the same network. first: number of the loop that starts."""
+    """Evaluation of CamVid's test images, 360 x 480 px, beside loops over the same network. first: index of the loop that runs first."""
+    keep_freed_memory()  # as `mscl-evaluate` does; here for all loops
     images = data.load_data("camvid", "test", Path(data_dir)).select(range(EVALUATED))
     model = network(images.num_classes).eval()
     model.config.id2label = dict(enumerate(images.classes))
@@ -192,11 +193,11 @@ def finetune(num_labels: int, route: str, batch_size: int = 4, steps: int = 5, s
 
 
 def large_image(height: int, first: int = 0) -> list[dict]:
-    """Prediction of a large image by windows, beside the network on windows that are ready. first: number of the loop that starts."""
+    """Prediction of a large image by windows, beside the network on windows that are ready. first: index of the loop that runs first."""
     keep_freed_memory()  # as `mscl-predict` does
     model, options = network(11).eval().to(memory_format=torch.channels_last), InferenceConfig(base_size=0, mode="slide")
     image = np.random.default_rng(0).integers(0, 256, (height, WIDTH, 3), dtype=np.uint8)
-    predictor = evaluation.Predictor(model, model.config, torch.device(DEVICE), options)
+    predictor = evaluation.Predictor(evaluation.finite(model), model.config, torch.device(DEVICE), options)
     counts = [len(window_starts(side, options.window, options.stride)) for side in image.shape[:2]]
     window = torch.randn(1, 3, options.window, options.window, device=DEVICE).to(memory_format=torch.channels_last)
 
