@@ -21,4 +21,4 @@ def image_statistics(config, device: torch.device | str | None = None) -> tuple[
 
 def normalize(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return (image / 255 - mean) / std of images (B, C, H, W) with values in [0, 255]. mean, std: (1, C, 1, 1)."""
-    return image.float().div(255).sub_(mean).div_(std)  # allocates two tensors instead of four
+    return (image.float() / 255 - mean).div_(std)  # the result has the type of mean and std

@@ -395,9 +395,11 @@ def test_a_pre_training_checkpoint_asks_for_its_classes(pretrained):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 def test_normalization_does_not_change_its_argument(dtype):
-    """(image / 255 - mean) / std, float32 whatever the image is, bit for bit, in its order of memory; the image stays as it was."""
+    """(image / 255 - mean) / std, of the type of mean whatever the image is, bit for bit, in its memory order; the image is unchanged."""
     image = torch.randint(0, 256, (2, 5, 7, 3), generator=torch.Generator().manual_seed(0)).to(dtype).permute(0, 3, 1, 2)
     before, mean, std = image.clone(), torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
     normalized = normalize(image, mean, std)
     assert torch.equal(normalized, (before.float() / 255 - mean) / std) and normalized.dtype == torch.float32
     assert torch.equal(image, before) and normalized.is_contiguous(memory_format=torch.channels_last)
+    precise = normalize(image, mean.double(), std.double())
+    assert torch.equal(precise, (before.float() / 255 - mean.double()) / std.double()) and precise.dtype == torch.float64
